@@ -1,0 +1,55 @@
+"""What every model is to the rest of guidex: a denoiser.
+
+A denoiser estimates the clean image from a noisy one, D(x; sigma, c) ~ E[x0 | x = x0 + sigma * n, c]
+(Karras et al. 2022, arXiv 2206.00364, section 2). The score follows from it:
+grad log p(x; sigma) = (D(x; sigma) - x) / sigma^2.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Denoiser(nn.Module, ABC):
+    """The interface: a map from noisy to denoised, with the facts that planning needs.
+
+    Attributes:
+        shape: shape of one sample, (C, H, W) for images, (d,) for points.
+        num_classes: labels are 0 ... num_classes - 1; 0 for a model without classes.
+        sigma_data: standard deviation of the data, in the units of x.
+        sigma_min, sigma_max: noise levels for which D is valid (inclusive).
+        gflops: 10^9 floating-point operations of one evaluation (one image), 2 per multiply-add.
+    """
+
+    shape: tuple[int, ...]
+    num_classes: int
+    sigma_data: float
+    sigma_min: float
+    sigma_max: float
+    gflops: float
+
+    @abstractmethod
+    def forward(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
+        """Denoise.
+
+        Arguments:
+            x: noisy samples [B, *shape], float32 or float64.
+            sigma: noise level, a Python float (so that no device is ever waited for).
+            labels: classes [B], int64, or None for the prediction without a class.
+
+        Returns:
+            The denoised prediction x0 [B, *shape], in the dtype of x.
+        """
+
+
+class ExactDenoiser(Denoiser):
+    """A denoiser whose distribution is known in closed form, so that results can be checked against it."""
+
+    @abstractmethod
+    def log_density(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
+        """log p(x; sigma | labels) of the data blurred with noise of level sigma, [B], differentiable in x."""
+
+    @abstractmethod
+    def sample(self, labels: Tensor | None, count: int, generator: torch.Generator) -> Tensor:
+        """Draw `count` clean samples [count, *shape], of the given classes [count] where not None."""
