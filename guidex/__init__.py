@@ -1,8 +1,8 @@
 """guidex: guidance experiments for diffusion models.
 
-A diffusion model is a denoiser; guidance is a denoiser that wraps a denoiser; its weights are planned
-on the sampler's grid before anything runs. The way of the data is the order of the packages:
-assets, models, guidance, sampling, evaluation, runs, reports; `cli` comes last.
+A diffusion model is a denoiser; guidance is a denoiser that wraps a denoiser; its weights are
+planned on the sampler's grid before anything runs. The way of the data is the order of the
+packages: assets, models, guidance, sampling, evaluation, runs, reports; `cli` comes last.
 """
 
 __version__ = "0.1.0"

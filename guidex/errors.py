@@ -8,6 +8,7 @@ class GuidexError(Exception):
 
 
 class UsageError(GuidexError):
-    """Something asked for that cannot be (exit code 2): an unknown key, a bad value, no such path."""
+    """Something asked for that cannot be (exit code 2): an unknown key, a bad value, no such
+    path."""
 
     exit_code = 2

@@ -1,7 +1,7 @@
 """What every model is to the rest of guidex: a denoiser.
 
-A denoiser estimates the clean image from a noisy one, D(x; sigma, c) ~ E[x0 | x = x0 + sigma * n, c]
-(Karras et al. 2022, arXiv 2206.00364, section 2). The score follows from it:
+A denoiser estimates the clean image from a noisy one, D(x; sigma, c) ~ E[x0 | x = x0 + sigma * n,
+c] (Karras et al. 2022, arXiv 2206.00364, section 2). The score follows from it:
 grad log p(x; sigma) = (D(x; sigma) - x) / sigma^2.
 """
 
@@ -44,12 +44,15 @@ class Denoiser(nn.Module, ABC):
 
 
 class ExactDenoiser(Denoiser):
-    """A denoiser whose distribution is known in closed form, so that results can be checked against it."""
+    """A denoiser whose distribution is known in closed form, so that results can be checked
+    against it."""
 
     @abstractmethod
     def log_density(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
-        """log p(x; sigma | labels) of the data blurred with noise of level sigma, [B], differentiable in x."""
+        """log p(x; sigma | labels) of the data blurred with noise of level sigma, [B],
+        differentiable in x."""
 
     @abstractmethod
     def sample(self, labels: Tensor | None, count: int, generator: torch.Generator) -> Tensor:
-        """Draw `count` clean samples [count, *shape], of the given classes [count] where not None."""
+        """Draw `count` clean samples [count, *shape], of the given classes [count] where not
+        None."""

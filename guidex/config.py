@@ -1,0 +1,272 @@
+"""From words on the command line to a configuration: Hydra's compose API and override grammar.
+
+Groups (`model=digits`) are composed by Hydra. Values (`guidance.schedule.w=3`) are then set one by
+one, so that an unknown key can be answered with the nearest valid ones, and so that a key may
+reach into a part that a preset takes over from elsewhere (`guidance.reference.h=0.7`, where the
+reference is one of the model's).
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, ValueType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from guidex.errors import UsageError
+from guidex.presets import config_dir, is_group, nearest, options
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A resolved configuration.
+
+    Attributes:
+        config: plain data (dict, list, str, int, float, bool, None), all references resolved.
+        choices: the preset chosen in each group, such as {"guidance": "cfg"}.
+    """
+
+    config: Config
+    choices: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One swept key and its values, as override texts."""
+
+    key: str
+    values: tuple[str, ...]
+
+
+def compose(command: str, words: Sequence[str]) -> Composed:
+    """The configuration of a command under overrides that each have one value.
+
+    Arguments:
+        command: name of the root YAML: sample, sweep or eval.
+        words: overrides such as "model=digits" and "guidance.schedule.w=3".
+
+    Raises:
+        UsageError: unknown key, group or preset, or several values where one is wanted.
+    """
+    groups, values = [], []
+    for override in map(parse, words):
+        if override.is_sweep_override():
+            raise UsageError(
+                f"{override.input_line}: several values make a sweep (guidex sweep); "
+                f"for a list, write {override.key_or_group}=[…]"
+            )
+        (groups if _is_group(override) else values).append(override)
+    cfg, choices = _compose_groups(command, tuple(o.input_line for o in groups))
+    for override in values:
+        _set(cfg, override, choices)
+    try:
+        return Composed(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True), choices)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        raise UsageError(
+            f"{key} must be given, for example {key}=…" if key else str(error)
+        ) from error
+
+
+def split_axes(words: Sequence[str]) -> tuple[list[str], list[Axis]]:
+    """Overrides with one value, and those with several (`w=1,2`, `range(1,5)`, `choice(a,b)`) as
+    axes."""
+    fixed, axes = [], []
+    for override in map(parse, words):
+        if override.is_sweep_override():
+            axes.append(Axis(_full_key(override), tuple(_sweep_values(override))))
+        else:
+            fixed.append(override.input_line)
+    return fixed, axes
+
+
+def axes_from_yaml(table: dict[str, Any]) -> list[Axis]:
+    """Axes as an experiment writes them: key -> a list, or text in Hydra's sweep grammar, or one
+    value."""
+    axes = []
+    for key, values in table.items():
+        if isinstance(values, list):
+            axes.append(Axis(key, tuple(_as_text(value) for value in values)))
+            continue
+        override = parse(f"{key}={_as_text(values)}")
+        texts = _sweep_values(override) if override.is_sweep_override() else [_as_text(values)]
+        axes.append(Axis(key, tuple(texts)))
+    return axes
+
+
+def parse(word: str) -> Override:
+    """One override in Hydra's grammar. A value that the grammar can't read (a path, say) is taken
+    as text."""
+    key, equals, value = word.partition("=")
+    if not equals or not key:
+        raise UsageError(f"{word!r} is not an override; they look like key=value")
+    if key[0] in "+~":
+        raise UsageError(
+            f"{word}: keys are fixed, so write {key.lstrip('+~')}=… without {key[0]!r}"
+        )
+    parser = OverridesParser.create()
+    try:
+        return parser.parse_override(word)
+    except HydraException:
+        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+        try:
+            return parser.parse_override(f"{key}='{quoted}'")
+        except HydraException as error:
+            raise UsageError(f"cannot read {word!r}: {str(error).splitlines()[0]}") from error
+
+
+def _full_key(override: Override) -> str:
+    package = f"@{override.package}" if override.package is not None else ""
+    return override.key_or_group + package
+
+
+def _is_group(override: Override) -> bool:
+    return is_group(override.key_or_group)
+
+
+def _sweep_values(override: Override) -> Iterator[str]:
+    value = override.value()
+    if isinstance(value, Glob):
+        yield from value.filter(options(override.key_or_group))
+        return
+    if isinstance(value, IntervalSweep) or override.value_type == ValueType.INTERVAL_SWEEP:
+        raise UsageError(f"{override.input_line}: an interval has no values to try; use range(…)")
+    yield from override.sweep_string_iterator()
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(_as_text(item) for item in value)}]"
+    return str(value)
+
+
+@functools.lru_cache(maxsize=256)
+def _composed_text(
+    command: str, groups: tuple[str, ...]
+) -> tuple[str, tuple[tuple[str, str], ...]]:
+    for word in groups:
+        _check_choice(parse(word))
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
+            cfg = hydra_compose(command, overrides=list(groups), return_hydra_config=True)
+            choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
+    except HydraException as error:
+        raise UsageError(_hydra_text(error, groups)) from error
+    with_hydra = OmegaConf.to_container(cfg, resolve=False)
+    del with_hydra["hydra"]
+    chosen = tuple((k, str(v)) for k, v in choices.items() if not k.startswith("hydra"))
+    return OmegaConf.to_yaml(OmegaConf.create(with_hydra)), chosen
+
+
+def _compose_groups(command: str, groups: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
+    text, choices = _composed_text(command, groups)
+    return OmegaConf.create(text), dict(choices)
+
+
+def _check_choice(override: Override) -> None:
+    group = override.key_or_group
+    value = override.value()
+    for name in value if isinstance(value, list) else [value]:
+        if name is not None and str(name) not in options(group):
+            raise UsageError(f"there is no {group}={name}{nearest(str(name), options(group))}")
+
+
+def _hydra_text(error: HydraException, groups: Sequence[str]) -> str:
+    """Hydra's complaint about a group, in the user's terms."""
+    first = str(error).splitlines()[0]
+    for word in groups:
+        key = word.partition("=")[0]
+        if f"'{key}'" in first or f"Could not override '{key.partition('@')[0]}" in first:
+            return f"{word}: the presets chosen here have no {key} to replace"
+    return first
+
+
+def _set(cfg: DictConfig, override: Override, choices: dict[str, str]) -> None:
+    """Set one value; the key must exist."""
+    *parents, leaf = path = override.key_or_group.split(".")
+    node = cfg
+    for depth, name in enumerate(parents):
+        _check_key(cfg, node, name, path[: depth + 1], override, choices)
+        raw = node._get_node(name)
+        if raw is not None and raw._is_interpolation() and OmegaConf.is_config(node[name]):
+            node[name] = OmegaConf.to_container(node[name], resolve=False)
+        node = node[name]
+    _check_key(cfg, node, leaf, path, override, choices)
+    node[leaf] = override.value()
+
+
+def _check_key(
+    cfg: DictConfig,
+    node: Any,
+    name: str,
+    path: list[str],
+    override: Override,
+    choices: dict[str, str],
+) -> None:
+    if OmegaConf.is_dict(node) and name in node.keys():
+        return
+    given, group = ".".join(path), path[0]
+    preset = f" with {group}={choices[group]}" if group in choices else ""
+    same_leaf = [
+        key for key in _keys(cfg) if key.split(".")[-1] == override.key_or_group.split(".")[-1]
+    ]
+    hint = nearest(override.key_or_group, same_leaf)
+    if OmegaConf.is_dict(node) and not same_leaf:
+        prefix = ".".join(path[:-1])
+        allowed = [f"{prefix}.{key}" if prefix else str(key) for key in node if key != "_target_"]
+        hint = nearest(given, allowed)
+    raise UsageError(f"there is no key {given}{preset}{hint}")
+
+
+def _keys(node: Any, prefix: str = "") -> list[str]:
+    """All keys of a config, as they are overridden."""
+    found = []
+    for key in node:
+        if str(key) == "_target_":
+            continue
+        found.append(prefix + str(key))
+        child = node._get_node(key)
+        if OmegaConf.is_dict(child) and not child._is_interpolation():
+            found.extend(_keys(child, f"{prefix}{key}."))
+    return found
+
+
+def points(axes: Sequence[Axis], mode: str) -> list[dict[str, str]]:
+    """The points of a table: every combination of the axes' values, or the first, second, … of
+    each.
+
+    Arguments:
+        axes: swept keys with their values.
+        mode: "grid" for all combinations, the last axis fastest; "zip" to pair values of equal
+            position.
+
+    Raises:
+        UsageError: axes of unequal length in mode zip.
+    """
+    if mode == "zip":
+        lengths = {axis.key: len(axis.values) for axis in axes}
+        if len(set(lengths.values())) > 1:
+            shown = ", ".join(f"{key} {length}" for key, length in lengths.items())
+            raise UsageError(
+                f"sweep.mode=zip pairs values, so axes need equal lengths; they have {shown}"
+            )
+        combinations = zip(*(axis.values for axis in axes), strict=True) if axes else iter([()])
+    else:
+        combinations = itertools.product(*(axis.values for axis in axes))
+    keys = [axis.key for axis in axes]
+    return [dict(zip(keys, values, strict=True)) for values in combinations]

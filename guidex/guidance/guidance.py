@@ -1,0 +1,93 @@
+"""Guidance: a sum of directions, each with its own schedule, joined by a rule."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from guidex.errors import UsageError
+from guidex.guidance.directions import Direction
+from guidex.guidance.plan import Plan
+from guidex.guidance.rules import Offset, Rule
+from guidex.guidance.schedules import Schedule
+from guidex.guidance.timeline import Timeline
+from guidex.models.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class Term:
+    """One direction and the schedule of its weight."""
+
+    direction: Direction
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What to move along, how much and when: D_w = rule(D_main, (w_k - 1, direction_k) for all
+    terms k).
+
+    Attributes:
+        terms: by name; their order is the order of the plan. Empty for no guidance.
+        rule: how directions are combined.
+    """
+
+    terms: dict[str, Term]
+    rule: Rule
+
+    def plan(self, timeline: Timeline) -> Plan:
+        """All weights on a sampler's grid."""
+        weights = [term.schedule.plan(timeline) for term in self.terms.values()]
+        return Plan(timeline, np.array(weights).reshape(-1, *timeline.evaluations.shape))
+
+    def gflops(self, plan: Plan) -> float:
+        """Cost of all reference evaluations of one image, 10^9 floating-point operations."""
+        costs = [term.direction.gflops for term in self.terms.values()]
+        return sum(cost * count for cost, count in zip(costs, plan.evaluations_ref, strict=True))
+
+
+@dataclass(frozen=True)
+class Guided:
+    """The guided denoiser: wraps the main one for one plan. Outside guided evaluations it *is* the
+    main one."""
+
+    main: Denoiser
+    guidance: Guidance
+    plan: Plan
+
+    def __call__(
+        self,
+        x: Tensor,
+        sigma: float,
+        labels: Tensor | None,
+        step: int,
+        stage: int,
+        state: Any = None,
+    ) -> tuple[Tensor, Any]:
+        """D_w(x; sigma, labels) at an evaluation of the plan.
+
+        Arguments:
+            x: noisy samples [B, *shape], float32 or float64.
+            sigma: noise level.
+            labels: classes [B], int64, or None.
+            step, stage: which evaluation of the plan this is.
+            state: the rule's memory, as returned by the evaluation before; None at first.
+
+        Returns:
+            The guided prediction x0 [B, *shape] in the dtype of x, and the rule's memory.
+        """
+        main = self.main(x, sigma, labels)
+        omegas = self.plan.weights[:, step, stage] - 1
+        if np.isnan(omegas).any():
+            raise UsageError(f"the plan has no evaluation {stage} in step {step}")
+        offsets = [
+            Offset(k, float(omega), term.direction(x, sigma, labels, main))
+            for k, (omega, term) in enumerate(
+                zip(omegas, self.guidance.terms.values(), strict=True)
+            )
+            if omega != 0
+        ]
+        if not offsets:
+            return main, state
+        return self.guidance.rule(main, offsets, state)

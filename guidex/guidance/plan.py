@@ -1,0 +1,86 @@
+"""The plan: all guidance weights of a run, on the sampler's grid, before anything runs.
+
+It is what is printed, what the cost is computed from, what a sweep compares to share work, and
+what a row of a table records.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from guidex.guidance.timeline import Timeline
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Weights of every term of a guidance at every network evaluation.
+
+    Attributes:
+        timeline: the sampler's grid and evaluations.
+        weights: float64 [terms, steps, stages]; 1 = no guidance, NaN = no evaluation.
+    """
+
+    timeline: Timeline
+    weights: np.ndarray
+
+    @property
+    def guided(self) -> np.ndarray:
+        """Evaluations at which a term acts, bool [terms, steps, stages]."""
+        return ~np.isnan(self.weights) & (self.weights != 1)
+
+    @property
+    def evaluations_main(self) -> int:
+        """Evaluations of the main network per image (NFE)."""
+        return int(np.count_nonzero(~np.isnan(self.timeline.evaluations)))
+
+    @property
+    def evaluations_ref(self) -> list[int]:
+        """Evaluations of each term's reference per image; outside guided evaluations there are
+        none."""
+        return [int(term.sum()) for term in self.guided]
+
+    @property
+    def guided_steps(self) -> list[int]:
+        """Steps with a guided evaluation."""
+        return np.flatnonzero(self.guided.any(axis=(0, 2))).tolist()
+
+    def describe(self) -> str:
+        """One line, such as "guided steps 17-22 of 32, sigma 1.609 → 0.189; 63 + 12 evaluations
+        per image"."""
+        steps, sigmas = self.guided_steps, self.timeline.sigmas
+        total = len(sigmas) - 1
+        if not steps:
+            return f"no guided step of {total}; {self.evaluations_main} evaluations per image"
+        start, end = sigmas[steps[0]], sigmas[steps[-1] + 1]
+        weights = self.weights[self.guided]
+        low, high = weights.min(), weights.max()
+        w = f"w {low:.4g}" if low == high else f"w {low:.3g} … {high:.3g}"
+        cost = " + ".join(str(count) for count in [self.evaluations_main, *self.evaluations_ref])
+        return (
+            f"guided steps {ranges(steps)} of {total}, sigma {start:.4g} → {end:.4g}, {w}; "
+            f"{cost} evaluations per image"
+        )
+
+    def record(self) -> dict[str, object]:
+        """The plan as plain data, for rows and manifests."""
+        return {
+            "steps": len(self.timeline.sigmas) - 1,
+            "guided_steps": ranges(self.guided_steps),
+            "sigmas": self.timeline.sigmas.tolist(),
+            "weights": np.where(np.isnan(self.weights), 1.0, self.weights).tolist(),
+            "evals_main": self.evaluations_main,
+            "evals_ref": self.evaluations_ref,
+            "summary": self.describe(),
+        }
+
+
+def ranges(values: Sequence[int]) -> str:
+    """Increasing integers as text: [1, 2, 3, 7] -> "1-3, 7"."""
+    parts: list[list[int]] = []
+    for value in values:
+        if parts and value == parts[-1][-1] + 1:
+            parts[-1].append(value)
+        else:
+            parts.append([value])
+    return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}–{p[-1]}" for p in parts)

@@ -1,0 +1,113 @@
+"""From configuration to objects: `_target_` names a class or function under guidex, the rest its
+arguments.
+
+What hydra.utils.instantiate does, with three differences that guidex needs: models that occur in
+many points of a sweep are made once, nothing outside guidex is ever called, and an error names the
+key that is wrong.
+"""
+
+import importlib
+import inspect
+import json
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from guidex.errors import UsageError
+from guidex.presets import nearest
+
+Cache = dict[str, Any]
+
+
+def instantiate(config: Any, key: str, cache: Cache) -> Any:
+    """Make the object that a configuration describes, and everything inside it first.
+
+    Arguments:
+        config: plain data; dicts with `_target_` become objects.
+        key: where this is in the whole configuration, for error messages.
+        cache: models made so far, by content; two equal model configurations are one object.
+
+    Raises:
+        UsageError: an unknown or missing argument, a value of the wrong type, or what the class
+            itself refuses, with the key in front.
+    """
+    if isinstance(config, list):
+        return [instantiate(item, f"{key}[{i}]", cache) for i, item in enumerate(config)]
+    if not isinstance(config, dict):
+        return config
+    if "_target_" not in config:
+        return {name: instantiate(item, f"{key}.{name}", cache) for name, item in config.items()}
+    config = {name: item for name, item in config.items() if name != "references"}
+    if not config["_target_"].startswith("guidex.models."):
+        return _make(config, key, cache)
+    identity = content_key(config)
+    if identity not in cache:
+        cache[identity] = _make(config, key, cache)
+    return cache[identity]
+
+
+def content_key(config: Any) -> str:
+    """Equal for equal configurations, whatever the order of their keys."""
+    return json.dumps(config, sort_keys=True, default=str)
+
+
+def _make(config: dict[str, Any], key: str, cache: Cache) -> Any:
+    target = _locate(config["_target_"], key)
+    given = {name: item for name, item in config.items() if name != "_target_"}
+    parameters = inspect.signature(target).parameters
+    for name in given:
+        if name not in parameters:
+            raise UsageError(f"there is no key {key}.{name}{nearest(name, parameters)}")
+    for name, parameter in parameters.items():
+        if name not in given and parameter.default is inspect.Parameter.empty:
+            raise UsageError(f"{key}.{name} must be given")
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    arguments = {}
+    for name, item in given.items():
+        value = instantiate(item, f"{key}.{name}", cache)
+        arguments[name] = _checked(value, hints.get(name, Any), f"{key}.{name}")
+    try:
+        return target(**arguments)
+    except UsageError as error:
+        if str(error).startswith(f"{key}"):
+            raise
+        raise type(error)(f"{key}: {error}") from error
+
+
+def _locate(path: str, key: str) -> Callable[..., Any]:
+    if not path.startswith("guidex."):
+        raise UsageError(f"{key}._target_ must name something in guidex, not {path}")
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"{key}._target_: there is no {path}") from error
+
+
+def _checked(value: Any, hint: Any, key: str) -> Any:
+    """The value, a whole number turned into a float where a float is wanted, or an error."""
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if any(_fits(value, one) for one in allowed):
+        return value
+    wanted = " or ".join(_name(one) for one in allowed)
+    raise UsageError(f"{key} must be {wanted}, not {value!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if hint is Any:
+        return True
+    if typing.get_origin(hint) is typing.Literal:
+        return value in typing.get_args(hint)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, typing.get_origin(hint) or hint)
+
+
+def _name(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(repr(option) for option in typing.get_args(hint))
+    names = {float: "a number", int: "a whole number", str: "text", bool: "true or false"}
+    return names.get(hint, "null" if hint is type(None) else getattr(hint, "__name__", str(hint)))

@@ -1,0 +1,115 @@
+"""Seeds decide images: noise, label and every later draw of image k come from seed k alone.
+
+Each seed has a generator of its own. From it come the unit noise, then the class label, then the
+noise of stochastic solvers, in that order (as in EDM2's published images), whatever the batch
+size, the order of the seeds or the number of processes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from guidex.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Fresh noise for each row of a batch, as a value: drawing returns the next Draws, and changes
+    nothing.
+
+    Attributes:
+        states: generator state of each row, or empty where none was asked for.
+        device: where the generators live.
+    """
+
+    states: tuple[Tensor, ...]
+    device: torch.device
+
+    def draw(self, like: Tensor) -> tuple[Tensor, "Draws"]:
+        """Unit noise in the shape and dtype of `like` [B, *shape], drawn in float32, row by row."""
+        generator = torch.Generator(self.device)
+        rows, states = [], []
+        for state in self.states:
+            generator.set_state(state)
+            rows.append(torch.randn(like.shape[1:], generator=generator, device=self.device))
+            states.append(generator.get_state())
+        return torch.stack(rows).to(like), Draws(tuple(states), self.device)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the sampling of a batch starts.
+
+    Attributes:
+        noise: unit noise, float32 [B, *shape].
+        labels: classes, int64 [B], or None for a model without classes.
+        draws: later noise of the same generators.
+    """
+
+    noise: Tensor
+    labels: Tensor | None
+    draws: Draws
+
+
+def start(
+    seeds: Sequence[int],
+    shape: tuple[int, ...],
+    num_classes: int,
+    labels: Sequence[int] | None,
+    device: torch.device,
+    generator_device: torch.device,
+    keep_drawing: bool,
+) -> Start:
+    """Noise and labels of a batch of seeds.
+
+    Arguments:
+        seeds: one per image, 0 ... 2^63 - 1.
+        shape: shape of one sample.
+        num_classes: number of classes; 0 for none.
+        labels: the classes to make, one per seed, or None to draw each from its seed.
+        device: where the results go.
+        generator_device: where the generators live; the same seed gives other noise on another
+            kind of device.
+        keep_drawing: remember the generators for a stochastic solver.
+    """
+    noise, drawn, states = [], [], []
+    for seed in seeds:
+        generator = torch.Generator(generator_device).manual_seed(seed)
+        noise.append(torch.randn(shape, generator=generator, device=generator_device))
+        if num_classes > 0:
+            label = torch.randint(num_classes, [], generator=generator, device=generator_device)
+            drawn.append(label)
+        if keep_drawing:
+            states.append(generator.get_state())
+    chosen = None
+    if num_classes > 0:
+        chosen = torch.stack(drawn) if labels is None else torch.tensor(list(labels))
+        chosen = chosen.to(device)
+    return Start(torch.stack(noise).to(device), chosen, Draws(tuple(states), generator_device))
+
+
+def parse_seeds(text: str | int | Sequence[str | int]) -> list[int]:
+    """Seeds as written by people: 7, "0-63", ["0-9", 20, "30-39"]. Order is kept.
+
+    Raises:
+        UsageError: not of this form, out of range, or a seed given twice.
+    """
+    parts = [text] if isinstance(text, str | int) else list(text)
+    seeds: list[int] = []
+    for part in (piece for entry in parts for piece in str(entry).split(",")):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise UsageError(
+                f"seeds are whole numbers >= 0 such as 7, 0-63 or [0-9,20,30-39], not {part!r}"
+            )
+        low, high = int(first), int(last) if dash else int(first)
+        if high < low or high >= 2**63:
+            raise UsageError(f"seeds {part!r}: the range must increase and stay below 2^63")
+        seeds.extend(range(low, high + 1))
+    if len(set(seeds)) != len(seeds):
+        raise UsageError("a seed is given twice; each seed makes one image")
+    if not seeds:
+        raise UsageError("no seeds given; try seeds=0-63")
+    return seeds

@@ -1,0 +1,344 @@
+"""The exact Gaussian mixture, against closed forms."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from guidex.errors import UsageError
+from guidex.models.mixture import PAIRS_AT_ONCE, GaussianMixture
+
+SIGMAS = (0.002, 0.03, 0.5, 3.0, 80.0)
+
+
+def make_mixture(dimension: int = 2, conditional: bool = True, blur: float = 0.0):
+    """Seven correlated components; classes 0, 1, 3 in mixed order, none of class 2."""
+    generator = torch.Generator().manual_seed(dimension)
+    roots = torch.randn(
+        7, dimension, dimension, dtype=torch.float64, generator=generator
+    ) / math.sqrt(dimension)
+    return GaussianMixture(
+        weights=torch.arange(1, 8),
+        means=2 * torch.randn(7, dimension, dtype=torch.float64, generator=generator),
+        covariances=0.1 * (roots @ roots.mT + 0.05 * torch.eye(dimension)),
+        classes=[0, 3, 1, 1, 0, 3, 3],
+        modes=[0, 1, 2, 3, 0, 5, 6],
+        conditional=conditional,
+        blur=blur,
+    )
+
+
+def noisy(model: GaussianMixture, sigma: float, count: int = 60, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    clean = model.sample(None, count, generator)
+    return clean + sigma * torch.randn(clean.shape, dtype=torch.float64, generator=generator)
+
+
+def cycle(count: int) -> Tensor:
+    return torch.tensor([0, 1, 3]).repeat(count)[:count]
+
+
+def gradient(model: GaussianMixture, x: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(model.log_density(x, sigma, labels).sum(), x)[0]
+
+
+@pytest.mark.parametrize("sigma", [0.0, *SIGMAS])
+def test_single_gaussian(sigma):
+    mean = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    covariance = torch.tensor([0.3, 0.02, 1.0], dtype=torch.float64).diag()
+    covariance[0, 1] = covariance[1, 0] = 0.05
+    model = GaussianMixture([2.5], mean[None], covariance[None], [0], [0], conditional=False)
+    x = noisy(model, sigma)
+    total = covariance + sigma**2 * torch.eye(3, dtype=torch.float64)
+    expected = mean + (x - mean) @ torch.linalg.inv(total) @ covariance
+    torch.testing.assert_close(model(x, sigma), expected, rtol=1e-10, atol=1e-10)
+    expected = torch.distributions.MultivariateNormal(mean, total).log_prob(x)
+    torch.testing.assert_close(model.log_density(x, sigma), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 5])
+@pytest.mark.parametrize("sigma", [0.0, 0.03, 1.0, 80.0])
+def test_log_density_is_the_weighted_sum_over_the_class(dimension, sigma):
+    model = make_mixture(dimension)
+    x = noisy(model, sigma)
+    noise = sigma**2 * torch.eye(dimension, dtype=torch.float64)
+    joint = torch.stack(
+        [
+            torch.distributions.MultivariateNormal(mean, covariance + noise).log_prob(x)
+            + math.log(weight)
+            for weight, mean, covariance in zip(
+                model.weights, model.means, model.covariances, strict=True
+            )
+        ],
+        dim=1,
+    )
+    torch.testing.assert_close(model.log_density(x, sigma), joint.logsumexp(1))
+    ones = model.classes == 1
+    expected = joint[:, ones].logsumexp(1) - model.weights[ones].sum().log()
+    labels = torch.ones(len(x), dtype=torch.int64)
+    torch.testing.assert_close(model.log_density(x, sigma, labels), expected)
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 5])
+@pytest.mark.parametrize("sigma", SIGMAS)
+@pytest.mark.parametrize("with_labels", [False, True])
+def test_tweedie(dimension, sigma, with_labels):
+    """D = x + sigma^2 grad log p (Karras et al. 2022, eq. 3)."""
+    model = make_mixture(dimension)
+    x = noisy(model, sigma)
+    labels = cycle(len(x)) if with_labels else None
+    expected = x + sigma**2 * gradient(model, x, sigma, labels)
+    torch.testing.assert_close(model(x, sigma, labels), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_mixed_batch_equals_one_call_per_class():
+    model = make_mixture()
+    x, labels = noisy(model, 0.5), cycle(60)
+    mixed, density = model(x, 0.5, labels), model.log_density(x, 0.5, labels)
+    for label in (0, 1, 3):
+        rows = labels == label
+        torch.testing.assert_close(mixed[rows], model(x[rows], 0.5, labels[rows]))
+        torch.testing.assert_close(
+            density[rows], model.log_density(x[rows], 0.5, labels[rows]), rtol=1e-12, atol=1e-12
+        )
+    assert not torch.allclose(mixed, model(x, 0.5), atol=1e-2)
+
+
+def test_the_class_densities_add_up_to_the_whole():
+    model = make_mixture()
+    x = noisy(model, 0.3)
+    total = sum(
+        model.weights[model.classes == label].sum()
+        * model.log_density(x, 0.3, torch.full((len(x),), label)).exp()
+        for label in (0, 1, 3)
+    )
+    torch.testing.assert_close(model.log_density(x, 0.3), total.log())
+
+
+def test_an_unconditional_mixture_ignores_labels():
+    conditional, unconditional = make_mixture(), make_mixture(conditional=False)
+    x = noisy(conditional, 0.5)
+    assert (conditional.num_classes, unconditional.num_classes) == (4, 0)
+    assert torch.equal(unconditional(x, 0.5, cycle(60)), conditional(x, 0.5))
+
+
+def test_density_at_sigma_zero_integrates_to_one():
+    model = GaussianMixture(
+        [1, 3], [[-1.0], [2.0]], [[[0.04]], [[0.5]]], [0, 1], [0, 1], conditional=True
+    )
+    x = torch.linspace(-8, 10, 20001, dtype=torch.float64)[:, None]
+    for labels in (None, torch.zeros(len(x), dtype=torch.int64), torch.ones(len(x)).long()):
+        density = model.log_density(x, 0.0, labels).exp()
+        assert float(torch.trapezoid(density, x[:, 0])) == pytest.approx(1, abs=1e-10)
+
+
+def test_at_sigma_zero_nothing_is_removed():
+    model = make_mixture()
+    x = noisy(model, 0.1)
+    torch.testing.assert_close(model(x, 0.0), x, rtol=1e-12, atol=1e-12)
+
+
+def test_blur_is_noise_that_does_not_count_as_noise():
+    """A blurred density is that of the data at sqrt(sigma^2 + blur^2); so is its score."""
+    sharp, blurred = make_mixture(), make_mixture(blur=0.4)
+    x = noisy(sharp, 0.5)
+    torch.testing.assert_close(
+        blurred.log_density(x, 0.3, cycle(60)), sharp.log_density(x, 0.5, cycle(60))
+    )
+    scores = [
+        (model(x, sigma, cycle(60)) - x) / sigma**2
+        for model, sigma in ((blurred, 0.3), (sharp, 0.5))
+    ]
+    torch.testing.assert_close(*scores)
+    assert blurred.sigma_data == sharp.sigma_data
+
+
+@pytest.mark.parametrize("with_labels", [False, True])
+def test_sample_moments(with_labels):
+    model = make_mixture(3)
+    count = 90_000
+    labels = cycle(count) if with_labels else None
+    x = model.sample(labels, count, torch.Generator().manual_seed(0))
+    for label in (0, 1, 3) if with_labels else (None,):
+        rows = slice(None) if label is None else labels == label
+        members = slice(None) if label is None else model.classes == label
+        weights = model.weights[members] / model.weights[members].sum()
+        mean = weights @ model.means[members]
+        centred = model.means[members] - mean
+        outer = model.covariances[members] + centred[:, :, None] * centred[:, None, :]
+        covariance = (weights[:, None, None] * outer).sum(0)
+        # Five standard errors of 30,000 samples; those of the covariance allow a kurtosis of 4.
+        scale = covariance.diagonal().sqrt()
+        torch.testing.assert_close(
+            (x[rows].mean(0) - mean) / scale, torch.zeros_like(mean), **tol(1)
+        )
+        ratio = (x[rows].T.cov() - covariance) / (scale[:, None] * scale)
+        torch.testing.assert_close(ratio, torch.zeros_like(ratio), **tol(2))
+
+
+def tol(standard_deviation: float) -> dict[str, float]:
+    return {"rtol": 0.0, "atol": 5 * standard_deviation / math.sqrt(30_000)}
+
+
+def test_samples_follow_the_generator_alone():
+    model = make_mixture()
+    draw = [model.sample(cycle(9), 9, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(draw[0], draw[1])
+    assert not torch.equal(draw[0], draw[2])
+    assert draw[0].shape == (9, 2) and draw[0].dtype == torch.float64
+
+
+def test_sigma_data_is_the_standard_deviation_of_the_mixture():
+    model = GaussianMixture([1, 1], [[-1.0], [1.0]], [[[0.25]]] * 2, [0, 0], [0, 1], False)
+    assert model.sigma_data == pytest.approx(math.sqrt(1.25))
+    model = GaussianMixture([1], [[0.0]], [[[1.0]]], [0], [0], False, sigma_data=0.5)
+    assert model.sigma_data == 0.5
+
+
+@pytest.mark.parametrize("sigma", [0.0, *SIGMAS])
+@pytest.mark.parametrize("distance", [1e2, 1e6])
+def test_far_points_are_pulled_to_the_data(sigma, distance):
+    model = make_mixture()
+    angles = torch.linspace(0, 2 * math.pi, 40, dtype=torch.float64)
+    x = distance * torch.stack([angles.cos(), angles.sin()], dim=1)
+    denoised = model(x, sigma)
+    assert denoised.isfinite().all()
+    assert model.log_density(x, sigma).isfinite().all()
+    score = gradient(model, x, sigma, None)
+    assert ((score * x).sum(1) < 0).all()
+    torch.testing.assert_close(denoised, x + sigma**2 * score, rtol=1e-8, atol=1e-8)
+
+
+def test_translation_far_from_the_origin_costs_no_precision():
+    model = make_mixture()
+    offset = 1e4
+    moved = GaussianMixture(
+        model.weights,
+        model.means + offset,
+        model.covariances,
+        model.classes,
+        model.modes,
+        conditional=True,
+    )
+    x = noisy(model, 0.03)
+    back = moved(x + offset, 0.03) - offset
+    torch.testing.assert_close(back, model(x, 0.03), rtol=0.0, atol=1e-8)
+
+
+@pytest.mark.parametrize("with_labels", [False, True])
+def test_a_row_does_not_depend_on_its_batch(with_labels, monkeypatch):
+    model = make_mixture()
+    x, labels = noisy(model, 0.5), cycle(60) if with_labels else None
+    whole = model(x, 0.5, labels)
+    for size in (1, 7, 60):
+        # Chunks of one tile, so that the rows are cut into pieces too.
+        monkeypatch.setitem(PAIRS_AT_ONCE, "cpu", 1)
+        parts = [
+            model(x[i : i + size], 0.5, None if labels is None else labels[i : i + size])
+            for i in range(0, 60, size)
+        ]
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-13, atol=1e-13)
+
+
+def test_dtype_and_empty_batch():
+    model = make_mixture()
+    x = noisy(model, 0.5)
+    single = model(x.float(), 0.5, cycle(60))
+    assert single.dtype == torch.float32
+    assert torch.equal(single, model(x.float().double(), 0.5, cycle(60)).float())
+    assert model.log_density(x.float(), 0.5).dtype == torch.float32
+    for labels in (None, torch.zeros(0, dtype=torch.int64)):
+        assert model(x[:0], 0.5, labels).shape == (0, 2)
+        assert model.log_density(x[:0], 0.5, labels).shape == (0,)
+        assert model.sample(labels, 0, torch.Generator()).shape == (0, 2)
+
+
+def test_facts():
+    model = make_mixture(3)
+    assert model.shape == (3,) and (model.sigma_min, model.sigma_max) == (0.0, math.inf)
+    assert float(model.weights.sum()) == pytest.approx(1)
+    assert torch.equal(model.modes, torch.tensor([0, 1, 2, 3, 0, 5, 6]))
+    assert set(dict(model.named_buffers())) >= {
+        "weights",
+        "means",
+        "covariances",
+        "classes",
+        "modes",
+    }
+    # 55 operations per component in three dimensions; a class has 7 / 3 components on average.
+    assert make_mixture(3, conditional=False).gflops == pytest.approx(7 * 55e-9)
+    assert model.gflops == pytest.approx(7 / 3 * 55e-9)
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (torch.tensor([0, 1, 2]), r"class 2 has no components; .*\[0, 1, 3\]"),
+        (torch.tensor([0, 4, 1]), "label 4 does not exist; .* 0 to 3"),
+        (torch.tensor([0, -1, 1]), "label -1 does not exist"),
+        (torch.tensor([0, 1]), r"labels must be 3 integers"),
+        (torch.eye(3, 4), "not one-hot"),
+        (torch.tensor([0.0, 1.0, 1.0]), "integers"),
+    ],
+)
+def test_wrong_labels(labels, says):
+    model = make_mixture()
+    for call in (
+        lambda: model(torch.zeros(3, 2), 0.5, labels),
+        lambda: model.log_density(torch.zeros(3, 2), 0.5, labels),
+        lambda: model.sample(labels, 3, torch.Generator()),
+    ):
+        with pytest.raises(UsageError, match=says):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("x", "sigma", "says"),
+    [
+        (torch.zeros(3, 1), 0.5, r"x must be .*\[B, 2\], not \[3, 1\]"),
+        (torch.zeros(3, 2, dtype=torch.int64), 0.5, "floating-point"),
+        (torch.zeros(3, 2), -0.1, "sigma must be a finite number of 0 or more, not -0.1"),
+        (torch.zeros(3, 2), math.nan, "sigma"),
+        (torch.zeros(3, 2), math.inf, "sigma"),
+    ],
+)
+def test_wrong_evaluations(x, sigma, says):
+    with pytest.raises(UsageError, match=says):
+        make_mixture()(x, sigma)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"means": [1.0, 2.0]}, r"means must be \[K, d\]"),
+        ({"means": [[1.0], [2.0, 3.0]]}, "means must be an array of numbers"),
+        ({"means": [[math.nan], [0.0]]}, "finite"),
+        ({"weights": [1.0]}, r"weights must be \[2\]"),
+        ({"weights": [1.0, 0.0]}, "weights must be positive"),
+        ({"weights": [1.0, math.inf]}, "weights must be positive"),
+        ({"covariances": [[1.0], [1.0]]}, r"covariances must be \[2, 1, 1\]"),
+        ({"covariances": [[[1.0]], [[0.0]]]}, "covariance 1 is not positive definite"),
+        ({"classes": [0, -1]}, "classes must be 0 or more"),
+        ({"modes": [0]}, r"modes must be \[2\]"),
+        ({"blur": -1.0}, "blur"),
+        ({"sigma_data": 0.0}, "sigma_data must be a positive number, not 0.0"),
+    ],
+)
+def test_wrong_components(change, says):
+    good = {
+        "weights": [1.0, 1.0],
+        "means": [[0.0], [1.0]],
+        "covariances": [[[1.0]], [[1.0]]],
+        "classes": [0, 0],
+        "modes": [0, 1],
+        "conditional": True,
+    }
+    with pytest.raises(UsageError, match=says):
+        GaussianMixture(**(good | change))
+
+
+def test_asymmetric_covariance():
+    with pytest.raises(UsageError, match="symmetric"):
+        GaussianMixture([1.0], [[0.0, 0.0]], [[[1.0, 0.5], [0.2, 1.0]]], [0], [0], False)
