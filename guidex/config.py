@@ -270,3 +270,10 @@ def points(axes: Sequence[Axis], mode: str) -> list[dict[str, str]]:
         combinations = itertools.product(*(axis.values for axis in axes))
     keys = [axis.key for axis in axes]
     return [dict(zip(keys, values, strict=True)) for values in combinations]
+
+
+def show(command: str, words: Sequence[str]) -> str:
+    """The composed configuration as YAML. Axes are shown with their first value."""
+    fixed, axes = split_axes(words)
+    first = [f"{axis.key}={axis.values[0]}" for axis in axes]
+    return OmegaConf.to_yaml(OmegaConf.create(compose(command, [*fixed, *first]).config))

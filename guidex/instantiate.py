@@ -17,34 +17,56 @@ from typing import Any
 from guidex.errors import UsageError
 from guidex.presets import nearest
 
-Cache = dict[str, Any]
+
+class Placeholder:
+    """Stands in for a model while a plan is checked, before anything is loaded."""
+
+    gflops = 0.0
 
 
-def instantiate(config: Any, key: str, cache: Cache) -> Any:
+class Models:
+    """Models made so far, by content: two equal model configurations are one object.
+
+    Arguments:
+        finish: what is done to a new model (moved to a device), or None to make placeholders only.
+    """
+
+    def __init__(self, finish: Callable[[Any], Any] | None) -> None:
+        self._finish = finish
+        self._made: dict[str, Any] = {}
+
+    def get(self, config: dict[str, Any], make: Callable[[], Any]) -> Any:
+        """The model of a configuration, made on first use."""
+        if self._finish is None:
+            return Placeholder()
+        identity = content_key(config)
+        if identity not in self._made:
+            self._made[identity] = self._finish(make())
+        return self._made[identity]
+
+
+def instantiate(config: Any, key: str, models: Models) -> Any:
     """Make the object that a configuration describes, and everything inside it first.
 
     Arguments:
         config: plain data; dicts with `_target_` become objects.
         key: where this is in the whole configuration, for error messages.
-        cache: models made so far, by content; two equal model configurations are one object.
+        models: where models (`_target_` under guidex.models) come from.
 
     Raises:
         UsageError: an unknown or missing argument, a value of the wrong type, or what the class
             itself refuses, with the key in front.
     """
     if isinstance(config, list):
-        return [instantiate(item, f"{key}[{i}]", cache) for i, item in enumerate(config)]
+        return [instantiate(item, f"{key}[{i}]", models) for i, item in enumerate(config)]
     if not isinstance(config, dict):
         return config
     if "_target_" not in config:
-        return {name: instantiate(item, f"{key}.{name}", cache) for name, item in config.items()}
+        return {name: instantiate(item, f"{key}.{name}", models) for name, item in config.items()}
     config = {name: item for name, item in config.items() if name != "references"}
     if not config["_target_"].startswith("guidex.models."):
-        return _make(config, key, cache)
-    identity = content_key(config)
-    if identity not in cache:
-        cache[identity] = _make(config, key, cache)
-    return cache[identity]
+        return _make(config, key, models)
+    return models.get(config, lambda: _make(config, key, models))
 
 
 def content_key(config: Any) -> str:
@@ -52,7 +74,7 @@ def content_key(config: Any) -> str:
     return json.dumps(config, sort_keys=True, default=str)
 
 
-def _make(config: dict[str, Any], key: str, cache: Cache) -> Any:
+def _make(config: dict[str, Any], key: str, models: Models) -> Any:
     target = _locate(config["_target_"], key)
     given = {name: item for name, item in config.items() if name != "_target_"}
     parameters = inspect.signature(target).parameters
@@ -65,7 +87,7 @@ def _make(config: dict[str, Any], key: str, cache: Cache) -> Any:
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     arguments = {}
     for name, item in given.items():
-        value = instantiate(item, f"{key}.{name}", cache)
+        value = instantiate(item, f"{key}.{name}", models)
         arguments[name] = _checked(value, hints.get(name, Any), f"{key}.{name}")
     try:
         return target(**arguments)
@@ -97,7 +119,7 @@ def _checked(value: Any, hint: Any, key: str) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    if hint is Any:
+    if hint is Any or isinstance(value, Placeholder):
         return True
     if typing.get_origin(hint) is typing.Literal:
         return value in typing.get_args(hint)

@@ -6,6 +6,7 @@ grad log p(x; sigma) = (D(x; sigma) - x) / sigma^2.
 """
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ class Denoiser(nn.Module, ABC):
         num_classes: labels are 0 ... num_classes - 1; 0 for a model without classes.
         sigma_data: standard deviation of the data, in the units of x.
         sigma_min, sigma_max: noise levels for which D is valid (inclusive).
+        space: what a sample is: "pixels" of an image in [-1, 1], "latents" of a decoder, or
+            "points": the coordinates of a toy.
         gflops: 10^9 floating-point operations of one evaluation (one image), 2 per multiply-add.
     """
 
@@ -28,6 +31,7 @@ class Denoiser(nn.Module, ABC):
     sigma_min: float
     sigma_max: float
     gflops: float
+    space: Literal["pixels", "latents", "points"] = "pixels"
 
     @abstractmethod
     def forward(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
@@ -56,3 +60,11 @@ class ExactDenoiser(Denoiser):
     def sample(self, labels: Tensor | None, count: int, generator: torch.Generator) -> Tensor:
         """Draw `count` clean samples [count, *shape], of the given classes [count] where not
         None."""
+
+    @abstractmethod
+    def reference(self, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
+        """What the samples should look like: true samples and their labels, int64 [N] or None.
+
+        Finite data are given whole, as uint8 images [N, C, H, W]; of a density, `count` draws
+        from `seed`, float64 [count, *shape].
+        """

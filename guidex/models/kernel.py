@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from guidex.assets.digits import digits
 from guidex.assets.images import open_images
-from guidex.assets.pixels import to_float, to_uint8
+from guidex.assets.pixels import to_float
 from guidex.errors import UsageError
 from guidex.models.denoiser import ExactDenoiser
 
@@ -115,9 +116,13 @@ class KernelDenoiser(ExactDenoiser):
         )
         return (to_float(self.centres[picked]) + self.h * noise).view(count, *self.shape)
 
-    def to_images(self, x: Tensor) -> Tensor:
-        """Samples in [-1, 1] to uint8 images."""
-        return to_uint8(x)
+    def reference(self, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
+        """All images of the data set, uint8 [N, C, H, W], and their classes."""
+        labels = None
+        if self.conditional:
+            counts = torch.tensor(self.offsets).diff()
+            labels = torch.repeat_interleave(torch.arange(self.num_classes), counts)
+        return self.centres.cpu().view(-1, *self.shape), labels
 
     def _groups(
         self, flat: Tensor, labels: Tensor | None
@@ -182,7 +187,7 @@ class KernelDenoiser(ExactDenoiser):
 
 @functools.lru_cache(maxsize=4)
 def _load(data: str, resize: int | None) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
-    images = open_images(data, resize=resize)
+    images = digits(resize) if data == "digits" else open_images(data, resize=resize)
     pixels = torch.from_numpy(images.read(range(len(images))))
     labels = None if images.labels is None else torch.as_tensor(images.labels, dtype=torch.int64)
     return pixels, labels, tuple(images.class_names or ())

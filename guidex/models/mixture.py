@@ -89,6 +89,7 @@ class GaussianMixture(ExactDenoiser):
 
     sigma_min = 0.0
     sigma_max = math.inf
+    space = "points"
 
     weights: Tensor
     means: Tensor
@@ -155,6 +156,15 @@ class GaussianMixture(ExactDenoiser):
             UsageError: as for forward.
         """
         return self._evaluate(_Components.log_density, x, sigma, labels)
+
+    def reference(self, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
+        """`count` draws of the distribution, float64 [count, d], with classes in equal shares."""
+        generator = torch.Generator(self.means.device).manual_seed(seed)
+        labels = None
+        if self.num_classes > 0:
+            labels = torch.arange(count, device=self.means.device) % self.num_classes
+        drawn = self.sample(labels, count, generator)
+        return drawn.cpu(), None if labels is None else labels.cpu()
 
     def sample(self, labels: Tensor | None, count: int, generator: torch.Generator) -> Tensor:
         """Draw clean samples [count, d] in the dtype of the buffers (float64), on their device.

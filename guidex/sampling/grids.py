@@ -132,7 +132,8 @@ class DDPM(Grid):
         super().__post_init__()
         if not 0 <= self.first < self.timesteps or self.steps > self.timesteps - self.first:
             raise UsageError(
-                f"{self.steps} steps from timestep {self.first} do not fit in {self.timesteps} timesteps"
+                f"{self.steps} steps from timestep {self.first} do not fit "
+                f"in {self.timesteps} timesteps"
             )
 
     def levels(self, progress: np.ndarray) -> np.ndarray:

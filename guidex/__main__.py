@@ -1,0 +1,7 @@
+"""`python -m guidex`."""
+
+import sys
+
+from guidex.cli import main
+
+sys.exit(main())

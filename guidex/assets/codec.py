@@ -1,0 +1,134 @@
+"""Image files to uint8 pixels [C,H,W] and back."""
+
+import io
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from guidex.assets.atomic import atomic_write
+from guidex.errors import UsageError
+
+Pixels = NDArray[np.uint8]
+Channels = Literal["auto", 1, 3]
+
+# Image files are not trusted: a file of a few kB may claim to hold gigabytes of pixels.
+MAX_SIDE = 8192
+MAX_PIXELS = MAX_SIDE**2
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+_GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
+
+
+def quiet_pillow() -> None:
+    """Silence Pillow's warnings, which are about metadata (EXIF, animation) that is not used here.
+
+    Called again by everyone who is about to decode, since warning filters come and go.
+    `warnings.catch_warnings` is no substitute: it is not thread-safe, and decoding is threaded.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def decode(data: bytes, *, channels: Channels, resize: int | None) -> tuple[Pixels, str]:
+    """Decode one image file; see `to_pixels` for what becomes of colours and sizes.
+
+    Arguments:
+        data: a PNG, JPEG, WebP or BMP file, whatever its name says.
+        channels, resize: as for `to_pixels`.
+
+    Returns:
+        Pixels [C,H,W], and the format: "png", "jpeg", "webp" or "bmp".
+
+    Raises:
+        ValueError: why the file cannot be decoded, in a few words.
+    """
+    if len(data) == 0:
+        raise ValueError("the file is empty")
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(
+                    f"{image.width}x{image.height} pixels are more than the {MAX_PIXELS} allowed"
+                )
+            kind = {"MPO": "jpeg"}.get(image.format, image.format.lower())
+            return to_pixels(image, channels=channels, resize=resize), kind
+    except MemoryError:
+        raise
+    except UnidentifiedImageError:
+        raise ValueError("not a PNG, JPEG, WebP or BMP file") from None
+    # Pillow's decoders answer damaged files with exceptions of more than ten types.
+    except Exception as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def check_conversion(*, channels: Channels, resize: int | None) -> None:
+    """Raise UsageError unless `to_pixels` can do with these."""
+    if channels not in ("auto", 1, 3):
+        raise UsageError(f"channels is {channels!r}; allowed are 'auto', 1 (grey) and 3 (RGB).")
+    if resize is not None and not 1 <= resize <= MAX_SIDE:
+        raise UsageError(f"resize is {resize}; allowed are 1 to {MAX_SIDE} pixels, and none.")
+
+
+def to_pixels(image: Image.Image, *, channels: Channels, resize: int | None) -> Pixels:
+    """Bring an image to 8 bits and to grey or RGB.
+
+    16-bit grey is divided by 257 and rounded, so that 65535 becomes 255; Pillow has reduced 16-bit
+    colour to its upper byte before. Palettes are expanded, CMYK is converted, and alpha is
+    dropped, not composited, as by PIL's `convert("RGB")` in EDM2's data set tool and pytorch-fid.
+    Like there, EXIF orientation is ignored. Of an animation, the first frame is taken.
+
+    Arguments:
+        image: any mode that PNG, JPEG, WebP or BMP can have.
+        channels: 1 for grey (ITU-R 601 luma of colours), 3 for RGB (grey is repeated), "auto" for
+            what the file holds; a palette counts as colour.
+        resize: if given, the whole image is resized to resize x resize with PIL's bicubic filter
+            (antialiased, on 8 bits, changing the aspect ratio if the image is not square).
+
+    Returns:
+        Pixels uint8 [C,H,W], C = 1 or 3, possibly read-only.
+    """
+    image = _grey(image) if image.mode in _GREY else _colour(image)
+    if channels != "auto":
+        image = image.convert("L" if channels == 1 else "RGB")
+    if resize is not None and image.size != (resize, resize):
+        image = image.resize((resize, resize), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def from_pixels(pixels: Pixels) -> Image.Image:
+    """The image, mode L or RGB, of uint8 pixels [C,H,W] with C = 1 or 3."""
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
+def write_png(path: str | Path, pixels: Pixels) -> None:
+    """Write pixels uint8 [C,H,W], C = 1 (grey) or 3 (RGB), as a PNG file, whole or not at all.
+
+    Raises:
+        ValueError: the array is of another type or shape.
+        GuidexError: the file system refuses, for instance because the disk is full.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
+        raise ValueError(
+            f"a PNG is written from uint8 [1 or 3, H, W], not {pixels.dtype} {pixels.shape}"
+        )
+    encoded = io.BytesIO()
+    from_pixels(pixels).save(encoded, format="PNG")
+    atomic_write(path, lambda file: file.write(encoded.getbuffer()))
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    return image.convert("L")
+
+
+def _colour(image: Image.Image) -> Image.Image:
+    if image.mode == "P":
+        # By way of RGBA: straight to RGB, Pillow warns about palettes with transparency.
+        image = image.convert("RGBA")
+    return image.convert("RGB")

@@ -1,0 +1,201 @@
+"""An image set: images of one shape in a fixed order, decoded when asked for."""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guidex.assets.codec import (
+    Channels,
+    Pixels,
+    check_conversion,
+    from_pixels,
+    quiet_pillow,
+    to_pixels,
+)
+from guidex.errors import UsageError
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+@dataclass(eq=False, repr=False)
+class ImageSet:
+    """N images of one shape, in a fixed order.
+
+    Attributes:
+        shape: (C, H, W) of every image, C = 1 (grey) or 3 (RGB).
+        names: one per image, relative to the set and sorted; the index for arrays.
+        labels: classes [N], int64, or None.
+        class_names: names of classes 0 ... K-1 if they come from sub-folders, else None.
+        kinds: formats that occur: "png", "jpeg", "webp", "bmp", and "array" for pixels that were
+            never in files of their own. Numbers from JPEGs and from the others do not compare.
+        skipped: (name, reason) of unreadable images that were left out.
+        load: the pixels of image k, uint8 [C,H,W], maybe read-only; called by several threads.
+        digests: `digest` of each image, or None if they are not known yet.
+    """
+
+    shape: tuple[int, int, int]
+    names: list[str]
+    labels: NDArray[np.int64] | None
+    class_names: list[str] | None
+    kinds: set[str]
+    skipped: list[tuple[str, str]]
+    load: Callable[[int], Pixels]
+    digests: list[bytes] | None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, indices: Sequence[int] | NDArray[np.integer]) -> Pixels:
+        """Images by index (0 ... N-1), as a new array uint8 [n,C,H,W].
+
+        Raises:
+            IndexError: no such image.
+            GuidexError: a file has changed since the set was opened.
+        """
+        for index in indices:
+            if not 0 <= index < len(self):
+                raise IndexError(f"image {index} of a set of {len(self)}")
+        quiet_pillow()
+        return self._stack(map(self.load, indices), len(indices))
+
+    def batches(self, batch_size: int, workers: int | None = None) -> Iterator[Pixels]:
+        """All images in order, decoded by threads up to a batch ahead of the consumer.
+
+        Arguments:
+            batch_size: images per batch; the last batch may have fewer.
+            workers: threads; None for one per available core, at most 16. Neither number changes
+                a pixel.
+
+        Returns:
+            An iterator over new arrays uint8 [n,C,H,W].
+
+        Raises:
+            UsageError: a number below 1.
+            GuidexError: a file has changed since the set was opened.
+        """
+        workers = default_workers() if workers is None else workers
+        for name, value in (("batch_size", batch_size), ("workers", workers)):
+            if value < 1:
+                raise UsageError(f"{name} is {value}, yet it must be at least 1.")
+        quiet_pillow()
+        return self._batches(batch_size, workers)
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of what the set holds: shape, pixels in order, and labels.
+
+        The decoded (and resized) pixels count, so it does not depend on paths, on file times, or
+        on whether the images come as PNG files, in a zip or in an array. For JPEGs it depends on
+        the decoder, as the pixels do.
+        """
+        if self.digests is None:
+            images = range(len(self))
+            workers = default_workers()
+            self.digests = list(
+                map_ahead(lambda index: digest(self.load(index)), images, workers, 4 * workers)
+            )
+        total = hashlib.sha256(f"guidex images {self.shape} {len(self)}\n".encode())
+        total.update(b"".join(self.digests))
+        if self.labels is not None:
+            total.update(b"labels" + self.labels.astype("<i8").tobytes())
+        return total.hexdigest()
+
+    def _batches(self, batch_size: int, workers: int) -> Iterator[Pixels]:
+        images = map_ahead(self.load, range(len(self)), workers, batch_size + workers)
+        for start in range(0, len(self), batch_size):
+            yield self._stack(images, min(batch_size, len(self) - start))
+
+    def _stack(self, images: Iterator[Pixels], count: int) -> Pixels:
+        batch = np.empty((count, *self.shape), dtype=np.uint8)
+        for row in batch:
+            row[...] = next(images)
+        return batch
+
+
+def array_images(
+    images: Pixels,
+    *,
+    labels: NDArray[np.int64] | None = None,
+    class_names: list[str] | None = None,
+    resize: int | None = None,
+    channels: Channels = "auto",
+) -> ImageSet:
+    """The set of the images in an array.
+
+    Arguments:
+        images: uint8 [N,H,W,C] with C = 1 or 3. It is neither copied nor changed, and it may be
+            mapped from a file.
+        labels: classes [N], int64, or None.
+        class_names: names of the classes 0 ... K-1, or None.
+        resize, channels: as for `codec.to_pixels`.
+
+    Raises:
+        ValueError: an array is of another type or shape, or empty.
+        UsageError: `resize` or `channels` is not among what is allowed.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise ValueError(f"images are uint8 [N,H,W,1 or 3], not {images.dtype} {images.shape}")
+    if images.size == 0 or (labels is not None and labels.shape != images.shape[:1]):
+        raise ValueError("an image set has at least one image, and one label per image")
+    check_conversion(channels=channels, resize=resize)
+    count, height, width, stored_channels = images.shape
+
+    def load(index: int) -> Pixels:
+        image = from_pixels(images[index].transpose(2, 0, 1))
+        return to_pixels(image, channels=channels, resize=resize)
+
+    return ImageSet(
+        shape=(
+            stored_channels if channels == "auto" else channels,
+            height if resize is None else resize,
+            width if resize is None else resize,
+        ),
+        names=[f"{index:06d}" for index in range(count)],
+        labels=labels,
+        class_names=class_names,
+        kinds={"array"},
+        skipped=[],
+        load=load,
+        digests=None,
+    )
+
+
+def digest(pixels: Pixels) -> bytes:
+    """SHA-256 of the shape and the pixels of one image, uint8 [C,H,W]."""
+    state = hashlib.sha256(f"{pixels.shape}".encode())
+    state.update(np.ascontiguousarray(pixels))
+    return state.digest()
+
+
+def default_workers() -> int:
+    """Threads to decode with: one per core that this process may use, at most 16."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # on macOS and Windows
+        cores = os.cpu_count() or 1
+    return min(cores, 16)
+
+
+def map_ahead(
+    function: Callable[[_T], _R], items: Iterable[_T], workers: int, ahead: int
+) -> Iterator[_R]:
+    """Like `map`, in order, but computed by threads, at most `ahead` items before the consumer."""
+    pending: deque[Future[_R]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="guidex-images") as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

@@ -1,0 +1,257 @@
+"""The one reader of image sets: folders, zips and NumPy arrays."""
+
+import difflib
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from guidex.assets.arrays import open_array
+from guidex.assets.codec import Channels, Pixels, check_conversion, decode, quiet_pillow
+from guidex.assets.image_set import ImageSet, array_images, default_workers, digest, map_ahead
+from guidex.assets.labels import find_labels
+from guidex.assets.sources import SUFFIXES, FolderSource, Source, ZipSource, reason_of, shown
+from guidex.errors import GuidexError, UsageError
+
+# Pixels of sets up to this size stay in memory after the scan, so that they are decoded once.
+MEMORY_BUDGET = 2**30
+
+# Of a long list of complaints, this many are told.
+_LISTED = 10
+
+
+def open_images(
+    path: str | Path,
+    *,
+    bad: Literal["error", "skip"] = "error",
+    resize: int | None = None,
+    channels: Channels = "auto",
+) -> ImageSet:
+    """Open a set of images, and find out all that is wrong with it now rather than later.
+
+    Sources are a folder (with its sub-folders; .png .jpg .jpeg .webp .bmp in any case, hidden
+    files ignored), a .zip of the same, and a .npz or .npy of uint8 [N,H,W,C] (see
+    `arrays.open_array`). Of the output folder of `guidex sample`, its images/ is read.
+
+    Every file is decoded once here; sets of up to 1 GiB of pixels stay in memory. Nothing in
+    a source is trusted: no pickle is loaded, nothing is extracted, and files, zip entries and
+    pixels have limits.
+
+    Labels come from labels.csv, dataset.json or the sub-folders (see `labels.find_labels`), of
+    arrays from the .npz. What becomes of 16-bit grey, palettes, alpha, CMYK and EXIF orientation
+    is stated at `codec.to_pixels`.
+
+    Arguments:
+        path: the folder or file.
+        bad: "error" refuses a set with unreadable images, listing them; "skip" leaves them out
+            and records them in `skipped`. An array is readable as a whole or not at all.
+        resize: if given, all images are resized to resize x resize pixels (PIL's bicubic,
+            antialiased, of the whole image).
+        channels: 1 (grey), 3 (RGB), or "auto": 1 if every image is grey, else 3.
+
+    Raises:
+        UsageError: no such path, no images in it, or a kind of file that is not read.
+        GuidexError: unreadable images, images of several sizes, a damaged or dangerous file.
+    """
+    if bad not in ("error", "skip"):
+        raise UsageError(f"bad is {bad!r}; allowed are 'error' and 'skip'.")
+    check_conversion(channels=channels, resize=resize)
+    path = Path(path)
+    if not os.path.exists(path):
+        raise UsageError(_no_such_path(path))
+    if _is_sample_output(path):
+        path /= "images"
+    if path.is_dir():
+        return _open_files(FolderSource(path), path, bad, channels, resize)
+    if path.suffix.lower() == ".zip":
+        return _open_files(ZipSource(path), path, bad, channels, resize)
+    if path.suffix.lower() in (".npz", ".npy"):
+        images, labels = open_array(path)
+        return array_images(images, labels=labels, channels=channels, resize=resize)
+    raise UsageError(
+        f"{path} is neither a folder of images nor a .zip, .npz or .npy file. For a single image, "
+        "give the folder that it is in."
+    )
+
+
+def _is_sample_output(path: Path) -> bool:
+    """Whether this is a folder with the images/ and the labels.csv of `guidex sample`."""
+    table = path / "labels.csv"
+    if not table.is_file() or not (path / "images").is_dir():
+        return False
+    with open(table, "rb") as file:
+        columns = file.readline(1000).strip().split(b",")
+    return {b"seed", b"label", b"file"} <= set(columns)
+
+
+class _Record(NamedTuple):
+    """What is remembered of an image after it was decoded once."""
+
+    name: str
+    kind: str
+    shape: tuple[int, int, int]
+    digest: bytes
+
+
+@dataclass
+class _Scan:
+    records: list[_Record] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    pixels: list[Pixels] | None = field(default_factory=list)
+
+
+def _open_files(
+    source: Source, path: Path, bad: str, channels: Channels, resize: int | None
+) -> ImageSet:
+    if not source.names and not source.closed:
+        raise UsageError(_no_images(source, path))
+    labels = find_labels(source)
+    scan = _scan(source, path, channels, resize)
+    failures = source.closed + scan.failures
+    if failures and (bad == "error" or not scan.records):
+        raise GuidexError(_unreadable(failures, len(source.names), path))
+    if len({record.shape[1:] for record in scan.records}) > 1:
+        raise GuidexError(_mixed_sizes(scan.records, path))
+    names = [record.name for record in scan.records]
+    values = labels.values
+    if values is not None:
+        readable = set(names)
+        values = values[[name in readable for name in source.names]]
+    # Images of one size differ in C alone, and one colour image makes a colour set.
+    shape = max(record.shape for record in scan.records)
+    return ImageSet(
+        shape=shape,
+        names=names,
+        labels=values,
+        class_names=labels.class_names,
+        kinds={record.kind for record in scan.records},
+        skipped=failures,
+        load=_loader(source, scan, shape, channels, resize),
+        digests=[record.digest for record in scan.records],
+    )
+
+
+def _scan(source: Source, path: Path, channels: Channels, resize: int | None) -> _Scan:
+    """Decode every image once, keeping the pixels of all or of none."""
+
+    def examine(name: str) -> tuple[_Record, Pixels] | str:
+        try:
+            pixels, kind = decode(source.read(name), channels=channels, resize=resize)
+        except (OSError, ValueError) as error:
+            return reason_of(error)
+        return _Record(name, kind, pixels.shape, digest(pixels)), pixels
+
+    scan = _Scan()
+    size = 0
+    quiet_pillow()
+    workers = default_workers()
+    results = map_ahead(examine, source.names, workers, ahead=2 * workers)
+    bar = tqdm(source.names, f"reading {path}", unit="image", delay=2, leave=False, disable=None)
+    for name, result in zip(bar, results, strict=True):
+        if isinstance(result, str):
+            scan.failures.append((name, result))
+            continue
+        record, pixels = result
+        scan.records.append(record)
+        size += pixels.nbytes
+        if size > MEMORY_BUDGET:
+            scan.pixels = None
+        if scan.pixels is not None:
+            scan.pixels.append(pixels)
+    return scan
+
+
+def _loader(
+    source: Source,
+    scan: _Scan,
+    shape: tuple[int, int, int],
+    channels: Channels,
+    resize: int | None,
+) -> Callable[[int], Pixels]:
+    """The pixels [C,H,W] of image k: those kept, or decoded again and found to be the same."""
+
+    def load(index: int) -> Pixels:
+        if scan.pixels is not None:
+            return np.broadcast_to(scan.pixels[index], shape)
+        record = scan.records[index]
+        try:
+            pixels, _ = decode(source.read(record.name), channels=channels, resize=resize)
+        except (OSError, ValueError) as error:
+            raise GuidexError(_changed(record.name, reason_of(error))) from error
+        if digest(pixels) != record.digest:
+            raise GuidexError(_changed(record.name, "its pixels are others"))
+        return np.broadcast_to(pixels, shape)
+
+    return load
+
+
+def _no_such_path(path: Path) -> str:
+    """The complaint, with the nearest names in the deepest folder of the path that exists."""
+    missing = path.absolute()
+    while not os.path.exists(missing.parent):
+        missing = missing.parent
+    if missing.is_symlink():
+        return f"{missing} is a link to {os.readlink(missing)}, which does not exist."
+    text = f"there is no {path}"
+    if missing != path.absolute():
+        text += f", for there is no {missing}"
+    try:
+        # Not all of a folder of a million images, which would take long to compare with.
+        siblings = sorted(os.listdir(missing.parent))[:5000]
+    except OSError:
+        siblings = []
+    near = difflib.get_close_matches(missing.name, siblings, n=3)
+    if near:
+        return f"{text}. Did you mean {' or '.join(shown(name) for name in near)}?"
+    return f"{text}, and {missing.parent} has nothing of a similar name. Check the path."
+
+
+def _no_images(source: Source, path: Path) -> str:
+    text = f"{path} holds no images: {', '.join(SUFFIXES)} are read, in sub-folders too"
+    others = sorted(shown(suffix) or "no suffix" for suffix in source.others)
+    if others:
+        text += f", and only files with {', '.join(others[:_LISTED])} are there"
+    return text + "."
+
+
+def _unreadable(failures: list[tuple[str, str]], count: int, path: Path) -> str:
+    lines = [f"  {shown(name) or '.'}: {reason}" for name, reason in failures[:_LISTED]]
+    if len(failures) > _LISTED:
+        lines.append(f"  ... and {len(failures) - _LISTED} more")
+    return "\n".join(
+        [
+            f"{len(failures)} of {count} images in {path} cannot be read:",
+            *lines,
+            "Repair or remove them, or pass bad=skip to go on without them.",
+        ]
+    )
+
+
+def _mixed_sizes(records: list[_Record], path: Path) -> str:
+    sizes = Counter(record.shape[1:] for record in records)
+    examples = {record.shape[1:]: record.name for record in reversed(records)}
+    lines = [
+        f"  {width}x{height}: {count} images, such as {shown(examples[height, width])}"
+        for (height, width), count in sizes.most_common(_LISTED)
+    ]
+    if len(sizes) > _LISTED:
+        lines.append(f"  ... and {len(sizes) - _LISTED} more sizes")
+    return "\n".join(
+        [
+            f"{path} holds images of {len(sizes)} sizes (width x height), and one set has one:",
+            *lines,
+            "Pass resize=N to bring all of them to NxN pixels, or remove those that are not meant.",
+        ]
+    )
+
+
+def _changed(name: str, reason: str) -> str:
+    return (
+        f"{shown(name)} has changed since the images were opened: {reason}. Leave the images "
+        "alone while they are being read, and start again."
+    )

@@ -1,0 +1,182 @@
+"""What metrics compare: sets of images as a detector sees them.
+
+The way of the data is images -> features (detector) -> statistics -> metric. A metric is an object
+called as metric(real=..., fake=...) that returns named numbers and keeps nothing.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from guidex.errors import UsageError
+from guidex.evaluation.statistics import GaussianStatistics, refuse_nonfinite
+from guidex.models.denoiser import ExactDenoiser
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSet:
+    """One set of images after a detector. Made by `from_values` or `from_statistics`.
+
+    Attributes:
+        detector: name of the detector; columns end in it (fd_<detector>).
+        count: number of images N in the set.
+        values: features [N, D], float32 or float64, finite; None where only statistics are known.
+            On the CPU, or wherever they were put: metrics run on the device of the values.
+        labels: class of each image [N], int64 (for fakes: the class asked for); None if unknown.
+        given_statistics: statistics that came with the set, or None.
+        truth: the exact distribution behind the set, known for toys only.
+    """
+
+    detector: str
+    count: int
+    values: Tensor | None
+    labels: Tensor | None
+    given_statistics: GaussianStatistics | None
+    truth: ExactDenoiser | None
+
+    def __post_init__(self) -> None:
+        if self.detector == "":
+            raise UsageError("a feature set needs the name of its detector.")
+        if self.values is None and self.given_statistics is None:
+            raise UsageError(f"{self.detector}: neither features nor statistics are given.")
+        if self.values is not None:
+            self._check_values(self.values)
+        if self.labels is not None and self.labels.shape != (self.count,):
+            raise UsageError(
+                f"{self.detector}: labels {list(self.labels.shape)} for {self.count} images."
+            )
+        if self.labels is not None and self.labels.dtype != torch.int64:
+            raise UsageError(f"{self.detector}: labels are {self.labels.dtype}, int64 needed.")
+
+    def _check_values(self, values: Tensor) -> None:
+        if values.ndim != 2 or values.shape[0] != self.count or values.numel() == 0:
+            raise UsageError(
+                f"{self.detector}: features {list(values.shape)} for {self.count} images; "
+                "needed are [N, D] with N and D of at least 1."
+            )
+        if values.dtype not in (torch.float32, torch.float64):
+            raise UsageError(
+                f"{self.detector}: features are {values.dtype}, float32 or float64 needed."
+            )
+        refuse_nonfinite(values)
+        if self.given_statistics is not None and self.given_statistics.dim != values.shape[1]:
+            raise UsageError(
+                f"{self.detector}: features have {values.shape[1]} dimensions, "
+                f"their statistics {self.given_statistics.dim}."
+            )
+
+    @classmethod
+    def from_values(
+        cls,
+        *,
+        detector: str,
+        values: Tensor,
+        labels: Tensor | None = None,
+        statistics: GaussianStatistics | None = None,
+        truth: ExactDenoiser | None = None,
+    ) -> "FeatureSet":
+        """A set whose single images are known.
+
+        Arguments:
+            values: features [N, D], float32 or float64.
+            labels: classes [N], int64.
+            statistics: given where they are not those of `values` but of a larger set that
+                `values` was drawn from (ADM's reference files); otherwise computed when asked for.
+            truth: the exact distribution, for toys.
+
+        Raises:
+            UsageError: shapes or dtypes that do not fit, NaN or infinity (naming the row).
+        """
+        return cls(detector, values.shape[0], values, labels, statistics, truth)
+
+    @classmethod
+    def from_statistics(cls, *, detector: str, statistics: GaussianStatistics) -> "FeatureSet":
+        """A reference of which only mean and covariance are known."""
+        return cls(detector, statistics.count, None, None, statistics, None)
+
+    @cached_property
+    def statistics(self) -> GaussianStatistics:
+        """Those given, or those of the values; computed once."""
+        if self.given_statistics is not None:
+            return self.given_statistics
+        return GaussianStatistics.from_features(self.values)
+
+    @property
+    def dim(self) -> int:
+        """Number of features D."""
+        return self.statistics.dim if self.values is None else self.values.shape[1]
+
+
+class Metric(Protocol):
+    """A metric: a pure function of two feature sets, with what it needs of the real one.
+
+    The needs are known without any image, so a reference that lacks something is refused by
+    `check_reference` before the first image is made.
+    """
+
+    needs_values: ClassVar[bool]
+    needs_labels: ClassVar[bool]
+    needs_truth: ClassVar[bool]
+
+    def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
+        """Numbers by column name, in the order of the columns."""
+        ...
+
+
+def check_reference(metric: Metric, real: FeatureSet) -> None:
+    """Raise UsageError where the real set lacks features, labels or truth that the metric needs."""
+    name = type(metric).__name__
+    if metric.needs_values:
+        require_values(real, side="real", metric=name)
+    if metric.needs_labels:
+        require_labels(real, side="real", metric=name)
+    if metric.needs_truth:
+        require_truth(real, metric=name)
+
+
+def check_comparable(*, real: FeatureSet, fake: FeatureSet) -> None:
+    """Raise UsageError unless both sets come from one detector and have one dimension."""
+    if real.detector != fake.detector:
+        raise UsageError(
+            f"real features are of detector {real.detector!r}, fake ones of {fake.detector!r}; "
+            "only features of one detector compare. Evaluate both with the same one."
+        )
+    if real.dim != fake.dim:
+        raise UsageError(
+            f"{real.detector}: real features have {real.dim} dimensions, fake ones {fake.dim}; "
+            "the two were not made by the same detector. Remake one of them."
+        )
+
+
+def require_values(features: FeatureSet, *, side: str, metric: str) -> Tensor:
+    """The features [N, D]; raises UsageError where only statistics are known."""
+    if features.values is None:
+        raise UsageError(
+            f"{metric} compares single images, but of the {side} set only statistics are known "
+            f"(detector {features.detector}, {features.count} images). Give the images or their "
+            "features, or leave the metric out."
+        )
+    return features.values
+
+
+def require_labels(features: FeatureSet, *, side: str, metric: str) -> Tensor:
+    """The labels [N]; raises UsageError where there are none."""
+    if features.labels is None:
+        raise UsageError(
+            f"{metric} compares classes, but the {side} set (detector {features.detector}, "
+            f"{features.count} images) has no labels. Give a labelled set, or leave the metric out."
+        )
+    return features.labels
+
+
+def require_truth(features: FeatureSet, *, metric: str) -> ExactDenoiser:
+    """The exact distribution; raises UsageError where it is not known."""
+    if features.truth is None:
+        raise UsageError(
+            f"{metric} needs a distribution known in closed form, and the real set (detector "
+            f"{features.detector}) has none. Use it with a toy model, or leave the metric out."
+        )
+    return features.truth

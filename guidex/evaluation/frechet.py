@@ -1,0 +1,233 @@
+"""The Fréchet distance of two Gaussians fitted to features: FID, FD_DINOv2 and their relatives.
+
+|mu_r - mu_f|^2 + tr(S_r + S_f - 2 (S_r S_f)^(1/2))   (Dowson and Landau 1982; Heusel et al. 2017,
+arXiv 1706.08500, equation 6), with N - 1 covariances and in float64.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from guidex.errors import UsageError
+from guidex.evaluation.features import FeatureSet, check_comparable, require_values
+from guidex.evaluation.statistics import GaussianStatistics
+
+JACKKNIFE_BLOCKS = 20
+
+# With fewer fakes per feature the bias no longer falls as 1 / N, and intervals miss the truth.
+IMAGES_PER_FEATURE = 2
+
+# Negative eigenvalues down to this share of the largest are rounding (of a float32 file, at worst).
+_NEGATIVE = 1e-4
+
+_EPS = torch.finfo(torch.float64).eps
+
+
+class Frechet:
+    """The Fréchet distance as a metric, with an interval for what it is without sampling noise.
+
+    The distance from N fakes is noisy and biased upward by about c / N (Chong and Forsyth 2020,
+    arXiv 1911.07023), so the mean of resampled distances lies above it by the same bias again, and
+    a percentile interval would lie above the truth twice over. Both intervals here take the bias
+    out: they are for the distance between the real statistics as given and the *distribution* that
+    the fakes come from (infinitely many fakes). So at small N they may lie wholly below the
+    distance itself, which keeps its bias in order to compare with published numbers of equal N.
+
+    jackknife: delete one of 20 random blocks (with unequal block sizes as in Busing, Meijer and van
+    der Leeden 1999); bias-corrected mean of the pseudo-values and Student's t. Costs 20 distances.
+    bootstrap: the basic (pivotal) interval [2d - q_hi, 2d - q_lo] (Davison and Hinkley 1997, eq.
+    5.6) from `resamples` redraws of the fakes. Costs a covariance of all fakes per redraw.
+
+    Measured on Gaussians of 32 features, intervals of level 0.9 hold the true distance in 0.83 to
+    0.99 of the cases at N = 2 D, in 0.81 to 0.92 (bootstrap; the lower the faster the variances
+    decay) and 0.87 to 0.92 (jackknife) from 5 D up. Below 2 D they are refused.
+
+    Arguments:
+        confidence: "none", "jackknife" or "bootstrap".
+        level: probability that the interval holds the truth, between 0 and 1.
+        resamples: redraws of the bootstrap; enough that (1 - level) / 2 of them is at least one.
+        seed: of the blocks and redraws.
+    """
+
+    needs_values: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
+    needs_truth: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        confidence: Literal["none", "bootstrap", "jackknife"] = "none",
+        level: float = 0.95,
+        resamples: int = 200,
+        seed: int = 0,
+    ) -> None:
+        if confidence not in ("none", "bootstrap", "jackknife"):
+            raise UsageError(
+                f"confidence is {confidence!r}; it must be none, bootstrap or jackknife."
+            )
+        if not 0 < level < 1:
+            raise UsageError(f"level is {level}; it must lie between 0 and 1, such as 0.95.")
+        if confidence == "bootstrap" and resamples * (1 - level) < 2 - 1e-9:
+            raise UsageError(
+                f"{resamples} resamples do not reach the tails at level {level}; "
+                f"use at least {2 / (1 - level):.0f}, or a lower level."
+            )
+        self.confidence = confidence
+        self.level = level
+        self.resamples = resamples
+        self.seed = seed
+
+    def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
+        """fd_<detector>, and fd_<detector>_lo and _hi where an interval is asked for.
+
+        Raises:
+            UsageError: sets of different detectors, fewer than 2 images, or, with an interval,
+                fakes without features or too few of them.
+        """
+        check_comparable(real=real, fake=fake)
+        name = f"fd_{real.detector}"
+        target = _Target.of(real.statistics)
+        distance = target.distance(fake.statistics)
+        if self.confidence == "none":
+            return {name: distance}
+        values = require_values(fake, side="fake", metric=f"Frechet ({self.confidence})")
+        self._refuse_too_few(fake)
+        interval = self._jackknife if self.confidence == "jackknife" else self._bootstrap
+        lo, hi = interval(target, values, fake.statistics, distance)
+        # A distance is never negative, so this cuts no true value off.
+        return {name: distance, f"{name}_lo": max(lo, 0.0), f"{name}_hi": max(hi, 0.0)}
+
+    def _refuse_too_few(self, fake: FeatureSet) -> None:
+        needed = max(IMAGES_PER_FEATURE * fake.dim, 2 * JACKKNIFE_BLOCKS)
+        if fake.count < needed:
+            raise UsageError(
+                f"{self.confidence}: {fake.count} fake images with {fake.dim} features are too few "
+                f"for an interval that can be trusted; make at least {needed}, or use "
+                "confidence=none."
+            )
+
+    def _jackknife(
+        self, target: "_Target", values: Tensor, whole: GaussianStatistics, distance: float
+    ) -> tuple[float, float]:
+        count = len(values)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
+        # Random blocks: rows are often sorted by class, and a block must look like the whole.
+        blocks = order.to(values.device).tensor_split(JACKKNIFE_BLOCKS)
+        left_out = [
+            target.distance(whole.without(GaussianStatistics.from_features(values[block])))
+            for block in blocks
+        ]
+        ratios = torch.tensor([count / len(block) for block in blocks], dtype=torch.float64)
+        pseudo = ratios * distance - (ratios - 1) * torch.tensor(left_out, dtype=torch.float64)
+        estimate = (pseudo / ratios).sum()
+        variance = ((pseudo - estimate).square() / (ratios - 1)).mean()
+        reach = student_quantile((1 + self.level) / 2, JACKKNIFE_BLOCKS - 1) * variance.sqrt()
+        return float(estimate - reach), float(estimate + reach)
+
+    def _bootstrap(
+        self, target: "_Target", values: Tensor, whole: GaussianStatistics, distance: float
+    ) -> tuple[float, float]:
+        redrawn = torch.tensor(
+            [
+                target.distance(statistics)
+                for statistics in _redraws(values, whole.mean, self.resamples, self.seed)
+            ],
+            dtype=torch.float64,
+        )
+        tail = (1 - self.level) / 2
+        low, high = redrawn.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+        return 2 * distance - high, 2 * distance - low
+
+
+def frechet_distance(*, real: GaussianStatistics, fake: GaussianStatistics) -> float:
+    """The (squared) Fréchet distance, >= 0, in squared units of the features.
+
+    Exact also where images are fewer than features. Rounding leaves about 1e-8 of the largest
+    variance at worst, and what it leaves below zero is returned as zero.
+
+    Raises:
+        UsageError: fewer than 2 images, different D, or a matrix that is no covariance.
+    """
+    return _Target.of(real).distance(fake)
+
+
+@dataclass(frozen=True, eq=False)
+class _Target:
+    """The real side of a distance, prepared once for many fake sides.
+
+    Attributes:
+        mean: [D].
+        trace: of the covariance S_r.
+        root: R [D, r] with R R^T = S_r, r the rank.
+    """
+
+    mean: Tensor
+    trace: float
+    root: Tensor
+
+    @classmethod
+    def of(cls, real: GaussianStatistics) -> "_Target":
+        covariance = real.covariance
+        eigenvalues, vectors = torch.linalg.eigh(covariance)
+        largest = eigenvalues.abs().max()
+        if eigenvalues[0] < -_NEGATIVE * largest:
+            raise UsageError(
+                "the covariance of the real set is none: its eigenvalues go down to "
+                f"{float(eigenvalues[0]):.3g} (largest {float(eigenvalues[-1]):.3g}). Is the "
+                "reference file damaged, or does it hold another matrix?"
+            )
+        # Rounding leaves eps where the rank ends, but its square root, 1e-8, times D directions
+        # would be seen in the result.
+        kept = eigenvalues > real.dim * _EPS * largest
+        return cls(
+            real.mean,
+            float(covariance.trace()),
+            vectors[:, kept] * eigenvalues[kept].sqrt(),
+        )
+
+    def distance(self, fake: GaussianStatistics) -> float:
+        if fake.dim != len(self.mean):
+            raise UsageError(f"real has {len(self.mean)} features, fake {fake.dim}.")
+        covariance = fake.covariance
+        # S_r S_f has the eigenvalues of the symmetric R^T S_f R, besides zeros.
+        eigenvalues = torch.linalg.eigvalsh(self.root.mT @ covariance @ self.root)
+        # N images span N - 1 directions at most; what lies beyond is rounding, as above.
+        rank = min(len(eigenvalues), fake.count - 1)
+        overlap = eigenvalues[len(eigenvalues) - rank :].clamp(min=0).sqrt().sum()
+        between = (self.mean - fake.mean).square().sum()
+        return max(float(between + self.trace + covariance.trace() - 2 * overlap), 0.0)
+
+
+def _redraws(
+    values: Tensor, mean: Tensor, resamples: int, seed: int
+) -> Iterator[GaussianStatistics]:
+    """Statistics of as many draws with replacement from values [N, D], on the values' device.
+
+    A redraw is a vector of multiplicities, so it costs one weighted matrix product and no copy of
+    the features but one, centred in float64.
+    """
+    count = len(values)
+    generator = torch.Generator().manual_seed(seed)
+    centred = values.double() - mean.to(values.device)
+    for _ in range(resamples):
+        drawn = torch.randint(count, (count,), generator=generator)
+        times = drawn.bincount(minlength=count).to(centred)
+        shift = times @ centred / count
+        scatter = centred.T @ (centred * times[:, None]) - count * torch.outer(shift, shift)
+        yield GaussianStatistics(count, mean + shift.cpu(), scatter.cpu())
+
+
+def student_quantile(probability: float, freedom: int) -> float:
+    """Quantile of Student's t (Abramowitz and Stegun 26.7.5), to 1e-3 from 15 degrees of freedom
+    up and for probabilities of 0.001 ... 0.999."""
+    z = NormalDist().inv_cdf(probability)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))

@@ -1,0 +1,381 @@
+"""The EDM2 denoiser: a U-Net with magnitude-preserving layers inside the EDM preconditioning.
+
+Karras et al. 2024 (arXiv 2312.02696): figure 21, configuration G; preconditioning of Karras et al.
+2022 (arXiv 2206.00364), table 1. Inference only. Parameters are named as in the released
+checkpoints, so that `load_state_dict` takes theirs.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from functools import cache, partial
+from math import sqrt
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from guidex.errors import UsageError
+from guidex.models.denoiser import Denoiser
+from guidex.models.edm2.layers import (
+    Block,
+    Fourier,
+    MPConv,
+    double,
+    halve,
+    learned_gain,
+    mp_cat,
+    mp_sum_weights,
+)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+TRAINING_ONLY = ("dropout", "use_fp16")
+"""Keys of a checkpoint's configuration that say nothing about the function it computes."""
+
+INTEGER_BOUNDS = {
+    "img_resolution": (1, 4096),
+    "img_channels": (1, 1024),
+    "label_dim": (0, 1_000_000),
+    "model_channels": (1, 4096),
+    "num_blocks": (1, 64),
+    "channels_per_head": (1, 4096),
+    "logvar_channels": (1, 4096),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The shape of an EDM2 network, under the names of the released checkpoints.
+
+    Attributes:
+        img_resolution: height and width of a sample.
+        img_channels: channels of a sample.
+        label_dim: number of classes; 0 for an unconditional network.
+        model_channels: channels at multiplier 1 (XS 128, S 192, M 256, L 320, XL 384, XXL 448).
+        channel_mult: multiplier of each resolution, from the finest, each half of the one before.
+        num_blocks: blocks per resolution in the encoder (the decoder has one more).
+        attn_resolutions: resolutions with self-attention.
+        channels_per_head: width of an attention head.
+        sigma_data: standard deviation of the data.
+        logvar_channels: Fourier features of the uncertainty head.
+        label_balance, concat_balance, res_balance, attn_balance: share, 0 to 1, of the class
+            embedding, the skip connection, the residual branch and the attention.
+        clip_act: bound on the magnitude of activations.
+
+    Raises:
+        UsageError: where a value is out of range.
+    """
+
+    img_resolution: int
+    img_channels: int
+    label_dim: int
+    model_channels: int = 192
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    num_blocks: int = 3
+    attn_resolutions: tuple[int, ...] = (16, 8)
+    channels_per_head: int = 64
+    sigma_data: float = 0.5
+    logvar_channels: int = 128
+    label_balance: float = 0.5
+    concat_balance: float = 0.5
+    res_balance: float = 0.3
+    attn_balance: float = 0.3
+    clip_act: float = 256.0
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in INTEGER_BOUNDS.items():
+            value = getattr(self, name)
+            _require(_is_integer(value, low, high), name, value, f"an integer, {low} to {high}")
+        for name in ("label_balance", "concat_balance", "res_balance", "attn_balance"):
+            value = getattr(self, name)
+            _require(_is_number(value) and 0 <= value <= 1, name, value, "a number, 0 to 1")
+        for name in ("sigma_data", "clip_act"):
+            value = getattr(self, name)
+            _require(_is_number(value) and 0 < value < 1e6, name, value, "a number above 0")
+        self._check_resolutions()
+
+    def _check_resolutions(self) -> None:
+        mult, attn = self.channel_mult, self.attn_resolutions
+        valid = isinstance(mult, tuple) and all(_is_integer(m, 1, 64) for m in mult)
+        _require(valid and 1 <= len(mult) <= 8, "channel_mult", mult, "1 to 8 integers, 1 to 64")
+        factor = 2 ** (len(mult) - 1)
+        what = f"a multiple of {factor}, to be halved {len(mult) - 1} times"
+        _require(self.img_resolution % factor == 0, "img_resolution", self.img_resolution, what)
+        valid = isinstance(attn, tuple) and all(_is_integer(r, 1, 4096) for r in attn)
+        _require(valid, "attn_resolutions", attn, "integers, 1 to 4096")
+        # The decoder's first block, at the coarsest resolution, has attention in any case.
+        for level in self.levels:
+            if level.resolution in attn or level == self.levels[-1]:
+                valid = level.channels % self.channels_per_head == 0
+                what = f"a divisor of {level.channels}, the channels where there is attention"
+                _require(valid, "channels_per_head", self.channels_per_head, what)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, object]) -> "Config":
+        """Read the configuration stored in a checkpoint, of which nothing is trusted.
+
+        Arguments:
+            values: as JSON or a restricted unpickler gives them; lists may stand for tuples, and
+                keys that matter in training alone (dropout, use_fp16) are passed over.
+
+        Raises:
+            UsageError: for a missing or unknown key, or a value out of range.
+        """
+        given = {key: value for key, value in values.items() if key not in TRAINING_ONLY}
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(str(key) for key in given if key not in known)
+        if unknown:
+            raise UsageError(
+                f"unknown keys in the EDM2 configuration: {', '.join(unknown)}; "
+                f"allowed: {', '.join([*known, *TRAINING_ONLY])}"
+            )
+        missing = [
+            name for name in ("img_resolution", "img_channels", "label_dim") if name not in given
+        ]
+        if missing:
+            raise UsageError(f"the EDM2 configuration lacks {', '.join(missing)}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+
+    @property
+    def levels(self) -> list["Level"]:
+        """The resolutions of the U-Net, from the finest."""
+        levels = []
+        for i, mult in enumerate(self.channel_mult):
+            resolution = self.img_resolution >> i
+            channels = mult * self.model_channels
+            heads = channels // self.channels_per_head if resolution in self.attn_resolutions else 0
+            levels.append(Level(resolution, channels, heads))
+        return levels
+
+
+class Level(NamedTuple):
+    """One resolution of the U-Net, its channels, and the attention heads of its blocks."""
+
+    resolution: int
+    channels: int
+    heads: int
+
+    @property
+    def name(self) -> str:
+        """What the names of its blocks begin with."""
+        return f"{self.resolution}x{self.resolution}"
+
+
+def _is_integer(value: object, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+def _require(valid: bool, name: str, value: object, allowed: str) -> None:
+    if not valid:
+        raise UsageError(f"EDM2 {name} is {value!r}; it must be {allowed}")
+
+
+class UNet(nn.Module):
+    """The raw network F(x; c_noise, c): computes in the dtype of x, its embedding in float32.
+
+    `embed` and `trunk` are apart so that the inference form puts its own modulations between them.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.concat_balance = config.concat_balance
+        noise_channels = config.levels[0].channels
+        emb_channels = max(level.channels for level in config.levels)
+        noise_share, label_share = mp_sum_weights(config.label_balance)
+        self.emb_fourier = Fourier(noise_channels)
+        if config.label_dim == 0:
+            self.emb_noise = MPConv(noise_channels, emb_channels, None)
+            self.emb_label = None
+        else:
+            gain = label_share * sqrt(config.label_dim)
+            self.emb_noise = MPConv(noise_channels, emb_channels, None, gain=noise_share)
+            self.emb_label = MPConv(config.label_dim, emb_channels, None, gain=gain)
+        block = partial(
+            Block,
+            emb_channels=emb_channels,
+            res_balance=config.res_balance,
+            attn_balance=config.attn_balance,
+            clip_act=config.clip_act,
+        )
+        self.enc, skips = _encoder(config, partial(block, encoder=True))
+        self.dec = _decoder(config, partial(block, encoder=False), skips)
+        self.out_conv = MPConv(config.levels[0].channels, config.img_channels, 3)
+        self.out_gain = nn.Parameter(torch.zeros([]), requires_grad=False)
+
+    def blocks(self) -> list[Block]:
+        """All blocks in the order of their modulations: encoder, then decoder."""
+        return [
+            block for block in (*self.enc.values(), *self.dec.values()) if isinstance(block, Block)
+        ]
+
+    def embed(self, c_noise: Tensor, classes: Tensor | None) -> Tensor:
+        """c_noise [B], classes [B, label_dim] (one-hot; zeros: no class) -> embedding [B, E]."""
+        emb = self.emb_noise(self.emb_fourier(c_noise))
+        if self.emb_label is not None:
+            emb = emb + self.emb_label(classes)
+        return F.silu(emb)
+
+    def trunk(self, x: Tensor, modulations: Iterable[Tensor]) -> Tensor:
+        """x [B, C, H, W], a modulation [B, channels] per block -> [B, C, H, W] (no `out_gain`)."""
+        modulations = iter(modulations)
+        # A constant channel lets the convolutions, which have no biases, make one.
+        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        skips = []
+        for layer in self.enc.values():
+            x = layer(x, next(modulations)) if isinstance(layer, Block) else layer(x)
+            skips.append(x)
+        for block in self.dec.values():
+            if block.joins_skip:
+                x = mp_cat(x, skips.pop(), self.concat_balance)
+            x = block(x, next(modulations))
+        return self.out_conv(x)
+
+    def forward(self, x: Tensor, c_noise: Tensor, classes: Tensor | None) -> Tensor:
+        """x [B, C, H, W], c_noise [B], classes [B, label_dim] or None -> [B, C, H, W]."""
+        emb = self.embed(c_noise, classes)
+        modulations = [block.modulation(emb).to(x.dtype) for block in self.blocks()]
+        return self.trunk(x, modulations) * learned_gain(self.out_gain, self.out_conv)
+
+
+def _encoder(config: Config, block: Callable[..., Block]) -> tuple[nn.ModuleDict, list[int]]:
+    """The encoder, and the channels of its outputs, each a skip connection to the decoder."""
+    enc = nn.ModuleDict()
+    skips = []
+    channels = config.levels[0].channels
+    for i, level in enumerate(config.levels):
+        if i == 0:
+            enc[f"{level.name}_conv"] = MPConv(config.img_channels + 1, channels, 3)
+        else:
+            enc[f"{level.name}_down"] = block(channels, channels, heads=0, resample=halve)
+        skips.append(channels)
+        for j in range(config.num_blocks):
+            enc[f"{level.name}_block{j}"] = block(channels, level.channels, heads=level.heads)
+            channels = level.channels
+            skips.append(channels)
+    return enc, skips
+
+
+def _decoder(config: Config, block: Callable[..., Block], skips: list[int]) -> nn.ModuleDict:
+    """The decoder, for skip connections of these channels, which it takes from the last."""
+    skips = list(skips)
+    dec = nn.ModuleDict()
+    channels = skips[-1]
+    for i, level in enumerate(reversed(config.levels)):
+        if i == 0:
+            heads = channels // config.channels_per_head
+            dec[f"{level.name}_in0"] = block(channels, channels, heads=heads)
+            dec[f"{level.name}_in1"] = block(channels, channels, heads=0)
+        else:
+            dec[f"{level.name}_up"] = block(channels, channels, heads=0, resample=double)
+        for j in range(config.num_blocks + 1):
+            width = channels + skips.pop()
+            dec[f"{level.name}_block{j}"] = block(
+                width, level.channels, heads=level.heads, joins_skip=True
+            )
+            channels = level.channels
+    return dec
+
+
+class EDM2(Denoiser):
+    """D(x; sigma, c) = c_skip x + c_out F(c_in x; c_noise, c), with F the EDM2 U-Net.
+
+    Arguments:
+        config: the shape of the network. Its weights are random until they are loaded; make it on
+            the meta device and load with `assign=True` to keep a checkpoint's float16 as it is
+            (see `learned_gain`) and to spend no time on random numbers.
+        dtype: in which the U-Net computes: torch.float32, bfloat16 or float16 (as released). What
+            goes in, what comes out and the preconditioning are in the dtype of x.
+        space: what a sample is; the released networks have latents at 512x512, pixels at 64x64.
+
+    Raises:
+        UsageError: for another dtype.
+    """
+
+    # D is defined for all sigma > 0; the bounds keep sigma^2 well inside float32. The range that a
+    # network is trained for is narrower (about 0.002 to 80); its checkpoint does not record it.
+    sigma_min = 1e-6
+    sigma_max = 1e6
+
+    def __init__(
+        self,
+        config: Config,
+        dtype: torch.dtype = torch.float32,
+        space: Literal["pixels", "latents"] = "latents",
+    ) -> None:
+        super().__init__()
+        if dtype not in DTYPES:
+            raise UsageError(
+                f"EDM2 cannot compute in {dtype}; allowed: {', '.join(map(str, DTYPES))}"
+            )
+        self.config = config
+        self.dtype = dtype
+        self.space = space
+        self.shape = (config.img_channels, config.img_resolution, config.img_resolution)
+        self.num_classes = config.label_dim
+        self.sigma_data = config.sigma_data
+        self.unet = UNet(config)
+        self.logvar_fourier = Fourier(config.logvar_channels)
+        self.logvar_linear = MPConv(config.logvar_channels, 1, None)
+
+    @property
+    def gflops(self) -> float:
+        """10^9 floating-point operations of one evaluation, by counting, 2 per multiply-add."""
+        return count_gflops(self.config)
+
+    def forward(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
+        """Denoise; see Denoiser. Without labels the class embedding is zero.
+
+        Raises:
+            UsageError: where labels are given to a network without classes.
+        """
+        if labels is not None and self.num_classes == 0:
+            raise UsageError("labels were given, but this EDM2 network has no classes; pass None")
+        classes = None if labels is None else F.one_hot(labels, self.num_classes)
+        sigmas = torch.full(x.shape[:1], sigma, dtype=x.dtype, device=x.device)
+        return self.predict(x, sigmas, classes)
+
+    def predict(self, x: Tensor, sigma: Tensor, classes: Tensor | None) -> Tensor:
+        """Denoise with a noise level and a class vector for each sample.
+
+        Arguments:
+            x: noisy samples [B, *shape], float32 or float64.
+            sigma: noise levels [B], above 0, in the dtype of x.
+            classes: weights of the classes [B, num_classes] (one-hot; zeros: no class), or None.
+
+        Returns:
+            The denoised prediction [B, *shape], in the dtype of x.
+        """
+        if classes is None:
+            classes = x.new_zeros(x.shape[0], self.num_classes)
+        level = sigma[:, None, None, None]
+        variance = level**2 + self.sigma_data**2
+        c_skip = self.sigma_data**2 / variance
+        c_out = level * self.sigma_data / variance.sqrt()
+        c_in = 1 / variance.sqrt()
+        raw = self.unet((c_in * x).to(self.dtype), _c_noise(sigma), classes.float())
+        return c_skip * x + c_out * raw.to(x.dtype)
+
+    def uncertainty(self, sigma: Tensor) -> Tensor:
+        """Log variance u(sigma) of the training loss: noise levels [B] -> [B], float32."""
+        return self.logvar_linear(self.logvar_fourier(_c_noise(sigma)))[:, 0]
+
+
+def _c_noise(sigma: Tensor) -> Tensor:
+    return (sigma.log() / 4).float()
+
+
+@cache
+def count_gflops(config: Config) -> float:
+    """Count 10^9 floating-point operations for one image; on the meta device, so nothing is run."""
+    with torch.device("meta"), torch.no_grad():
+        unet = UNet(config)
+        x = torch.empty(1, config.img_channels, config.img_resolution, config.img_resolution)
+        with FlopCounterMode(display=False) as counter:
+            unet(x, torch.empty(1), torch.empty(1, config.label_dim))
+    return counter.get_total_flops() / 1e9

@@ -1,0 +1,76 @@
+"""Blocks: the unit of work, of atomic output and of resuming."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from guidex.runs.points import Point
+from guidex.sampling.seeds import Start, start
+from guidex.sampling.trajectories import Outcome, trajectories
+
+
+@dataclass(frozen=True)
+class Block:
+    """A stretch of a run's seeds.
+
+    Attributes:
+        index: number of the block.
+        first: position of its first seed in the run.
+        seeds: its seeds.
+        labels: the classes asked for, or None to draw them.
+    """
+
+    index: int
+    first: int
+    seeds: list[int]
+    labels: list[int] | None
+
+    def path(self, folder: Path, suffix: str) -> Path:
+        """Where the block's record lies; it exists once the block is done."""
+        return folder / f"{self.index:06d}{suffix}"
+
+
+def cut(seeds: Sequence[int], labels: Sequence[int] | None, size: int) -> list[Block]:
+    """Seeds cut into blocks of `size`, the last one maybe shorter."""
+    blocks = []
+    for index, first in enumerate(range(0, len(seeds), size)):
+        part = slice(first, first + size)
+        chosen = None if labels is None else list(labels[part])
+        blocks.append(Block(index, first, list(seeds[part]), chosen))
+    return blocks
+
+
+def run_block(
+    points: Sequence[Point],
+    block: Block,
+    batch: int,
+    record: int,
+    tick: Callable[[float], None],
+) -> Iterator[tuple[list[int], Start, list[Outcome]]]:
+    """All points of one cohort for a block's seeds, batch by batch.
+
+    Arguments:
+        points: share the main model, the solver and the noise.
+        block: the seeds.
+        batch: images per network call.
+        record: how many seeds of the block, from its first, to record the trajectories of.
+        tick: told how many images have been finished, counting parts.
+
+    Yields:
+        Seeds, noise and labels, and one outcome per point, for each batch.
+    """
+    settings = points[0].settings
+    device = torch.device(settings.config["device"])
+    generators = torch.device("cpu") if settings.config["rng"] == "cpu" else device
+    model, solver = points[0].model, settings.solver
+    for first in range(0, len(block.seeds), batch):
+        seeds = block.seeds[first : first + batch]
+        labels = None if block.labels is None else block.labels[first : first + batch]
+        begin = start(
+            seeds, model.shape, model.num_classes, labels, device, generators, solver.stochastic
+        )
+        recorded = max(0, min(record - first, len(seeds)))
+        runs = [point.run for point in points]
+        yield seeds, begin, trajectories(runs, solver, begin, seeds, recorded, tick)

@@ -1,0 +1,128 @@
+"""Everything that a sweep draws: curves and maps of its rows, and what its samples look like."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from guidex.guidance.plan import Plan
+from guidex.models.denoiser import ExactDenoiser
+from guidex.reports.grids import image_grid
+from guidex.reports.plots import write_plots
+from guidex.reports.rows import Row
+from guidex.reports.toys import ToyPanel, figure_1d, figure_2d
+
+if TYPE_CHECKING:
+    from guidex.runs.sweep import Cohort
+
+MOST_ROWS = 60  # of points in one image grid
+MOST_PANELS = 12  # of points in one figure of a toy
+
+
+def draw(rows: Sequence[Row], cohorts: Sequence["Cohort"], folder: Path) -> list[Path]:
+    """Draw what the rows and samples of a finished sweep allow; returns the files."""
+    files = list(write_plots(rows, folder))
+    for number, cohort in enumerate(cohorts):
+        suffix = f"_{number}" if len(cohorts) > 1 else ""
+        model = cohort.tasks[0].point.model
+        if cohort.kept == 0:
+            continue
+        if model.space == "points":
+            files += _draw_toy(cohort, folder / f"toy{suffix}.png")
+        else:
+            files.append(_draw_grid(cohort, folder / f"grid{suffix}.png"))
+    return files
+
+
+def title(values: dict[str, Any], method: str) -> str:
+    """A point in a few words, such as "interval · w 3 · hi 1"."""
+    parts = [f"{key.rpartition('.')[2]} {value}" for key, value in values.items() if "." in key]
+    parts += [str(value) for key, value in values.items() if "." not in key and value != method]
+    return " · ".join([method, *parts])
+
+
+def toy_panel(
+    name: str,
+    plan: Plan,
+    samples: np.ndarray,
+    labels: np.ndarray | None,
+    path: np.ndarray,
+) -> ToyPanel:
+    """A toy's samples and trajectories as a panel of a figure."""
+    guided = plan.guided.any(axis=(0, 2))
+    return ToyPanel(name, samples, labels, path, plan.timeline.sigmas, guided)
+
+
+def draw_toy(
+    panels: Sequence[ToyPanel],
+    model: ExactDenoiser,
+    path: Path,
+    view: dict[str, Any],
+    reference: ExactDenoiser | None = None,
+) -> bool:
+    """Draw a toy of one or two dimensions; False for more, which cannot be drawn.
+
+    Arguments:
+        panels: one per point.
+        model: knows the true density.
+        path: the file.
+        view: x_range and sigma_range of 1D toys, center and half_extent of 2D toys; null =
+            automatic.
+        reference: whose density is shown beside the true one, for 1D toys.
+    """
+    (dimensions,) = model.shape
+    if dimensions == 1:
+        ranges = {key: view[key] and tuple(view[key]) for key in ("x_range", "sigma_range")}
+        figure_1d(panels, model, path, reference=reference, **ranges)
+    elif dimensions == 2:
+        center = view["center"] and tuple(view["center"])
+        figure_2d(panels, model, path, center=center, half_extent=view["half_extent"])
+    return dimensions <= 2
+
+
+def _draw_grid(cohort: "Cohort", path: Path) -> Path:
+    """Same seeds under every point: a row per point, a column per seed."""
+    tasks = cohort.tasks[:MOST_ROWS]
+    kept = [cohort.gathered(f"gallery_{k}", axis=0)[: cohort.kept] for k in range(len(tasks))]
+    settings = cohort.tasks[0].point.settings
+    labels = cohort.labels()
+    columns = []
+    for k, seed in enumerate(settings.seeds[: cohort.kept]):
+        columns.append(f"seed {seed}" + ("" if labels is None else f" · class {labels[k]}"))
+    names = [title(task.point.settings.values, task.point.settings.method) for task in tasks]
+    heading = None
+    if len(tasks) < len(cohort.tasks):
+        heading = f"the first {len(tasks)} of {len(cohort.tasks)} points"
+    image_grid(np.stack(kept), names, columns, path, title=heading, row_axis=None, column_axis=None)
+    return path
+
+
+def _draw_toy(cohort: "Cohort", path: Path) -> list[Path]:
+    files = []
+    tasks = cohort.tasks
+    labels = cohort.labels()
+    view = tasks[0].point.settings.config["figure"]
+    reference = _reference(cohort)
+    for first in range(0, len(tasks), MOST_PANELS):
+        panels = []
+        for k in range(first, min(first + MOST_PANELS, len(tasks))):
+            settings = tasks[k].point.settings
+            samples = cohort.gathered(f"features_{k}", axis=0)
+            trajectories = cohort.gathered(f"path_{k}", axis=1)
+            name = title(settings.values, settings.method)
+            panels.append(toy_panel(name, settings.plan, samples, labels, trajectories))
+        file = path if first == 0 else path.with_stem(f"{path.stem}_{first // MOST_PANELS + 1}")
+        if draw_toy(panels, tasks[0].point.model, file, view, reference):
+            files.append(file)
+    return files
+
+
+def _reference(cohort: "Cohort") -> ExactDenoiser | None:
+    """What the first guided point is guided away from, if its density is known."""
+    for task in cohort.tasks:
+        for term in task.point.guidance.terms.values():
+            reference = getattr(term.direction, "reference", None)
+            if isinstance(reference, ExactDenoiser):
+                return reference
+    return None

@@ -1,0 +1,132 @@
+"""Metrics of feature sets, over repeats."""
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from guidex.config import Config, compose
+from guidex.errors import UsageError
+from guidex.evaluation.detectors import Detector
+from guidex.evaluation.features import FeatureSet, Metric, check_reference
+from guidex.evaluation.sources import file_features, model_features
+from guidex.instantiate import Models, content_key, instantiate
+from guidex.models.denoiser import Denoiser
+from guidex.presets import nearest, options
+from guidex.runs.points import models_on
+
+
+class References:
+    """Reference sets, each made once.
+
+    Arguments:
+        models: where models that know their data come from.
+        batch: images per batch.
+    """
+
+    def __init__(self, models: Models, batch: int) -> None:
+        self._models, self._batch = models, batch
+        self._made: dict[str, tuple[FeatureSet, dict[str, object]]] = {}
+
+    def get(
+        self, config: Config, detector: Detector, model: Denoiser | None
+    ) -> tuple[FeatureSet, dict[str, object]]:
+        """The reference of a configuration: `ref: auto`, a path, or a model's name.
+
+        Arguments:
+            config: has ref and detector, maybe model, resize and bad.
+            detector: made from the configuration.
+            model: what "auto" stands for.
+
+        Raises:
+            UsageError: no such path or model.
+        """
+        names = ("ref", "detector", "model", "resize", "bad")
+        key = content_key({name: config.get(name) for name in names})
+        if key not in self._made:
+            self._made[key] = self._make(config, detector, model)
+        return self._made[key]
+
+    def _make(
+        self, config: Config, detector: Detector, model: Denoiser | None
+    ) -> tuple[FeatureSet, dict[str, object]]:
+        ref = str(config["ref"])
+        if ref == "auto" and model is not None:
+            features = model_features(model, detector)
+            return features, {"model": config["model"]["_target_"], "count": features.count}
+        if Path(ref).exists():
+            resize, bad = config.get("resize"), config.get("bad", "error")
+            return file_features(ref, detector, resize=resize, bad=bad, batch=self._batch)
+        if ref not in options("model"):
+            known = nearest(ref, options("model"))
+            raise UsageError(f"ref={ref}: no such file or folder, and no model of that name{known}")
+        named = instantiate(
+            compose("sample", [f"model={ref}"]).config["model"], "model", self._models
+        )
+        features = model_features(named, detector)
+        return features, {"model": ref, "count": features.count}
+
+
+def make_metrics(config: Config) -> dict[str, Metric]:
+    """The metrics of a configuration, by name."""
+    metrics = instantiate(config["metrics"], "metrics", Models(finish=None))
+    if not metrics:
+        raise UsageError(f"no metrics chosen; there are {', '.join(options('metrics'))}")
+    return metrics
+
+
+def check_metrics(metrics: dict[str, Metric], real: FeatureSet) -> None:
+    """Refuse a reference that lacks what a metric needs, before any image is made."""
+    for metric in metrics.values():
+        check_reference(metric, real)
+
+
+def measure(
+    metrics: dict[str, Metric], real: FeatureSet, fakes: Sequence[FeatureSet]
+) -> dict[str, float]:
+    """All metrics; of several repeats the median, with minimum and maximum as further columns."""
+    results = [
+        {
+            name: value
+            for metric in metrics.values()
+            for name, value in metric(real=real, fake=fake).items()
+        }
+        for fake in fakes
+    ]
+    if len(results) == 1:
+        return results[0]
+    summary: dict[str, float] = {}
+    for name in results[0]:
+        values = [result[name] for result in results]
+        summary[name] = statistics.median(values)
+        summary[f"{name}_min"], summary[f"{name}_max"] = min(values), max(values)
+    return summary
+
+
+def settings_of(config: Config, real: FeatureSet, about: dict[str, object]) -> dict[str, Any]:
+    """How a row was measured, for the row."""
+    metrics = {
+        name: {k: v for k, v in m.items() if k != "_target_"}
+        for name, m in config["metrics"].items()
+    }
+    return {"detector": real.detector, "metrics": metrics, "reference": about}
+
+
+def repeats_of(features: FeatureSet, repeats: int) -> list[FeatureSet]:
+    """A set cut into as many equal parts, in order."""
+    size = features.count // repeats
+    parts = []
+    for first in range(0, size * repeats, size):
+        labels = None if features.labels is None else features.labels[first : first + size]
+        parts.append(
+            dataclasses.replace(
+                features, count=size, values=features.values[first : first + size], labels=labels
+            )
+        )
+    return parts
+
+
+def reference_models() -> Models:
+    """Models for references on the CPU, where metrics are computed."""
+    return models_on("cpu")

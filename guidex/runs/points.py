@@ -1,0 +1,186 @@
+"""A point of a table, made from its configuration: model, guidance, solver and plan."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from guidex.config import Composed, Config
+from guidex.errors import UsageError
+from guidex.guidance.guidance import Guidance, Guided
+from guidex.guidance.plan import Plan
+from guidex.instantiate import Models, content_key, instantiate
+from guidex.models.denoiser import Denoiser
+from guidex.runs.folder import VOLATILE
+from guidex.sampling.seeds import parse_seeds
+from guidex.sampling.solver import Solver
+from guidex.sampling.trajectories import Run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A point without its networks: what can be checked and planned before anything is loaded.
+
+    Attributes:
+        config: the resolved configuration.
+        method: name of the guidance preset.
+        values: swept keys and their values in this point.
+        solver: the sampler.
+        plan: all guidance weights.
+        seeds: one per image.
+        labels: class of each image as asked for, or None to draw it from the seed.
+    """
+
+    config: Config
+    method: str
+    values: dict[str, str]
+    solver: Solver
+    plan: Plan
+    seeds: list[int]
+    labels: list[int] | None
+
+    @property
+    def cohort(self) -> str:
+        """Equal for points that start from the same noise under the same main model and solver."""
+        keys = ("model", "sampler", "seeds", "labels", "rng", "device", "repeats")
+        parts = {key: self.config[key] for key in keys if key in self.config}
+        parts["model"] = {k: v for k, v in parts["model"].items() if k != "references"}
+        return content_key(parts)
+
+    @property
+    def identity(self) -> Config:
+        """What decides the results."""
+        return {key: value for key, value in self.config.items() if key not in VOLATILE}
+
+
+def check(composed: Composed, values: dict[str, str]) -> Settings:
+    """Settings of a point; everything that can be wrong without its networks is found here.
+
+    Raises:
+        UsageError: naming the key.
+    """
+    config = composed.config
+    models = Models(finish=None)
+    solver = instantiate(config["sampler"], "sampler", models)
+    guidance = instantiate(config["guidance"], "guidance", models)
+    seeds = _all_seeds(config)
+    labels = parse_labels(config["labels"], len(seeds))
+    for key in ("batch", "block"):
+        positive(config, key)
+    if config["rng"] not in ("device", "cpu"):
+        raise UsageError(f"rng must be device or cpu, not {config['rng']!r}")
+    config["device"] = resolve_device(config["device"])
+    plan = guidance.plan(solver.timeline())
+    return Settings(config, composed.choices["guidance"], values, solver, plan, seeds, labels)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point that can be run."""
+
+    settings: Settings
+    model: Denoiser
+    guidance: Guidance
+
+    @property
+    def run(self) -> Run:
+        """What the sampler carries out. Equal guidance but for its weights shares steps."""
+        guided = Guided(self.model, self.guidance, self.settings.plan)
+        return Run(guided, _without_schedules(self.settings.config["guidance"]))
+
+    @property
+    def gflops(self) -> float:
+        """Cost of one image, 10^9 floating-point operations."""
+        plan = self.settings.plan
+        return self.model.gflops * plan.evaluations_main + self.guidance.gflops(plan)
+
+
+def load(settings: Settings, models: Models) -> Point:
+    """The point with its networks.
+
+    Raises:
+        UsageError: labels that the model does not have, noise levels outside its range.
+    """
+    model = instantiate(settings.config["model"], "model", models)
+    guidance = instantiate(settings.config["guidance"], "guidance", models)
+    for label in settings.labels or []:
+        if not 0 <= label < model.num_classes:
+            allowed = (
+                f"0 … {model.num_classes - 1}" if model.num_classes else "none: use labels=random"
+            )
+            raise UsageError(f"labels={label}: the classes of this model are {allowed}")
+    sigmas = settings.solver.sigmas()
+    highest, lowest = sigmas[0], sigmas[sigmas > 0].min()
+    if not model.sigma_min <= lowest <= highest <= model.sigma_max:
+        raise UsageError(
+            f"the sampler's noise levels {lowest:.4g} … {highest:.4g} leave the model's range "
+            f"{model.sigma_min:g} … {model.sigma_max:g}; change sampler.grid"
+        )
+    return Point(settings, model, guidance)
+
+
+def models_on(device: str) -> Models:
+    """A store of models that live on a device and are ready for inference."""
+    return Models(finish=lambda model: model.to(device).eval().requires_grad_(False))
+
+
+def resolve_device(device: str) -> str:
+    """ "auto" to the device there is; any other as it is.
+
+    Raises:
+        UsageError: no such device.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UsageError(f"device must be auto, cpu, cuda or cuda:N, not {device!r}") from error
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise UsageError(f"device={device} is not available here; use auto or cpu")
+    return device
+
+
+def parse_labels(text: Any, count: int) -> list[int] | None:
+    """Classes as written by people, one per image: random (None), 3, or a list, repeated as
+    needed."""
+    if text == "random":
+        return None
+    labels = text if isinstance(text, list) else [text]
+    if not labels or not all(
+        isinstance(y, int) and not isinstance(y, bool) and y >= 0 for y in labels
+    ):
+        raise UsageError(
+            f"labels must be random, a class such as 3, or a list [0,1,2], not {text!r}"
+        )
+    return [labels[k % len(labels)] for k in range(count)]
+
+
+def positive(config: Config, key: str) -> int:
+    """A whole number of at least 1 from the configuration."""
+    value = config[key]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UsageError(f"{key} must be a whole number of at least 1, not {value!r}")
+    return value
+
+
+def _all_seeds(config: Config) -> list[int]:
+    """The seeds and, for repeats, as many ranges of the same length after them."""
+    first = parse_seeds(config["seeds"])
+    repeats = positive(config, "repeats") if "repeats" in config else 1
+    stride = max(first) - min(first) + 1
+    if math.log2(max(first) + stride * repeats) >= 63:
+        raise UsageError("repeats leave the range of seeds, which ends at 2^63")
+    return [seed + stride * r for r in range(repeats) for seed in first]
+
+
+def _without_schedules(guidance: Any) -> str:
+    """Identity of a guidance but for its weights, which the plan holds."""
+
+    def strip(node: Any) -> Any:
+        if not isinstance(node, dict):
+            return node
+        return {key: strip(value) for key, value in node.items() if key != "schedule"}
+
+    return content_key(strip(guidance))

@@ -1,0 +1,362 @@
+"""`guidex sweep`: a table of points, all on the same seeds, measured and drawn.
+
+The way of the data: points -> cohorts (same noise, model and solver) -> blocks of seeds, in which
+    all points
+of a cohort run together and share the steps they agree in -> features on disk -> metrics -> rows
+-> table, plots and grids.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guidex.assets.atomic import atomic_write
+from guidex.assets.pixels import to_uint8
+from guidex.errors import GuidexError
+from guidex.evaluation.detectors import Detector, detect
+from guidex.evaluation.features import FeatureSet, Metric, check_comparable
+from guidex.instantiate import Models, instantiate
+from guidex.reports.rows import Row
+from guidex.reports.tables import terminal_table, write_tables
+from guidex.runs.blocks import Block, cut, run_block
+from guidex.runs.drawings import draw
+from guidex.runs.folder import VOLATILE, read_json, require_space, run_folder, write_json
+from guidex.runs.measure import (
+    References,
+    check_metrics,
+    make_metrics,
+    measure,
+    reference_models,
+    repeats_of,
+    settings_of,
+)
+from guidex.runs.points import Point, load, models_on
+from guidex.runs.progress import Progress
+from guidex.runs.provenance import output_folder, provenance
+from guidex.runs.table import Entry, Table, plan_table
+from guidex.sampling.trajectories import shared_steps
+
+
+@dataclass(frozen=True)
+class Task:
+    """A point with everything that is needed to sample and to measure it."""
+
+    index: int
+    point: Point
+    detector: Detector
+    metrics: dict[str, Metric]
+    real: FeatureSet
+    about_real: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Tasks that run together: same seeds, main model and solver."""
+
+    tasks: list[Task]
+    blocks: list[Block]
+    records: Path
+
+    @property
+    def kept(self) -> int:
+        """How many seeds, from the first, have their images or trajectories kept."""
+        return min(self.tasks[0].point.settings.config["gallery"], sum(map(_size, self.blocks)))
+
+    def arrays(self) -> list[Any]:
+        """The blocks' arrays, opened; each is read when asked for.
+
+        Raises:
+            GuidexError: a block is damaged.
+        """
+        opened = []
+        for block in self.blocks:
+            path = block.path(self.records, ".npz")
+            try:
+                opened.append(np.load(path, allow_pickle=False))
+            except (OSError, ValueError, BadZipFile) as error:
+                raise GuidexError(
+                    f"{path} cannot be read: {error}; delete it and run again"
+                ) from error
+        return opened
+
+    def gathered(self, name: str, axis: int) -> np.ndarray:
+        """An array of all blocks that have it, joined."""
+        parts = []
+        for arrays in self.arrays():
+            with arrays:
+                if name in arrays:
+                    parts.append(arrays[name])
+        return np.concatenate(parts, axis=axis)
+
+    def labels(self) -> np.ndarray | None:
+        """Class of every image, or None."""
+        if self.tasks[0].point.model.num_classes == 0:
+            return None
+        return self.gathered("labels", axis=0)
+
+    @property
+    def images(self) -> int:
+        """Images to be made, over all points."""
+        return sum(map(_size, self.blocks)) * len(self.tasks)
+
+
+def sweep(words: Sequence[str], plan_only: bool) -> None:
+    """Run the command.
+
+    Arguments:
+        words: Hydra overrides; those with several values are the axes.
+        plan_only: print the plan of every point and stop.
+
+    Raises:
+        UsageError, GuidexError: before any work where possible.
+    """
+    table = plan_table(words)
+    _print_plan(table, every_point=plan_only)
+    if plan_only:
+        return
+    config = table.base.config
+    identity = {
+        "command": "sweep",
+        **{key: value for key, value in config.items() if key not in VOLATILE},
+        "points": {
+            " ".join(f"{k}={v}" for k, v in e.values.items()): e.settings and e.settings.identity
+            for e in table.entries
+        },
+    }
+    folder = output_folder(config["out"], "sweep", table.name, identity)
+    with run_folder(folder, identity, bool(config["overwrite"])):
+        tasks = _prepare(table)
+        cohorts = _cohorts(tasks, folder)
+        _sample(cohorts, folder)
+        rows = _rows(table.entries, cohorts, folder)
+        files = [*write_tables(rows, folder), *draw(rows, cohorts, folder)]
+    print(f"\n{terminal_table(rows)}\n")
+    for file in files:
+        print(file)
+
+
+def _print_plan(table: Table, every_point: bool) -> None:
+    planned = [entry.settings for entry in table.entries if entry.settings is not None]
+    counts = sorted({len(settings.seeds) for settings in planned})
+    missing = len(table.entries) - len(planned)
+    print(
+        f"{table.name}: {len(planned)} points of {'/'.join(map(str, counts))} images"
+        + (f", {missing} left out (see the table)" if missing else "")
+    )
+    for settings in planned if every_point else []:
+        values = " ".join(f"{key}={value}" for key, value in settings.values.items())
+        print(f"{values or settings.method}: {settings.plan.describe()}")
+
+
+def _prepare(table: Table) -> list[Task]:
+    """Load models and references; whatever is wrong with them shows here."""
+    stores: dict[str, Models] = {}
+    references = References(reference_models(), batch=1024)
+    tasks = []
+    for index, entry in enumerate(table.entries):
+        if entry.settings is None:
+            continue
+        config = entry.settings.config
+        device = config["device"]
+        point = load(entry.settings, stores.setdefault(device, models_on(device)))
+        detector = instantiate(config["detector"], "detector", stores[device])
+        metrics = make_metrics(config)
+        real, about = references.get(config, detector, point.model)
+        check_metrics(metrics, real)
+        _check_detector(point, detector, real)
+        tasks.append(Task(index, point, detector, metrics, real, about))
+    return tasks
+
+
+def _check_detector(point: Point, detector: Detector, real: FeatureSet) -> None:
+    """Refuse a reference that the samples will not compare with, by a sample of the same shape."""
+    blank = torch.zeros(1, *point.model.shape)
+    blank = blank if point.model.space == "points" else to_uint8(blank)
+    check_comparable(real=real, fake=detect(detector, blank, None))
+
+
+def _cohorts(tasks: Sequence[Task], folder: Path) -> list[Cohort]:
+    groups: dict[str, list[Task]] = {}
+    for task in tasks:
+        groups.setdefault(task.point.settings.cohort, []).append(task)
+    cohorts = []
+    for number, group in enumerate(groups.values()):
+        settings = group[0].point.settings
+        blocks = cut(settings.seeds, settings.labels, settings.config["block"])
+        cohorts.append(Cohort(group, blocks, folder / "blocks" / f"{number:02d}"))
+    return cohorts
+
+
+def _sample(cohorts: Sequence[Cohort], folder: Path) -> None:
+    """Make every block that is not there yet."""
+    total = sum(cohort.images for cohort in cohorts)
+    todo = [
+        (cohort, block)
+        for cohort in cohorts
+        for block in cohort.blocks
+        if not block.path(cohort.records, ".npz").exists()
+    ]
+    left = sum(len(block.seeds) * len(cohort.tasks) for cohort, block in todo)
+    if left < total:
+        print(f"{total - left} of {total} images are there already")
+    if not todo:
+        return
+    needed = sum(
+        len(block.seeds) * task.real.dim * 4 for cohort, block in todo for task in cohort.tasks
+    )
+    require_space(folder, needed)
+    _print_shared(cohorts)
+    with Progress("sampling", total, total - left) as progress:
+        for cohort, block in todo:
+            cohort.records.mkdir(parents=True, exist_ok=True)
+            arrays = _run(cohort.tasks, block, progress)
+            atomic_write(
+                block.path(cohort.records, ".npz"), lambda file, a=arrays: np.savez(file, **a)
+            )
+
+
+def _print_shared(cohorts: Sequence[Cohort]) -> None:
+    taken = alone = 0
+    for cohort in cohorts:
+        steps = len(cohort.tasks[0].point.settings.plan.timeline.sigmas) - 1
+        runs = [task.point.run for task in cohort.tasks]
+        taken += shared_steps(runs, steps) * len(cohort.blocks)
+        alone += steps * len(runs) * len(cohort.blocks)
+    if taken < alone:
+        print(f"{taken} of {alone} steps are taken, the rest is shared between points")
+
+
+def _run(tasks: Sequence[Task], block: Block, progress: Progress) -> dict[str, np.ndarray]:
+    """All points for a block's seeds, as arrays to be kept."""
+    config = tasks[0].point.settings.config
+    kept = max(0, config["gallery"] - block.first)
+    parts: dict[str, list[Tensor]] = {}
+    seconds = np.zeros(len(tasks))
+    points = [task.point for task in tasks]
+    for _, begin, outcomes in run_block(points, block, config["batch"], kept, progress.update):
+        if begin.labels is not None:
+            parts.setdefault("labels", []).append(begin.labels)
+        for k, (task, outcome) in enumerate(zip(tasks, outcomes, strict=True)):
+            began = time.perf_counter()
+            shown = 0 if outcome.path is None else outcome.path.shape[1]
+            for name, part in _keep(task, outcome.x, outcome.path, shown).items():
+                parts.setdefault(f"{name}_{k}", []).append(part)
+            seconds[k] += outcome.seconds + time.perf_counter() - began
+    arrays = {
+        name: torch.cat(part, dim=1 if name.startswith("path") else 0).cpu().numpy()
+        for name, part in parts.items()
+    }
+    return {**arrays, "seconds": seconds}
+
+
+def _keep(task: Task, x: Tensor, path: Tensor | None, shown: int) -> dict[str, Tensor]:
+    """What a block keeps of a point's samples: features, and for the first seeds what is to be
+    seen."""
+    if task.point.model.space == "points":
+        kept = {"features": detect(task.detector, x, None).values}
+        return kept if path is None else {**kept, "path": path}
+    images = to_uint8(x)
+    kept = {"features": detect(task.detector, images, None).values}
+    return {**kept, "gallery": images[:shown]} if shown else kept
+
+
+def _rows(entries: Sequence[Entry], cohorts: Sequence[Cohort], folder: Path) -> list[Row]:
+    """One row per entry, in the order of the table."""
+    made: dict[int, Row] = {}
+    (folder / "metrics").mkdir(exist_ok=True)
+    total = sum(len(cohort.tasks) for cohort in cohorts)
+    with Progress("measuring", total, unit="points") as progress:
+        for cohort in cohorts:
+            for position, task in enumerate(cohort.tasks):
+                made[task.index] = _row(cohort, position, folder)
+                progress.update(1)
+    return [
+        made[index] if index in made else _missing_row(index, entry)
+        for index, entry in enumerate(entries)
+    ]
+
+
+def _row(cohort: Cohort, position: int, folder: Path) -> Row:
+    task = cohort.tasks[position]
+    settings, plan = task.point.settings, task.point.settings.plan
+    config = settings.config
+    record = folder / "metrics" / f"{task.index:06d}.json"
+    if not record.exists():
+        fake, seconds = features_of(cohort, position)
+        metrics = measure(task.metrics, task.real, repeats_of(fake, config["repeats"]))
+        write_json(record, {"metrics": metrics, "seconds": seconds})
+    measured = read_json(record)
+    return Row(
+        point=task.index,
+        values=typed(settings.values),
+        guidance=settings.method,
+        images=len(settings.seeds) // config["repeats"],
+        repeats=config["repeats"],
+        metrics=measured["metrics"],
+        settings=settings_of(config, task.real, task.about_real),
+        evals_main=plan.evaluations_main,
+        evals_ref=sum(plan.evaluations_ref),
+        gflops=task.point.gflops,
+        seconds=measured["seconds"],
+        missing=None,
+        plan=plan.record(),
+        config=config,
+        provenance=provenance(config),
+    )
+
+
+def _missing_row(index: int, entry: Entry) -> Row:
+    return Row(
+        point=index,
+        values=typed(entry.values),
+        guidance=entry.values.get("guidance", ""),
+        images=0,
+        repeats=0,
+        metrics={},
+        settings={},
+        evals_main=0,
+        evals_ref=0,
+        gflops=0.0,
+        seconds=0.0,
+        missing=entry.missing,
+        plan={},
+        config={},
+        provenance={},
+    )
+
+
+def features_of(cohort: Cohort, position: int) -> tuple[FeatureSet, float]:
+    """All features of a point, from the blocks on disk, and the seconds they took."""
+    labels = cohort.labels()
+    features = FeatureSet.from_values(
+        detector=cohort.tasks[position].real.detector,
+        values=torch.from_numpy(cohort.gathered(f"features_{position}", axis=0)),
+        labels=None if labels is None else torch.from_numpy(labels),
+    )
+    seconds = cohort.gathered("seconds", axis=0).reshape(-1, len(cohort.tasks))
+    return features, float(seconds[:, position].sum())
+
+
+def _size(block: Block) -> int:
+    return len(block.seeds)
+
+
+def typed(values: dict[str, str]) -> dict[str, str | int | float | bool | None]:
+    """Swept values as what they say: numbers as numbers."""
+    return {key: _typed(value) for key, value in values.items()}
+
+
+def _typed(text: str) -> str | int | float | bool | None:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"null": None, "true": True, "false": False}.get(text, text)

@@ -1,0 +1,89 @@
+"""The points of a sweep: from axes on the command line and in experiments to checked settings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from guidex.config import Axis, Composed, axes_from_yaml, compose, points, split_axes
+from guidex.errors import UsageError
+from guidex.guidance.schedules import EmptyInterval
+from guidex.runs.points import Settings, check
+
+DEFAULT_EXPERIMENT = "interval/digits"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row to be: its swept values, and its settings or the reason why it has none."""
+
+    values: dict[str, str]
+    settings: Settings | None
+    missing: str | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """All points of a sweep.
+
+    Attributes:
+        base: the configuration that the points have in common.
+        entries: one per row, at least one of them with settings.
+    """
+
+    base: Composed
+    entries: list[Entry]
+
+    @property
+    def name(self) -> str:
+        """The experiment, or what is swept."""
+        chosen = self.base.choices.get("experiment", "None")
+        if chosen != "None":
+            return chosen
+        keys = {key: None for entry in self.entries for key in entry.values}
+        return "-".join(key.rpartition(".")[2].replace("/", "-") for key in keys) or "point"
+
+
+def plan_table(words: Sequence[str]) -> Table:
+    """Compose and check every point.
+
+    Without an experiment and without any axis, the default experiment is taken. Axes on the
+    command line replace those of the experiment that have the same key, and multiply the others.
+
+    Raises:
+        UsageError: in any point; but in a table of bounds, combinations with lo >= hi are left out.
+    """
+    fixed, axes = split_axes(words)
+    if not axes and not any(word.partition("=")[0] == "experiment" for word in fixed):
+        fixed = [f"experiment={DEFAULT_EXPERIMENT}", *fixed]
+    base = compose("sweep", fixed)
+    swept = base.config["sweep"]
+    if swept["mode"] not in ("grid", "zip"):
+        raise UsageError(f"sweep.mode must be grid or zip, not {swept['mode']!r}")
+    entries: dict[tuple[tuple[str, str], ...], Entry] = {}
+    for table in swept["axes"] or [{}]:
+        for values in points(_axes(table, axes, fixed), swept["mode"]):
+            entries.setdefault(tuple(values.items()), _entry(fixed, values))
+    if not any(entry.settings for entry in entries.values()):
+        raise UsageError(next(iter(entries.values())).missing or "the table has no points")
+    return Table(base, list(entries.values()))
+
+
+def _axes(table: dict[str, object], given: Sequence[Axis], fixed: Sequence[str]) -> list[Axis]:
+    """A table's axes, with what the command line says about the same keys."""
+    fixed_keys = {word.partition("=")[0] for word in fixed}
+    replaced = {axis.key: axis for axis in given}
+    own = [axis for axis in axes_from_yaml(table) if axis.key not in fixed_keys]
+    merged = [replaced.pop(axis.key, axis) for axis in own]
+    return merged + list(replaced.values())
+
+
+def _entry(fixed: Sequence[str], values: dict[str, str]) -> Entry:
+    words = [*fixed, *(f"{key}={value}" for key, value in values.items())]
+    try:
+        return Entry(values, check(compose("sweep", words), values), None)
+    except EmptyInterval as error:
+        if not any(key.endswith((".lo", ".hi")) for key in values):
+            raise
+        return Entry(values, None, str(error))
+    except UsageError as error:
+        at = " ".join(f"{key}={value}" for key, value in values.items())
+        raise UsageError(f"{error}\n  at the point {at}" if at else str(error)) from error

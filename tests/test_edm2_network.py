@@ -1,0 +1,327 @@
+"""The EDM2 network against the golden numbers, closed forms and its own inference form."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from guidex.errors import UsageError
+from guidex.models.edm2.folded import fold
+from guidex.models.edm2.layers import (
+    SILU_MAGNITUDE,
+    Fourier,
+    MPConv,
+    learned_gain,
+    mp_cat,
+    mp_sum_weights,
+    normalize,
+)
+from guidex.models.edm2.network import EDM2, Config, count_gflops
+
+HERE = Path(__file__)
+GOLDEN_FOLDERS = [HERE.parent / "golden", HERE.parents[2] / "shared" / "golden"]
+
+TINY = Config(
+    img_resolution=16,
+    img_channels=4,
+    label_dim=5,
+    model_channels=16,
+    channel_mult=(1, 2),
+    num_blocks=1,
+    attn_resolutions=(8,),
+    channels_per_head=8,
+    logvar_channels=16,
+)
+SHAPE = (TINY.img_channels, TINY.img_resolution, TINY.img_resolution)
+
+
+def golden_file(name: str) -> Path:
+    for folder in GOLDEN_FOLDERS:
+        if (folder / name).exists():
+            return folder / name
+    pytest.skip(f"{name} is in none of {', '.join(map(str, GOLDEN_FOLDERS))}")
+
+
+def golden_tensors(name: str) -> dict[str, torch.Tensor]:
+    with np.load(golden_file(name), allow_pickle=False) as data:
+        return {key: torch.from_numpy(data[key]) for key in data}
+
+
+def golden_model(name: str) -> EDM2:
+    config = json.loads(golden_file(f"edm2-tiny-{name}.config.json").read_text())
+    with torch.device("meta"):
+        model = EDM2(Config.from_mapping(config))
+    # The numbers were made with the float16 weights of the snapshot; its rounding is part of them.
+    weights = {k: v.half() for k, v in golden_tensors(f"edm2-tiny-{name}.weights.npz").items()}
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+def tiny_model(config: Config = TINY, dtype: torch.dtype = torch.float32) -> EDM2:
+    """A random network in which every layer has a say in the output."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = EDM2(config, dtype, space="pixels")
+        for name, parameter in model.named_parameters():
+            if name.endswith("gain"):
+                parameter.copy_(0.5 + torch.rand([]))
+    return model
+
+
+def noisy(batch: int, sigma: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return (0.5 + sigma) * torch.randn(batch, *SHAPE, generator=generator, dtype=dtype)
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest relative error of a sample."""
+    return ((a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)).max().item()
+
+
+@pytest.fixture(scope="module")
+def model() -> EDM2:
+    return tiny_model()
+
+
+# Golden numbers
+
+
+@pytest.mark.parametrize("form", [lambda model: model, fold], ids=["plain", "folded"])
+@pytest.mark.parametrize("name", ["cond", "uncond", "rgb"])
+def test_denoised_equals_the_golden_numbers(name, form):
+    model, io = form(golden_model(name)), golden_tensors(f"edm2-tiny-{name}.io.npz")
+    assert relative(model.predict(io["x"], io["sigma"], io.get("labels")), io["D"]) < 2e-6
+    if "labels" in io:
+        assert relative(model.predict(io["x"], io["sigma"], None), io["D_zero_label"]) < 2e-6
+    torch.testing.assert_close(model.uncertainty(io["sigma"]), io["logvar"], rtol=1e-5, atol=1e-5)
+
+
+def test_one_class_for_a_batch_equals_the_golden_numbers():
+    model, io = golden_model("cond"), golden_tensors("edm2-tiny-cond.io.npz")
+    for i, sigma in enumerate(io["sigma"].tolist()):
+        x0 = model(io["x"][i : i + 1], sigma, io["labels"][i : i + 1].argmax(dim=1))
+        assert relative(x0, io["D"][i : i + 1]) < 2e-6
+
+
+# Layers
+
+
+@pytest.fixture
+def unit_noise() -> torch.Tensor:
+    return torch.randn(2, 64, 48, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.3, 0.5, 1.0])
+def test_sum_preserves_the_magnitude(unit_noise, balance):
+    u, v = mp_sum_weights(balance)
+    assert u * balance == pytest.approx(v * (1 - balance))
+    assert (u * unit_noise[0] + v * unit_noise[1]).std().item() == pytest.approx(1, abs=2e-3)
+
+
+def test_concatenation_preserves_the_magnitude_and_the_balance(unit_noise):
+    joined = mp_cat(unit_noise[0], unit_noise[1, :, :16], 0.5)
+    assert joined.square().mean().item() == pytest.approx(1, abs=2e-3)
+    energy = [part.square().sum().item() for part in joined.split([48, 16], dim=1)]
+    assert energy[0] == pytest.approx(energy[1], rel=1e-2)
+
+
+def test_layers_preserve_the_magnitude(unit_noise):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plain, after_silu = MPConv(48, 64, 1), MPConv(48, 64, 1, gain=1 / SILU_MAGNITUDE)
+        fourier = Fourier(512)
+    y = after_silu(torch.nn.functional.silu(unit_noise[0]))
+    for output in (plain(unit_noise[0]), y, fourier(torch.linspace(-1, 1, 64))):
+        assert output.square().mean().item() == pytest.approx(1, abs=5e-2)
+
+
+def test_normalize_gives_unit_root_mean_square_in_half_precision_as_well():
+    x = 250 * torch.randn(2, 64, 4, 4, generator=torch.Generator().manual_seed(0))
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float16, 2e-3)):
+        rms = normalize(x.to(dtype), dim=1).float().square().mean(dim=1).sqrt()
+        torch.testing.assert_close(rms, torch.ones_like(rms), rtol=tolerance, atol=0)
+
+
+def test_interleaved_outputs_are_returned_part_after_part():
+    plain, parted = MPConv(6, 12, 1), MPConv(6, 12, 1, interleave=3)
+    parted.weight = plain.weight
+    x = torch.randn(2, 6, 3, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.cat([plain(x)[:, part::3] for part in range(3)], dim=1)
+    torch.testing.assert_close(parted(x), expected)
+
+
+def test_learned_gain_rounds_as_stored():
+    layer = MPConv(32, 8, 3)
+    assert learned_gain(torch.tensor(0.7), layer).item() == pytest.approx(0.7, rel=1e-6)
+    stored = torch.tensor(0.7, dtype=torch.float16)
+    rounded = np.float16(np.float16(0.7) / np.sqrt(288)) * np.sqrt(288)
+    assert learned_gain(stored, layer).item() == pytest.approx(rounded, rel=1e-6)
+
+
+# The denoiser
+
+
+def test_preconditioning_of_a_silent_network():
+    model = EDM2(TINY)
+    x = noisy(2, 3.0, torch.float64)
+    # out_gain starts at 0, so that D = c_skip x.
+    torch.testing.assert_close(model(x, 3.0), x * 0.25 / (0.25 + 9), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sigma", [0.002, 80.0])
+def test_denoised_has_the_shape_and_dtype_of_the_input(model, dtype, sigma):
+    x = noisy(3, sigma, dtype)
+    x0 = model(x, sigma, torch.tensor([0, 4, 2]))
+    assert (x0.shape, x0.dtype) == (x.shape, dtype)
+    assert x0.isfinite().all()
+
+
+def test_no_labels_is_the_zero_label(model):
+    x, zero = noisy(2, 1.0), torch.zeros(2, TINY.label_dim)
+    x0 = model(x, 1.0)
+    assert torch.equal(x0, model.predict(x, torch.ones(2), zero))
+    assert relative(model(x, 1.0, torch.tensor([0, 0])), x0) > 1e-3
+
+
+def test_a_sample_does_not_depend_on_its_batch(model):
+    x, labels = noisy(4, 1.0), torch.tensor([3, 0, 1, 4])
+    alone = [model(x[i : i + 1], 1.0, labels[i : i + 1]) for i in range(4)]
+    assert relative(model(x, 1.0, labels), torch.cat(alone)) < 1e-5
+
+
+def test_labels_need_classes():
+    model = tiny_model(replace(TINY, label_dim=0))
+    assert model(noisy(1, 1.0), 1.0).isfinite().all()
+    with pytest.raises(UsageError, match="no classes"):
+        model(noisy(1, 1.0), 1.0, torch.tensor([0]))
+
+
+def test_labels_out_of_range_are_refused(model):
+    with pytest.raises(RuntimeError, match="smaller than num_classes"):
+        model(noisy(1, 1.0), 1.0, torch.tensor([TINY.label_dim]))
+
+
+def test_gradient_reaches_the_input_alone(model):
+    x = noisy(1, 1.0).requires_grad_()
+    model(x, 1.0).square().sum().backward()
+    assert x.grad.isfinite().all() and x.grad.norm() > 0
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_uncertainty_has_one_value_for_each_noise_level(model):
+    sigma = torch.tensor([0.01, 1.0, 50.0], dtype=torch.float64)
+    u = model.uncertainty(sigma)
+    assert (u.shape, u.dtype) == ((3,), torch.float32)
+    torch.testing.assert_close(model.uncertainty(sigma[1:2]), u[1:2])
+
+
+def test_state_dict_round_trip(model):
+    with torch.device("meta"):
+        other = EDM2(TINY)
+    other.load_state_dict(model.state_dict(), assign=True)
+    x = noisy(2, 1.0)
+    assert torch.equal(other(x, 1.0), model(x, 1.0))
+
+
+@pytest.mark.parametrize(("channels", "gflops"), [(192, 201.637), (448, 1093.801)])
+def test_gflops_of_the_released_networks(channels, gflops):
+    config = Config(img_resolution=64, img_channels=4, label_dim=1000, model_channels=channels)
+    assert count_gflops(config) == pytest.approx(gflops, rel=1e-5)
+    with torch.device("meta"):
+        assert EDM2(config).gflops == count_gflops(config)
+
+
+def test_unknown_dtype_is_refused():
+    with pytest.raises(UsageError, match="float64"):
+        EDM2(TINY, torch.float64)
+
+
+# The inference form
+
+
+@pytest.mark.parametrize("label_dim", [5, 0])
+def test_folded_network_computes_the_same(label_dim):
+    model = tiny_model(replace(TINY, label_dim=label_dim))
+    folded = fold(model)
+    for sigma in (0.01, 1.0, 50.0):
+        x = noisy(3, sigma)
+        labels = None if label_dim == 0 else torch.tensor([4, 0, 2])
+        assert relative(folded(x, sigma, labels), model(x, sigma, labels)) < 1e-5
+    sigmas = torch.tensor([0.01, 1.0, 50.0])
+    assert torch.equal(folded.uncertainty(sigmas), model.uncertainty(sigmas))
+    facts = ("shape", "num_classes", "sigma_data", "sigma_min", "sigma_max", "space", "gflops")
+    assert [getattr(folded, fact) for fact in facts] == [getattr(model, fact) for fact in facts]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_folded_network_rounds_no_worse_than_the_plain_one(model, dtype):
+    half = tiny_model(dtype=dtype)
+    x, labels = noisy(4, 5.0), torch.tensor([3, 0, 1, 4])
+    exact = model(x, 5.0, labels)
+    plain, folded = (
+        relative(half(x, 5.0, labels), exact),
+        relative(fold(half)(x, 5.0, labels), exact),
+    )
+    assert 0 < plain < 40 * torch.finfo(dtype).eps
+    assert 0 < folded < 1.5 * plain
+
+
+def test_folding_leaves_the_network_alone(model):
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    folded = fold(model)
+    for tensor in folded.state_dict().values():
+        tensor.zero_()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_folded_network_holds_plain_layers_alone(model):
+    folded = fold(model)
+    assert not [name for name, layer in folded.unet.named_modules() if isinstance(layer, MPConv)]
+    assert not any(tensor.is_meta for tensor in folded.state_dict().values())
+
+
+def test_folded_network_is_one_graph(model):
+    folded = fold(model)
+    arguments = (noisy(2, 1.0), torch.zeros(2), torch.zeros(2, TINY.label_dim))
+    graph = torch.compile(folded.unet, backend="eager", fullgraph=True)
+    torch.testing.assert_close(graph(*arguments), folded.unet(*arguments))
+
+
+# The configuration
+
+
+def test_configuration_of_a_checkpoint_is_read():
+    values = {"img_resolution": 64, "img_channels": 4, "label_dim": 1000, "channel_mult": [1, 2]}
+    config = Config.from_mapping({**values, "dropout": 0.1, "use_fp16": True})
+    assert config == Config(64, 4, 1000, channel_mult=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_chanels": 64}, "unknown keys .* model_chanels; allowed: .*model_channels"),
+        ({"img_resolution": 0}, "img_resolution is 0; it must be an integer, 1 to 4096"),
+        ({"label_dim": True}, "label_dim is True"),
+        ({"num_blocks": 10**9}, "num_blocks is 1000000000"),
+        ({"channel_mult": []}, r"channel_mult is \(\)"),
+        ({"channel_mult": 3}, "channel_mult is 3"),
+        ({"img_resolution": 20}, "img_resolution is 20; it must be a multiple of 8"),
+        ({"attn_resolutions": ["16"]}, "attn_resolutions is"),
+        ({"channels_per_head": 100}, "channels_per_head is 100; it must be a divisor of"),
+        ({"res_balance": 1.5}, "res_balance is 1.5; it must be a number, 0 to 1"),
+        ({"sigma_data": float("nan")}, "sigma_data is nan"),
+    ],
+)
+def test_bad_configurations_are_refused(values, message):
+    required = {"img_resolution": 64, "img_channels": 4, "label_dim": 10}
+    with pytest.raises(UsageError, match=message):
+        Config.from_mapping({**required, **values})
+
+
+def test_incomplete_configurations_are_refused():
+    with pytest.raises(UsageError, match="lacks img_channels, label_dim"):
+        Config.from_mapping({"img_resolution": 64})

@@ -1,0 +1,115 @@
+"""The power-function EMA against the golden numbers, closed forms and a simulated training run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from guidex.errors import UsageError
+from guidex.models.edm2.ema import (
+    MAX_SIGMA_REL,
+    decay,
+    gamma_of_sigma_rel,
+    profile_product,
+    reconstruction_coefficients,
+    sigma_rel_of_gamma,
+)
+
+GOLDEN = Path(__file__).parent / "golden" / "phema.npz"
+
+
+@pytest.fixture
+def golden():
+    if not GOLDEN.exists():
+        pytest.skip(f"{GOLDEN} is absent")
+    with np.load(GOLDEN, allow_pickle=False) as data:
+        return dict(data)
+
+
+def test_exponents_and_decay_equal_the_golden_numbers(golden):
+    gamma = gamma_of_sigma_rel(golden["stds"])
+    np.testing.assert_allclose(gamma, golden["exps"], rtol=1e-12)
+    np.testing.assert_allclose(decay(gamma, t=100, dt=4), golden["beta_t100_d4"], rtol=1e-12)
+
+
+def test_coefficients_equal_the_golden_numbers(golden):
+    coefficients = reconstruction_coefficients(
+        golden["in_ofs"], golden["in_std"], golden["out_ofs"], golden["out_std"]
+    )
+    np.testing.assert_allclose(coefficients, golden["coefs"], rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 6.94, 1000.0])
+def test_sigma_rel_is_the_relative_width_of_the_profile(gamma):
+    quantiles = ((np.arange(1_000_000) + 0.5) / 1_000_000) ** (1 / (gamma + 1))
+    assert sigma_rel_of_gamma(gamma) == pytest.approx(np.std(quantiles), rel=1e-4)
+    assert gamma_of_sigma_rel(sigma_rel_of_gamma(gamma)) == pytest.approx(gamma, rel=1e-9)
+
+
+def test_longest_average_is_the_plain_mean():
+    assert gamma_of_sigma_rel(MAX_SIGMA_REL) == pytest.approx(0.0, abs=1e-12)
+    assert decay(0.0, t=5) == pytest.approx(4 / 5)
+
+
+@pytest.mark.parametrize("length", [0.0, -0.1, 0.3, float("nan")])
+def test_lengths_out_of_range_are_refused(length):
+    with pytest.raises(UsageError, match="at most 0.2887"):
+        gamma_of_sigma_rel([0.1, length])
+
+
+@pytest.mark.parametrize(("t_a", "t_b"), [(1.0, 1.0), (0.25, 1.0), (1.0, 0.6)])
+def test_profile_product_is_the_integral_of_the_product(t_a, t_b):
+    tau = (np.arange(200_000) + 0.5) / 200_000
+
+    def profile(t, gamma):
+        return np.where(tau <= t, (gamma + 1) * tau**gamma / t ** (gamma + 1), 0.0)
+
+    integral = np.mean(profile(t_a, 3.5) * profile(t_b, 17.0))
+    assert profile_product(t_a, 3.5, t_b, 17.0) == pytest.approx(integral, rel=2e-4)
+
+
+def test_profile_product_scales_with_the_unit_of_time():
+    images = profile_product(2e9, 1000.0, 1e9, 900.0)
+    kimg = profile_product(2e6, 1000.0, 1e6, 900.0)
+    assert np.isfinite(images)
+    assert images * 1000 == pytest.approx(kimg, rel=1e-12)
+
+
+def test_a_stored_average_reconstructs_itself():
+    times, lengths = [500, 1000, 500, 1000], [0.05, 0.05, 0.1, 0.1]
+    coefficients = reconstruction_coefficients(times, lengths, [500, 1000], [0.1, 0.05])
+    np.testing.assert_allclose(coefficients, [[0, 0], [0, 1], [1, 0], [0, 0]], atol=1e-9)
+
+
+def test_reconstruction_of_a_simulated_training_run():
+    steps, period, lengths, target = 4096, 128, (0.05, 0.1), 0.075
+    weights = np.sin(np.arange(1, steps + 1) / 400.0) + np.arange(1, steps + 1) / steps
+    gammas = gamma_of_sigma_rel([*lengths, target])
+    average, snapshots = np.zeros(3), []
+    for t, weight in enumerate(weights, start=1):
+        beta = decay(gammas, t)
+        average = beta * average + (1 - beta) * weight
+        if t % period == 0:
+            snapshots += [
+                (t, length, value) for length, value in zip(lengths, average[:2], strict=True)
+            ]
+    times, stored, values = map(np.array, zip(*snapshots, strict=True))
+    coefficients = reconstruction_coefficients(times, stored, steps, target)
+    error = abs(values @ coefficients[:, 0] - average[2])
+    assert error < 1e-3 * abs(average[0] - average[1])
+
+
+@pytest.mark.parametrize(
+    ("times", "lengths", "target", "message"),
+    [
+        ([1, 2], [0.1], 2, "give one each"),
+        ([], [], 2, "give one or more"),
+        ([0, 2], [0.1, 0.1], 2, "all above 0"),
+        ([2, 2], [0.1, 0.1], 2, "same time and length"),
+        ([1, 2], [0.1, 0.1], 3, "at most the last snapshot's 2"),
+        ([1, 2], [0.1, 0.1], 0, "above 0"),
+    ],
+)
+def test_impossible_reconstructions_are_refused(times, lengths, target, message):
+    with pytest.raises(UsageError, match=message):
+        reconstruction_coefficients(times, lengths, target, 0.1)

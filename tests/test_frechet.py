@@ -1,0 +1,293 @@
+"""Statistics of features and the Fréchet distance against closed forms and a reference number."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from guidex.errors import UsageError
+from guidex.evaluation.features import FeatureSet, check_reference
+from guidex.evaluation.frechet import Frechet, _redraws, frechet_distance, student_quantile
+from guidex.evaluation.statistics import GaussianStatistics
+
+GOLDEN = Path(__file__).parent / "golden" / "frechet.npz"
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def moments(mean: Tensor, covariance: Tensor) -> GaussianStatistics:
+    return GaussianStatistics.from_moments(count=10**6, mean=mean, covariance=covariance)
+
+
+def of(values: Tensor) -> GaussianStatistics:
+    return GaussianStatistics.from_features(values)
+
+
+def feature_set(values: Tensor, detector: str = "d") -> FeatureSet:
+    return FeatureSet.from_values(detector=detector, values=values)
+
+
+# Statistics
+
+
+@pytest.mark.parametrize("sizes", [[1] * 60, [7, 1, 0, 52], [59, 1], [60]])
+def test_batches_of_any_size_merge_to_the_statistics_of_the_whole(sizes: list[int]) -> None:
+    values = 300 + normal(60, 5) * torch.tensor([1.0, 10, 100, 0.1, 1])
+    merged = GaussianStatistics.empty(5)
+    for batch in values.split(sizes):
+        merged = merged.merge(of(batch))
+    assert merged.count == 60
+    torch.testing.assert_close(merged.mean, values.mean(0), rtol=1e-10, atol=0)
+    expected = torch.from_numpy(np.cov(values.numpy().T))
+    scale = expected.diagonal().sqrt()
+    error = (merged.covariance - expected) / torch.outer(scale, scale)
+    assert error.abs().max() < 1e-10
+
+
+def test_more_rows_than_are_converted_at_a_time() -> None:
+    values = normal(9000, 3).float()
+    expected = torch.from_numpy(np.cov(values.double().numpy().T))
+    torch.testing.assert_close(of(values).covariance, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_large_offset_costs_no_digits() -> None:
+    values = normal(500, 4)
+    shifted = of(values + 2.0**27)
+    torch.testing.assert_close(shifted.covariance, of(values).covariance, rtol=1e-6, atol=1e-7)
+
+
+def test_without_undoes_merge() -> None:
+    values = normal(50, 4) + 3
+    rest = of(values).without(of(values[::3]))
+    expected = of(values[[i for i in range(50) if i % 3 != 0]])
+    assert rest.count == expected.count
+    torch.testing.assert_close(rest.mean, expected.mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(rest.scatter, expected.scatter, rtol=1e-12, atol=1e-12)
+    with pytest.raises(UsageError, match="cannot take 50 images out of 50"):
+        of(values).without(of(values))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused_by_row(bad: float) -> None:
+    values = normal(5000, 2)
+    values[4321, 1] = bad
+    with pytest.raises(UsageError, match="row 4321 "):
+        of(values)
+    with pytest.raises(UsageError, match="row 14321 "):
+        GaussianStatistics.from_features(values, first_row=10_000)
+    with pytest.raises(UsageError, match="row 4321 "):
+        feature_set(values)
+
+
+def test_a_reference_that_is_no_covariance_is_refused() -> None:
+    mean, eye = torch.zeros(3), torch.eye(3)
+    with pytest.raises(UsageError, match="at least 2"):
+        GaussianStatistics.from_moments(count=1, mean=mean, covariance=eye)
+    with pytest.raises(UsageError, match="not symmetric"):
+        moments(mean, torch.tensor([[1.0, 0.5, 0], [0, 1, 0], [0, 0, 1]]))
+    with pytest.raises(UsageError, match="do not fit"):
+        moments(torch.zeros(4), eye)
+    with pytest.raises(UsageError, match="NaN"):
+        moments(mean, eye * float("nan"))
+    with pytest.raises(UsageError, match="eigenvalues go down to -1"):
+        frechet_distance(real=moments(mean, eye - 2 * torch.diag(eye[0])), fake=moments(mean, eye))
+
+
+# Distance
+
+
+def test_the_reference_number() -> None:
+    if not GOLDEN.exists():
+        pytest.skip(f"no golden file {GOLDEN}")
+    golden = np.load(GOLDEN, allow_pickle=False)
+    a, b = (of(torch.from_numpy(golden[name])) for name in "ab")
+    assert frechet_distance(real=a, fake=b) == pytest.approx(float(golden["fd"]), abs=1e-6)
+    assert frechet_distance(real=b, fake=a) == pytest.approx(float(golden["fd"]), abs=1e-6)
+
+
+def test_with_equal_covariances_it_is_the_squared_distance_of_the_means() -> None:
+    values = normal(300, 20) @ normal(20, 20, seed=1)
+    shift = normal(20, seed=2)
+    distance = frechet_distance(real=of(values), fake=of(values + shift))
+    assert distance == pytest.approx(float(shift.square().sum()), rel=1e-9)
+
+
+def test_commuting_covariances() -> None:
+    axes = torch.linalg.qr(normal(30, 30))[0]
+    a, b = torch.logspace(0, -6, 30).double(), torch.logspace(-3, 1, 30).double()
+    mean = torch.zeros(30)
+    distance = frechet_distance(
+        real=moments(mean, (axes * a) @ axes.T), fake=moments(mean, (axes * b) @ axes.T)
+    )
+    assert distance == pytest.approx(float((a.sqrt() - b.sqrt()).square().sum()), rel=1e-9)
+
+
+@pytest.mark.parametrize(("count_a", "count_b"), [(30, 50), (50, 30), (2, 400), (400, 2)])
+def test_fewer_images_than_features(count_a: int, count_b: int) -> None:
+    a, b = normal(count_a, 200), 0.5 + normal(count_b, 200, seed=1)
+    # With S = A^T A, tr (S_a S_b)^(1/2) is the sum of the singular values of A B^T.
+    root_a = (a - a.mean(0)) / (count_a - 1) ** 0.5
+    root_b = (b - b.mean(0)) / (count_b - 1) ** 0.5
+    expected = (
+        (a.mean(0) - b.mean(0)).square().sum()
+        + root_a.square().sum()
+        + root_b.square().sum()
+        - 2 * torch.linalg.svdvals(root_a @ root_b.T).sum()
+    )
+    assert frechet_distance(real=of(a), fake=of(b)) == pytest.approx(float(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize("count", [20, 1000])
+def test_a_set_against_itself_is_zero_also_when_gathered_otherwise(count: int) -> None:
+    values = 50 + normal(count, 100) * torch.logspace(0, -3, 100)
+    in_parts = of(values[: count // 3]).merge(of(values[count // 3 :]))
+    assert 0 <= frechet_distance(real=of(values), fake=of(values)) < 1e-9
+    assert 0 <= frechet_distance(real=of(values), fake=in_parts) < 1e-9
+
+
+def test_collapsed_sets() -> None:
+    same = of(torch.ones(10, 6))
+    spread = of(normal(500, 6))
+    assert frechet_distance(real=same, fake=same) == 0
+    expected = float((spread.mean - 1).square().sum() + spread.covariance.trace())
+    assert frechet_distance(real=spread, fake=same) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(real=same, fake=spread) == pytest.approx(expected, rel=1e-12)
+
+
+# Metric
+
+
+def test_statistics_alone_are_enough_of_a_reference() -> None:
+    values = normal(100, 4)
+    real = FeatureSet.from_statistics(detector="d", statistics=of(values))
+    for confidence in ("none", "bootstrap", "jackknife"):
+        check_reference(Frechet(confidence), real)
+    fake = feature_set(values + 2)
+    assert Frechet()(real=real, fake=fake) == {"fd_d": pytest.approx(16.0, rel=1e-9)}
+    with pytest.raises(UsageError, match="only statistics are known"):
+        Frechet("jackknife")(real=fake, fake=real)
+
+
+def test_sets_that_do_not_compare_are_refused() -> None:
+    values = normal(10, 4)
+    with pytest.raises(UsageError, match="'inception'.*'dinov2'"):
+        Frechet()(real=feature_set(values, "inception"), fake=feature_set(values, "dinov2"))
+    with pytest.raises(UsageError, match="4 dimensions, fake ones 3"):
+        Frechet()(real=feature_set(values), fake=feature_set(values[:, :3]))
+    with pytest.raises(UsageError, match="at least 2"):
+        Frechet()(real=feature_set(values), fake=feature_set(values[:1]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"confidence": "percentile"}, "none, bootstrap or jackknife"),
+        ({"level": 95}, "between 0 and 1"),
+        ({"confidence": "bootstrap", "level": 0.99, "resamples": 199}, "at least 200"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Frechet(**options)
+
+
+@pytest.mark.parametrize(("count", "dim", "needed"), [(39, 2, 40), (59, 30, 60)])
+def test_intervals_from_too_few_images_are_refused(count: int, dim: int, needed: int) -> None:
+    values = feature_set(normal(count, dim))
+    with pytest.raises(UsageError, match=f"{count} fake.*at least {needed}"):
+        Frechet("jackknife")(real=values, fake=values)
+
+
+@pytest.mark.parametrize("confidence", ["bootstrap", "jackknife"])
+def test_intervals_hold_the_true_distance_and_take_out_the_bias(confidence: str) -> None:
+    dim, count, sets = 6, 150, 80
+    scale, shift = torch.linspace(0.7, 1.3, dim), 0.3
+    truth = float(((scale - 1).square() + shift**2).sum())
+    real = FeatureSet.from_statistics(
+        detector="d", statistics=moments(torch.zeros(dim), torch.eye(dim))
+    )
+    metric = Frechet(confidence, level=0.9, resamples=50)
+    rows = [
+        metric(real=real, fake=feature_set(shift + scale * normal(count, dim, seed=seed)))
+        for seed in range(sets)
+    ]
+    distance, lo, hi = torch.tensor([list(row.values()) for row in rows], dtype=torch.float64).T
+    assert list(rows[0]) == ["fd_d", "fd_d_lo", "fd_d_hi"]
+
+    # The distances are biased by about as much as they scatter, which a percentile interval would
+    # double and an interval around the distance would keep.
+    error = float(distance.std()) / sets**0.5
+    assert float(distance.mean()) - truth > 5 * error
+    assert abs(float((lo + hi).mean()) / 2 - truth) < 3 * error
+    covered = float(((lo <= truth) & (truth <= hi)).double().mean())
+    assert 0.82 <= covered <= 0.98
+
+
+@pytest.mark.parametrize("confidence", ["bootstrap", "jackknife"])
+def test_intervals_depend_on_the_seed_alone(confidence: str) -> None:
+    real, fake = feature_set(normal(90, 3)), feature_set(0.5 + normal(91, 3, seed=1))
+    first, again, other = (
+        Frechet(confidence, seed=seed)(real=real, fake=fake) for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert first["fd_d"] == other["fd_d"] and first["fd_d_lo"] != other["fd_d_lo"]
+
+
+def test_redraws_are_the_statistics_of_the_drawn_rows() -> None:
+    values = 5 + normal(30, 4)
+    generator = torch.Generator().manual_seed(7)
+    for redraw in _redraws(values.float(), of(values).mean, resamples=2, seed=7):
+        drawn = of(values[torch.randint(30, (30,), generator=generator)])
+        torch.testing.assert_close(redraw.mean, drawn.mean, rtol=1e-6, atol=0)
+        torch.testing.assert_close(redraw.scatter, drawn.scatter, rtol=1e-5, atol=1e-5)
+
+
+def test_a_jackknife_of_a_statistic_linear_in_the_images_is_the_standard_error() -> None:
+    # From 1e6 away the distance is (1e6 + mean)^2 + ..., whose slope in the mean is 2e6.
+    real = FeatureSet.from_statistics(
+        detector="d", statistics=moments(torch.tensor([-1e6]), torch.tensor([[1.0]]))
+    )
+    values = normal(2000, 1)
+    row = Frechet("jackknife", level=0.6827)(real=real, fake=feature_set(values))
+    half = (row["fd_d_hi"] - row["fd_d_lo"]) / 2
+    # 20 blocks know a standard error to about 1 / sqrt(2 * 19) = 16 %.
+    assert half == pytest.approx(2e6 * float(values.std()) / 2000**0.5, rel=0.35)
+
+
+def test_student_quantile_against_the_table() -> None:
+    table = {0.95: 1.7291, 0.975: 2.0930, 0.995: 2.8609, 0.9995: 3.8834}
+    for probability, value in table.items():
+        assert student_quantile(probability, 19) == pytest.approx(value, abs=1e-3)
+        assert student_quantile(1 - probability, 19) == pytest.approx(-value, abs=1e-3)
+
+
+# Feature sets
+
+
+def test_feature_sets_refuse_what_does_not_fit() -> None:
+    values = normal(5, 3)
+    with pytest.raises(UsageError, match="float16"):
+        feature_set(values.half())
+    with pytest.raises(UsageError, match=r"\[N, D\]"):
+        feature_set(values[0])
+    with pytest.raises(UsageError, match="at least 1"):
+        feature_set(values[:0])
+    with pytest.raises(UsageError, match="labels"):
+        FeatureSet.from_values(detector="d", values=values, labels=torch.zeros(4).long())
+    with pytest.raises(UsageError, match="int64"):
+        FeatureSet.from_values(detector="d", values=values, labels=torch.zeros(5))
+    with pytest.raises(UsageError, match="name"):
+        feature_set(values, detector="")
+
+
+def test_statistics_given_with_values_are_kept() -> None:
+    larger = of(normal(1000, 3))
+    both = FeatureSet.from_values(detector="d", values=normal(5, 3), statistics=larger)
+    assert both.statistics is larger and both.count == 5
+    alone = feature_set(normal(5, 3))
+    assert alone.statistics is alone.statistics

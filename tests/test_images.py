@@ -1,0 +1,919 @@
+import io
+import json
+import os
+import struct
+import threading
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from guidex.assets import codec, sources
+from guidex.assets import images as images_module
+from guidex.assets.codec import decode, write_png
+from guidex.assets.digits import digits
+from guidex.assets.image_set import array_images
+from guidex.assets.images import open_images
+from guidex.assets.pixels import to_float, to_uint8
+from guidex.errors import GuidexError, UsageError
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def random_pixels(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def encoded(pixels, kind="PNG", **options):
+    """An image file of [H,W] or [H,W,C] pixels, or of a PIL image."""
+    file = io.BytesIO()
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(file, format=kind, **options)
+    return file.getvalue()
+
+
+def put(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def folder_of(root, names, shape=(5, 4, 3)):
+    """PNGs of random pixels below a folder; returns the pixels [C,H,W] by name."""
+    content = {}
+    for seed, name in enumerate(names):
+        pixels = random_pixels(*shape, seed=seed)
+        put(root / name, encoded(pixels))
+        content[name] = pixels.transpose(2, 0, 1)
+    return content
+
+
+def zip_of(path, entries, compression=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in entries:
+            archive.writestr(name, data)
+    return path
+
+
+def chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png_claiming(width, height):
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    data = zlib.compress(b"\0" * 100)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+# Folders
+
+
+def test_a_folder_comes_back_sorted_and_as_written(tmp_path):
+    content = folder_of(tmp_path, ["b/2.png", "a/1.png", "b/10.png", "a/deep/er/3.PNG"])
+    images = open_images(tmp_path)
+    assert images.names == ["a/1.png", "a/deep/er/3.PNG", "b/10.png", "b/2.png"]
+    assert images.shape == (3, 5, 4)
+    assert images.labels.tolist() == [0, 0, 1, 1]
+    assert images.labels.dtype == np.int64
+    assert images.class_names == ["a", "b"]
+    assert images.kinds == {"png"}
+    assert images.skipped == []
+    expected = np.stack([content[name] for name in images.names])
+    np.testing.assert_array_equal(images.read(range(4)), expected)
+    np.testing.assert_array_equal(images.read(np.array([3, 0, 3])), expected[[3, 0, 3]])
+    with pytest.raises(IndexError, match="image 4 of a set of 4"):
+        images.read([4])
+    with pytest.raises(IndexError):
+        images.read([-1])
+
+
+def test_all_formats_are_read_in_any_case(tmp_path):
+    pixels = np.full((8, 8, 3), 128, dtype=np.uint8)
+    for name, kind in [
+        ("a.JPEG", "JPEG"),
+        ("b.jpg", "JPEG"),
+        ("c.Png", "PNG"),
+        ("d.webp", "WEBP"),
+        ("e.BMP", "BMP"),
+    ]:
+        put(tmp_path / name, encoded(pixels, kind))
+    put(tmp_path / "notes.txt", b"no image")
+    put(tmp_path / ".hidden.png", b"no image")
+    put(tmp_path / ".cache" / "f.png", b"no image")
+    images = open_images(tmp_path)
+    assert images.names == ["a.JPEG", "b.jpg", "c.Png", "d.webp", "e.BMP"]
+    assert images.kinds == {"jpeg", "png", "webp", "bmp"}
+    assert np.abs(images.read(range(5)).astype(int) - 128).max() <= 2
+
+
+def test_the_content_decides_the_kind_and_not_the_name(tmp_path):
+    put(tmp_path / "a.jpg", encoded(random_pixels(4, 4, 3)))
+    assert open_images(tmp_path).kinds == {"png"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(["1.png", "2.png"], id="flat"),
+        pytest.param(["images/1.png", "images/2.png"], id="one folder"),
+        pytest.param(["1.png", "a/2.png", "b/3.png"], id="one image outside"),
+    ],
+)
+def test_without_two_classes_there_are_no_labels(tmp_path, names):
+    folder_of(tmp_path, names)
+    images = open_images(tmp_path)
+    assert images.labels is None
+    assert images.class_names is None
+
+
+def test_empty_folders_are_no_classes(tmp_path):
+    folder_of(tmp_path, ["b/1.png", "c/2.png"])
+    (tmp_path / "a" / "nested").mkdir(parents=True)
+    images = open_images(tmp_path)
+    assert images.class_names == ["b", "c"]
+    assert images.labels.tolist() == [0, 1]
+
+
+def test_links_are_followed_and_loops_end(tmp_path):
+    content = folder_of(tmp_path / "elsewhere", ["x.png"])
+    root = tmp_path / "set"
+    folder_of(root, ["b/1.png"])
+    (root / "a").symlink_to(root / "b")
+    (root / "b" / "up").symlink_to(root)
+    (root / "c").symlink_to(tmp_path / "elsewhere")
+    images = open_images(root)
+    # "a" is another name of the real folder "b", "b/up" of the root.
+    assert images.names == ["b/1.png", "c/x.png"]
+    np.testing.assert_array_equal(images.read([1])[0], content["x.png"])
+
+
+def test_what_is_no_file_is_told_and_not_opened(tmp_path):
+    folder_of(tmp_path, ["good.png"])
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "broken.png").symlink_to(tmp_path / "absent")
+    (tmp_path / "self.png").symlink_to(tmp_path / "self.png")
+    images = open_images(tmp_path, bad="skip")
+    assert images.names == ["good.png"]
+    assert dict(images.skipped) == {
+        "broken.png": "No such file or directory",
+        "pipe.png": "not a regular file",
+        "self.png": "Too many levels of symbolic links",
+    }
+
+
+@pytest.mark.parametrize("bad", ["error", "skip"])
+def test_a_folder_that_may_not_be_entered_is_told(tmp_path, monkeypatch, bad):
+    folder_of(tmp_path, ["a/1.png", "b/2.png"])
+    scandir = os.scandir
+
+    def guarded(path):
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    # By patch, since no folder is closed to the administrator who may run the tests.
+    monkeypatch.setattr(os, "scandir", guarded)
+    if bad == "error":
+        with pytest.raises(GuidexError, match="\n  b: Permission denied"):
+            open_images(tmp_path)
+    else:
+        images = open_images(tmp_path, bad="skip")
+        assert images.names == ["a/1.png"]
+        assert images.skipped == [("b", "Permission denied")]
+
+
+def test_a_folder_without_images_is_told_with_what_is_there(tmp_path):
+    put(tmp_path / "a" / "x.npy", b"")
+    put(tmp_path / "b" / "README", b"")
+    with pytest.raises(UsageError, match=r"holds no images.*only files with \.npy, no suffix"):
+        open_images(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"sub-folders too\.$"):
+        open_images(tmp_path / "empty")
+
+
+def test_a_missing_path_brings_the_nearest_name(tmp_path):
+    (tmp_path / "imagenet512").mkdir()
+    with pytest.raises(UsageError, match=r"no .*imagnet512\. Did you mean imagenet512\?"):
+        open_images(tmp_path / "imagnet512")
+    with pytest.raises(UsageError, match=r"for there is no .*imagnet512\. Did you mean"):
+        open_images(tmp_path / "imagnet512" / "val" / "x")
+    with pytest.raises(UsageError, match="nothing of a similar name"):
+        open_images(tmp_path / "zzz")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(UsageError, match="link is a link to .*gone, which does not exist"):
+        open_images(tmp_path / "link")
+
+
+def test_a_single_image_is_no_set(tmp_path):
+    path = put(tmp_path / "a.png", encoded(random_pixels(4, 4, 3)))
+    with pytest.raises(UsageError, match="give the folder"):
+        open_images(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"bad": "ignore"}, "'error' and 'skip'"),
+        ({"resize": 0}, "resize is 0"),
+        ({"resize": 10**6}, "resize is 1000000"),
+        ({"channels": 4}, "channels is 4"),
+    ],
+)
+def test_options_out_of_range_are_usage_errors(tmp_path, options, match):
+    with pytest.raises(UsageError, match=match):
+        open_images(tmp_path, **options)
+
+
+# Damaged and dangerous image files
+
+
+def damaged_folder(root):
+    whole = encoded(random_pixels(32, 32, 3))
+    put(root / "a" / "good.png", whole)
+    put(root / "a" / "half.png", whole[: len(whole) // 2])
+    put(root / "b" / "good.png", whole)
+    put(root / "b" / "half.jpg", encoded(random_pixels(32, 32, 3), "JPEG")[:900])
+    put(root / "b" / "nothing.png", b"")
+    put(root / "b" / "text.png", b"this is not an image")
+    put(root / "c" / "huge.png", png_claiming(8193, 8192))
+    put(root / "c" / "huger.png", png_claiming(10**5, 10**5))
+    return root
+
+
+BAD = ["a/half.png", "b/half.jpg", "b/nothing.png", "b/text.png", "c/huge.png", "c/huger.png"]
+
+
+def test_every_unreadable_image_is_listed_at_once(tmp_path):
+    with pytest.raises(GuidexError, match="6 of 8 images") as caught:
+        open_images(damaged_folder(tmp_path))
+    text = str(caught.value)
+    for name in BAD:
+        assert f"\n  {name}: " in text
+    assert "b/nothing.png: the file is empty" in text
+    assert "b/text.png: not a PNG, JPEG, WebP or BMP file" in text
+    assert "c/huge.png: 8193x8192 pixels are more than" in text
+    assert "c/huger.png: " in text and "decompression bomb" in text
+    assert "bad=skip" in text
+
+
+def test_unreadable_images_can_be_skipped_without_moving_classes(tmp_path):
+    put(tmp_path / "d" / "good.png", encoded(random_pixels(32, 32, 3)))
+    images = open_images(damaged_folder(tmp_path), bad="skip")
+    assert images.names == ["a/good.png", "b/good.png", "d/good.png"]
+    assert [name for name, _ in images.skipped] == BAD
+    assert images.class_names == ["a", "b", "c", "d"]
+    assert images.labels.tolist() == [0, 1, 3]
+
+
+def test_ten_unreadable_images_are_listed_and_the_rest_counted(tmp_path):
+    for index in range(13):
+        put(tmp_path / f"{index:02d}.png", b"x")
+    for bad in ("error", "skip"):
+        with pytest.raises(GuidexError, match="13 of 13 images") as caught:
+            open_images(tmp_path, bad=bad)
+        assert "09.png" in str(caught.value)
+        assert "10.png" not in str(caught.value)
+        assert "and 3 more" in str(caught.value)
+
+
+def test_names_are_printed_without_their_control_characters(tmp_path):
+    put(tmp_path / "a\x1b[2J\n.png", b"x")
+    put(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")), b"x")
+    with pytest.raises(GuidexError) as caught:
+        open_images(tmp_path)
+    text = str(caught.value)
+    assert "a\\x1b[2J\\n.png" in text
+    assert text.replace("\n", "").isprintable()
+
+
+def test_an_image_file_of_excessive_size_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_BYTES", 1000)
+    put(tmp_path / "a.png", encoded(random_pixels(32, 32, 3)))
+    with pytest.raises(GuidexError, match="larger than the"):
+        open_images(tmp_path)
+
+
+def test_damaged_metadata_neither_harms_nor_warns(tmp_path):
+    # An EXIF block whose directory lies beyond its end, without a JFIF density: Pillow looks there
+    # for the density and warns. Some files of ImageNet are like that.
+    plain = encoded(random_pixels(8, 8, 3), "JPEG")
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x1a\x01\x05\0\x01\0\0\0\xff\xff\0\0"
+    block = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+    (jfif_size,) = struct.unpack(">H", plain[4:6])
+    jpeg = plain[:2] + block + plain[4 + jfif_size :]
+    png = encoded(random_pixels(8, 8, 3))
+    apng = png[:33] + chunk(b"acTL", struct.pack(">II", 0, 0)) + png[33:]
+    for data in (jpeg, apng):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            Image.open(io.BytesIO(data)).load()
+        assert len(caught) > 0, "Pillow no longer warns of this; the test needs another file"
+    put(tmp_path / "a.jpg", jpeg)
+    put(tmp_path / "b.png", apng)
+    images = open_images(tmp_path)
+    assert len(list(images.batches(1))) == 2
+
+
+def test_a_file_that_changes_later_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(images_module, "MEMORY_BUDGET", 0)
+    folder_of(tmp_path, ["a.png", "b.png"])
+    images = open_images(tmp_path)
+    put(tmp_path / "b.png", encoded(random_pixels(5, 4, 3, seed=9)))
+    images.read([0])
+    with pytest.raises(GuidexError, match="b.png has changed.*pixels are others"):
+        images.read([1])
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(GuidexError, match="b.png has changed.*No such file"):
+        list(images.batches(2))
+
+
+# Sizes
+
+
+def test_several_sizes_are_counted_with_examples(tmp_path):
+    folder_of(tmp_path, ["a.png", "b.png", "d.png"])
+    put(tmp_path / "c.png", encoded(random_pixels(7, 6, 3)))
+    with pytest.raises(GuidexError) as caught:
+        open_images(tmp_path)
+    text = str(caught.value)
+    assert "2 sizes (width x height)" in text
+    assert "4x5: 3 images, such as a.png" in text
+    assert "6x7: 1 images, such as c.png" in text
+    assert "resize=N" in text
+
+
+def test_resize_is_pillows_bicubic_of_the_whole_image(tmp_path):
+    pixels = random_pixels(30, 20, 3)
+    put(tmp_path / "a.png", encoded(pixels))
+    put(tmp_path / "b.png", encoded(random_pixels(8, 8, 3)))
+    images = open_images(tmp_path, resize=8)
+    assert images.shape == (3, 8, 8)
+    expected = Image.fromarray(pixels).resize((8, 8), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(images.read([0])[0], np.asarray(expected).transpose(2, 0, 1))
+    np.testing.assert_array_equal(
+        images.read([1])[0], random_pixels(8, 8, 3).transpose(2, 0, 1), "the right size is kept"
+    )
+
+
+def test_one_image_of_one_pixel_is_a_set(tmp_path):
+    put(tmp_path / "a.png", encoded(np.array([[[1, 2, 3]]], dtype=np.uint8)))
+    images = open_images(tmp_path)
+    assert images.shape == (3, 1, 1)
+    assert images.read([0]).tolist() == [[[[1]], [[2]], [[3]]]]
+    assert open_images(tmp_path, resize=4).shape == (3, 4, 4)
+
+
+def test_the_pixel_limit_itself_is_allowed(monkeypatch):
+    monkeypatch.setattr(codec, "MAX_PIXELS", 20)
+    pixels, kind = decode(encoded(random_pixels(4, 5)), channels="auto", resize=None)
+    assert (pixels.shape, kind) == ((1, 4, 5), "png")
+    with pytest.raises(ValueError, match="7x3 pixels are more than the 20 allowed"):
+        decode(encoded(random_pixels(3, 7)), channels="auto", resize=None)
+
+
+# Colours
+
+
+def only(tmp_path, data, name="a.png", **options):
+    """The pixels [C,H,W] of a set of one image."""
+    put(tmp_path / name, data)
+    return open_images(tmp_path, **options).read([0])[0]
+
+
+def test_16_bit_grey_is_rounded_to_8(tmp_path):
+    values = np.array([[0, 128, 129, 257], [32767, 32768, 65406, 65535]], dtype=np.uint16)
+    pixels = only(tmp_path, encoded(values))
+    assert pixels.tolist() == [[[0, 0, 1, 1], [127, 128, 254, 255]]]
+
+
+def test_one_bit_is_black_and_white(tmp_path):
+    image = Image.fromarray(np.array([[0, 255]], dtype=np.uint8)).convert("1")
+    assert only(tmp_path, encoded(image)).tolist() == [[[0, 255]]]
+
+
+@pytest.mark.parametrize("transparency", [b"\x00\x80", 0], ids=["by bytes", "by index"])
+def test_palettes_are_expanded_and_their_transparency_dropped(tmp_path, transparency):
+    image = Image.fromarray(np.array([[0, 1]], dtype=np.uint8)).convert("P")
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    pixels = only(tmp_path, encoded(image, transparency=transparency))
+    assert pixels.tolist() == [[[10, 40]], [[20, 50]], [[30, 60]]]
+
+
+def test_alpha_is_dropped_and_not_composited(tmp_path):
+    rgba = random_pixels(4, 4, 4)
+    np.testing.assert_array_equal(
+        only(tmp_path, encoded(rgba)), rgba[..., :3].transpose(2, 0, 1), "RGBA"
+    )
+    grey = random_pixels(4, 4, 2)
+    image = Image.merge("LA", [Image.fromarray(grey[..., index]) for index in range(2)])
+    np.testing.assert_array_equal(only(tmp_path, encoded(image)), grey[None, ..., 0], "LA")
+
+
+def test_cmyk_jpegs_become_rgb(tmp_path):
+    red = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    pixels = only(tmp_path, encoded(red, "JPEG", quality=95), "a.jpg")
+    assert pixels.shape == (3, 8, 8)
+    assert np.abs(pixels.astype(int) - np.array([255, 0, 0])[:, None, None]).max() <= 3
+
+
+def test_exif_orientation_is_ignored(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(random_pixels(4, 8, 3), "JPEG", exif=exif)
+    assert only(tmp_path, data, "a.jpg").shape == (3, 4, 8)
+
+
+def test_channels_follow_the_images_or_the_wish(tmp_path):
+    grey, colour = random_pixels(4, 4), random_pixels(4, 4, 3)
+    put(tmp_path / "a.png", encoded(grey))
+    assert open_images(tmp_path).shape == (1, 4, 4)
+    np.testing.assert_array_equal(open_images(tmp_path, channels=3).read([0])[0], [grey] * 3)
+    put(tmp_path / "b.png", encoded(colour))
+    both = open_images(tmp_path)
+    assert both.shape == (3, 4, 4)
+    np.testing.assert_array_equal(both.read([0])[0], [grey] * 3)
+    luma = np.asarray(Image.fromarray(colour).convert("L"))
+    one = open_images(tmp_path, channels=1)
+    assert one.shape == (1, 4, 4)
+    np.testing.assert_array_equal(one.read([0, 1])[:, 0], [grey, luma])
+
+
+# Labels
+
+
+def labels_csv(rows):
+    return ("seed,label,file\n" + "".join(f"{row}\n" for row in rows)).encode()
+
+
+SAMPLED = ["images/000000/000000.png", "images/000000/000001.png", "images/001000/001000.png"]
+TRIPLES = zip([0, 1, 1000], [7, 0, 7], SAMPLED, strict=True)
+ROWS = [f"{seed},{label},{name}" for seed, label, name in TRIPLES]
+
+
+@pytest.mark.parametrize("below", ["", "images"])
+def test_what_guidex_has_sampled_is_labelled_by_its_table(tmp_path, below):
+    folder_of(tmp_path, SAMPLED)
+    put(tmp_path / "labels.csv", labels_csv([*ROWS, "1001,3,images/001000/001001.png"]))
+    put(tmp_path / "grid.png", encoded(random_pixels(20, 20, 3)))
+    images = open_images(tmp_path / below)
+    assert images.names == ["000000/000000.png", "000000/000001.png", "001000/001000.png"]
+    assert images.labels.tolist() == [7, 0, 7]
+    assert images.class_names is None
+
+
+def test_a_table_may_lie_beside_the_images_or_in_the_zip(tmp_path):
+    folder_of(tmp_path / "set", ["a/1.png", "b/2.png"])
+    table = labels_csv(["0,5,b\\2.png", "1,6,a/1.png"])
+    put(tmp_path / "set" / "labels.csv", table)
+    entries = [(name, (tmp_path / "set" / name).read_bytes()) for name in ("a/1.png", "b/2.png")]
+    zip_of(tmp_path / "set.zip", [*entries, ("labels.csv", table)])
+    for name in ("set", "set.zip"):
+        assert open_images(tmp_path / name).labels.tolist() == [6, 5]
+
+
+def test_folders_of_seeds_are_no_classes_even_without_the_table(tmp_path):
+    folder_of(tmp_path, ["000000/000000.png", "000000/000999.png", "001000/001000.png"])
+    assert open_images(tmp_path).labels is None
+    folder_of(tmp_path, ["001000/000001.png"])
+    assert open_images(tmp_path).labels.tolist() == [0, 0, 1, 1]
+
+
+def test_a_table_without_labels_means_none(tmp_path):
+    folder_of(tmp_path, SAMPLED)
+    put(tmp_path / "labels.csv", labels_csv(f"{seed},,{name}" for seed, name in enumerate(SAMPLED)))
+    assert open_images(tmp_path / "images").labels is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        (ROWS[:2], "no label for 1 of 3 images, the first of them images/001000/001000.png"),
+        ([*ROWS[:2], "1000,,images/001000/001000.png"], "no label for 1 of 3"),
+        ([*ROWS[:2], "1000,-1,images/001000/001000.png"], "line 4.*'-1', which is not a class"),
+        ([*ROWS[:2], "1000,cat,images/001000/001000.png"], "'cat', which is not a class"),
+        ([*ROWS[:2], "1000"], "line 4.*None"),
+        ([*ROWS, f"1,5,{SAMPLED[0]}"], "line 5.*two different labels"),
+        ([*ROWS, '"'], "cannot be read as CSV"),
+    ],
+)
+def test_a_damaged_table_is_an_error(tmp_path, rows, match):
+    folder_of(tmp_path, SAMPLED)
+    put(tmp_path / "labels.csv", labels_csv(rows))
+    with pytest.raises(GuidexError, match=match):
+        open_images(tmp_path)
+
+
+def test_tables_of_others_are_left_alone(tmp_path):
+    folder_of(tmp_path / "set", ["a/1.png", "b/2.png"])
+    put(tmp_path / "set" / "labels.csv", b"id,breed\n1,collie\n")
+    put(tmp_path / "labels.csv", labels_csv(["0,5,train/1.png"]))
+    assert open_images(tmp_path / "set").class_names == ["a", "b"]
+
+
+def dataset_zip(path, labels, names=("00000/img0.png", "00000/img1.png")):
+    entries = [(name, encoded(random_pixels(4, 4, 3, seed=i))) for i, name in enumerate(names)]
+    return zip_of(path, [*entries, ("dataset.json", json.dumps({"labels": labels}))])
+
+
+def test_labels_of_edm2_data_sets(tmp_path):
+    pairs = [["00000/img1.png", 4], ["00000/img0.png", 0], ["00000/absent.png", 2]]
+    images = open_images(dataset_zip(tmp_path / "a.zip", pairs))
+    assert images.names == ["00000/img0.png", "00000/img1.png"]
+    assert images.labels.tolist() == [0, 4]
+    names = ("00000/img0.png", "00001/img1.png")
+    unlabelled = open_images(dataset_zip(tmp_path / "b.zip", None, names))
+    assert unlabelled.labels is None, "null outweighs the sub-folders"
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        ([], "no label for 2 of 2"),
+        ([["00000/img0.png", 1]], "no label for 1 of 2"),
+        ([["00000/img0.png", [0.5, 0.5]]], "not a class"),
+        ([["00000/img0.png", True]], "not a class"),
+        ([["00000/img0.png", -1]], "not a class"),
+        ([["00000/img0.png"]], "not as expected"),
+        ({"00000/img0.png": 1}, "not as expected"),
+    ],
+)
+def test_damaged_labels_of_data_sets_are_errors(tmp_path, labels, match):
+    with pytest.raises(GuidexError, match=match):
+        open_images(dataset_zip(tmp_path / "a.zip", labels))
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "\xff"])
+def test_a_dataset_json_that_is_no_json_is_an_error(tmp_path, text):
+    folder_of(tmp_path, ["a.png"])
+    put(tmp_path / "dataset.json", text.encode("latin-1"))
+    with pytest.raises(GuidexError, match="cannot be read as JSON"):
+        open_images(tmp_path)
+
+
+# Zips
+
+
+def test_a_zip_is_the_folder_it_was_made_of(tmp_path):
+    folder_of(tmp_path / "set", ["a/1.png", "b/2.JPG"])
+    entries = [
+        (name, (tmp_path / "set" / name).read_bytes()) for name in ("b/2.JPG", "a/1.png")
+    ] + [("__MACOSX/a/1.png", b"no image"), ("a/.1.png", b"no image"), ("readme.txt", b"")]
+    images = open_images(zip_of(tmp_path / "set.ZIP", entries))
+    folder = open_images(tmp_path / "set")
+    assert images.names == folder.names
+    assert images.labels.tolist() == folder.labels.tolist()
+    assert images.fingerprint() == folder.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.png", "a/../../x.png", "/etc/x.png", "a\\..\\x.png", "C:/x.png", "../d/"]
+)
+def test_entries_that_would_escape_are_refused_by_name(tmp_path, name):
+    good = encoded(random_pixels(4, 4, 3))
+    path = zip_of(tmp_path / "set.zip", [("a.png", good), (name, b"" if name[-1] == "/" else good)])
+    with pytest.raises(GuidexError, match="refused for its entry") as caught:
+        open_images(path, bad="skip")
+    assert ascii(name) in str(caught.value)
+    assert os.listdir(tmp_path) == ["set.zip"]
+
+
+def test_an_entry_that_comes_twice_is_refused(tmp_path):
+    good = encoded(random_pixels(4, 4, 3))
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("a.png", good)
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("a.png", good)
+    with pytest.raises(GuidexError, match="'a.png': the name comes twice"):
+        open_images(tmp_path / "set.zip")
+
+
+def test_a_zip_bomb_is_refused_by_its_declared_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_BYTES", 2**20)
+    path = zip_of(tmp_path / "set.zip", [("a.png", bytes(2**20 + 1))])
+    assert path.stat().st_size < 5000
+    with pytest.raises(GuidexError, match=r"a\.png: larger than the 1 MiB allowed"):
+        open_images(path)
+
+
+def test_a_zip_bomb_that_lies_about_its_size_is_never_inflated(tmp_path, monkeypatch):
+    path = zip_of(tmp_path / "set.zip", [("a.png", bytes(2**26))])
+    data = bytearray(path.read_bytes())
+    # The uncompressed size, in the local header and in the central directory.
+    central = data.index(b"PK\x01\x02")
+    data[22:26] = data[central + 24 : central + 28] = struct.pack("<I", 1000)
+    path.write_bytes(data)
+    largest = 0
+    inflate = zlib.decompressobj
+
+    class Watched:
+        def __init__(self, *arguments):
+            self._inflate = inflate(*arguments)
+
+        def decompress(self, *arguments):
+            nonlocal largest
+            result = self._inflate.decompress(*arguments)
+            largest = max(largest, len(result))
+            return result
+
+        def __getattr__(self, name):
+            return getattr(self._inflate, name)
+
+    monkeypatch.setattr(zlib, "decompressobj", Watched)
+    with pytest.raises(GuidexError, match=r"a\.png: the zip entry is damaged: Bad CRC"):
+        open_images(path)
+    assert 0 < largest < 2**16
+
+
+def test_a_zip_bomb_of_overlapping_entries_is_refused(tmp_path):
+    names = [f"{index}.png" for index in range(9)]
+    path = zip_of(tmp_path / "set.zip", [(name, bytes(2**20)) for name in names])
+    data = path.read_bytes()
+    first, central = data.index(b"PK\x03\x04", 1), data.index(b"PK\x01\x02")
+    directory = bytearray(data[central:])
+    position = 0
+    for _ in names:
+        position = directory.index(b"PK\x01\x02", position)
+        directory[position + 42 : position + 46] = struct.pack("<I", 0)
+        position += 4
+    directory[-6:-2] = struct.pack("<I", first)
+    path.write_bytes(data[:first] + directory)
+    with pytest.raises(GuidexError, match="as in a zip bomb"):
+        open_images(path)
+
+
+def test_damaged_zips_are_told(tmp_path):
+    good = encoded(random_pixels(4, 4, 3))
+    path = zip_of(tmp_path / "a.zip", [("a.png", good)], zipfile.ZIP_STORED)
+    data = bytearray(path.read_bytes())
+    data[40] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(GuidexError, match="a.png: the zip entry is damaged: Bad CRC-32"):
+        open_images(path)
+    path.write_bytes(data[:-10])
+    with pytest.raises(GuidexError, match="cannot read .*a.zip as a zip"):
+        open_images(path)
+    path = zip_of(tmp_path / "b.zip", [("a.png", good)], zipfile.ZIP_LZMA)
+    with pytest.raises(GuidexError, match="not by deflate"):
+        open_images(path)
+    path = zip_of(tmp_path / "c.zip", [("a.npy", b"")])
+    with pytest.raises(UsageError, match="holds no images.*only files with .npy"):
+        open_images(path)
+
+
+# Arrays
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize(("first", "second"), [("arr_0", "arr_1"), ("images", "labels")])
+def test_npz_files_hold_images_and_labels(tmp_path, save, first, second):
+    pixels = random_pixels(6, 5, 4, 3)
+    labels = np.array([3, 0, 0, 9, 1, 2], dtype=np.int32)
+    mu = np.zeros(4)
+    with open(tmp_path / "a.npz", "wb") as file:
+        save(file, **{"mu": mu, first: pixels, second: labels})
+    images = open_images(tmp_path / "a.npz")
+    assert images.shape == (3, 5, 4)
+    assert images.names == [f"{index:06d}" for index in range(6)]
+    assert images.kinds == {"array"}
+    np.testing.assert_array_equal(images.read(range(6)), pixels.transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(images.labels, labels)
+    assert images.labels.dtype == np.int64
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_npy_files_are_mapped(tmp_path, order):
+    pixels = random_pixels(6, 5, 4, 1)
+    np.save(tmp_path / "a.npy", np.asarray(pixels, order=order))
+    images = open_images(tmp_path / "a.npy")
+    assert images.shape == (1, 5, 4)
+    assert images.labels is None
+    np.testing.assert_array_equal(images.read(range(6)), pixels.transpose(0, 3, 1, 2))
+    assert open_images(tmp_path / "a.npy", resize=2, channels=3).shape == (3, 2, 2)
+
+
+def test_what_is_read_is_the_callers_own(tmp_path):
+    np.save(tmp_path / "a.npy", random_pixels(2, 4, 4, 3))
+    images = open_images(tmp_path / "a.npy")
+    first = images.read([0])
+    torch.from_numpy(first).zero_()
+    assert images.read([0]).any()
+
+
+class Evil:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+@pytest.mark.parametrize(
+    ("array", "match"),
+    [
+        (np.array([Evil()], dtype=object), "pickles and are never loaded"),
+        (random_pixels(2, 4, 4, 3).astype(np.float32), r"float32 \(2, 4, 4, 3\).*Convert"),
+        (random_pixels(2, 3, 4, 4), r"looks like \[N,C,H,W\]"),
+        (random_pixels(2, 4, 4), "add the last axis"),
+        (random_pixels(2, 4, 4, 4), "C = 1 or 3"),
+        (random_pixels(4), "C = 1 or 3"),
+        (random_pixels(0, 4, 4, 3), "at least one"),
+        (random_pixels(2, 0, 4, 3), "at least 1x1"),
+    ],
+)
+def test_arrays_of_another_kind_are_refused(tmp_path, array, match):
+    np.save(tmp_path / "a.npy", array)
+    np.savez(tmp_path / "a.npz", array)
+    np.savez_compressed(tmp_path / "b.npz", array)
+    for name in ("a.npy", "a.npz", "b.npz"):
+        with pytest.raises(GuidexError, match=match):
+            open_images(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        (np.array([Evil(), Evil()], dtype=object), "labels are object"),
+        (np.array([0, 1, 2]), r"int64 \(3,\), yet labels of its 2 images"),
+        (np.array([0.0, 1.0]), "float64"),
+        (np.array([True, False]), "bool"),
+        (np.array([0, -1]), "the least is -1"),
+    ],
+)
+def test_labels_of_another_kind_are_refused(tmp_path, labels, match):
+    np.savez(tmp_path / "a.npz", images=random_pixels(2, 4, 4, 3), labels=labels)
+    with pytest.raises(GuidexError, match=match):
+        open_images(tmp_path / "a.npz")
+
+
+def test_statistics_are_no_images(tmp_path):
+    np.savez(tmp_path / "a.npz", mu=np.zeros(4), sigma=np.eye(4))
+    with pytest.raises(GuidexError, match=r"'images' and 'arr_0', and the file has \['mu', 's"):
+        open_images(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "b.npz"])
+def test_damaged_arrays_are_told(tmp_path, name):
+    pixels = random_pixels(50, 4, 4, 3)
+    np.save(tmp_path / "a.npy", pixels)
+    np.savez(tmp_path / "a.npz", pixels)
+    np.savez_compressed(tmp_path / "b.npz", pixels)
+    whole = (tmp_path / name).read_bytes()
+    for part in (whole[:-50], whole[:20], b"", b"text" + whole):
+        (tmp_path / name).write_bytes(part)
+        # zipfile can do with text before a zip.
+        if name.endswith(".npz") and part.startswith(b"text"):
+            np.testing.assert_array_equal(
+                open_images(tmp_path / name).read(range(50)), pixels.transpose(0, 3, 1, 2)
+            )
+            continue
+        with pytest.raises(GuidexError, match=rf"{name}"):
+            open_images(tmp_path / name)
+
+
+def test_an_array_larger_than_its_file_is_refused_before_it_is_made(tmp_path):
+    header = np.lib.format.header_data_from_array_1_0(random_pixels(1, 4, 4, 3))
+    header["shape"] = (10**9, 512, 512, 3)
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, header)
+    file.write(bytes(100))
+    put(tmp_path / "a.npy", file.getvalue())
+    zip_of(tmp_path / "a.npz", [("arr_0.npy", file.getvalue())])
+    for name in ("a.npy", "a.npz"):
+        with pytest.raises(GuidexError, match="is announced, and 100 bytes are there"):
+            open_images(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (random_pixels(2, 4, 4, 3).astype(float), None),
+        (random_pixels(2, 4, 4, 2), None),
+        (random_pixels(0, 4, 4, 3), None),
+        (random_pixels(2, 4, 4, 3), np.zeros(3, dtype=np.int64)),
+    ],
+)
+def test_array_images_checks_what_it_gets(images, labels):
+    with pytest.raises(ValueError):
+        array_images(images, labels=labels)
+
+
+# Reading
+
+
+@pytest.mark.parametrize("budget", [0, 2**30], ids=["decoded again", "kept"])
+def test_batches_are_the_same_for_any_size_and_number_of_workers(tmp_path, monkeypatch, budget):
+    monkeypatch.setattr(images_module, "MEMORY_BUDGET", budget)
+    names = [f"{index:02d}.png" for index in range(11)]
+    content = folder_of(tmp_path, names)
+    images = open_images(tmp_path)
+    expected = np.stack([content[name] for name in names])
+    for batch_size, workers in [(1, 1), (4, 3), (11, 2), (100, 5), (3, None)]:
+        batches = list(images.batches(batch_size, workers))
+        assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+        np.testing.assert_array_equal(np.concatenate(batches), expected)
+        assert batches[0].flags.writeable
+
+
+def test_batches_can_be_left_early_and_run_only_a_little_ahead(tmp_path):
+    images = array_images(random_pixels(200, 2, 2, 3))
+    loaded = []
+    load = images.load
+    images.load = lambda index: (loaded.append(index), load(index))[1]
+    threads = threading.active_count()
+    iterator = images.batches(4, workers=2)
+    next(iterator)
+    assert threading.active_count() > threads
+    iterator.close()
+    assert threading.active_count() == threads
+    assert 4 <= len(loaded) <= 4 + 4 + 2
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(0, 1), (1, 0)])
+def test_batches_of_nothing_are_refused_at_once(batch_size, workers):
+    with pytest.raises(UsageError, match="at least 1"):
+        array_images(random_pixels(2, 2, 2, 3)).batches(batch_size, workers)
+
+
+def test_the_fingerprint_is_of_content_alone(tmp_path):
+    pixels = random_pixels(3, 5, 4, 3)
+    labels = np.array([0, 1, 1])
+    for folder in ("a", "b"):
+        for index, name in enumerate(["x/0.png", "y/1.png", "y/2.png"]):
+            compression = {"a": 0, "b": 9}[folder]
+            data = encoded(pixels[index], compress_level=compression)
+            os.utime(put(tmp_path / folder / name, data), (1, 1) if folder == "a" else None)
+    np.savez(tmp_path / "c.npz", pixels, labels)
+    prints = {open_images(tmp_path / name).fingerprint() for name in ("a", "b", "c.npz")}
+    assert len(prints) == 1
+    other = pixels.copy()
+    other[2, 4, 3, 2] ^= 1
+    for changed in (
+        array_images(pixels),
+        array_images(other, labels=labels),
+        array_images(pixels, labels=labels[::-1]),
+        array_images(pixels[[1, 0, 2]], labels=labels),
+        array_images(pixels[:2], labels=labels[:2]),
+        array_images(pixels.reshape(3, 4, 5, 3), labels=labels),
+        array_images(pixels, labels=labels, resize=4),
+    ):
+        prints.add(changed.fingerprint())
+    assert len(prints) == 8
+
+
+# Pixels and files
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_round_trip(tmp_path, channels):
+    pixels = random_pixels(2, channels, 5, 4)
+    for index, name in enumerate(["0.png", "1.png"]):
+        write_png(tmp_path / name, pixels[index])
+    assert sorted(os.listdir(tmp_path)) == ["0.png", "1.png"]
+    np.testing.assert_array_equal(open_images(tmp_path).read([0, 1]), pixels)
+
+
+def test_write_png_takes_pixels_only(tmp_path):
+    for pixels in (np.zeros((3, 4, 4)), random_pixels(4, 4, 3), random_pixels(4, 4)):
+        with pytest.raises(ValueError, match="uint8"):
+            write_png(tmp_path / "a.png", pixels)
+    assert os.listdir(tmp_path) == []
+
+
+def test_pixels_are_those_of_edm2():
+    path = GOLDEN / "encoders.npz"
+    if not path.exists():
+        pytest.skip("tests/golden/encoders.npz is absent")
+    with np.load(path) as golden:
+        x, expected = golden["rgb_in"], golden["rgb_out"]
+    np.testing.assert_array_equal(to_uint8(torch.from_numpy(x)).numpy(), expected)
+
+
+def test_every_pixel_value_survives_the_way_to_a_model_and_back():
+    values = torch.arange(256, dtype=torch.uint8)
+    x = to_float(values)
+    assert x.min() == -1 and x.max() == 1
+    assert torch.equal(to_uint8(x), values)
+
+
+# Digits
+
+
+def test_digits_are_scikit_learns():
+    images = digits()
+    assert len(images) == 1797
+    assert images.shape == (1, 8, 8)
+    assert np.bincount(images.labels).tolist() == [
+        178, 182, 177, 183, 181, 182, 181, 179, 174, 180,
+    ]  # fmt: skip
+    assert images.class_names == list("0123456789")
+    pixels = images.read(range(1797))
+    values = np.unique(pixels)
+    assert len(values) == 17
+    assert [values[0], values[8], values[16]] == [0, 128, 255]
+    assert pixels[0, 0, 0].tolist() == [0, 0, 80, 207, 143, 16, 0, 0]

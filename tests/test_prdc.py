@@ -1,0 +1,209 @@
+"""Precision, recall, density, coverage against golden numbers and plain definitions."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from guidex.errors import UsageError
+from guidex.evaluation.features import FeatureSet, check_reference
+from guidex.evaluation.prdc import PRDC, nearest_neighbours, prdc
+from guidex.evaluation.statistics import GaussianStatistics
+
+GOLDEN = Path(__file__).parent / "golden" / "prdc.npz"
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def feature_set(values: Tensor) -> FeatureSet:
+    return FeatureSet.from_values(detector="d", values=values)
+
+
+def by_definition(real: Tensor, fake: Tensor, k: int, rule: str) -> dict[str, float]:
+    """The definitions on tables of all distances, without cancellation; exact for integers."""
+
+    def squared(a: Tensor, b: Tensor) -> Tensor:
+        return (a.double()[:, None] - b.double()[None]).square().sum(2)
+
+    def radii(a: Tensor) -> Tensor:
+        return squared(a, a).sort(dim=1).values[:, k]
+
+    compare = torch.lt if rule == "<" else torch.le
+    in_real = compare(squared(real, fake), radii(real)[:, None])
+    in_fake = compare(squared(real, fake), radii(fake)[None])
+    return {
+        "precision": in_real.any(0).double().mean().item(),
+        "recall": in_fake.any(1).double().mean().item(),
+        "density": in_real.double().sum(0).mean().item() / k,
+        "coverage": in_real.any(1).double().mean().item(),
+    }
+
+
+@pytest.mark.parametrize("tile", [37, 1024])
+@pytest.mark.parametrize("k", [3, 5])
+def test_the_reference_numbers(k: int, tile: int) -> None:
+    if not GOLDEN.exists():
+        pytest.skip(f"no golden file {GOLDEN}")
+    golden = np.load(GOLDEN, allow_pickle=False)
+    real, fake = (torch.from_numpy(golden[name]) for name in ("real", "fake"))
+    for name, value in prdc(real=real, fake=fake, k=k, tile=tile).items():
+        assert value == pytest.approx(float(golden[f"k{k}_{name}"]), abs=1e-6)
+
+
+def test_counted_by_hand() -> None:
+    # With k = 1 the real balls are (-1, 1), (0, 2), (1, 3), (2, 14) and the fake ones (-1, 2),
+    # (0.5, 3.5), (-100.5, 0.5). 0.5 lies in the first two real balls, 2 in the third and on the
+    # edge of the second and fourth, -50 in none; 8 lies in no fake ball.
+    real = torch.tensor([[0.0], [1], [2], [8]])
+    fake = torch.tensor([[0.5], [2], [-50]])
+    strict = prdc(real=real, fake=fake, k=1, rule="<")
+    assert strict == {"precision": 2 / 3, "recall": 3 / 4, "density": 1.0, "coverage": 3 / 4}
+    closed = prdc(real=real, fake=fake, k=1, rule="<=")
+    assert closed == {"precision": 2 / 3, "recall": 3 / 4, "density": 5 / 3, "coverage": 1.0}
+
+
+def test_a_collapsed_generator_is_precise_and_recalls_nothing() -> None:
+    real = normal(400, 8)
+    collapsed = 0.01 * normal(300, 8, seed=1)
+    result = prdc(real=real, fake=collapsed, k=3)
+    assert result["precision"] > 0.95 and result["recall"] < 0.05
+    assert result["coverage"] < 0.9
+    swapped = prdc(real=collapsed, fake=real, k=3)
+    assert swapped["precision"] < 0.05 and swapped["recall"] > 0.95
+
+
+def test_a_lost_mode_costs_recall_and_coverage_but_no_precision() -> None:
+    modes = torch.tensor([[0.0, 0], [100, 0]]).double()
+    real = modes.repeat_interleave(200, 0) + normal(400, 2)
+    fake = modes[0] + normal(400, 2, seed=1)
+    result = prdc(real=real, fake=fake, k=5)
+    assert result["precision"] > 0.9
+    assert result["recall"] == pytest.approx(0.5, abs=0.05)
+    assert result["coverage"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_exchanging_the_sets_exchanges_precision_and_recall() -> None:
+    a, b = normal(80, 3), 0.6 * normal(70, 3, seed=1)
+    one, other = prdc(real=a, fake=b, k=3), prdc(real=b, fake=a, k=3)
+    assert one["precision"] == other["recall"] and one["recall"] == other["precision"]
+    assert one["precision"] > one["recall"] + 0.1
+
+
+@pytest.mark.parametrize("tile", [7, 1024])
+@pytest.mark.parametrize("rule", ["<", "<="])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_ties_and_duplicates_follow_the_rule(rule: str, offset: float, tile: int) -> None:
+    # Points of a small grid: nearly every distance occurs as a radius, and many points twice. A
+    # centre that is no grid point makes every product round.
+    generator = torch.Generator().manual_seed(3)
+    real = torch.randint(4, (60, 3), generator=generator).float() + offset
+    fake = torch.randint(4, (45, 3), generator=generator).float() + offset
+    assert len(real.unique(dim=0)) < 50
+    for k in (1, 4):
+        expected = by_definition(real, fake, k, rule)
+        assert prdc(real=real, fake=fake, k=k, rule=rule, tile=tile) == pytest.approx(expected)
+    assert by_definition(real, fake, 1, "<") != by_definition(real, fake, 1, "<=")
+
+
+def test_near_duplicates_far_from_the_origin_keep_their_digits() -> None:
+    # Clusters of 2^-10 at 2^13 from each other: float32 products would see distance zero.
+    centres = 8192 * torch.randint(2, (8, 16), generator=torch.Generator().manual_seed(0))
+    real = (centres.repeat(10, 1) + 2.0**-10 * normal(80, 16).round()).float()
+    fake = (centres.repeat(9, 1) + 2.0**-10 * normal(72, 16, seed=1).round()).float()
+    expected = by_definition(real, fake, 3, "<")
+    assert 0.1 < expected["recall"] < 0.9
+    assert prdc(real=real, fake=fake, k=3, tile=32) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("rule", "density"), [("<", 1.0), ("<=", 4 / 3)])
+def test_a_set_against_itself(rule: str, density: float) -> None:
+    # The strict ball of each image holds itself and its k - 1 nearer neighbours.
+    values = normal(150, 7).float()
+    result = prdc(real=values, fake=values.clone(), k=3, rule=rule, tile=64)
+    assert result == pytest.approx(
+        {"precision": 1.0, "recall": 1.0, "density": density, "coverage": 1.0}
+    )
+
+
+@pytest.mark.parametrize(("rule", "precision", "density"), [("<", 0.0, 0.0), ("<=", 1.0, 2.0)])
+def test_balls_of_images_that_occur_twice_have_radius_zero(
+    rule: str, precision: float, density: float
+) -> None:
+    twice = normal(30, 50).repeat(2, 1)
+    result = prdc(real=twice, fake=twice.clone(), k=1, rule=rule, tile=16)
+    assert result["precision"] == precision and result["density"] == density
+
+
+@pytest.mark.parametrize(("rule", "precision"), [("<", 0.0), ("<=", 1.0)])
+def test_distances_that_differ_by_rounding_are_equal(rule: str, precision: float) -> None:
+    # All fakes are as far from the first real as the second one is, summed in another order.
+    far = normal(64)
+    real = torch.stack([torch.zeros(64).double(), far])
+    fake = torch.stack([far.roll(turns) for turns in range(1, 64)])
+    assert len(set(fake.square().sum(1).tolist())) > 1
+    assert prdc(real=real, fake=fake, k=1, rule=rule)["precision"] == precision
+
+
+def test_sets_of_one_repeated_image() -> None:
+    same = torch.full((200, 5), 0.1)
+    strict = prdc(real=same, fake=same, k=3, rule="<")
+    assert strict == {"precision": 0.0, "recall": 0.0, "density": 0.0, "coverage": 0.0}
+    closed = prdc(real=same, fake=same, k=3, rule="<=")
+    assert closed == {"precision": 1.0, "recall": 1.0, "density": 200 / 3, "coverage": 1.0}
+
+
+@pytest.mark.parametrize("tile", [7, 1024])
+def test_nearest_neighbours_are_those_of_the_table_of_distances(tile: int) -> None:
+    queries, points = normal(25, 6) + 40, normal(33, 6, seed=1) + 40
+    table = torch.cdist(queries, points, compute_mode="donot_use_mm_for_euclid_dist").square()
+    expected = table.sort(dim=1)
+    distances, indices = nearest_neighbours(queries=queries, points=points, k=33, tile=tile)
+    torch.testing.assert_close(distances, expected.values)
+    assert torch.equal(indices, expected.indices)
+    _, others = nearest_neighbours(queries=None, points=points, k=32, tile=tile)
+    assert torch.equal(others.sort(dim=1).values[0], torch.arange(1, 33))
+
+
+def test_too_few_images_name_both_numbers() -> None:
+    few, enough = normal(5, 2), normal(6, 2)
+    with pytest.raises(UsageError, match="k = 5 needs more than 5 real images, but there are 5"):
+        prdc(real=few, fake=enough, k=5)
+    with pytest.raises(UsageError, match="more than 5 fake images, but there are 5"):
+        prdc(real=enough, fake=few, k=5)
+    assert prdc(real=enough, fake=enough, k=5)["precision"] == 1.0
+
+
+def test_impossible_input_is_refused() -> None:
+    values = normal(10, 2)
+    for k in (0, -1, 2.0, True):
+        with pytest.raises(UsageError, match="whole number"):
+            PRDC(k=k)
+    with pytest.raises(UsageError, match='"<" or "<="'):
+        PRDC(rule=">")
+    with pytest.raises(UsageError, match="2 dimensions, fake ones 1"):
+        prdc(real=values, fake=values[:, :1], k=3)
+    broken = values.clone()
+    broken[7, 0] = float("nan")
+    with pytest.raises(UsageError, match="row 7 "):
+        prdc(real=values, fake=broken, k=3)
+
+
+def test_the_metric_names_its_columns_in_order() -> None:
+    real, fake = normal(50, 4), normal(40, 4, seed=1)
+    row = PRDC(k=4, rule="<=")(real=feature_set(real), fake=feature_set(fake))
+    assert list(row) == ["precision_d", "recall_d", "density_d", "coverage_d"]
+    assert list(row.values()) == list(prdc(real=real, fake=fake, k=4, rule="<=").values())
+
+
+def test_a_reference_of_statistics_alone_is_refused() -> None:
+    statistics = GaussianStatistics.from_features(normal(50, 4))
+    real = FeatureSet.from_statistics(detector="d", statistics=statistics)
+    with pytest.raises(UsageError, match="PRDC.*only statistics are known.*50 images"):
+        check_reference(PRDC(), real)
+    with pytest.raises(UsageError, match="PRDC.*only statistics are known"):
+        PRDC()(real=real, fake=feature_set(normal(50, 4)))

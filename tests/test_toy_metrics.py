@@ -1,0 +1,223 @@
+"""Metrics against a known distribution: perfect, contracted, shifted and collapsed samplers."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from guidex.errors import GuidexError, UsageError
+from guidex.evaluation.features import FeatureSet, check_reference
+from guidex.evaluation.toys import ToyQuality
+from guidex.models.denoiser import ExactDenoiser
+from guidex.models.mixture import GaussianMixture
+
+MEANS = torch.tensor([[0.0, 0], [10, 0], [20, 0], [0, 50], [10, 50]]).double()
+
+
+def mixture(conditional: bool = True) -> GaussianMixture:
+    """Class 0: mode 0 (two components, 0.5), mode 1 (0.5). Class 1: modes 0 and 1, 0.9 and 0.1."""
+    return GaussianMixture(
+        weights=torch.tensor([0.1, 0.15, 0.25, 0.45, 0.05]),
+        means=MEANS,
+        covariances=torch.eye(2).repeat(5, 1, 1),
+        classes=torch.tensor([0, 0, 0, 1, 1]),
+        modes=torch.tensor([0, 0, 1, 0, 1]),
+        conditional=conditional,
+    )
+
+
+def draws(truth: ExactDenoiser, labels: Tensor | None, count: int, seed: int = 1) -> Tensor:
+    return truth.sample(labels, count, torch.Generator().manual_seed(seed))
+
+
+def judge(
+    truth: ExactDenoiser, values: Tensor, labels: Tensor | None, metric: ToyQuality | None = None
+) -> dict[str, float]:
+    real = FeatureSet.from_values(detector="points", values=values[:1], truth=truth)
+    fake = FeatureSet.from_values(detector="points", values=values, labels=labels)
+    row = (metric or ToyQuality())(real=real, fake=fake)
+    assert list(row) == ["outliers_points", "mode_coverage_points", "log_density_points"]
+    return {name.removesuffix("_points"): value for name, value in row.items()}
+
+
+def test_a_perfect_sampler() -> None:
+    truth, labels = mixture(), torch.arange(10_000) % 2
+    row = judge(truth, draws(truth, labels, 10_000), labels)
+    # Binomial errors of 10,000 fakes and of the quantile from 20,000 draws, four of each together.
+    assert row["outliers"] == pytest.approx(0.01, abs=4 * 0.0012)
+    assert row["mode_coverage"] == 1.0
+    # Far apart, the entropy of a mixture is that of its weights plus that of a component.
+    weights = torch.tensor([[0.2, 0.3, 0.5], [0.9, 0.1, 0]])
+    entropy = math.log(2 * math.pi * math.e) - float(weights.xlogy(weights).sum()) / 2
+    assert row["log_density"] == pytest.approx(-entropy, abs=0.05)
+
+
+def test_contraction_raises_density_and_leaves_no_outliers() -> None:
+    truth, labels = mixture(), torch.zeros(2000).long()
+    x = draws(truth, labels, 2000)
+    plain = judge(truth, x, labels)
+    nearest = MEANS[torch.cdist(x, MEANS).argmin(1)]
+    contracted = judge(truth, nearest + 0.5 * (x - nearest), labels)
+    assert contracted["outliers"] == 0.0
+    assert contracted["mode_coverage"] == 1.0
+    # Half the deviation leaves a quarter of the mean of |x - mu|^2 / 2, which is 1.
+    assert contracted["log_density"] - plain["log_density"] == pytest.approx(0.75, abs=0.1)
+
+
+def test_outliers_are_judged_by_the_class_that_was_asked_for() -> None:
+    truth, labels = mixture(), torch.zeros(1000).long()
+    x = draws(truth, labels, 1000)
+    assert judge(truth, x, labels)["outliers"] < 0.02
+    assert judge(truth, x, 1 - labels)["outliers"] == 1.0
+    half = torch.arange(1000) % 2
+    assert judge(truth, x, half)["outliers"] == pytest.approx(0.5, abs=0.02)
+    assert judge(truth, x, None)["outliers"] < 0.02
+
+
+def test_a_class_is_judged_alike_whatever_other_classes_there_are() -> None:
+    truth, labels = mixture(), torch.arange(400) % 2
+    x = draws(truth, labels, 400)
+    both = judge(truth, x, labels)
+    alone = [judge(truth, x[labels == label], labels[labels == label]) for label in (0, 1)]
+    for name in ("outliers", "log_density"):
+        assert both[name] == pytest.approx((alone[0][name] + alone[1][name]) / 2)
+
+
+@pytest.mark.parametrize(("kept", "coverage"), [(0, 0.5), (4, 0.5), (5, 1.0), (50, 1.0)])
+def test_a_mode_needs_its_share_of_the_expected_fakes(kept: int, coverage: float) -> None:
+    # 100 fakes of class 0 expect 50 in mode 1, of which a tenth makes it covered.
+    x = MEANS[0].repeat(100, 1)
+    x[:kept] = MEANS[2]
+    assert judge(mixture(), x, torch.zeros(100).long())["mode_coverage"] == coverage
+
+
+def test_components_of_one_mode_count_together() -> None:
+    # All of mode 0 in one of its two components.
+    x = MEANS[[1, 2]].repeat(50, 1)
+    assert judge(mixture(), x, torch.zeros(100).long())["mode_coverage"] == 1.0
+
+
+def test_modes_of_classes_are_counted_apart() -> None:
+    # Class 0 whole, class 1 without its mode 1, which has the number of one of class 0.
+    x = torch.cat([MEANS[[0, 2]].repeat(100, 1), MEANS[3].repeat(200, 1)])
+    labels = torch.arange(2).repeat_interleave(200)
+    assert judge(mixture(), x, labels)["mode_coverage"] == 3 / 4
+    assert judge(mixture(), x[:200], labels[:200])["mode_coverage"] == 1.0
+    # Without labels the four modes are those of the whole mixture, with half the weight each class.
+    assert judge(mixture(), x, None)["mode_coverage"] == 3 / 4
+
+
+def test_modes_that_expect_too_few_fakes_are_left_out() -> None:
+    x, labels = MEANS[3].repeat(99, 1), torch.ones(99).long()
+    assert judge(mixture(), x, labels)["mode_coverage"] == 1.0  # mode 1 expects 9.9
+    assert judge(mixture(), x, labels, ToyQuality(min_expected=9))["mode_coverage"] == 0.5
+    with pytest.raises(UsageError, match="largest expects 9.9 of 11"):
+        judge(mixture(), x[:11], labels[:11])
+
+
+def test_a_fake_belongs_to_the_most_responsible_component_not_the_nearest_mean() -> None:
+    wide = GaussianMixture(
+        weights=[0.5, 0.5],
+        means=[[0.0], [10.0]],
+        covariances=[[[0.01]], [[25.0]]],
+        classes=[0, 0],
+        modes=[0, 1],
+        conditional=False,
+    )
+    x = torch.full((40, 1), 2.0)
+    assert judge(wide, x, None)["mode_coverage"] == 0.5
+    x[::2] = 0.0
+    assert judge(wide, x, None)["mode_coverage"] == 1.0
+
+
+def test_weights_are_part_of_the_responsibility() -> None:
+    truth = GaussianMixture(
+        weights=[0.9, 0.1],
+        means=[[0.0], [1.0]],
+        covariances=[[[1.0]], [[1.0]]],
+        classes=[0, 0],
+        modes=[0, 1],
+        conditional=False,
+    )
+    x = torch.full((100, 1), 0.6).double()
+    # Only mode 0 expects enough to be judged; 0.6 is nearer to the mean of mode 1.
+    assert judge(truth, x, None, ToyQuality(min_expected=50))["mode_coverage"] == 1.0
+
+
+def test_a_truth_without_classes_ignores_labels() -> None:
+    truth = mixture(conditional=False)
+    x = draws(truth, None, 500)
+    assert judge(truth, x, torch.full((500,), 7)) == judge(truth, x, None)
+
+
+class StandardNormal(ExactDenoiser):
+    """The smallest exact distribution: it has neither classes nor modes."""
+
+    shape = (3, 1, 2)
+    num_classes = 0
+
+    def forward(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
+        return x / (1 + sigma**2)
+
+    def log_density(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
+        variance = 1 + sigma**2
+        squared = x.flatten(1).square().sum(1) / variance
+        return -0.5 * squared - 3 * math.log(2 * math.pi * variance)
+
+    def sample(self, labels: Tensor | None, count: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(count, *self.shape, generator=generator, dtype=torch.float64)
+
+    def reference(self, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
+        return self.sample(None, count, torch.Generator().manual_seed(seed)), None
+
+
+def test_a_truth_without_modes_has_no_mode_coverage() -> None:
+    truth = StandardNormal()
+    x = draws(truth, None, 4000).flatten(1)
+    real = FeatureSet.from_values(detector="points", values=x[:1], truth=truth)
+    row = ToyQuality()(real=real, fake=FeatureSet.from_values(detector="points", values=x))
+    assert list(row) == ["outliers_points", "log_density_points"]
+    assert row["outliers_points"] == pytest.approx(0.01, abs=4 * 0.0018)
+    entropy = 3 * math.log(2 * math.pi * math.e)
+    assert row["log_density_points"] == pytest.approx(-entropy, abs=4 * (3 / 4000) ** 0.5)
+
+
+def test_the_quantile_and_the_seed_are_options() -> None:
+    truth, labels = mixture(), torch.zeros(4000).long()
+    x = draws(truth, labels, 4000)
+    median = judge(truth, x, labels, ToyQuality(quantile=0.5, draws=5000))
+    assert median["outliers"] == pytest.approx(0.5, abs=4 * 0.011)
+    assert median == judge(truth, x, labels, ToyQuality(quantile=0.5, draws=5000))
+    other = judge(truth, x, labels, ToyQuality(quantile=0.5, draws=5000, seed=1))
+    assert other["outliers"] != median["outliers"]
+
+
+def test_impossible_input_is_refused() -> None:
+    x, labels = MEANS.repeat(20, 1), torch.zeros(100).long()
+    without = FeatureSet.from_values(detector="points", values=x)
+    with pytest.raises(UsageError, match="closed form"):
+        check_reference(ToyQuality(), without)
+    with pytest.raises(UsageError, match="closed form"):
+        ToyQuality()(real=without, fake=without)
+    with pytest.raises(UsageError, match="label 2; the truth's are 0 to 1"):
+        judge(mixture(), x, labels + 2)
+    with pytest.raises(UsageError, match="2 features"):
+        real = FeatureSet.from_values(detector="points", values=x, truth=StandardNormal())
+        ToyQuality()(real=real, fake=without)
+    with pytest.raises(GuidexError, match="far out"):
+        judge(mixture(), x * 1e200, labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantile": 0.0}, "quantile is 0.0"),
+        ({"quantile": 0.001}, "at least 10000 draws"),
+        ({"share": 1.5}, "share is 1.5"),
+        ({"min_expected": 0}, "min_expected is 0"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ToyQuality(**{"draws": 5000, **options})
