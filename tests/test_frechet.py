@@ -187,7 +187,10 @@ def test_sets_that_do_not_compare_are_refused() -> None:
     ("options", "message"),
     [
         ({"confidence": "percentile"}, "none, bootstrap or jackknife"),
-        ({"level": 95}, "between 0 and 1"),
+        ({"level": 95}, "above 0 and below 1"),
+        ({"level": 1.0}, "above 0 and below 1"),
+        ({"resamples": 200.5}, "resamples is 200.5; it must be a whole number"),
+        ({"seed": -1}, "seed is -1; it must be a whole number of at least 0"),
         ({"confidence": "bootstrap", "level": 0.99, "resamples": 199}, "at least 200"),
     ],
 )
@@ -201,6 +204,13 @@ def test_intervals_from_too_few_images_are_refused(count: int, dim: int, needed:
     values = feature_set(normal(count, dim))
     with pytest.raises(UsageError, match=f"{count} fake.*at least {needed}"):
         Frechet("jackknife")(real=values, fake=values)
+
+
+def test_an_interval_needs_the_features_behind_the_statistics() -> None:
+    values = normal(50, 2)
+    fake = FeatureSet.from_values(detector="d", values=values, statistics=of(normal(99, 2)))
+    with pytest.raises(UsageError, match="of 99 images, but features are there of 50"):
+        Frechet("bootstrap")(real=feature_set(values), fake=fake)
 
 
 @pytest.mark.parametrize("confidence", ["bootstrap", "jackknife"])

@@ -4,7 +4,6 @@ import dataclasses
 import io
 import itertools
 import json
-import os
 import pickle
 import struct
 import subprocess
@@ -32,6 +31,10 @@ NETWORKS = ("edm2-tiny-cond", "edm2-tiny-uncond", "edm2-tiny-rgb")
 RECONSTRUCT = "torch_utils.persistence:_reconstruct_persistent_obj"
 REBUILD = "torch._utils:_rebuild_tensor_v2"
 LOAD = "torch.storage:_load_from_bytes"
+DTYPES = [
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+]  # fmt: skip
 
 
 # --- An assembler of pickles ------------------------------------------------------------------
@@ -237,7 +240,7 @@ def test_tensors_as_torch_pickles_them(protocol: int) -> None:
 
 
 @pytest.mark.parametrize("zipped", [False, True], ids=["legacy", "zip"])
-@pytest.mark.parametrize("dtype", pickles._STORAGE_DTYPES.values(), ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_storages_agree_with_torch(dtype: torch.dtype, zipped: bool) -> None:
     tensor = torch.tensor([0, 1, 2, 100]).to(dtype)
     payload = storage_bytes(tensor, zipped)
@@ -271,11 +274,7 @@ def test_arrays(array: np.ndarray, protocol: int) -> None:
 
 @pytest.mark.parametrize("core", ["numpy.core", "numpy._core"])
 def test_arrays_in_the_spelling_of_both_numpy_generations(core: str) -> None:
-    kind = Raw(
-        assemble(Call("numpy:dtype", ("f4", False, True)))
-        + assemble((3, "<", None, None, None, -1, -1, 0))
-        + pickle.BUILD
-    )
+    kind = array_type("f4")
     data = np.array([1.5, 2.5], "<f4").tobytes()
     array = Raw(
         assemble(Call(f"{core}.multiarray:_reconstruct", (Name("numpy:ndarray"), (0,), b"b")))
@@ -314,11 +313,14 @@ ONE = Call(LOAD, (storage_bytes(torch.ones(1)),))
 STRUCTURED = (3, "|", None, ("a",), {"a": 1}, 4, 1, 0)
 
 
-def array_of(code: str, size: tuple[int, ...], data: bytes) -> Raw:
-    kind = assemble(Call("numpy:dtype", (code, False, True)))
-    order = assemble((3, "<", None, None, None, -1, -1, 0)) + pickle.BUILD
+def array_type(code: str) -> Raw:
+    order = (3, "<", None, None, None, -1, -1, 0)
+    return Raw(many([Call("numpy:dtype", (code, False, True)), order]) + pickle.BUILD)
+
+
+def array_of(code: str, size: tuple[int, ...], data: bytes | Raw) -> Raw:
     new = Call("numpy._core.multiarray:_reconstruct", (Name("numpy:ndarray"), (0,), b"b"))
-    return Raw(assemble(new) + assemble((1, size, Raw(kind + order), False, data)) + pickle.BUILD)
+    return Raw(assemble(new) + assemble((1, size, array_type(code), False, data)) + pickle.BUILD)
 
 
 def nested(reply: bytes) -> Call:
@@ -462,6 +464,14 @@ REFUSED = {
     "array larger than its data": (array_of("f4", (2**35,), bytes(4)), "an array of 34359738368"),
     "array of overflowing size": (array_of("f4", (0, *[2**40] * 9), b""), "of size"),
     "array of negative size": (array_of("f4", (-1,), b""), "cannot be sizes"),
+    "array of another kind": (
+        Call("numpy._core.multiarray:_reconstruct", (Name(EASY), (0,), b"b")),
+        "that NumPy did not write",
+    ),
+    "array in no order": (
+        Call("numpy._core.numeric:_frombuffer", (bytes(8), array_type("f4"), (2,), "K")),
+        "unknown order",
+    ),
     "array without dtype": (
         Call("numpy._core.multiarray:scalar", ("f4", bytes(4))),
         "takes ArrayType",
@@ -538,10 +548,16 @@ def test_nesting_through_shared_parts_is_limited() -> None:
         read(Raw(pickle.MARK), parts)
 
 
-def legacy(count: int, keys: list[str], written: int, data: bytes) -> Call:
+def legacy(count: int, keys: list[str], written: int, data: bytes, view: Any = None) -> Call:
     """A legacy storage that declares what it likes."""
-    identity = ("storage", Name("torch:FloatStorage"), "7", "cpu", count, None)
-    parts = [pickles._TORCH_MAGIC, 1001, {}, Raw(assemble(identity) + pickle.BINPERSID), keys]
+    identity = ("storage", Name("torch:FloatStorage"), "7", "cpu", count, view)
+    parts = [
+        torch.serialization.MAGIC_NUMBER,
+        1001,
+        {},
+        Raw(assemble(identity) + pickle.BINPERSID),
+        keys,
+    ]
     head = b"".join(stream(part).getvalue() for part in parts)
     return Call(LOAD, (head + struct.pack("<q", written) + data,))
 
@@ -562,6 +578,7 @@ STORAGES = {
     "more than there is": (legacy(2**38, ["7"], 2**38, bytes(4)), "what it declares"),
     "two sizes": (legacy(1, ["7"], 2, bytes(4)), "do not match"),
     "never delivered": (legacy(1, [], 1, bytes(4)), "do not match"),
+    "seen in part": (legacy(1, ["7"], 1, bytes(4), ("8", 0, 1)), "not a whole storage"),
     "under another key": (legacy(1, ["8"], 1, bytes(4)), "do not match"),
     "a negative size": (legacy(-1, ["7"], -1, b""), "do not match"),
     "cut off": (Call(LOAD, (storage_bytes(torch.ones(4))[:-1],)), "what it declares"),
@@ -600,6 +617,7 @@ def test_tensors_of_one_storage_do_not_multiply() -> None:
 
 # --- Memory -----------------------------------------------------------------------------------
 
+ZIPPED = zipped(data_pkl=IDENTITY, data_0=bytes(2**22))
 BOMBS = {
     "bytes": Raw(pickle.BINBYTES8 + struct.pack("<Q", 2**40)),
     "bytearray": Raw(pickle.BYTEARRAY8 + struct.pack("<Q", 2**36)),
@@ -617,6 +635,11 @@ BOMBS = {
         * 100_000
     ),
     "storage": legacy(2**38, ["7"], 2**38, bytes(4)),
+    "zip again": Raw(
+        assemble(ZIPPED.args[0])
+        + pickle.MEMOIZE
+        + (assemble(Name(LOAD)) + pickle.BINGET + b"\0" + pickle.TUPLE1 + pickle.REDUCE) * 2000
+    ),
     "payload again": Raw(
         assemble(storage_bytes(torch.zeros(2**18)))
         + pickle.MEMOIZE
@@ -681,7 +704,7 @@ def read(path):
 for path in sys.argv[1:]:
     read(path)  # what the reader itself imports at first use is imported now
 seen = []
-sys.addaudithook(lambda event, args: seen.append((event, str(args))))
+sys.addaudithook(lambda event, args: seen.append((event, list(map(str, args)))))
 for path in sys.argv[1:]:
     read(path)
 sys.stdout.write(json.dumps(seen))
@@ -705,9 +728,8 @@ def test_reading_does_nothing_but_open_the_file(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
-    assert [args for event, args in seen if event == "open"] == [
-        str((str(tmp_path / name), "r", os.O_RDONLY | os.O_CLOEXEC)) for name in files
-    ]
+    opened = [args[:2] for event, args in seen if event == "open"]
+    assert opened == [[str(tmp_path / name), "r"] for name in files]
     assert [event for event, _ in seen if event.startswith(FORBIDDEN)] == []
 
 
@@ -773,7 +795,7 @@ def test_other_files_are_told_apart(content: bytes, looks: str, tmp_path: Path) 
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         read_pickle(tmp_path / "none.pkl")
-    with pytest.raises(UsageError, match="is a folder"):
+    with pytest.raises(UsageError, match="is not a file"):
         read_pickle(str(tmp_path))
 
 
@@ -867,6 +889,14 @@ UNSUITABLE = {
     "dotted name": (
         {"ema": persistent("Precond", module_state({"a.b": recorded_tensor(WEIGHT)}))},
         "is called 'a.b'",
+    ),
+    "name to print": (
+        {"ema": persistent("Precond", module_state({"a\x1b": recorded_tensor(WEIGHT)}))},
+        "is called 'a\\x1b'",
+    ),
+    "no set of buffers": (
+        {"ema": persistent("Precond", {**module_state(), "_non_persistent_buffers_set": [1]})},
+        "which buffers are persistent",
     ),
     "long name": (
         {"ema": persistent("Precond", module_state({"a" * 300: recorded_tensor(WEIGHT)}))},

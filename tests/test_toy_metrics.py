@@ -215,7 +215,7 @@ def test_impossible_input_is_refused() -> None:
         ({"quantile": 0.0}, "quantile is 0.0"),
         ({"quantile": 0.001}, "at least 10000 draws"),
         ({"share": 1.5}, "share is 1.5"),
-        ({"min_expected": 0}, "min_expected is 0"),
+        ({"min_expected": 9.5}, "min_expected is 9.5"),
     ],
 )
 def test_impossible_options_are_refused(options: dict, message: str) -> None:

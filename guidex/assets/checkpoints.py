@@ -27,7 +27,7 @@ FORMAT = 1  # of PATH.json
 NETWORK_CLASS = "Precond"  # EDM2's U-Net with its preconditioning
 _ENTRIES = ("ema", "net")  # where a snapshot keeps its network, the best first
 
-_VALUE_LIMIT = 10_000  # values in the recorded arguments: those of EDM2 have 30
+_VALUE_LIMIT = 10_000  # values in the recorded arguments: those of EDM2 are about 30
 _TEXT_LIMIT = 1_000
 _MODULE_LIMIT = 10_000
 _NAME_LIMIT = 256

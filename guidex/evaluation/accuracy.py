@@ -8,10 +8,11 @@ from guidex.errors import UsageError
 from guidex.evaluation.features import (
     FeatureSet,
     check_comparable,
+    check_whole,
     require_labels,
     require_values,
 )
-from guidex.evaluation.prdc import check_k, nearest_neighbours
+from guidex.evaluation.prdc import nearest_neighbours
 
 
 class KNNAccuracy:
@@ -29,7 +30,7 @@ class KNNAccuracy:
     needs_truth: ClassVar[bool] = False
 
     def __init__(self, k: int = 5) -> None:
-        check_k(k)
+        check_whole("k", k, least=1)
         self.k = k
 
     def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:

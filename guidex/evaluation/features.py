@@ -126,6 +126,18 @@ class Metric(Protocol):
         ...
 
 
+def check_whole(name: str, value: int, *, least: int) -> None:
+    """Raise UsageError unless an option is a whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UsageError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise UsageError unless an option is a number between 0 and 1."""
+    if not isinstance(value, float) or not 0 < value < 1:
+        raise UsageError(f"{name} is {value!r}; it must be a number above 0 and below 1.")
+
+
 def check_reference(metric: Metric, real: FeatureSet) -> None:
     """Raise UsageError where the real set lacks features, labels or truth that the metric needs."""
     name = type(metric).__name__

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from guidex.errors import UsageError
-from guidex.evaluation.features import FeatureSet, check_comparable, require_values
+from guidex.evaluation.features import FeatureSet, check_comparable, check_whole, require_values
 from guidex.evaluation.statistics import refuse_nonfinite
 
 TILE = 1024
@@ -230,12 +230,6 @@ def _slices(count: int, tile: int) -> Iterator[slice]:
 
 
 def _check_options(k: int, rule: str) -> None:
-    check_k(k)
+    check_whole("k", k, least=1)
     if rule not in ("<", "<="):
         raise UsageError(f'rule is {rule!r}; it must be "<" or "<=".')
-
-
-def check_k(k: int) -> None:
-    """Raise UsageError unless k is a whole number of at least 1."""
-    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-        raise UsageError(f"k is {k!r}; it must be a whole number of at least 1.")

@@ -16,6 +16,8 @@ from guidex.errors import GuidexError, UsageError
 from guidex.evaluation.features import (
     FeatureSet,
     check_comparable,
+    check_share,
+    check_whole,
     require_truth,
     require_values,
 )
@@ -45,8 +47,8 @@ class ToyQuality:
         quantile: of the log density of true draws below which a sample is an outlier, in (0, 1).
         draws: true draws per class that the quantile is taken from; its sampling error is
             sqrt(quantile (1 - quantile) / draws), 0.0007 by default. At least 10 / quantile.
-        share: of its expected fakes that makes a mode covered, in (0, 1].
-        min_expected: smallest expected number of fakes that a mode is judged by, positive.
+        share: of its expected fakes that makes a mode covered, in (0, 1).
+        min_expected: smallest expected number of fakes that a mode is judged by, 1 or more.
         seed: of the true draws.
     """
 
@@ -59,20 +61,19 @@ class ToyQuality:
         quantile: float = 0.01,
         draws: int = 20_000,
         share: float = 0.1,
-        min_expected: float = 10.0,
+        min_expected: int = 10,
         seed: int = 0,
     ) -> None:
-        if not 0 < quantile < 1:
-            raise UsageError(f"quantile is {quantile}; it must lie between 0 and 1, such as 0.01.")
+        check_share("quantile", quantile)
+        check_share("share", share)
+        check_whole("draws", draws, least=1)
+        check_whole("min_expected", min_expected, least=1)
+        check_whole("seed", seed, least=0)
         if draws * quantile < 10 - 1e-9:
             raise UsageError(
                 f"{draws} draws hold fewer than 10 below their quantile {quantile}; "
                 f"use at least {10 / quantile:.0f} draws."
             )
-        if not 0 < share <= 1:
-            raise UsageError(f"share is {share}; it must be above 0 and at most 1.")
-        if not min_expected > 0:
-            raise UsageError(f"min_expected is {min_expected}; it must be positive.")
         self.quantile = quantile
         self.draws = draws
         self.share = share
@@ -131,7 +132,7 @@ class ToyQuality:
         judged = expected >= self.min_expected
         if not bool(judged.any()):
             raise UsageError(
-                f"ToyQuality: no mode expects {self.min_expected:g} fakes (the largest expects "
+                f"ToyQuality: no mode expects {self.min_expected} fakes (the largest expects "
                 f"{float(expected.max()):.1f} of {sum(len(group.x) for group in groups)}); "
                 "make more samples or lower min_expected."
             )
