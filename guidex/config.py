@@ -8,7 +8,7 @@ reference is one of the model's).
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from guidex.errors import UsageError
 from guidex.presets import config_dir, is_group, nearest, options
@@ -66,16 +66,19 @@ def compose(command: str, words: Sequence[str]) -> Composed:
                 f"for a list, write {override.key_or_group}=[…]"
             )
         (groups if _is_group(override) else values).append(override)
+    # `experiment=null` is what the root says already; Hydra has no way to say it again.
+    groups = [one for one in groups if one.key_or_group != "experiment" or one.value() is not None]
     cfg, choices = _compose_groups(command, tuple(o.input_line for o in groups))
-    for override in values:
+    # A part taken over from elsewhere is copied once a key inside it is set, so that comes last.
+    for override in sorted(values, key=lambda one: _is_taken_over(cfg, one)):
         _set(cfg, override, choices)
     try:
         return Composed(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True), choices)
+    except MissingMandatoryValue as error:
+        key = error.full_key
+        raise UsageError(f"{key} must be given, for example {key}=…") from error
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        raise UsageError(
-            f"{key} must be given, for example {key}=…" if key else str(error)
-        ) from error
+        raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
 
 
 def split_axes(words: Sequence[str]) -> tuple[list[str], list[Axis]]:
@@ -84,7 +87,7 @@ def split_axes(words: Sequence[str]) -> tuple[list[str], list[Axis]]:
     fixed, axes = [], []
     for override in map(parse, words):
         if override.is_sweep_override():
-            axes.append(Axis(_full_key(override), tuple(_sweep_values(override))))
+            axes.append(_axis(_full_key(override), _sweep_values(override)))
         else:
             fixed.append(override.input_line)
     return fixed, axes
@@ -96,12 +99,19 @@ def axes_from_yaml(table: dict[str, Any]) -> list[Axis]:
     axes = []
     for key, values in table.items():
         if isinstance(values, list):
-            axes.append(Axis(key, tuple(_as_text(value) for value in values)))
+            axes.append(_axis(key, map(_as_text, values)))
             continue
         override = parse(f"{key}={_as_text(values)}")
         texts = _sweep_values(override) if override.is_sweep_override() else [_as_text(values)]
-        axes.append(Axis(key, tuple(texts)))
+        axes.append(_axis(key, texts))
     return axes
+
+
+def _axis(key: str, values: Iterable[str]) -> Axis:
+    axis = Axis(key, tuple(values))
+    if not axis.values:
+        raise UsageError(f"the axis {key} has no values")
+    return axis
 
 
 def parse(word: str) -> Override:
@@ -182,8 +192,11 @@ def _check_choice(override: Override) -> None:
     group = override.key_or_group
     value = override.value()
     for name in value if isinstance(value, list) else [value]:
-        if name is not None and str(name) not in options(group):
-            raise UsageError(f"there is no {group}={name}{nearest(str(name), options(group))}")
+        if name is None and group == "experiment":
+            continue
+        if str(name) not in options(group):
+            given = _as_text(name)
+            raise UsageError(f"there is no {group}={given}{nearest(given, options(group))}")
 
 
 def _hydra_text(error: HydraException, groups: Sequence[str]) -> str:
@@ -207,7 +220,20 @@ def _set(cfg: DictConfig, override: Override, choices: dict[str, str]) -> None:
             node[name] = OmegaConf.to_container(node[name], resolve=False)
         node = node[name]
     _check_key(cfg, node, leaf, path, override, choices)
-    node[leaf] = override.value()
+    group, value = "/".join(path), override.value()
+    if is_group(group) and not isinstance(value, dict):
+        raise UsageError(f"{override.input_line}: to choose a preset, write {group}={value}")
+    node[leaf] = value
+
+
+def _is_taken_over(cfg: DictConfig, override: Override) -> bool:
+    """Whether a key lies in a part that refers to another part."""
+    node = cfg
+    for name in override.key_or_group.split(".")[:-1]:
+        node = node._get_node(name) if OmegaConf.is_dict(node) else None
+        if node is None or node._is_interpolation():
+            return node is not None
+    return False
 
 
 def _check_key(

@@ -64,7 +64,7 @@ def instantiate(config: Any, key: str, models: Models) -> Any:
     if "_target_" not in config:
         return {name: instantiate(item, f"{key}.{name}", models) for name, item in config.items()}
     config = {name: item for name, item in config.items() if name != "references"}
-    if not config["_target_"].startswith("guidex.models."):
+    if not str(config["_target_"]).startswith("guidex.models."):
         return _make(config, key, models)
     return models.get(config, lambda: _make(config, key, models))
 
@@ -75,7 +75,7 @@ def content_key(config: Any) -> str:
 
 
 def _make(config: dict[str, Any], key: str, models: Models) -> Any:
-    target = _locate(config["_target_"], key)
+    target = _locate(str(config["_target_"]), key)
     given = {name: item for name, item in config.items() if name != "_target_"}
     parameters = inspect.signature(target).parameters
     for name in given:
@@ -102,14 +102,19 @@ def _locate(path: str, key: str) -> Callable[..., Any]:
         raise UsageError(f"{key}._target_ must name something in guidex, not {path}")
     module, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        target = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"{key}._target_: there is no {path}") from error
+    # A module of guidex also holds what it imports.
+    if not callable(target) or not str(target.__module__).startswith("guidex."):
+        raise UsageError(f"{key}._target_: {path} is no class or function of guidex")
+    return target
 
 
 def _checked(value: Any, hint: Any, key: str) -> Any:
     """The value, a whole number turned into a float where a float is wanted, or an error."""
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    allowed = typing.get_args(hint) if union else (hint,)
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if any(_fits(value, one) for one in allowed):

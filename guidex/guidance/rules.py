@@ -2,8 +2,8 @@
 
 All rules act on x0 predictions. Linear combinations are the same in any space; projections, norm
 limits and standard deviations are not. Whatever a rule remembers from evaluation to evaluation is
-a value that it takes
-and returns, never hidden in the rule: a run can branch, and no state is left behind.
+a value that it takes and returns, never hidden in the rule: a run can branch, and no state is left
+behind.
 """
 
 from abc import ABC, abstractmethod
@@ -83,10 +83,9 @@ class Rescale(Rule):
 class APG(Rule):
     """Adaptive projected guidance (Sadat et al. 2024, arXiv 2410.02416).
 
-    Per term, with direction Delta: momentum Delta <- Delta + momentum * Delta_previous; norm limit
-        Delta <-
-    Delta min(1, r / |Delta|); then only part of Delta that is parallel to D_main is kept:
-    D = D_main + (w - 1) (Delta_orthogonal + eta Delta_parallel).
+    Per term, with direction Delta: momentum, Delta <- Delta + momentum * Delta_previous; norm
+    limit, Delta <- Delta min(1, r / |Delta|); then only a share eta of what is parallel to D_main
+    is kept: D = D_main + (w - 1) (Delta_orthogonal + eta Delta_parallel).
 
     Attributes:
         eta: share of the parallel part, 0 = none (the paper's), 1 = all.

@@ -7,8 +7,7 @@ for every schedule.
 Planning happens on the sampler's grid before anything runs: `plan(timeline)` gives one weight for
 every network evaluation. With `gate: step` the weight of a step is decided by the noise level at
 which the step starts and holds for all evaluations of that step (as in the code of the interval
-paper); with
-`gate: evaluation` every evaluation is judged by its own noise level.
+paper); with `gate: evaluation` every evaluation is judged by its own noise level.
 """
 
 import math
@@ -97,8 +96,12 @@ class Interval(Schedule):
             raise EmptyInterval(
                 f"lo must be below hi, but lo={self.lo:g} and hi={self.hi:g} ({self.unit})"
             )
-        if self.unit == "fraction" and self.hi > 1 and self.hi != math.inf:
-            raise UsageError(f"fractions of the steps go from 0 to 1, not to hi={self.hi:g}")
+        if self.unit == "fraction" and (self.lo > 1 or 1 < self.hi < math.inf):
+            raise UsageError(
+                f"fractions of the steps go from 0 to 1, not lo={self.lo:g}, hi={self.hi:g}"
+            )
+        if self.unit == "step" and any(b % 1 != 0 for b in (self.lo, self.hi) if b != math.inf):
+            raise UsageError(f"steps are whole numbers, not lo={self.lo:g}, hi={self.hi:g}")
 
     def shape(self, times: Times) -> np.ndarray:
         return self.inside(times).astype(np.float64)
@@ -128,8 +131,7 @@ class Hole(Interval):
     """Guidance everywhere except in an interval: w(t) = 1 inside (lo, hi], w elsewhere.
 
     Moving the hole along the sampling process tells where guidance matters: the
-        negative-perturbation
-    scan of Wang et al. 2024 (arXiv 2404.13040). Bounds as for Interval.
+    negative-perturbation scan of Wang et al. 2024 (arXiv 2404.13040). Bounds as for Interval.
     """
 
     def shape(self, times: Times) -> np.ndarray:
@@ -142,10 +144,9 @@ class Ramp(Schedule):
     2404.13040).
 
     Shapes are functions of the time t: 1 at pure noise, 0 at the image. The ramped quantity is the
-        excess
-    omega = w - 1 (`ramps: omega`, the paper's convention, so the peak weight is 1 + peak * (w -
-    1)), or w itself (`ramps: w`: w(t) = w * shape(t), which starts from the bare reference where
-    the shape is 0, and for which w = 1 is *not* "no guidance").
+    excess omega = w - 1 (`ramps: omega`, the paper's convention, so the peak weight is
+    1 + peak * (w - 1)), or w itself (`ramps: w`: w(t) = w * shape(t), which starts from the bare
+    reference where the shape is 0, and for which w = 1 is *not* "no guidance").
 
     Attributes:
         ramps: the quantity that the shape multiplies.
@@ -307,6 +308,8 @@ class Product(Schedule):
                 raise UsageError(
                     f"factor {name} has a weight: in a product only the product has one"
                 )
+            if isinstance(factor, Ramp) and factor.ramps != "omega":
+                raise UsageError(f"factor {name} has ramps={factor.ramps}: products ramp w - 1")
             if factor.gate != self.gate:
                 raise UsageError(f"factor {name} has gate={factor.gate}, the product {self.gate}")
 

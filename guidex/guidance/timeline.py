@@ -31,8 +31,8 @@ class Times:
         """The step boundary nearest to sigma in log sigma, 0 ... steps.
 
         The last boundary of most grids is 0, which is infinitely far away in log sigma. It is
-        taken to be
-        where the grid would have gone on: the ratio of the two boundaries before it, once more.
+        taken to be where the grid would have gone on: the ratio of the two boundaries before it,
+        once more.
         """
         if sigma <= 0:
             return self.count

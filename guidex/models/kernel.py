@@ -39,6 +39,10 @@ class KernelDenoiser(ExactDenoiser):
         h: bandwidth, in the units of x; positive.
         conditional: False ignores the labels given to it (the unconditional model).
         class_names: what the labels stand for, for people.
+
+    Raises:
+        UsageError: a bandwidth that is not positive, no labels where conditional, or a class
+            without images.
     """
 
     def __init__(
@@ -64,8 +68,7 @@ class KernelDenoiser(ExactDenoiser):
         self.conditional = conditional
         self.class_names = class_names
         self.num_classes = int(labels.max()) + 1 if conditional else 0
-        counts = torch.bincount(labels).tolist() if labels is not None else []
-        self.offsets = [0, *torch.tensor(counts).cumsum(0).tolist()] if conditional else []
+        self.offsets = [0, *_class_sizes(labels).cumsum(0).tolist()] if conditional else []
         self.register_buffer("centres", centres.flatten(1))
         self.register_buffer("half_norms", self._half_norms())
         self.sigma_data = self._sigma_data()
@@ -108,7 +111,7 @@ class KernelDenoiser(ExactDenoiser):
         high = torch.full_like(low, len(self.centres))
         if self.conditional and labels is not None:
             offsets = torch.tensor(self.offsets, device=device)
-            low, high = offsets[self._checked(labels)], offsets[labels + 1]
+            low, high = offsets[self._checked(labels, count)], offsets[labels + 1]
         uniform = torch.rand(count, dtype=torch.float64, generator=generator, device=device)
         picked = low + (uniform * (high - low)).long()
         noise = torch.randn(
@@ -131,12 +134,14 @@ class KernelDenoiser(ExactDenoiser):
         if not self.conditional or labels is None:
             yield torch.arange(len(flat), device=flat.device), (0, len(self.centres))
             return
-        for label in self._checked(labels).unique().tolist():
+        for label in self._checked(labels, len(flat)).unique().tolist():
             rows = (labels == label).nonzero().squeeze(1)
             yield rows, (self.offsets[label], self.offsets[label + 1])
 
-    def _checked(self, labels: Tensor) -> Tensor:
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+    def _checked(self, labels: Tensor, count: int) -> Tensor:
+        if labels.shape != (count,):
+            raise UsageError(f"labels must be [{count}], one per sample, not {list(labels.shape)}")
+        if count > 0 and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
             given = sorted({int(labels.min()), int(labels.max())})
             raise UsageError(f"labels go from 0 to {self.num_classes - 1}, not {given}")
         return labels
@@ -183,6 +188,17 @@ class KernelDenoiser(ExactDenoiser):
         mean = sum(self._float_centres(a, b).sum(0) for a, b in self._chunks(0, n, 1)) / n
         second = 2 * float(self.half_norms.sum()) / (n * d)
         return math.sqrt(second - float(mean.square().mean()) + self.h**2)
+
+
+def _class_sizes(labels: Tensor) -> Tensor:
+    """Images of each class 0 ... K - 1, int64 [K]."""
+    sizes = torch.bincount(labels)
+    if not bool((sizes > 0).all()):
+        raise UsageError(
+            f"class {int(sizes.argmin())} has no images; number the classes 0 … K - 1 without "
+            "gaps, or give model.conditional=false for an unconditional model"
+        )
+    return sizes
 
 
 @functools.lru_cache(maxsize=4)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from guidex.runs.sweep import Cohort
 
 MOST_ROWS = 60  # of points in one image grid
-MOST_PANELS = 12  # of points in one figure of a toy
+MOST_PANELS = 11  # of points in one figure of a toy
 
 
 def draw(rows: Sequence[Row], cohorts: Sequence["Cohort"], folder: Path) -> list[Path]:
@@ -35,11 +35,17 @@ def draw(rows: Sequence[Row], cohorts: Sequence["Cohort"], folder: Path) -> list
     return files
 
 
-def title(values: dict[str, Any], method: str) -> str:
-    """A point in a few words, such as "interval · w 3 · hi 1"."""
-    parts = [f"{key.rpartition('.')[2]} {value}" for key, value in values.items() if "." in key]
-    parts += [str(value) for key, value in values.items() if "." not in key and value != method]
-    return " · ".join([method, *parts])
+def title(values: dict[str, str], method: str) -> str:
+    """A point in a few words, such as "interval · w 3 · (0.1, 1]"."""
+    parts = [] if method in values.values() else [method]
+    for key, value in values.items():
+        stem, _, name = key.rpartition(".")
+        bounds = f"{stem}.lo", f"{stem}.hi"
+        if key == bounds[0] and bounds[1] in values:
+            parts.append(f"({value}, {values[bounds[1]]}]")
+        elif key != bounds[1] or bounds[0] not in values:
+            parts.append(value if not stem else f"{name} {value}")
+    return " · ".join(parts)
 
 
 def toy_panel(

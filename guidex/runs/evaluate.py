@@ -61,7 +61,7 @@ def evaluate(words: Sequence[str]) -> None:
         values = measure(metrics, real, [fake])
         row = Row(
             point=0,
-            values={"images": images},
+            values={},
             guidance="",
             images=fake.count,
             repeats=1,
@@ -77,7 +77,7 @@ def evaluate(words: Sequence[str]) -> None:
             provenance=provenance(config),
         )
         files = write_tables([row], folder)
-    print(f"{terminal_table([row])}\n")
+    print(f"{images} against {row.settings['reference']}\n{terminal_table([row])}\n")
     for file in files:
         print(file)
 

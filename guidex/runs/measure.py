@@ -30,7 +30,7 @@ class References:
         self._made: dict[str, tuple[FeatureSet, dict[str, object]]] = {}
 
     def get(
-        self, config: Config, detector: Detector, model: Denoiser | None
+        self, config: Config, detector: Detector, model: Denoiser | None, name: str = ""
     ) -> tuple[FeatureSet, dict[str, object]]:
         """The reference of a configuration: `ref: auto`, a path, or a model's name.
 
@@ -38,6 +38,7 @@ class References:
             config: has ref and detector, maybe model, resize and bad.
             detector: made from the configuration.
             model: what "auto" stands for.
+            name: the model's name, for people.
 
         Raises:
             UsageError: no such path or model.
@@ -45,16 +46,16 @@ class References:
         names = ("ref", "detector", "model", "resize", "bad")
         key = content_key({name: config.get(name) for name in names})
         if key not in self._made:
-            self._made[key] = self._make(config, detector, model)
+            self._made[key] = self._make(config, detector, model, name)
         return self._made[key]
 
     def _make(
-        self, config: Config, detector: Detector, model: Denoiser | None
+        self, config: Config, detector: Detector, model: Denoiser | None, name: str
     ) -> tuple[FeatureSet, dict[str, object]]:
         ref = str(config["ref"])
         if ref == "auto" and model is not None:
             features = model_features(model, detector)
-            return features, {"model": config["model"]["_target_"], "count": features.count}
+            return features, {"model": name, "count": features.count}
         if Path(ref).exists():
             resize, bad = config.get("resize"), config.get("bad", "error")
             return file_features(ref, detector, resize=resize, bad=bad, batch=self._batch)
@@ -105,12 +106,25 @@ def measure(
 
 
 def settings_of(config: Config, real: FeatureSet, about: dict[str, object]) -> dict[str, Any]:
-    """How a row was measured, for the row."""
-    metrics = {
-        name: {k: v for k, v in m.items() if k != "_target_"}
-        for name, m in config["metrics"].items()
-    }
-    return {"detector": real.detector, "metrics": metrics, "reference": about}
+    """How a row was measured, in short; its configuration says it in full."""
+    settings: dict[str, Any] = {"detector": real.detector, "reference": _reference(about)}
+    metrics = config["metrics"]
+    if "frechet" in metrics and metrics["frechet"]["confidence"] != "none":
+        settings["FD interval"] = (
+            f"{metrics['frechet']['confidence']} {metrics['frechet']['level']}"
+        )
+    if "prdc" in metrics:
+        settings["precision/recall"] = f"k={metrics['prdc']['k']}, {metrics['prdc']['rule']}"
+    if "accuracy" in metrics:
+        settings["accuracy"] = f"k={metrics['accuracy']['k']}"
+    if "toy" in metrics:
+        settings["outliers"] = f"below the {metrics['toy']['quantile']} quantile"
+    return settings
+
+
+def _reference(about: dict[str, object]) -> str:
+    name = about.get("model", about.get("path"))
+    return f"{name} ({about['count']})"
 
 
 def repeats_of(features: FeatureSet, repeats: int) -> list[FeatureSet]:

@@ -24,7 +24,7 @@ class Settings:
 
     Attributes:
         config: the resolved configuration.
-        method: name of the guidance preset.
+        choices: the preset chosen in each group.
         values: swept keys and their values in this point.
         solver: the sampler.
         plan: all guidance weights.
@@ -33,12 +33,17 @@ class Settings:
     """
 
     config: Config
-    method: str
+    choices: dict[str, str]
     values: dict[str, str]
     solver: Solver
     plan: Plan
     seeds: list[int]
     labels: list[int] | None
+
+    @property
+    def method(self) -> str:
+        """Name of the guidance preset."""
+        return self.choices["guidance"]
 
     @property
     def cohort(self) -> str:
@@ -72,7 +77,7 @@ def check(composed: Composed, values: dict[str, str]) -> Settings:
         raise UsageError(f"rng must be device or cpu, not {config['rng']!r}")
     config["device"] = resolve_device(config["device"])
     plan = guidance.plan(solver.timeline())
-    return Settings(config, composed.choices["guidance"], values, solver, plan, seeds, labels)
+    return Settings(config, composed.choices, values, solver, plan, seeds, labels)
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def sweep(words: Sequence[str], plan_only: bool) -> None:
         _sample(cohorts, folder)
         rows = _rows(table.entries, cohorts, folder)
         files = [*write_tables(rows, folder), *draw(rows, cohorts, folder)]
-    print(f"\n{terminal_table(rows)}\n")
+    print(f"\n{terminal_table(rows)}")
     for file in files:
         print(file)
 
@@ -168,7 +168,7 @@ def _prepare(table: Table) -> list[Task]:
         point = load(entry.settings, stores.setdefault(device, models_on(device)))
         detector = instantiate(config["detector"], "detector", stores[device])
         metrics = make_metrics(config)
-        real, about = references.get(config, detector, point.model)
+        real, about = references.get(config, detector, point.model, entry.settings.choices["model"])
         check_metrics(metrics, real)
         _check_detector(point, detector, real)
         tasks.append(Task(index, point, detector, metrics, real, about))

@@ -24,8 +24,18 @@ class Grid(ABC):
             raise UsageError(f"a sampler needs at least one step, not steps={self.steps}")
 
     def sigmas(self) -> np.ndarray:
-        """Noise levels of the step boundaries, float64 [steps + 1], decreasing to 0."""
-        return np.append(self.levels(np.arange(self.steps) / max(self.steps - 1, 1)), 0.0)
+        """Noise levels of the step boundaries, float64 [steps + 1], decreasing to 0.
+
+        Raises:
+            UsageError: the parameters make noise levels that do not decrease, or are not numbers.
+        """
+        with np.errstate(all="ignore"):
+            levels = self.levels(np.arange(self.steps) / max(self.steps - 1, 1))
+        if not (np.isfinite(levels).all() and levels[-1] > 0 and (np.diff(levels) < 0).all()):
+            raise UsageError(
+                f"the noise levels of {self} do not decrease from step to step, above 0"
+            )
+        return np.append(levels, 0.0)
 
     @abstractmethod
     def levels(self, progress: np.ndarray) -> np.ndarray:
@@ -64,8 +74,8 @@ class Karras(Bounded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.rho > 0:
-            raise UsageError(f"rho must be positive, not {self.rho}")
+        if not 0 < self.rho < math.inf:
+            raise UsageError(f"rho must be positive and finite, not {self.rho}")
 
     def levels(self, progress: np.ndarray) -> np.ndarray:
         high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
@@ -118,8 +128,8 @@ class DDPM(Grid):
     Attributes:
         timesteps: length of the training process, T.
         beta_first, beta_last: beta of the first and the last timestep.
-        first: timestep of the last (least noisy) step; 0 for DDIM's "leading" spacing without an
-            offset.
+        first: timestep of the last (least noisy) step; the first step is always at T - 1. 0 is the
+            spacing of ADM and DiT (diffusers: "linspace"), T / steps - 1 is "trailing".
     """
 
     steps: int = 50

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from guidex.errors import UsageError
 
+SEED_LIMIT = 2**32  # PyTorch's CPU generators look at the low 32 bits only
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -65,7 +67,7 @@ def start(
     """Noise and labels of a batch of seeds.
 
     Arguments:
-        seeds: one per image, 0 ... 2^63 - 1.
+        seeds: one per image, 0 ... 2^32 - 1.
         shape: shape of one sample.
         num_classes: number of classes; 0 for none.
         labels: the classes to make, one per seed, or None to draw each from its seed.
@@ -96,7 +98,7 @@ def parse_seeds(text: str | int | Sequence[str | int]) -> list[int]:
     Raises:
         UsageError: not of this form, out of range, or a seed given twice.
     """
-    parts = [text] if isinstance(text, str | int) else list(text)
+    parts = list(text) if isinstance(text, Sequence) and not isinstance(text, str) else [text]
     seeds: list[int] = []
     for part in (piece for entry in parts for piece in str(entry).split(",")):
         first, dash, last = part.strip().partition("-")
@@ -105,8 +107,8 @@ def parse_seeds(text: str | int | Sequence[str | int]) -> list[int]:
                 f"seeds are whole numbers >= 0 such as 7, 0-63 or [0-9,20,30-39], not {part!r}"
             )
         low, high = int(first), int(last) if dash else int(first)
-        if high < low or high >= 2**63:
-            raise UsageError(f"seeds {part!r}: the range must increase and stay below 2^63")
+        if high < low or high >= SEED_LIMIT:
+            raise UsageError(f"seeds {part!r}: the range must increase and stay below 2^32")
         seeds.extend(range(low, high + 1))
     if len(set(seeds)) != len(seeds):
         raise UsageError("a seed is given twice; each seed makes one image")

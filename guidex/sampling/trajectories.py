@@ -1,10 +1,10 @@
 """Running solvers under guidance: many plans at once, each shared step taken once.
 
-Plans that agree up to a step have the same state there, so a sweep is a tree: the trunk is
-    computed once and
-branches where plans begin to differ. One plan is a tree without branches.
+Plans that agree up to a step have the same state there, so a sweep is a tree: the trunk is computed
+once and branches where plans begin to differ. One plan is a tree without branches.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -200,7 +200,7 @@ def sample(
         Samples [N, *shape] and their labels, int64 [N] or None.
     """
     run = Run(Guided(main, guidance, guidance.plan(solver.timeline())), key=None)
-    device = next(iter(main.buffers()), torch.empty(0)).device
+    device = next(itertools.chain(main.parameters(), main.buffers()), torch.empty(0)).device
     xs, ys = [], []
     for first in range(0, len(seeds), batch):
         part = seeds[first : first + batch]

@@ -1,0 +1,290 @@
+"""Sheets of images: same-seed grids over swept parameters, and contact sheets of samples."""
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from guidex.assets.atomic import atomic_write
+from guidex.errors import UsageError
+from guidex.reports.rows import one_line
+
+# Images smaller than this are enlarged to it, or up to the second size where labels need the room.
+_SMALLEST_CELL = 48
+_LABELLED_CELL = 96
+
+# Images larger than this are reduced to it, or further where the sheet would exceed the side.
+_LARGEST_CELL = 256
+_LARGEST_SIDE = 8192
+
+_GAP = 4
+_MARGIN = 12
+_ROW_LABEL_WIDTH = 180
+_LABEL_LINES = 3
+_LABEL_SIZE = 13
+_CAPTION_SIZE = 11
+_TITLE_SIZE = 15
+
+_PAPER = (255, 255, 255)
+_INK = (40, 40, 40)
+_PALE = (170, 170, 170)
+
+
+def image_grid(
+    images: np.ndarray,
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    path: Path,
+    *,
+    title: str | None = None,
+    row_axis: str | None = None,
+    column_axis: str | None = None,
+    missing: np.ndarray | None = None,
+) -> None:
+    """Write a PNG of images in rows and columns, with both axes labelled.
+
+    Images under 48 pixels are enlarged by a whole factor (nearest neighbour), to 48 or, where the
+    column labels need it, up to 96; those over 256 are reduced to 256 (Lanczos), or less in very
+    large grids. Long labels are wrapped, then shortened.
+
+    Arguments:
+        images: uint8 [R, C, K, H, W], K = 1 (grey) or 3 (RGB).
+        row_labels: R labels.
+        column_labels: C labels.
+        path: the PNG; its folder must exist, an existing file is replaced.
+        title: line above everything.
+        row_axis, column_axis: what the labels are values of.
+        missing: bool [R, C]; where True, an empty box with a dash is drawn and the image ignored.
+
+    Raises:
+        ValueError: arrays or labels that do not fit together.
+        GuidexError: the file cannot be written.
+    """
+    rows, columns = _check(images, axes=2)
+    if (len(row_labels), len(column_labels)) != (rows, columns):
+        raise ValueError(
+            f"{len(row_labels)} row and {len(column_labels)} column labels for {rows} x {columns}"
+        )
+    if missing is None:
+        missing = np.zeros((rows, columns), dtype=bool)
+    if missing.shape != (rows, columns):
+        raise ValueError(f"missing is {list(missing.shape)} for {rows} x {columns} images")
+    size = _cell_size(images, max(rows, columns), column_labels, _font(_LABEL_SIZE))
+    lines = [
+        _join([_no_tile(size) if gone else _tile(x, size) for x, gone in zip(*line, strict=True)])
+        for line in zip(images, missing, strict=True)
+    ]
+    tiles = _join(lines, down=True)
+    header = _header(column_labels, column_axis, size[0])
+    margin = _row_margin(row_labels, row_axis, size[1])
+    corner = _paper(margin.width, header.height)
+    sheet = _join([_join([corner, header]), _join([margin, tiles])], down=True)
+    if title is not None:
+        words = _words(title, sheet.width, _font(_TITLE_SIZE, bold=True))
+        sheet = _join([words, sheet], down=True)
+    _save(sheet, path)
+
+
+def sample_grid(
+    images: np.ndarray, captions: Sequence[str], path: Path, columns: int | None = None
+) -> None:
+    """Write a PNG of images line by line, with a caption under each.
+
+    Sizes are as in `image_grid`.
+
+    Arguments:
+        images: uint8 [N, K, H, W], K = 1 (grey) or 3 (RGB).
+        captions: N captions, such as "seed 12 · class 7".
+        path: the PNG; its folder must exist, an existing file is replaced.
+        columns: images per line, 1 or more; by default about as many as there are lines.
+
+    Raises:
+        UsageError: no image per line.
+        ValueError: arrays or captions that do not fit together.
+        GuidexError: the file cannot be written.
+    """
+    (count,) = _check(images, axes=1)
+    if len(captions) != count:
+        raise ValueError(f"{len(captions)} captions for {count} images")
+    if columns is None:
+        columns = math.ceil(math.sqrt(count))
+    if columns < 1:
+        raise UsageError(f"columns is {columns}; it must be 1 or more")
+    columns = min(columns, count)
+    font = _font(_CAPTION_SIZE)
+    size = _cell_size(images, max(columns, math.ceil(count / columns)), captions, font)
+    below = _equal([_words(caption, size[0], font) for caption in captions], size[0], y=0.0)
+    cells = [
+        _join([_tile(image, size), caption], down=True)
+        for image, caption in zip(images, below, strict=True)
+    ]
+    lines = [_join(cells[first : first + columns]) for first in range(0, count, columns)]
+    _save(_join(lines, down=True), path)
+
+
+def _check(images: np.ndarray, axes: int) -> tuple[int, ...]:
+    """The counts of an array of images [*counts, K, H, W] with `axes` counts."""
+    shape = images.shape
+    if (
+        images.dtype != np.uint8
+        or len(shape) != axes + 3
+        or shape[axes] not in (1, 3)
+        or min(shape) == 0
+    ):
+        raise ValueError(
+            f"images are {images.dtype} {list(shape)}; they must be uint8 with {axes + 3} "
+            "dimensions, of which the last three are 1 or 3 channels, height and width"
+        )
+    return shape[:axes]
+
+
+def _cell_size(
+    images: np.ndarray, count: int, labels: Sequence[str], font: ImageFont.FreeTypeFont
+) -> tuple[int, int]:
+    """Width and height at which to show images, `count` of which lie along the longer side."""
+    height, width = images.shape[-2:]
+    longest = max(height, width)
+    largest = min(_LARGEST_CELL, max(_SMALLEST_CELL, _LARGEST_SIDE // count - _GAP))
+    if longest > largest:
+        scale = largest / longest
+        return max(1, round(width * scale)), max(1, round(height * scale))
+    if longest >= _SMALLEST_CELL:
+        return width, height
+    needed = max(font.getlength(one_line(label)) for label in labels)
+    wanted = min(largest, max(_SMALLEST_CELL, min(_LABELLED_CELL, needed)))
+    factor = math.ceil(wanted / longest)
+    return factor * width, factor * height
+
+
+def _tile(image: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """uint8 [K, H, W] at a size (width, height)."""
+    pixels = image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
+    picture = Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+    method = Image.Resampling.NEAREST if picture.width <= size[0] else Image.Resampling.LANCZOS
+    return picture if picture.size == size else picture.resize(size, method)
+
+
+def _no_tile(size: tuple[int, int]) -> Image.Image:
+    """An empty box with a dash."""
+    box = _paper(*size)
+    draw = ImageDraw.Draw(box)
+    draw.rectangle((0, 0, size[0] - 1, size[1] - 1), outline=_PALE)
+    middle, half = size[1] // 2, max(2, size[0] // 10)
+    draw.line((size[0] // 2 - half, middle, size[0] // 2 + half, middle), fill=_PALE, width=2)
+    return box
+
+
+def _header(labels: Sequence[str], axis: str | None, width: int) -> Image.Image:
+    """Labels above columns of a width, standing on the images; the axis above them."""
+    header = _join(_equal([_words(label, width) for label in labels], width, y=1.0))
+    if axis is None:
+        return header
+    words = _words(axis, header.width)
+    return _join([_fit(words, (header.width, words.height), x=0.5), header], down=True)
+
+
+def _row_margin(labels: Sequence[str], axis: str | None, height: int) -> Image.Image:
+    """Labels to the left of rows of a height; the axis, turned, to their left."""
+    words = [_words(label, _ROW_LABEL_WIDTH) for label in labels]
+    width = max(block.width for block in words)
+    margin = _join([_fit(block, (width, height), 1.0, 0.5) for block in words], down=True)
+    if axis is None:
+        return margin
+    turned = _words(axis, margin.height).transpose(Image.Transpose.ROTATE_90)
+    return _join([_fit(turned, (turned.width, margin.height), y=0.5), margin])
+
+
+@cache
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, as shipped with matplotlib: Pillow's own font lacks σ, ×, –, ≤ and ∞."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)
+
+
+def _words(text: str, width: int, font: ImageFont.FreeTypeFont | None = None) -> Image.Image:
+    """Text in lines of at most a width, each centred."""
+    font = _font(_LABEL_SIZE) if font is None else font
+    lines = _wrap(one_line(text), width, font)
+    ascent, descent = font.getmetrics()
+    block = _paper(
+        max((math.ceil(font.getlength(line)) for line in lines), default=1),
+        max(1, len(lines)) * (ascent + descent),
+    )
+    draw = ImageDraw.Draw(block)
+    for number, line in enumerate(lines):
+        place = (block.width / 2, number * (ascent + descent) + ascent)
+        draw.text(place, line, fill=_INK, font=font, anchor="ms")
+    return block
+
+
+def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
+    """Lines of at most a width, broken at dots and spaces where possible; "…" for what is cut."""
+    lines: list[str] = []
+    rest = text
+    while rest != "" and len(lines) < _LABEL_LINES:
+        line = _first_line(rest, width, font)
+        rest = rest[len(line) :].strip(" ·")
+        lines.append(line.strip(" ·") if rest != "" else line)
+    if rest != "":
+        end = lines[-1]
+        while end != "" and font.getlength(end + "…") > width:
+            end = end[:-1]
+        lines[-1] = end + "…"
+    return lines
+
+
+def _first_line(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+    """As many words as fit; of a first word that is too wide, as many letters, one at least."""
+    if font.getlength(text) <= width:
+        return text
+    fitting = 1
+    while fitting < len(text) and font.getlength(text[: fitting + 1].rstrip()) <= width:
+        fitting += 1
+    # "seed 3 · class 7" is broken at the dot, not after "class".
+    for separator in (" · ", " "):
+        place = text.rfind(separator, 1, fitting + len(separator))
+        if place > 0:
+            return text[:place]
+    return text[:fitting]
+
+
+def _equal(blocks: Sequence[Image.Image], width: int, y: float) -> list[Image.Image]:
+    """Blocks centred in a width, at the height of the tallest; y = 0 on top, 1 at the bottom."""
+    height = max(block.height for block in blocks)
+    return [_fit(block, (width, height), 0.5, y) for block in blocks]
+
+
+def _fit(block: Image.Image, size: tuple[int, int], x: float = 0.0, y: float = 0.0) -> Image.Image:
+    """A block on paper of a size; 0 is left and top, 1 right and bottom."""
+    paper = _paper(*size)
+    place = (round(x * (size[0] - block.width)), round(y * (size[1] - block.height)))
+    paper.paste(block, place)
+    return paper
+
+
+def _join(blocks: Sequence[Image.Image], down: bool = False) -> Image.Image:
+    """Blocks beside or below each other, with gaps."""
+    sizes = np.array([block.size for block in blocks])
+    along = 1 if down else 0
+    extent = sizes.max(axis=0)
+    extent[along] = sizes[:, along].sum() + _GAP * (len(blocks) - 1)
+    paper = _paper(*extent.tolist())
+    place = [0, 0]
+    for block in blocks:
+        paper.paste(block, tuple(place))
+        place[along] += block.size[along] + _GAP
+    return paper
+
+
+def _paper(width: int, height: int) -> Image.Image:
+    return Image.new("RGB", (width, height), _PAPER)
+
+
+def _save(sheet: Image.Image, path: Path) -> None:
+    framed = _paper(sheet.width + 2 * _MARGIN, sheet.height + 2 * _MARGIN)
+    framed.paste(sheet, (_MARGIN, _MARGIN))
+    atomic_write(path, lambda file: framed.save(file, format="PNG"))

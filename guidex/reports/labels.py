@@ -1,0 +1,112 @@
+"""How figures name points and swept keys, ready for matplotlib (which reads $...$ as formulas)."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from guidex.reports.rows import (
+    Metric,
+    Row,
+    Value,
+    is_number,
+    one_line,
+    short_names,
+    shown,
+    swept_keys,
+)
+
+
+def text(words: str) -> str:
+    """Words as matplotlib shows them unchanged: no formulas, no underscore that hides a label."""
+    words = one_line(words).replace("$", r"\$")
+    return f" {words}" if words.startswith("_") else words
+
+
+def metric_label(metric: Metric) -> str:
+    """Such as "FD (pixels) ↓"."""
+    return f"{text(metric.title)} {metric.arrow}".strip()
+
+
+def relevant(row: Row) -> dict[str, Value]:
+    """The swept values that matter to a row, but for the guidance itself; without guidance, none
+    of guidance's own does."""
+    drop = "guidance" if row.guidance == "none" else None
+    return {
+        key: value
+        for key, value in row.values.items()
+        if key != "guidance" and re.split(r"[./@]", key)[0] != drop
+    }
+
+
+def numbers(rows: Sequence[Row], key: str) -> set[float]:
+    """The values under a key, if all that there are are numbers; else none."""
+    values = [row.values[key] for row in rows if key in row.values]
+    return {float(v) for v in values} if all(is_number(v) for v in values) else set()
+
+
+def point_label(row: Row, rows: Sequence[Row], without: Sequence[str | None]) -> str:
+    """What sets a row apart from others, the keys in `without` left out of account.
+
+    The guidance where there are several, an interval as (lo, hi], and every other key that varies
+    among the rows of the same guidance.
+    """
+    values = {key: value for key, value in relevant(row).items() if key not in without}
+    short = short_names(swept_keys(rows))
+    parts = [text(row.guidance)] if len({other.guidance for other in rows}) > 1 else []
+    for key, value in values.items():
+        lo, hi = f"{parent(key)}lo", f"{parent(key)}hi"
+        if key == lo and hi in values:
+            parts.append(_interval(_unit(row, key), value, values[hi]))
+        elif (key != hi or lo not in values) and _varies(key, row, rows):
+            parts.append(f"{_symbol(key, row, short[key])} = {text(shown(value))}")
+    return " ".join(parts) if len(parts) > 0 else text(row.guidance)
+
+
+def axis_label(key: str, rows: Sequence[Row]) -> str:
+    """A key at an axis: "guidance weight w", "σ_lo"; others by their short names."""
+    if last(key) == "w":
+        return "guidance weight $w$"
+    row = next(row for row in rows if key in row.values)
+    return _symbol(key, row, short_names(swept_keys(rows))[key])
+
+
+def last(key: str) -> str:
+    """The last name of a dotted key."""
+    return key.rpartition(".")[2]
+
+
+def parent(key: str) -> str:
+    """A dotted key without its last name, with the dot."""
+    return "".join(key.rpartition(".")[:2])
+
+
+def _varies(key: str, row: Row, rows: Sequence[Row]) -> bool:
+    alike = [other for other in rows if other.guidance == row.guidance]
+    return len({shown(other.values[key]) if key in other.values else "" for other in alike}) > 1
+
+
+def _interval(unit: str, lo: Value, hi: Value) -> str:
+    low, high = text(shown(lo)), text(shown(hi))
+    return f"({low}, {high}]" if unit == "sigma" else f"{unit}s {low}–{high}"
+
+
+def _unit(row: Row, key: str) -> str:
+    """What a bound counts, as the configuration says beside it: sigma, step or fraction."""
+    place: Any = row.config
+    for name in [*parent(key).split(".")[:-1], "unit"]:
+        place = place.get(name) if isinstance(place, dict) else None
+    return place if isinstance(place, str) else "sigma"
+
+
+_BOUNDS = {
+    "sigma": {"lo": r"$\sigma_\mathrm{lo}$", "hi": r"$\sigma_\mathrm{hi}$"},
+    "step": {"lo": "first guided step", "hi": "last guided step"},
+    "fraction": {"lo": "start (fraction of steps)", "hi": "end (fraction of steps)"},
+}
+
+
+def _symbol(key: str, row: Row, short: str) -> str:
+    bounds = _BOUNDS.get(_unit(row, key), {})
+    if short in bounds and "." in key:
+        return bounds[short]
+    return "$w$" if short == "w" else text(short)

@@ -1,0 +1,293 @@
+"""Rows: one per point of a sweep, and how their columns are named, ranked and printed.
+
+A metric column is called <kind>_<detector>, such as fd_pixels. With repeats it holds the median,
+and the columns <name>_min and <name>_max go with it; with a confidence interval, <name>_lo and
+<name>_hi.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One point of a sweep.
+
+    Attributes:
+        point: position in the table of points, from 0.
+        values: swept keys by their override names, in order; a key that does not concern this
+            point is absent (None is the value `null`).
+        guidance: name of the guidance preset; "none" for no guidance, "" where not known.
+        images: fakes per repeat.
+        repeats: measurements with fresh seeds, 1 or more.
+        metrics: numbers by column name.
+        settings: what the metrics depend on beside the images: detector, k, rule, …
+        evals_main, evals_ref: network evaluations per image, of the main model and of all
+            references together. evals_main is 0 where the images came from elsewhere, so that
+            their cost is not known.
+        gflops: 10^9 floating-point operations per image.
+        seconds: time that the point took.
+        missing: why there are no numbers, or None. With a reason, metrics are empty, and neither
+            counts nor costs are reported.
+        plan, config, provenance: the record of the point as plain data.
+
+    Raises:
+        ValueError: a missing point with metrics.
+    """
+
+    point: int
+    values: dict[str, Value]
+    guidance: str
+    images: int
+    repeats: int
+    metrics: dict[str, float]
+    settings: dict[str, Any]
+    evals_main: int
+    evals_ref: int
+    gflops: float
+    seconds: float
+    missing: str | None = None
+    plan: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.missing is not None and len(self.metrics) > 0:
+            raise ValueError(f"point {self.point} is missing ({self.missing}) but has metrics")
+
+    @property
+    def is_measured(self) -> bool:
+        return self.missing is None
+
+    @property
+    def is_priced(self) -> bool:
+        """Whether the cost of its images is known."""
+        return self.is_measured and self.evals_main > 0
+
+    def holds(self, key: str) -> bool:
+        """Whether this point has a value under a swept key; the guidance is always known."""
+        return key in self.values or key == "guidance"
+
+    def value(self, key: str) -> Value:
+        """Value under a swept key that the point holds."""
+        return self.guidance if key == "guidance" else self.values[key]
+
+
+class Kind(NamedTuple):
+    """What is known of a kind of metric."""
+
+    label: str
+    better: Literal["lower", "higher"]
+    decimals: int | None  # None: as the values demand
+
+
+KINDS = {
+    "fd": Kind("FD", "lower", None),
+    "precision": Kind("Precision", "higher", 3),
+    "recall": Kind("Recall", "higher", 3),
+    "density": Kind("Density", "higher", 3),
+    "coverage": Kind("Coverage", "higher", 3),
+    "accuracy": Kind("Accuracy", "higher", 3),
+    "mode_coverage": Kind("Mode coverage", "higher", 3),
+    "log_density": Kind("Log density", "higher", 3),
+    "outliers": Kind("Outliers", "lower", 3),
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A main metric column, taken apart by its name.
+
+    Attributes:
+        name: of the column.
+        kind: a key of KINDS, or None for a metric that is not known here; such a one is shown
+            under its own name, and no value of it is the best.
+        detector: the rest of the name; empty if there is none.
+    """
+
+    name: str
+    kind: str | None
+    detector: str
+
+    @classmethod
+    def of(cls, name: str) -> "Metric":
+        for kind in sorted(KINDS, key=len, reverse=True):
+            if name == kind or name.startswith(f"{kind}_"):
+                return cls(name, kind, name[len(kind) + 1 :])
+        return cls(name, None, "")
+
+    @property
+    def label(self) -> str:
+        """The name for people, without the detector."""
+        return self.name if self.kind is None else KINDS[self.kind].label
+
+    @property
+    def title(self) -> str:
+        """The name for people, such as "FD (pixels)"."""
+        return self.label if self.detector == "" else f"{self.label} ({self.detector})"
+
+    @property
+    def better(self) -> Literal["lower", "higher"] | None:
+        """Which values are the better ones; None where unknown."""
+        return None if self.kind is None else KINDS[self.kind].better
+
+    @property
+    def arrow(self) -> str:
+        """The direction of better values: "↓", "↑", or "" where unknown."""
+        return {"lower": "↓", "higher": "↑", None: ""}[self.better]
+
+    def decimals(self, values: Iterable[float]) -> int:
+        """Decimals with which to print a column of this metric."""
+        known = None if self.kind is None else KINDS[self.kind].decimals
+        return decimals(values) if known is None else known
+
+
+class Spread(NamedTuple):
+    """The interval that goes with a value."""
+
+    low: float
+    high: float
+    source: Literal["repeats", "confidence"]
+
+
+_COMPANIONS = ("_min", "_max", "_lo", "_hi")
+
+
+def metric_columns(rows: Iterable[Row]) -> list[str]:
+    """All metric columns: main ones in order of first appearance, each followed by its own."""
+    names = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    columns: list[str] = []
+    for name in names:
+        if _main(name, names) == name:
+            columns += _with_companions(name, names)
+    return columns
+
+
+def main_metrics(rows: Iterable[Row]) -> list[Metric]:
+    """The metrics without their _min, _max, _lo and _hi, in order of first appearance."""
+    columns = metric_columns(rows)
+    return [Metric.of(name) for name in columns if _main(name, columns) == name]
+
+
+def spread(row: Row, name: str) -> Spread | None:
+    """Min and max over the repeats, else the confidence interval, else None."""
+    for low, high, source in (("_min", "_max", "repeats"), ("_lo", "_hi", "confidence")):
+        if name + low in row.metrics and name + high in row.metrics:
+            return Spread(row.metrics[name + low], row.metrics[name + high], source)
+    return None
+
+
+def _main(name: str, names: Sequence[str]) -> str:
+    """The column that `name` goes with; a metric that merely ends in _lo is its own."""
+    for suffix in _COMPANIONS:
+        if name.endswith(suffix) and name.removesuffix(suffix) in names:
+            return _main(name.removesuffix(suffix), names)
+    return name
+
+
+def _with_companions(name: str, names: Sequence[str]) -> list[str]:
+    found = [name + suffix for suffix in _COMPANIONS if name + suffix in names]
+    return [name] + [column for each in found for column in _with_companions(each, names)]
+
+
+def ordered(rows: Iterable[Row]) -> list[Row]:
+    """By position in the table of points, whatever the order in which they were finished.
+
+    A point that could not even be composed does not know its guidance; where guidance is not swept
+    and all others have the same, it gets theirs.
+    """
+    rows = sorted(rows, key=lambda row: row.point)
+    known = {row.guidance for row in rows if row.guidance != ""}
+    if len(known) != 1 or any("guidance" in row.values for row in rows):
+        return rows
+    (guidance,) = known
+    return [replace(row, guidance=guidance) for row in rows]
+
+
+def swept_keys(rows: Iterable[Row]) -> list[str]:
+    """All swept keys, in order of first appearance."""
+    return list(dict.fromkeys(key for row in rows for key in row.values))
+
+
+# Headings of the columns that every table has.
+FIXED = ("guidance", "images", "repeats", "evals_main", "evals_ref", "gflops", "seconds", "missing")
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The shortest suffix of each key, cut at dots, that names no other: guidance.schedule.w -> w.
+
+    A suffix that is the name of one of the fixed columns is not taken, unless it is the whole key.
+    """
+    parts = {key: re.split(r"[./@]", key) for key in keys}
+    names = {}
+    for key, own in parts.items():
+        others = [part for other, part in parts.items() if other != key]
+        names[key] = key
+        for count in range(1, len(own)):
+            suffix = own[-count:]
+            taken = ".".join(suffix) in FIXED or any(suffix == part[-count:] for part in others)
+            if not taken:
+                names[key] = ".".join(suffix)
+                break
+    return names
+
+
+def is_number(value: Value) -> bool:
+    """Whether a value has a place on an axis."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def exact(value: Value) -> str:
+    """A value with all its digits, spelled as in an override: 0.1, inf, true, null."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    # float() because the repr of NumPy's own floats is not a number's.
+    return repr(float(value)) if isinstance(value, float) else str(value)
+
+
+def shown(value: Value) -> str:
+    """A swept value for people: 3.0 -> 3, inf -> ∞; one line."""
+    if isinstance(value, float) and math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if isinstance(value, float):
+        return exact(value).removesuffix(".0")
+    return one_line(exact(value))
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks and other control characters."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(printable.split())
+
+
+def decimals(values: Iterable[float]) -> int:
+    """Decimals for a column: three significant digits for the largest value (two decimals from 1
+    to 100, as papers print distances) and two for the smallest, but not over five in all."""
+    sizes = [abs(value) for value in values if math.isfinite(value) and value != 0]
+    if len(sizes) == 0:
+        return 2
+    largest, smallest = (math.floor(math.log10(size)) for size in (max(sizes), min(sizes)))
+    enough = 2 - largest if largest < 0 else min(2, 3 - largest)
+    return max(0, min(max(enough, 1 - smallest), 4 - largest))
+
+
+def runs(rows: Sequence[Row]) -> str:
+    """How much was measured per point, such as "64 images × 3 repeats"; "" if nothing was."""
+    measured = [row for row in rows if row.is_measured]
+    if len(measured) == 0:
+        return ""
+    images = _range(row.images for row in measured)
+    repeats = _range(row.repeats for row in measured)
+    return f"{images} images" if repeats == "1" else f"{images} images × {repeats} repeats"
+
+
+def _range(counts: Iterable[int]) -> str:
+    ordered = sorted(set(counts))
+    return f"{ordered[0]}" if len(ordered) == 1 else f"{ordered[0]}–{ordered[-1]}"

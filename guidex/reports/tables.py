@@ -1,0 +1,214 @@
+"""The table of a sweep: CSV and JSON lines with everything; Markdown, LaTeX, terminal for people.
+
+CSV and JSON lines hold all digits, and equal rows give equal bytes. The others are rounded, with
+the best value of each metric marked; values that print alike are marked alike.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from guidex.assets.atomic import atomic_write
+from guidex.reports.columns import Cell, Column, Table, loss
+from guidex.reports.rows import Row, exact, metric_columns, one_line, ordered, swept_keys
+
+
+def write_tables(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Write table.csv, table.md, table.tex and rows.jsonl, each in one step.
+
+    Rows are ordered by point. In rows.jsonl, which is strict JSON, an infinity or NaN is the
+    string "inf", "-inf" or "nan".
+
+    Arguments:
+        rows: the points so far; missing ones become rows with empty cells.
+        folder: an existing folder; files of these names in it are replaced.
+
+    Returns:
+        The four paths.
+
+    Raises:
+        GuidexError: the files cannot be written.
+    """
+    texts = {
+        "table.csv": csv_table(rows),
+        "table.md": markdown_table(rows),
+        "table.tex": latex_table(rows),
+        "rows.jsonl": json_lines(rows),
+    }
+    for name, text in texts.items():
+        # File names in messages may hold bytes that are no text.
+        content = text.encode(errors="backslashreplace")
+        atomic_write(folder / name, lambda file, content=content: file.write(content))
+    return [folder / name for name in texts]
+
+
+def csv_table(rows: Sequence[Row]) -> str:
+    """All columns with all digits; what is missing, not known or of no concern is an empty cell."""
+    rows = ordered(rows)
+    keys = swept_keys(rows)
+    fields: dict[str, Callable[[Row], str]] = {
+        key: lambda row, key=key: exact(row.value(key)) if row.holds(key) else "" for key in keys
+    }
+
+    def add(name: str, read: Callable[[Row], str]) -> None:
+        # A swept key such as `repeats` already has its column.
+        fields.setdefault(name, read)
+
+    add("guidance", lambda row: row.guidance)
+    add("images", lambda row: exact(row.images) if row.is_measured else "")
+    if any(row.repeats > 1 for row in rows):
+        add("repeats", lambda row: exact(row.repeats) if row.is_measured else "")
+    for name in metric_columns(rows):
+        add(name, lambda row, name=name: exact(row.metrics[name]) if name in row.metrics else "")
+    for name in ("evals_main", "evals_ref", "gflops"):
+        add(name, lambda row, name=name: exact(getattr(row, name)) if row.is_priced else "")
+    add("seconds", lambda row: exact(row.seconds) if row.is_measured else "")
+    if not all(row.is_measured for row in rows):
+        add("missing", lambda row: "" if row.missing is None else row.missing)
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(fields)
+    writer.writerows([read(row) for read in fields.values()] for row in rows)
+    return text.getvalue()
+
+
+def json_lines(rows: Sequence[Row]) -> str:
+    """One strict JSON object per row, with its plan, configuration and provenance.
+
+    Raises:
+        TypeError: something in them is not plain data (or an array, a path).
+    """
+    names = [field.name for field in dataclasses.fields(Row)]
+    lines = []
+    for row in ordered(rows):
+        data = {name: _plain(getattr(row, name)) for name in names}
+        lines.append(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
+    return "".join(lines)
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """A pipe table, the best values in bold, with notes below."""
+    table = Table.of(rows)
+    lines = [
+        [_escape_markdown(column.heading) for column in table.columns],
+        ["---:" if column.numeric else ":---" for column in table.columns],
+    ]
+    for cells in table.lines():
+        lines.append([_markdown_cell(cell) for cell in cells])
+    notes = [*table.notes("bold = best"), *table.missing]
+    body = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return body + "".join(f"\n{_escape_markdown(note)}\n" for note in notes)
+
+
+def latex_table(rows: Sequence[Row]) -> str:
+    r"""A booktabs tabular, the best values in bold, with notes below; to be \input in a table."""
+    table = Table.of(rows)
+    alignment = "".join("r" if column.numeric else "l" for column in table.columns)
+    heading = " & ".join(_latex_heading(column) for column in table.columns)
+    body = "".join(
+        "  " + " & ".join(_latex_cell(cell) for cell in cells) + " \\\\\n"
+        for cells in table.lines()
+    )
+    notes = [*table.notes("bold = best"), *table.missing]
+    return (
+        "% Needs \\usepackage{booktabs}. In a document:\n"
+        "% \\begin{table}\\centering\\input{table}\\caption{...}\\end{table}\n"
+        f"\\begin{{tabular}}{{{alignment}}}\n  \\toprule\n  {heading} \\\\\n  \\midrule\n"
+        f"{body}  \\bottomrule\n\\end{{tabular}}\n"
+        "\\par\\smallskip\n\\begin{minipage}{\\linewidth}\n  \\footnotesize\n"
+        + "".join(f"  {_escape_latex(note)}\\par\n" for note in notes)
+        + "\\end{minipage}\n"
+    )
+
+
+def terminal_table(rows: Sequence[Row], width: int = 100) -> str:
+    """The table for a terminal, the best values marked with "*".
+
+    Columns that do not fit are left out, the least important first, and named below.
+
+    Arguments:
+        rows: the points so far.
+        width: characters per line; no line is longer.
+    """
+    if len(rows) == 0:
+        return "no points\n"
+    table = whole = Table.of(rows)
+    for smaller in whole.reductions():
+        if table.width() <= width:
+            break
+        table = smaller(table)
+    lines = [line if len(line) <= width else line[: width - 1] + "…" for line in table.text()]
+    notes = [*table.notes("* = best"), *table.missing]
+    if table != whole:
+        notes.insert(0, f"Left out for want of room, see table.csv: {loss(whole, table)}.")
+    for note in notes:
+        lines += textwrap.wrap(note, width, subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = _escape_markdown(cell.text)
+    text = f"**{text}**" if cell.best else text
+    return f"{text} {_escape_markdown(cell.spread)}".strip()
+
+
+def _escape_markdown(text: str) -> str:
+    # An underscore inside a word means nothing to Markdown, and names are full of them.
+    return re.sub(r"[\\|*`<>\[\]~#]|(?<!\w)_|_(?!\w)", r"\\\g<0>", one_line(text))
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
+    "_": r"\_", "%": r"\%", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    "–": "--", "—": "---", "…": r"\ldots{}", "×": r"$\times$", "∞": r"$\infty$",
+    "σ": r"$\sigma$", "≤": r"$\leq$", "≥": r"$\geq$", "→": r"$\rightarrow$",
+    # At the start of a line, these would be read as arguments of the line break before it.
+    "[": "{[}", "]": "{]}", "*": "{*}",
+    "↓": r"$\downarrow$", "↑": r"$\uparrow$",
+}  # fmt: skip
+
+
+def _escape_latex(text: str) -> str:
+    text = "".join(_LATEX.get(c, c) for c in one_line(text))
+    return re.sub(r"(?<![\w-])-(?=[\d.])", r"$-$", text)
+
+
+def _latex_heading(column: Column) -> str:
+    """With the detector as a subscript: FD_pixels."""
+    metric = column.metric
+    if metric is None or metric.detector == "":
+        return _escape_latex(column.heading)
+    name = column.heading.replace(f" ({metric.detector})", "\0")
+    before, found, after = name.partition("\0")
+    detector = rf"\textsubscript{{{_escape_latex(metric.detector)}}}" if found else ""
+    return f"{_escape_latex(before)}{detector} {_escape_latex(after)}".strip()
+
+
+def _latex_cell(cell: Cell) -> str:
+    text = _escape_latex(cell.text)
+    text = rf"\textbf{{{text}}}" if cell.best else text
+    return f"{text} {_escape_latex(cell.spread)}".strip()
+
+
+def _plain(value: Any) -> Any:
+    """Plain data for strict JSON."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return exact(value)
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,47 @@
+"""What sharing steps between the points of a table saves, against running every point by itself.
+
+The default experiment's points on real digits. Both give the same images, which is checked.
+
+Run: .venv/bin/python scripts/bench_sweep.py [IMAGES]
+"""
+
+import sys
+import time
+
+import torch
+
+from guidex.runs.blocks import cut, run_block
+from guidex.runs.points import load, models_on
+from guidex.runs.table import plan_table
+from guidex.sampling.trajectories import shared_steps
+
+
+def main(images: int) -> None:
+    """Time one block both ways."""
+    table = plan_table([f"seeds=0-{images - 1}", "repeats=1"])
+    models = models_on("cpu")
+    points = [load(entry.settings, models) for entry in table.entries if entry.settings]
+    block = cut(points[0].settings.seeds, None, images)[0]
+
+    def sample(chosen: list) -> list[torch.Tensor]:
+        [(_, _, outcomes)] = run_block(chosen, block, images, 0, lambda amount: None)
+        return [outcome.x for outcome in outcomes]
+
+    sample(points[:1])
+    began = time.perf_counter()
+    alone = [sample([point])[0] for point in points]
+    separate = time.perf_counter() - began
+    began = time.perf_counter()
+    together = sample(points)
+    shared = time.perf_counter() - began
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+    steps = len(points[0].settings.plan.timeline.sigmas) - 1
+    taken = shared_steps([point.run for point in points], steps)
+    print(f"{len(points)} points, {images} images each, {steps} steps")
+    print(f"each point by itself {separate:6.1f} s  {steps * len(points)} steps  (baseline)")
+    print(f"shared steps         {shared:6.1f} s  {taken} steps")
+    print(f"ratio                {separate / shared:6.2f} x")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 600)

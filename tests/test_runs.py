@@ -1,0 +1,262 @@
+"""Runs: whole, resumable, never mixed, and told apart from each other."""
+
+import csv
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from PIL import Image
+
+from guidex.cli import main
+
+SWEEP = [
+    "sweep",
+    "seeds=0-39",
+    "block=4",
+    "batch=4",
+    "gallery=3",
+    "sampler.grid.steps=6",
+    "guidance=interval",
+    "guidance.schedule.w=1,3",
+    "guidance.schedule.hi=1,3",
+]
+SAMPLE = ["sample", "seeds=0-39", "block=4", "batch=4", "sampler.grid.steps=6", "guidance=cfg"]
+
+
+def run(words: list[str], out: Path) -> None:
+    """The target of child processes."""
+    sys.exit(main([*words, f"out={out}"]))
+
+
+def quiet(words: list[str], out: Path) -> None:
+    """Like run, without output."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    run(words, out)
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Starts processes quickly: they are forked from one that has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["guidex.runs.sweep", "guidex.runs.sample", "sklearn.datasets"])
+    return context
+
+
+def without_seconds(folder: Path) -> list[dict[str, str]]:
+    """The table but for the one column that measures time."""
+    with (folder / "table.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def labels_of(folder: Path) -> list[dict[str, str]]:
+    """The rows of labels.csv."""
+    with (folder / "labels.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def pixels(path: Path) -> np.ndarray:
+    """An image as an array."""
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every image and label of a run."""
+    found = sorted(folder.rglob("*.png")) + [folder / "labels.csv"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def kill_often(server, words: list[str], out: Path, kills: int) -> int:
+    """Start and kill -9 a run at random moments; returns how often it was really killed."""
+    chance = random.Random(7)
+    killed = 0
+    for _ in range(kills):
+        process = server.Process(target=quiet, args=(words, out))
+        process.start()
+        process.join(chance.uniform(0.05, 0.9))
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+    return killed
+
+
+def test_killed_sweep_ends_with_the_same_table(server, tmp_path: Path) -> None:
+    assert main([*SWEEP, f"out={tmp_path / 'whole'}"]) == 0
+    assert kill_often(server, SWEEP, tmp_path / "killed", 14) >= 3
+    assert main([*SWEEP, f"out={tmp_path / 'killed'}"]) == 0
+    assert without_seconds(tmp_path / "whole") == without_seconds(tmp_path / "killed")
+    grids = [(tmp_path / run / "grid.png").read_bytes() for run in ("whole", "killed")]
+    assert grids[0] == grids[1]
+    assert not list((tmp_path / "killed").rglob(".guidex-*"))
+
+    before = (tmp_path / "killed" / "table.csv").read_bytes()
+    assert main([*SWEEP, f"out={tmp_path / 'killed'}"]) == 0
+    assert (tmp_path / "killed" / "table.csv").read_bytes() == before
+
+
+def test_killed_sample_ends_with_the_same_images(server, tmp_path: Path) -> None:
+    assert main([*SAMPLE, f"out={tmp_path / 'whole'}"]) == 0
+    assert kill_often(server, SAMPLE, tmp_path / "killed", 10) >= 3
+    assert main([*SAMPLE, f"out={tmp_path / 'killed'}"]) == 0
+    whole = files(tmp_path / "whole")
+    assert len(whole) == 40 + 2  # images, grid.png, labels.csv
+    assert whole == files(tmp_path / "killed")
+
+
+def test_interrupt_leaves_a_resumable_folder(
+    server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sample", "seeds=0-399", "block=20", "batch=20", *SAMPLE[4:]]
+    process = server.Process(target=quiet, args=(words, tmp_path / "run"))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "run").glob("blocks/*.json")):
+        assert time.monotonic() < deadline and process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130
+    done = len(list((tmp_path / "run" / "blocks").glob("*.json")))
+    assert 1 <= done < 20
+    assert main([*words, f"out={tmp_path / 'run'}"]) == 0
+    assert f"{20 * done} of 400 images are there already" in capsys.readouterr().out
+    assert len(list((tmp_path / "run" / "images").rglob("*.png"))) == 400
+
+
+def test_changed_settings_never_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = f"out={tmp_path / 'run'}"
+    assert main([*SAMPLE, out]) == 0
+    before = files(tmp_path / "run")
+    assert main([*SAMPLE, out, "guidance.schedule.w=3"]) == 2
+    assert "guidance.schedule.w: 2.0 there, 3" in capsys.readouterr().err
+    assert files(tmp_path / "run") == before
+    assert main([*SAMPLE, out, "batch=3"]) == 0  # the batch size changes nothing
+    assert main([*SAMPLE, out, "guidance.schedule.w=3", "overwrite=true"]) == 0
+    assert files(tmp_path / "run") != before
+
+
+def test_foreign_folder_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.txt").write_text("do not delete")
+    assert main([*SAMPLE, f"out={tmp_path}", "overwrite=true"]) == 2
+    assert "thesis.txt" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").read_text() == "do not delete"
+
+
+def test_second_process_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"):
+        assert main([*SAMPLE, f"out={tmp_path / 'run'}"]) == 1
+    assert "is in use by" in capsys.readouterr().err
+    assert main([*SAMPLE, f"out={tmp_path / 'run'}"]) == 0
+
+
+def test_nonfinite_names_seed_and_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*SAMPLE, f"out={tmp_path / 'run'}", "guidance.schedule.w=1e308", "seeds=5-6"]
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert "seed 5 " in error and "step 0 " in error
+    assert not list((tmp_path / "run" / "blocks").glob("*.json"))
+
+
+def test_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        words = [*SAMPLE, f"out={disk / 'run'}", "seeds=0-199"]
+        monkeypatch.setattr("guidex.runs.sample.require_space", lambda folder, needed: None)
+        assert main(words) == 1
+        assert "full" in capsys.readouterr().err
+        assert not list(disk.rglob("*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        assert main(words) == 0
+        assert len(list((disk / "run" / "images").rglob("*.png"))) == 200
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_too_little_space_is_found_before_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "guidex.runs.folder.shutil.disk_usage",
+        lambda path: SimpleNamespace(free=10),
+    )
+    assert main([*SAMPLE, f"out={tmp_path / 'run'}"]) == 1
+    assert "not enough disk space" in capsys.readouterr().err
+    assert not list((tmp_path / "run").rglob("*.png"))
+
+
+def test_sample_writes_what_its_seeds_decide(tmp_path: Path) -> None:
+    assert main([*SAMPLE, f"out={tmp_path / 'all'}"]) == 0
+    assert main([*SAMPLE, f"out={tmp_path / 'some'}", "seeds=[30-33,7]", "batch=3", "block=2"]) == 0
+    rows = labels_of(tmp_path / "some")
+    assert [row["seed"] for row in rows] == ["30", "31", "32", "33", "7"]
+    whole = {row["seed"]: row for row in labels_of(tmp_path / "all")}
+    for row in rows:
+        assert row == whole[row["seed"]]
+        ours, theirs = (pixels(tmp_path / folder / row["file"]) for folder in ("some", "all"))
+        np.testing.assert_array_equal(ours, theirs)
+        assert ours.dtype == np.uint8 and ours.shape == (8, 8)
+
+
+def test_labels_are_repeated_over_the_seeds(tmp_path: Path) -> None:
+    assert main([*SAMPLE, f"out={tmp_path / 'run'}", "seeds=0-4", "labels=[0,3]"]) == 0
+    rows = labels_of(tmp_path / "run")
+    assert [row["label"] for row in rows] == ["0", "3", "0", "3", "0"]
+
+
+def test_sample_then_eval_agrees_with_sweep(tmp_path: Path) -> None:
+    common = ["seeds=0-59", "sampler.grid.steps=8", "guidance=cfg"]
+    assert main(["sample", *common, f"out={tmp_path / 'sample'}"]) == 0
+    assert main(["eval", str(tmp_path / "sample"), "ref=digits", f"out={tmp_path / 'eval'}"]) == 0
+    assert main(["sweep", *common, "guidance.schedule.w=2,3", f"out={tmp_path / 'sweep'}"]) == 0
+    measured = json.loads((tmp_path / "eval" / "rows.jsonl").read_text())["metrics"]
+    swept = json.loads((tmp_path / "sweep" / "rows.jsonl").read_text().splitlines()[0])["metrics"]
+    assert measured == pytest.approx(swept, rel=1e-9)
+    assert {"fd_pixels", "precision_pixels", "recall_pixels", "accuracy_pixels"} <= set(measured)
+
+
+def test_points_of_a_toy_are_sampled_and_measured(tmp_path: Path) -> None:
+    words = ["model=fractal2d", "guidance=autoguidance", "seeds=0-99"]
+    assert main(["sample", *words, f"out={tmp_path / 'run'}"]) == 0
+    with np.load(tmp_path / "run" / "samples.npz") as arrays:
+        assert arrays["samples"].shape == (100, 2) and arrays["labels"].shape == (100,)
+    assert (tmp_path / "run" / "grid.png").stat().st_size > 10_000
+    points, out = tmp_path / "run" / "samples.npz", f"out={tmp_path / 'eval'}"
+    assert main(["eval", str(points), "ref=fractal2d", "metrics=[frechet,toy]", out]) == 0
+    row = json.loads((tmp_path / "eval" / "rows.jsonl").read_text())
+    assert 0 <= row["metrics"]["outliers_coordinates"] < 0.5
+
+
+def test_repeats_show_median_and_spread(tmp_path: Path) -> None:
+    words = ["sweep", "guidance=none", "experiment=null", "sampler.grid.steps=4", "seeds=0-29"]
+    assert main([*words, "repeats=3", f"out={tmp_path / 'three'}"]) == 0
+    three = json.loads((tmp_path / "three" / "rows.jsonl").read_text())
+    singles = []
+    for first in (0, 30, 60):
+        out = tmp_path / str(first)
+        assert main([*words, f"seeds={first}-{first + 29}", f"out={out}"]) == 0
+        singles.append(json.loads((out / "rows.jsonl").read_text())["metrics"]["fd_pixels"])
+    metrics = three["metrics"]
+    assert three["images"] == 30 and three["repeats"] == 3
+    assert metrics["fd_pixels"] == pytest.approx(sorted(singles)[1])
+    assert metrics["fd_pixels_min"] == pytest.approx(min(singles))
+    assert metrics["fd_pixels_max"] == pytest.approx(max(singles))

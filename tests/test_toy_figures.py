@@ -1,0 +1,599 @@
+"""The figures of toys: drawn from real sampling, and checked against what they should show."""
+
+import math
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgba
+from matplotlib.contour import QuadContourSet
+from matplotlib.offsetbox import AnchoredOffsetbox
+from PIL import Image
+
+from guidex.errors import GuidexError, UsageError
+from guidex.guidance.guidance import Guided
+from guidex.guidance.methods import difference, none
+from guidex.guidance.rules import Extrapolate
+from guidex.guidance.schedules import Constant, Interval
+from guidex.models.denoiser import ExactDenoiser
+from guidex.models.kernel import KernelDenoiser
+from guidex.models.mixture import GaussianMixture
+from guidex.models.toys import fractal2d, mixture1d
+from guidex.reports import toys
+from guidex.reports.toys import MAX_PANELS, ToyPanel, figure_1d, figure_2d
+from guidex.sampling.grids import Karras
+from guidex.sampling.seeds import start
+from guidex.sampling.solvers import Heun
+from guidex.sampling.trajectories import Run, trajectories
+
+CPU = torch.device("cpu")
+
+
+def sampled(main, methods, grid, count: int, record: int) -> list[ToyPanel]:
+    """A panel for each guidance method, by title."""
+    solver, seeds = Heun(grid=grid), range(count)
+    plans = [method.plan(solver.timeline()) for method in methods.values()]
+    runs = [
+        Run(Guided(main, method, plan), title)
+        for (title, method), plan in zip(methods.items(), plans, strict=True)
+    ]
+    begin = start(seeds, main.shape, main.num_classes, None, CPU, CPU, False)
+    outcomes = trajectories(runs, solver, begin, seeds, record)
+    return [
+        ToyPanel(
+            title=title,
+            samples=outcome.x.numpy(),
+            labels=begin.labels.numpy(),
+            path=outcome.path.numpy(),
+            sigmas=solver.sigmas(),
+            guided=plan.guided.any(axis=(0, 2)),
+        )
+        for title, outcome, plan in zip(methods, outcomes, plans, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def panels_1d() -> list[ToyPanel]:
+    reference, rule = mixture1d(conditional=False), Extrapolate()
+    methods = {
+        "unguided": none(),
+        "w 6": difference(reference, Constant(w=6.0), rule),
+        "w 6, (0, 0.6]": difference(reference, Interval(w=6.0, lo=0.0, hi=0.6), rule),
+        "w 6, (0.1, 0.6]": difference(reference, Interval(w=6.0, lo=0.1, hi=0.6), rule),
+    }
+    return sampled(mixture1d(), methods, Karras(steps=32), count=400, record=30)
+
+
+@pytest.fixture(scope="module")
+def panels_2d() -> list[ToyPanel]:
+    rule = Extrapolate()
+    methods = {
+        "unguided": none(),
+        "CFG, w 4": difference(fractal2d(conditional=False), Constant(w=4.0), rule),
+        "autoguidance, w 3": difference(fractal2d(blur=0.1), Constant(w=3.0), rule),
+    }
+    return sampled(fractal2d(), methods, Karras(steps=12, sigma_max=5.0), count=100, record=10)
+
+
+@pytest.fixture(scope="module")
+def square_mixture() -> GaussianMixture:
+    """Two classes of one round bump each, at (-1, 0) and (1, 0)."""
+    return GaussianMixture(
+        weights=[1.0, 3.0],
+        means=[[-1.0, 0.0], [1.0, 0.0]],
+        covariances=[[[0.04, 0.0], [0.0, 0.04]]] * 2,
+        classes=[0, 1],
+        modes=[0, 0],
+        conditional=True,
+    )
+
+
+@pytest.fixture(autouse=True)
+def few_pixels(monkeypatch):
+    """Densities are costly."""
+    monkeypatch.setattr(toys, "PIXELS", 48)
+
+
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """Draw with figure_1d or figure_2d; the figure instead of a file."""
+    figures = []
+    save = toys._Page.save
+
+    def remember(page, path) -> None:
+        save(page, path)
+        figures.append(page._figure)
+
+    monkeypatch.setattr(toys._Page, "save", remember)
+
+    def draw(function, *arguments, **options):
+        function(*arguments, tmp_path / "figure.png", **options)
+        return figures.pop()
+
+    return draw
+
+
+class Normal(ExactDenoiser):
+    """The standard normal distribution, with neither classes nor modes."""
+
+    shape, num_classes, sigma_data, sigma_min, sigma_max, gflops = (1,), 0, 1.0, 0.0, math.inf, 0.0
+
+    def forward(self, x, sigma, labels=None):
+        return x / (1 + sigma**2)
+
+    def log_density(self, x, sigma, labels=None):
+        return torch.distributions.Normal(0.0, math.sqrt(1 + sigma**2)).log_prob(x[:, 0])
+
+    def sample(self, labels, count, generator):
+        return torch.randn(count, 1, generator=generator)
+
+    def reference(self, count, seed):
+        return self.sample(None, count, torch.Generator().manual_seed(seed)), None
+
+
+def panel(samples, labels=None, path=None, title="a point") -> ToyPanel:
+    """A panel of two steps, the first of them guided."""
+    samples = np.asarray(samples, dtype=np.float64)
+    path = np.zeros((3, 0, samples.shape[1])) if path is None else path
+    sigmas, guided = np.array([4.0, 0.5, 0.0]), np.array([True, False])
+    return ToyPanel(title, samples, labels, path, sigmas, guided)
+
+
+def columns(figure) -> list[tuple]:
+    """The upper and the lower axes of each panel of a 1D figure."""
+    return list(zip(figure.axes[::2], figure.axes[1::2], strict=True))
+
+
+def note(axes) -> str:
+    """The line above axes."""
+    (line,) = (artist for artist in axes.artists if isinstance(artist, AnchoredOffsetbox))
+    return "".join(area.get_text() for area in line.get_child().get_children())
+
+
+def lines_of(axes) -> LineCollection:
+    (lines,) = (artist for artist in axes.collections if type(artist) is LineCollection)
+    return lines
+
+
+# 1D
+
+
+def test_full_guidance_loses_a_mode_and_the_interval_keeps_both(drawn, panels_1d):
+    figure = drawn(figure_1d, panels_1d, mixture1d(), reference=mixture1d(conditional=False))
+    notes = [note(lower) for _, lower in columns(figure)]
+    assert notes[0].split() == ["conditional", "unconditional"]
+    assert notes[2] == "modes 0 % / 100 %"
+    for index in (1, 3, 4):
+        left = (panels_1d[index - 1].samples < 1.0).mean()
+        assert 0.4 < left < 0.6
+        assert notes[index].startswith(f"modes {100 * left:.0f} % / ")
+
+
+def test_titles_have_letters(drawn, panels_1d):
+    figure = drawn(figure_1d, panels_1d[:2], mixture1d())
+    assert [text.get_text() for text in figure.texts] == [
+        "(a) densities",
+        "(b) unguided",
+        "(c) w 6",
+    ]
+
+
+def test_trajectories_are_the_path_in_the_colour_of_their_end(drawn, panels_1d):
+    figure = drawn(figure_1d, panels_1d[2:3], mixture1d())
+    lines = lines_of(columns(figure)[1][0])
+    path, sigmas = panels_1d[2].path, panels_1d[2].sigmas
+    assert len(lines.get_segments()) == 30
+    for index, segment in enumerate(lines.get_segments()):
+        np.testing.assert_array_equal(segment[:, 0], path[:, index, 0])
+        np.testing.assert_array_equal(segment[:, 1], sigmas)
+        # The modes are equal but for their place, so their border lies in the middle.
+        mode = int(path[-1, index, 0] > 1.0)
+        colour = to_rgba(toys.MODE_COLOURS[mode], 0.8)
+        np.testing.assert_allclose(lines.get_edgecolors()[index], colour)
+
+
+def test_bars_mark_the_guided_steps(drawn, panels_1d):
+    figure = drawn(figure_1d, panels_1d, mixture1d(), sigma_range=(0.0, 0.9))
+    sigmas = panels_1d[0].sigmas
+    bars = [
+        [tuple(line.get_ydata()) for line in upper.lines if line.get_linewidth() == 2.5]
+        for upper, _ in columns(figure)
+    ]
+    bounds = [
+        [line.get_ydata()[0] for line in upper.lines if line.get_linewidth() == 0.6]
+        for upper, _ in columns(figure)
+    ]
+    # 0.6 and 0.1 snap to boundaries 20 and 24 of the published grid.
+    assert bars == [[], [], [(0.0, 0.9)], [(0.0, sigmas[20])], [(sigmas[24], sigmas[20])]]
+    assert bounds == [[], [], [], [sigmas[20]], [sigmas[24], sigmas[20]]]
+
+
+def test_guided_ranges_of_a_hole():
+    sigmas = np.array([8.0, 4.0, 2.0, 1.0, 0.5, 0.0])
+    guided = np.array([True, True, False, False, True])
+    one = ToyPanel("", np.zeros((1, 1)), None, np.zeros((6, 0, 1)), sigmas, guided)
+    assert one.guided_ranges() == [(2.0, 8.0), (0.0, 0.5)]
+
+
+def test_density_is_the_closed_form_at_every_noise_level(drawn, panels_1d):
+    figure = drawn(
+        figure_1d, panels_1d[:1], mixture1d(), x_range=(-1.0, 3.0), sigma_range=(0.0, 0.96)
+    )
+    (upper, lower) = columns(figure)[1]
+    image = np.asarray(upper.images[0].get_array())
+    assert image.shape == (48, 48)
+    assert upper.images[0].get_extent() == [-1.0, 3.0, 0.0, 0.96]
+    x = -1 + 4 * (np.arange(48) + 0.5) / 48
+    sigma = 0.96 * (np.arange(48)[:, None] + 0.5) / 48
+    exponents = [-((x - mean) ** 2) / (2 * (0.25**2 + sigma**2)) for mean in (0.5, 1.5)]
+    density = np.exp(exponents[0]) + np.exp(exponents[1])
+    scale = image.max(axis=1, keepdims=True)
+    assert (scale <= 1).all() and (scale > 0.95).all()  # the maximum may lie between pixels
+    expected = scale * density / density.max(axis=1, keepdims=True)
+    np.testing.assert_allclose(image, expected, atol=1e-12)
+
+    (curve,) = lower.lines
+    bumps = [np.exp(-((x - mean) ** 2) / (2 * 0.25**2)) for mean in (0.5, 1.5)]
+    true = sum(bumps) / (2 * 0.25 * math.sqrt(2 * math.pi))
+    np.testing.assert_allclose(curve.get_ydata(), true, atol=1e-12)
+
+
+def test_histogram_is_the_density_of_all_samples_stacked_by_mode(drawn, panels_1d):
+    one = panels_1d[0]
+    figure = drawn(figure_1d, [one], mixture1d(), x_range=(0.0, 3.0))
+    lower = columns(figure)[1][1]
+    left, right = (patch.get_data() for patch in lower.patches)
+    np.testing.assert_array_equal(right.baseline, left.values)
+    share = ((one.samples >= 0) & (one.samples <= 3)).mean()
+    assert share < 1
+    width = 3.0 / toys.BINS
+    assert right.values.sum() * width == pytest.approx(share)
+    of_left = ((one.samples >= 0) & (one.samples < 1)).mean()
+    assert left.values.sum() * width == pytest.approx(of_left)
+    outside = round(400 * (1 - share))
+    assert note(lower).endswith(f"  {outside} outside")
+
+
+def test_peaks_beyond_the_axes_are_named(drawn, panels_1d):
+    figure = drawn(figure_1d, [panels_1d[1]], mixture1d(), x_range=(-1.0, 3.0))
+    lower = columns(figure)[1][1]
+    heights, _ = np.histogram(panels_1d[1].samples, toys.BINS, range=(-1.0, 3.0), density=True)
+    assert [text.get_text() for text in lower.texts] == [f"↑{heights.max():.0f}"]
+
+
+def test_default_ranges_show_both_models_and_the_noise_levels_that_matter(drawn, panels_1d):
+    reference = mixture1d(conditional=False)
+    figure = drawn(figure_1d, panels_1d, mixture1d(), reference=reference)
+    limits = {(upper.get_xlim(), upper.get_ylim()) for upper, _ in columns(figure)}
+    (((left, right), (bottom, top)),) = limits
+    assert -4 < left < -2 and 2.2 < right < 4
+    assert bottom == 0 and 0.8 < top < 1.0
+    assert {lower.get_ylim() for _, lower in columns(figure)} == {columns(figure)[0][1].get_ylim()}
+
+
+def test_sigma_axis_reaches_the_start_of_guidance_and_of_sampling(drawn):
+    begins = Interval(w=2.0, lo=0.0, hi=1.3)
+    method = difference(mixture1d(conditional=False), begins, Extrapolate())
+    panels = sampled(mixture1d(), {"hi 1.3": method}, Karras(steps=16), 4, 2)
+    (hi,) = (hi for _, hi in panels[0].guided_ranges())
+    top = drawn(figure_1d, panels, mixture1d()).axes[0].get_ylim()[1]
+    assert top == pytest.approx(1.2 * hi)
+
+    short = sampled(mixture1d(), {"short": none()}, Karras(steps=4, sigma_max=0.5), 4, 2)
+    assert drawn(figure_1d, short, mixture1d()).axes[0].get_ylim()[1] == pytest.approx(0.5)
+
+
+def test_one_runaway_sample_leaves_the_axes_alone(drawn, panels_1d):
+    good = panels_1d[0].samples[:40]
+    usual = drawn(figure_1d, [panel(good)], mixture1d()).axes[0].get_xlim()
+    for far in (1e9, -1e300, np.inf, np.nan):
+        figure = drawn(figure_1d, [panel(np.append(good, [[far]], axis=0))], mixture1d())
+        assert figure.axes[0].get_xlim() == pytest.approx(usual, abs=0.3)
+        assert note(columns(figure)[1][1]).endswith("  1 outside")
+
+
+def test_when_all_samples_run_away_the_truth_is_still_seen(drawn):
+    figure = drawn(figure_1d, [panel(np.full((50, 1), 1e6))], mixture1d())
+    left, right = figure.axes[0].get_xlim()
+    assert left < 0 < 2 < right < 6
+    assert note(columns(figure)[1][1]) == "modes 0 % / 100 %  50 outside"
+
+
+def test_an_empty_stretch_of_x_is_drawn(drawn, panels_1d):
+    figure = drawn(
+        figure_1d,
+        panels_1d[:1],
+        mixture1d(),
+        reference=mixture1d(conditional=False),
+        x_range=(500.0, 501.0),
+        sigma_range=(0.0, 0.01),
+    )
+    assert np.asarray(figure.axes[2].images[0].get_array()).max() == 0
+
+
+def test_modes_go_from_left_to_right_and_are_distinct_in_each_class():
+    truth = GaussianMixture(
+        weights=[1.0, 2.0, 1.0],
+        means=[[5.0], [-5.0], [0.0]],
+        covariances=[[[1.0]]] * 3,
+        classes=[0, 1, 1],
+        modes=[0, 0, 1],
+        conditional=True,
+    )
+    x = np.array([[5.2], [-4.0], [0.3], [9.0]])
+    every = toys._Modes(truth, {0: 0.5, 1: 0.5})
+    assert every.of(x).tolist() == [2, 0, 1, 2]
+    one = toys._Modes(truth, {1: 1.0})
+    assert one.count == 2
+    assert one.of(x).tolist() == [1, 0, 1, 1]
+    text = "".join(text for text, _ in every.shares(every.of(x)))
+    assert text == "modes 25 % / 25 % / 50 %"
+
+
+def test_borders_of_modes_are_where_both_are_as_responsible():
+    # Of weights 3 : 1 and variances 1, at distance 4: the border moves by log(3) / 4.
+    truth = GaussianMixture([3.0, 1.0], [[-2.0], [2.0]], [[[1.0]]] * 2, [0, 0], [0, 1], False)
+    modes = toys._Modes(truth, None)
+    border = math.log(3) / 4
+    assert modes.of(np.array([[border - 1e-9], [border + 1e-9]])).tolist() == [0, 1]
+
+
+def test_many_modes_are_counted_instead_of_listed():
+    count = toys.NAMED_MODES + 2
+    means = [[10.0 * k] for k in range(count)]
+    truth = GaussianMixture(
+        [1.0] * count, means, [[[1.0]]] * count, [0] * count, list(range(count)), False
+    )
+    modes = toys._Modes(truth, None)
+    ((text, _),) = modes.shares(modes.of(np.array([[0.0], [10.0], [10.0]])))
+    assert text == f"2 of {count} modes"
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "text"),
+    [(0, 500, "0 %"), (1, 500, "<1 %"), (499, 500, ">99 %"), (500, 500, "100 %"), (1, 3, "33 %")],
+)
+def test_percent_says_none_and_all_only_of_none_and_all(count, total, text):
+    assert toys._percent(count, total) == text
+
+
+def test_classes_are_mixed_as_they_were_asked_for(drawn):
+    truth = GaussianMixture(
+        weights=[1.0, 1.0],
+        means=[[-1.0], [1.0]],
+        covariances=[[[0.01]]] * 2,
+        classes=[0, 1],
+        modes=[0, 0],
+        conditional=True,
+    )
+    samples, labels = np.array([[-1.0]] * 3 + [[1.0]]), np.array([0, 0, 0, 1])
+    figure = drawn(figure_1d, [panel(samples, labels)], truth, x_range=(-2.0, 2.0))
+    (curve,) = columns(figure)[1][1].lines
+    x, y = curve.get_data()
+    assert y[x < 0].sum() == pytest.approx(3 * y[x > 0].sum())
+
+    figure = drawn(figure_1d, [panel(samples[:3], labels[:3])], truth, x_range=(-2.0, 2.0))
+    (curve,) = columns(figure)[1][1].lines
+    assert curve.get_ydata()[curve.get_xdata() > 0.5].max() < 1e-9
+
+
+def test_a_truth_without_modes_has_one_colour_and_no_shares(drawn):
+    samples = np.random.default_rng(0).standard_normal((60, 1))
+    path = np.stack([4 * samples[:5], samples[:5], samples[:5]])
+    figure = drawn(figure_1d, [panel(samples, path=path)], Normal())
+    upper, lower = columns(figure)[1]
+    assert note(columns(figure)[0][1]).strip() == "truth"
+    assert note(lower) == ""
+    assert len(lower.patches) == 1
+    assert len(np.unique(lines_of(upper).get_edgecolors(), axis=0)) == 1
+
+
+# 2D
+
+
+def test_real_fractal_is_drawn(drawn, panels_2d):
+    figure = drawn(figure_2d, panels_2d, fractal2d(), label=0)
+    titles = [text.get_text() for text in figure.texts]
+    assert titles == ["(a) unguided", "(b) CFG, w 4", "(c) autoguidance, w 3"]
+    near = []
+    for axes, one in zip(figure.axes, panels_2d, strict=True):
+        (dots,) = (c for c in axes.collections if type(c).__name__ == "PathCollection")
+        offsets = np.asarray(dots.get_offsets())
+        np.testing.assert_array_equal(offsets, one.samples[one.labels == 0])
+        near.append((np.linalg.norm(offsets, axis=1) < 0.2).mean())
+    # The trunk is where the classes meet: CFG leaves it, autoguidance does not.
+    assert near[1] == 0 and near[0] > 0.05 and near[2] > 0.05
+
+
+def test_square_is_the_same_for_all_and_holds_truth_and_samples(drawn, panels_2d):
+    figure = drawn(figure_2d, panels_2d, fractal2d())
+    (((left, right), (bottom, top)),) = {(axes.get_xlim(), axes.get_ylim()) for axes in figure.axes}
+    assert right - left == pytest.approx(top - bottom)
+    means = fractal2d().means.numpy()
+    assert (means.min(axis=0) > (left, bottom)).all() and (means.max(axis=0) < (right, top)).all()
+    width, height = figure.get_size_inches()
+    for axes in figure.axes:
+        place = axes.get_position()
+        assert place.width * width == pytest.approx(place.height * height)
+
+
+def test_given_square_is_taken_and_samples_outside_are_counted(drawn, square_mixture):
+    samples = [[-1.0, 0.0], [1.0, 0.0], [np.nan, 0.0], [1.0, 0.4]]
+    figure = drawn(figure_2d, [panel(samples)], square_mixture, center=(1.0, 0.25), half_extent=0.5)
+    (axes,) = figure.axes
+    assert (axes.get_xlim(), axes.get_ylim()) == ((0.5, 1.5), (-0.25, 0.75))
+    assert [text.get_text() for text in axes.texts] == ["2 outside"]
+
+
+def test_center_alone_still_gets_everything_in(drawn, square_mixture):
+    figure = drawn(figure_2d, [panel([[1.0, 0.0]])], square_mixture, center=(0.5, 3.0))
+    (axes,) = figure.axes
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    assert left < -1.4 and bottom < -0.4
+    assert (left + right) / 2 == pytest.approx(0.5) and (bottom + top) / 2 == pytest.approx(3.0)
+
+
+def test_levels_of_grey_hold_all_but_the_tail_of_the_truth(drawn, square_mixture):
+    samples, labels = np.array([[-1.0, 0.0], [1.0, 0.0]]), np.array([0, 1])
+    figure = drawn(figure_2d, [panel(samples, labels)], square_mixture, label=1)
+    (levels,) = (c for c in figure.axes[0].collections if isinstance(c, QuadContourSet))
+    left, right = figure.axes[0].get_xlim()
+    variance = 0.04 + ((right - left) / 48) ** 2
+    # For a round Gaussian, -2 (log p - log p_max) is chi-squared with 2 degrees of freedom.
+    largest = -math.log(2 * math.pi * variance)
+    assert levels.levels[0] == pytest.approx(largest + math.log(0.01), abs=0.3)
+    assert levels.levels[-1] == pytest.approx(largest, abs=0.01)
+    np.testing.assert_allclose(np.diff(levels.levels, n=2), 0, atol=1e-12)
+    # Class 0 is not there.
+    assert figure.axes[0].get_xlim()[0] > -0.5
+
+
+def test_classes_have_colours_and_guided_steps_are_black(drawn, square_mixture):
+    samples, labels = np.array([[-1.0, 0.0], [1.0, 0.0], [1.1, 0.0]]), np.array([0, 1, 1])
+    path = np.array([[[3.0, 3.0], [2.0, 2.0]], [[0.0, 1.0], [1.0, 1.0]], samples[:2]])
+    figure = drawn(figure_2d, [panel(samples, labels, path)], square_mixture)
+    (axes,) = figure.axes
+    dots = [c for c in axes.collections if type(c).__name__ == "PathCollection"]
+    assert [len(one.get_offsets()) for one in dots] == [1, 2]
+    assert len({tuple(one.get_facecolor()[0]) for one in dots}) == 2
+    unguided, guided = (c for c in axes.collections if type(c) is LineCollection)
+    np.testing.assert_array_equal(guided.get_segments(), np.stack([path[0], path[1]], axis=1))
+    np.testing.assert_array_equal(unguided.get_segments(), np.stack([path[1], path[2]], axis=1))
+    np.testing.assert_allclose(guided.get_edgecolors(), [to_rgba("black", 0.7)])
+
+    only = drawn(figure_2d, [panel(samples, labels, path)], square_mixture, label=1)
+    _, guided = (c for c in only.axes[0].collections if type(c) is LineCollection)
+    np.testing.assert_array_equal(guided.get_segments(), [[[2.0, 2.0], [1.0, 1.0]]])
+
+
+def test_a_square_without_any_truth_is_drawn(drawn, square_mixture):
+    figure = drawn(
+        figure_2d, [panel([[9.0, 9.0]])], square_mixture, center=(9.0, 9.0), half_extent=0.1
+    )
+    assert not any(isinstance(c, QuadContourSet) for c in figure.axes[0].collections)
+
+
+def test_a_full_page_keeps_its_panels_apart(drawn, square_mixture):
+    figure = drawn(figure_2d, [panel([[1.0, 0.0]])] * MAX_PANELS, square_mixture)
+    boxes = [axes.get_position() for axes in figure.axes]
+    assert len(boxes) == MAX_PANELS
+    assert not any(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[k + 1 :])
+    assert len({round(box.x0, 9) for box in boxes}) == 4
+    assert all(0 < box.x0 and box.x1 < 1 and 0 < box.y0 and box.y1 < 1 for box in boxes)
+
+
+# Files
+
+
+def test_png_has_150_dpi_and_equal_figures_are_equal_files(tmp_path, panels_1d):
+    before = dict(matplotlib.rcParams)
+    for name in ("one.png", "two.png", "one.pdf", "two.pdf", "one.svg", "two.svg"):
+        figure_1d(panels_1d[2:], mixture1d(), tmp_path / name)
+    assert dict(matplotlib.rcParams) == before
+    with Image.open(tmp_path / "one.png") as image:
+        assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
+        assert image.format == "PNG"
+    assert (tmp_path / "one.pdf").read_bytes().startswith(b"%PDF")
+    for kind in ("png", "pdf", "svg"):
+        one, two = (tmp_path / f"{name}.{kind}" for name in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_settings_of_the_user_do_not_matter(tmp_path, panels_1d):
+    figure_1d(panels_1d[:1], mixture1d(), tmp_path / "plain.png")
+    with matplotlib.rc_context({"font.size": 30, "text.usetex": True, "savefig.bbox": "tight"}):
+        figure_1d(panels_1d[:1], mixture1d(), tmp_path / "set.png")
+    assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "set.png").read_bytes()
+
+
+@pytest.mark.parametrize("title", ["$\\nonsense{$ 5 $", "猫", "w" * 300, "two\nlines", ""])
+def test_any_title_can_be_drawn(drawn, title):
+    figure = drawn(figure_1d, [panel([[0.5]], title=title)], mixture1d())
+    assert figure.texts[1].get_text().count("\n") <= 2
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, panels_1d, monkeypatch):
+    path = tmp_path / "figure.png"
+    path.write_bytes(b"old")
+
+    def refuse(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", refuse)
+    with pytest.raises(GuidexError, match="disk is full"):
+        figure_1d(panels_1d[:1], mixture1d(), path)
+    assert path.read_bytes() == b"old"
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"samples": np.zeros(3)}, "samples"),
+        ({"samples": np.zeros((0, 1))}, "samples"),
+        ({"labels": np.zeros(4, int)}, "labels"),
+        ({"path": np.zeros((2, 1, 1))}, "path"),
+        ({"path": np.zeros((3, 4, 1))}, "path"),
+        ({"path": np.zeros((3, 1))}, "path"),
+        ({"path": np.zeros((3, 1, 2))}, "path"),
+        ({"guided": np.zeros(3, bool)}, "guided"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(change, named):
+    arrays = {
+        "samples": np.zeros((3, 1)),
+        "labels": np.zeros(3, int),
+        "path": np.zeros((3, 2, 1)),
+        "sigmas": np.array([4.0, 0.5, 0.0]),
+        "guided": np.zeros(2, bool),
+    }
+    ToyPanel("fits", **arrays)
+    with pytest.raises(UsageError, match=f"'a point': {named} must be"):
+        ToyPanel("a point", **(arrays | change))
+
+
+@pytest.mark.parametrize(
+    ("function", "panels", "options", "message"),
+    [
+        (figure_1d, [], {}, "1 to 11 points, not 0"),
+        (figure_1d, [panel([[0.0]])] * MAX_PANELS, {}, "1 to 11 points, not 12"),
+        (figure_1d, [panel([[0.0, 0.0]])], {}, r"samples must be \[N, 1\], not \[1, 2\]"),
+        (figure_1d, [panel([[0.0]])], {"x_range": (1.0, 1.0)}, "x_range"),
+        (figure_1d, [panel([[0.0]])], {"x_range": (0.0, math.inf)}, "x_range"),
+        (figure_1d, [panel([[0.0]])], {"sigma_range": (-0.1, 1.0)}, "of 0 or more"),
+        (figure_1d, [panel([[0.0]])], {"sigma_range": (math.nan, 1.0)}, "sigma_range"),
+        (figure_2d, [panel([[0.0, 0.0]])] * 13, {}, "1 to 12 points, not 13"),
+        (figure_2d, [panel([[0.0, 0.0]])], {"half_extent": 0.0}, "half_extent"),
+        (figure_2d, [panel([[0.0, 0.0]])], {"half_extent": math.nan}, "half_extent"),
+        (figure_2d, [panel([[0.0, 0.0]])], {"center": (0.0,)}, "center"),
+        (figure_2d, [panel([[0.0, 0.0]])], {"center": (0.0, math.nan)}, "center"),
+        (figure_2d, [panel([[0.0, 0.0]])], {"label": 2}, "the classes of this toy: 0 to 1"),
+        (figure_2d, [panel([[0.0, 0.0]])], {"label": 0}, "none of its samples has the label 0"),
+        (figure_2d, [panel([[0.0, 0.0]], np.array([1]))], {"label": 0}, "has the label 0"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(
+    tmp_path, square_mixture, function, panels, options, message
+):
+    truth = mixture1d() if function is figure_1d else square_mixture
+    with pytest.raises(UsageError, match=message):
+        function(panels, truth, tmp_path / "figure.png", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_toys_of_other_dimensions_are_refused(tmp_path):
+    images = KernelDenoiser(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), None, 0.1, False)
+    for truth in (fractal2d("A"), images):
+        with pytest.raises(UsageError, match=r"toys of shape \(1,\)"):
+            figure_1d([panel([[0.0]])], truth, tmp_path / "figure.png")
+
+
+@pytest.mark.parametrize("name", ["figure", "figure.jpg", "figure.PNG.txt", "absent/figure.png"])
+def test_impossible_paths_are_refused(tmp_path, name):
+    with pytest.raises(UsageError, match="figures are written as|there is no folder"):
+        figure_1d([panel([[0.0]])], mixture1d(), tmp_path / name)
