@@ -8,6 +8,7 @@ reference is one of the model's).
 
 import functools
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +20,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from guidex.errors import UsageError
 from guidex.presets import config_dir, is_group, nearest, options
 
 Config = dict[str, Any]
+
+LIST_GROUPS = ("metrics",)  # of which several presets may be chosen together
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,26 @@ def compose(command: str, words: Sequence[str]) -> Composed:
     # A part taken over from elsewhere is copied once a key inside it is set, so that comes last.
     for override in sorted(values, key=lambda one: _is_taken_over(cfg, one)):
         _set(cfg, override, choices)
+    _require_all(OmegaConf.to_container(cfg, resolve=False))
     try:
-        return Composed(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True), choices)
-    except MissingMandatoryValue as error:
-        key = error.full_key
-        raise UsageError(f"{key} must be given, for example {key}=…") from error
+        config = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    _require_all(config)
+    return Composed(config, choices)
+
+
+def _require_all(data: Any, key: str = "") -> None:
+    """Refuse what must be given and is not, but in references that nothing takes over."""
+    if data == "???":
+        raise UsageError(f"{key} must be given, for example {key}=…")
+    if isinstance(data, list):
+        for i, item in enumerate(data):
+            _require_all(item, f"{key}[{i}]")
+    if isinstance(data, dict):
+        for name, item in data.items():
+            if name != "references":
+                _require_all(item, f"{key}.{name}" if key else name)
 
 
 def split_axes(words: Sequence[str]) -> tuple[list[str], list[Axis]]:
@@ -128,7 +144,8 @@ def parse(word: str) -> Override:
     try:
         return parser.parse_override(word)
     except HydraException:
-        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+        # In Hydra's quotes, backslashes count double only before a quotation mark.
+        quoted = re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + end[2].replace("'", r"\'"), value)
         try:
             return parser.parse_override(f"{key}='{quoted}'")
         except HydraException as error:
@@ -191,6 +208,8 @@ def _compose_groups(command: str, groups: tuple[str, ...]) -> tuple[DictConfig, 
 def _check_choice(override: Override) -> None:
     group = override.key_or_group
     value = override.value()
+    if isinstance(value, list) and group not in LIST_GROUPS:
+        raise UsageError(f"{override.input_line}: choose one {group}")
     for name in value if isinstance(value, list) else [value]:
         if name is None and group == "experiment":
             continue
@@ -204,7 +223,7 @@ def _hydra_text(error: HydraException, groups: Sequence[str]) -> str:
     first = str(error).splitlines()[0]
     for word in groups:
         key = word.partition("=")[0]
-        if f"'{key}'" in first or f"Could not override '{key.partition('@')[0]}" in first:
+        if f"Could not override '{key}'" in first:
             return f"{word}: the presets chosen here have no {key} to replace"
     return first
 

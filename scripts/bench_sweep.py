@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from guidex.runs.blocks import cut, run_block
+from guidex.runs.blocks import Batch, cut, run_block
 from guidex.runs.points import load, models_on
 from guidex.runs.table import plan_table
 from guidex.sampling.trajectories import shared_steps
@@ -24,7 +24,7 @@ def main(images: int) -> None:
     block = cut(points[0].settings.seeds, None, images)[0]
 
     def sample(chosen: list) -> list[torch.Tensor]:
-        [(_, _, outcomes)] = run_block(chosen, block, images, 0, lambda amount: None)
+        [(_, _, outcomes)] = run_block(chosen, block, Batch(images), 0, lambda amount: None)
         return [outcome.x for outcome in outcomes]
 
     sample(points[:1])

@@ -1,6 +1,7 @@
 """Detectors: from images, or points, to the features that metrics compare."""
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -10,8 +11,42 @@ from guidex.errors import UsageError
 from guidex.evaluation.features import FeatureSet
 
 
+@dataclass(frozen=True)
+class Identity:
+    """What features depend on besides the images.
+
+    Attributes:
+        name: of the detector; features of equal names compare, and columns end in it.
+        dim: number of features D; None where it depends on the samples.
+        resize: how images get to the size that the network takes; "none" without a network.
+        weights: SHA-256 of the network's weights; None without a network.
+        precision: of the network's arithmetic.
+        compiled: whether the network goes through torch.compile.
+    """
+
+    name: str
+    dim: int | None = None
+    resize: str = "none"
+    weights: str | None = None
+    precision: str = "float32"
+    compiled: bool = False
+
+
 class Detector(Protocol):
     """The interface: a pure function of one batch or a whole set."""
+
+    @property
+    def identity(self) -> Identity | None:
+        """What its features depend on; None where that is known only of given samples.
+
+        Raises:
+            UsageError, GuidexError: the weights of its network are not to be had.
+        """
+        ...
+
+    def to(self, device: str | torch.device) -> Self:
+        """Itself, working on a device from now on."""
+        ...
 
     def __call__(self, samples: Tensor) -> tuple[str, Tensor]:
         """Name of the detector and features, float32 [N, D].
@@ -22,8 +57,17 @@ class Detector(Protocol):
         ...
 
 
-class Pixels:
+class _WithoutNetwork:
+    """What detectors that only rearrange numbers have in common: any device will do."""
+
+    def to(self, device: str | torch.device) -> Self:
+        return self
+
+
+class Pixels(_WithoutNetwork):
     """The pixels themselves, scaled to [-1, 1] and flattened; D = C H W. For small images."""
+
+    identity = Identity("pixels")
 
     def __call__(self, samples: Tensor) -> tuple[str, Tensor]:
         if samples.dtype != torch.uint8:
@@ -33,8 +77,10 @@ class Pixels:
         return "pixels", to_float(samples, torch.float32).flatten(1)
 
 
-class Coordinates:
+class Coordinates(_WithoutNetwork):
     """The coordinates of a toy's points themselves; D = d."""
+
+    identity = Identity("coordinates")
 
     def __call__(self, samples: Tensor) -> tuple[str, Tensor]:
         if samples.dtype == torch.uint8:
@@ -44,8 +90,10 @@ class Coordinates:
         return "coordinates", samples.float().flatten(1)
 
 
-class Automatic:
+class Automatic(_WithoutNetwork):
     """Pixels for images, Coordinates for points."""
+
+    identity = None
 
     def __call__(self, samples: Tensor) -> tuple[str, Tensor]:
         detector = Pixels() if samples.dtype == torch.uint8 else Coordinates()

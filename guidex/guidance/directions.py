@@ -15,12 +15,14 @@ from guidex.models.denoiser import Denoiser
 
 
 class Direction(ABC):
-    """The interface. One call costs one evaluation of the reference.
+    """The interface.
 
     Attributes:
+        evaluations: evaluations of a reference network that one call makes.
         gflops: cost of one call for one image, 10^9 floating-point operations.
     """
 
+    evaluations: int = 1
     gflops: float
 
     @abstractmethod

@@ -39,12 +39,13 @@ class Guidance:
     def plan(self, timeline: Timeline) -> Plan:
         """All weights on a sampler's grid."""
         weights = [term.schedule.plan(timeline) for term in self.terms.values()]
-        return Plan(timeline, np.array(weights).reshape(-1, *timeline.evaluations.shape))
+        costs = tuple(term.direction.evaluations for term in self.terms.values())
+        return Plan(timeline, np.array(weights).reshape(-1, *timeline.evaluations.shape), costs)
 
     def gflops(self, plan: Plan) -> float:
         """Cost of all reference evaluations of one image, 10^9 floating-point operations."""
         costs = [term.direction.gflops for term in self.terms.values()]
-        return sum(cost * count for cost, count in zip(costs, plan.evaluations_ref, strict=True))
+        return sum(cost * count for cost, count in zip(costs, plan.calls, strict=True))
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,12 @@ class Plan:
     Attributes:
         timeline: the sampler's grid and evaluations.
         weights: float64 [terms, steps, stages]; 1 = no guidance, NaN = no evaluation.
+        costs: evaluations of a reference that each term makes where it acts, [terms].
     """
 
     timeline: Timeline
     weights: np.ndarray
+    costs: tuple[int, ...]
 
     @property
     def guided(self) -> np.ndarray:
@@ -35,10 +37,15 @@ class Plan:
         return int(np.count_nonzero(~np.isnan(self.timeline.evaluations)))
 
     @property
+    def calls(self) -> list[int]:
+        """How often each term's direction is asked for, per image."""
+        return [int(term.sum()) for term in self.guided]
+
+    @property
     def evaluations_ref(self) -> list[int]:
         """Evaluations of each term's reference per image; outside guided evaluations there are
         none."""
-        return [int(term.sum()) for term in self.guided]
+        return [cost * calls for cost, calls in zip(self.costs, self.calls, strict=True)]
 
     @property
     def guided_steps(self) -> list[int]:

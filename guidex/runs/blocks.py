@@ -1,11 +1,13 @@
 """Blocks: the unit of work, of atomic output and of resuming."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from guidex.errors import GuidexError
 from guidex.runs.points import Point
 from guidex.sampling.seeds import Start, start
 from guidex.sampling.trajectories import Outcome, trajectories
@@ -32,6 +34,30 @@ class Block:
         return folder / f"{self.index:06d}{suffix}"
 
 
+@dataclass
+class Batch:
+    """Images per network call, halved for the rest of a run when the device's memory is too small.
+
+    Attributes:
+        size: images per call.
+    """
+
+    size: int
+
+    def halve(self, used: int, error: torch.OutOfMemoryError) -> None:
+        """Go on with half of what was used.
+
+        Raises:
+            GuidexError: that was one image.
+        """
+        if used == 1:
+            raise GuidexError("the device has too little memory for a single image") from error
+        self.size = used // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        print(f"out of memory: going on with batches of {self.size}", file=sys.stderr)
+
+
 def cut(seeds: Sequence[int], labels: Sequence[int] | None, size: int) -> list[Block]:
     """Seeds cut into blocks of `size`, the last one maybe shorter."""
     blocks = []
@@ -45,7 +71,7 @@ def cut(seeds: Sequence[int], labels: Sequence[int] | None, size: int) -> list[B
 def run_block(
     points: Sequence[Point],
     block: Block,
-    batch: int,
+    batch: Batch,
     record: int,
     tick: Callable[[float], None],
 ) -> Iterator[tuple[list[int], Start, list[Outcome]]]:
@@ -58,6 +84,9 @@ def run_block(
         record: how many seeds of the block, from its first, to record the trajectories of.
         tick: told how many images have been finished, counting parts.
 
+    Raises:
+        GuidexError: not even one image fits into the device's memory.
+
     Yields:
         Seeds, noise and labels, and one outcome per point, for each batch.
     """
@@ -65,12 +94,20 @@ def run_block(
     device = torch.device(settings.config["device"])
     generators = torch.device("cpu") if settings.config["rng"] == "cpu" else device
     model, solver = points[0].model, settings.solver
-    for first in range(0, len(block.seeds), batch):
-        seeds = block.seeds[first : first + batch]
-        labels = None if block.labels is None else block.labels[first : first + batch]
+    runs = [point.run for point in points]
+    first = 0
+    while first < len(block.seeds):
+        part = slice(first, first + batch.size)
+        seeds = block.seeds[part]
+        labels = None if block.labels is None else block.labels[part]
         begin = start(
             seeds, model.shape, model.num_classes, labels, device, generators, solver.stochastic
         )
         recorded = max(0, min(record - first, len(seeds)))
-        runs = [point.run for point in points]
-        yield seeds, begin, trajectories(runs, solver, begin, seeds, recorded, tick)
+        try:
+            outcomes = trajectories(runs, solver, begin, seeds, recorded, tick)
+        except torch.OutOfMemoryError as error:
+            batch.halve(len(seeds), error)
+            continue
+        yield seeds, begin, outcomes
+        first += len(seeds)

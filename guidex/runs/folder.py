@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from guidex.assets.atomic import atomic_write
 from guidex.errors import GuidexError, UsageError
+from guidex.runs.ranks import ALONE, Rank
 
 # Settings of a run that do not change its results, so that a run may be resumed with others.
 VOLATILE = ("out", "overwrite", "batch")
@@ -43,22 +44,27 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def run_folder(folder: Path, identity: Mapping[str, Any], overwrite: bool) -> Iterator[Path]:
+def run_folder(
+    folder: Path, identity: Mapping[str, Any], overwrite: bool, rank: Rank = ALONE
+) -> Iterator[Path]:
     """Hold a folder for a run, new or to be resumed.
 
     Arguments:
         folder: made if it does not exist.
         identity: plain data that decides the results.
         overwrite: start again in a folder that holds another (or the same) run.
+        rank: which of the processes this is that work on the run together.
 
     Raises:
         UsageError: the folder belongs to another run (naming the differences) or to something else.
         GuidexError: another process is working in it, or it cannot be written.
     """
     _check_place(folder)
+    if overwrite and rank.count > 1:
+        raise UsageError("overwrite=true is for one process; delete the folder before torchrun")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / _LOCK)
+        lock = FileLock(folder / (_LOCK if rank.first else f"{_LOCK}-{rank.index}"))
         lock.acquire(timeout=0)
     except Timeout as error:
         raise GuidexError(
@@ -67,11 +73,15 @@ def run_folder(folder: Path, identity: Mapping[str, Any], overwrite: bool) -> It
     except OSError as error:
         raise GuidexError(f"cannot write to {folder}: {error.strerror or error}") from error
     try:
-        for stale in folder.rglob(".guidex-*.tmp"):  # what a killed process was writing
-            stale.unlink(missing_ok=True)
+        if rank.count == 1:  # what a killed process was writing, if no other is at work now
+            for stale in folder.rglob(".guidex-*.tmp"):
+                stale.unlink(missing_ok=True)
         write_json(folder / _HOLDER, {"pid": os.getpid(), "host": socket.gethostname()})
         _claim(folder, json.loads(json.dumps(identity, default=str)), overwrite)
         yield folder
+    except BaseException:
+        _release_if_empty(folder)
+        raise
     finally:
         (folder / _HOLDER).unlink(missing_ok=True)
         lock.release()
@@ -109,8 +119,9 @@ def _check_place(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"out={folder} is a file; give a folder")
     if folder.is_dir() and not (folder / _MARK).exists():
-        names = [item.name for item in folder.iterdir() if item.name not in (_LOCK, _HOLDER)]
-        foreign = [name for name in names if not name.startswith(".guidex-")]
+        names = [item.name for item in folder.iterdir()]
+        ours = (_LOCK, _HOLDER, ".guidex-")
+        foreign = [name for name in names if not name.startswith(ours)]
         if foreign:
             raise UsageError(
                 f"out={folder} holds other things ({', '.join(sorted(foreign)[:3])}, …) and no run "
@@ -133,10 +144,19 @@ def _claim(folder: Path, identity: dict[str, Any], overwrite: bool) -> None:
     write_json(mark, identity)
 
 
+def _release_if_empty(folder: Path) -> None:
+    """A run that failed before its first result does not keep its folder from another."""
+    kept = (_MARK, _LOCK, _HOLDER)
+    if not any(item.is_file() and not item.name.startswith(kept) for item in folder.rglob("*")):
+        (folder / _MARK).unlink(missing_ok=True)
+        for item in [item for item in folder.iterdir() if item.is_dir()]:
+            shutil.rmtree(item)
+
+
 def _clear(folder: Path) -> None:
     """Delete a run. The mark goes last, so that a half-deleted run is still known as one."""
     for item in folder.iterdir():
-        if item.name not in (_MARK, _LOCK, _HOLDER):
+        if not item.name.startswith((_MARK, _LOCK, _HOLDER)):
             shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
     (folder / _MARK).unlink()
 

@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from guidex.config import Composed, Config
 from guidex.errors import UsageError
 from guidex.guidance.guidance import Guidance, Guided
 from guidex.guidance.plan import Plan
 from guidex.instantiate import Models, content_key, instantiate
+from guidex.models.decoders import Decoder
 from guidex.models.denoiser import Denoiser
 from guidex.runs.folder import VOLATILE
+from guidex.runs.ranks import this_rank
 from guidex.sampling.seeds import parse_seeds
 from guidex.sampling.solver import Solver
 from guidex.sampling.trajectories import Run
@@ -87,12 +90,22 @@ class Point:
     settings: Settings
     model: Denoiser
     guidance: Guidance
+    decoder: Decoder
 
     @property
     def run(self) -> Run:
         """What the sampler carries out. Equal guidance but for its weights shares steps."""
         guided = Guided(self.model, self.guidance, self.settings.plan)
         return Run(guided, _without_schedules(self.settings.config["guidance"]))
+
+    def decoded(self, x: Tensor) -> Tensor:
+        """What is kept of samples: images uint8 [B, C, H, W], or a toy's points as they are."""
+        return x if self.model.space == "points" else self.decoder(x)
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """A generous guess at what a sample takes on disk."""
+        return 16 * math.prod(self.model.shape)
 
     @property
     def gflops(self) -> float:
@@ -122,7 +135,13 @@ def load(settings: Settings, models: Models) -> Point:
             f"the sampler's noise levels {lowest:.4g} … {highest:.4g} leave the model's range "
             f"{model.sigma_min:g} … {model.sigma_max:g}; change sampler.grid"
         )
-    return Point(settings, model, guidance)
+    decoder = instantiate(settings.config["decoder"], "decoder", models)
+    if model.space != "points" and decoder.space != model.space:
+        raise UsageError(
+            f"decoder={settings.choices['decoder']} makes images of {decoder.space}, but this "
+            f"model makes {model.space}; choose another decoder"
+        )
+    return Point(settings, model, guidance, decoder)
 
 
 def models_on(device: str) -> Models:
@@ -137,7 +156,7 @@ def resolve_device(device: str) -> str:
         UsageError: no such device.
     """
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return f"cuda:{this_rank().local}" if torch.cuda.is_available() else "cpu"
     try:
         kind = torch.device(device).type
     except RuntimeError as error:

@@ -18,14 +18,18 @@ class Progress:
         total: how much there is to do, in `unit`s.
         done: how much was done before (by a run that is resumed).
         unit: what is counted.
+        quiet: say nothing (another process speaks for all).
     """
 
-    def __init__(self, label: str, total: int, done: int = 0, unit: str = "images") -> None:
+    def __init__(
+        self, label: str, total: int, done: int = 0, unit: str = "images", quiet: bool = False
+    ) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.count, self.before = float(done), done
         self.started = self.said = time.monotonic()
         self.bar: tqdm | None = None
-        if sys.stderr.isatty():
+        self.quiet = quiet
+        if sys.stderr.isatty() and not quiet:
             form = (
                 "{desc} {percentage:3.0f}%|{bar:30}| {n:.0f}/{total} {unit} [{elapsed}<{remaining}]"
             )
@@ -55,6 +59,8 @@ class Progress:
             self._say()
 
     def _say(self) -> None:
+        if self.quiet:
+            return
         self.said = time.monotonic()
         seconds = self.said - self.started
         rate = (self.count - self.before) / seconds if seconds > 0 else 0.0

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from guidex.assets.atomic import atomic_write
 from guidex.assets.pixels import to_uint8
+from guidex.config import Config
 from guidex.errors import GuidexError
 from guidex.evaluation.detectors import Detector, detect
 from guidex.evaluation.features import FeatureSet, Metric, check_comparable
 from guidex.instantiate import Models, instantiate
 from guidex.reports.rows import Row
 from guidex.reports.tables import terminal_table, write_tables
-from guidex.runs.blocks import Block, cut, run_block
+from guidex.runs.blocks import Batch, Block, cut, run_block
 from guidex.runs.drawings import draw
 from guidex.runs.folder import VOLATILE, read_json, require_space, run_folder, write_json
 from guidex.runs.measure import (
@@ -65,9 +66,14 @@ class Cohort:
     records: Path
 
     @property
+    def config(self) -> Config:
+        """Configuration of the first task; what concerns sampling is the same for all."""
+        return self.tasks[0].point.settings.config
+
+    @property
     def kept(self) -> int:
         """How many seeds, from the first, have their images or trajectories kept."""
-        return min(self.tasks[0].point.settings.config["gallery"], sum(map(_size, self.blocks)))
+        return min(self.config["gallery"], sum(map(_size, self.blocks)))
 
     def arrays(self) -> list[Any]:
         """The blocks' arrays, opened; each is read when asked for.
@@ -214,9 +220,10 @@ def _sample(cohorts: Sequence[Cohort], folder: Path) -> None:
     require_space(folder, needed)
     _print_shared(cohorts)
     with Progress("sampling", total, total - left) as progress:
+        batches = {id(cohort): Batch(cohort.config["batch"]) for cohort in cohorts}
         for cohort, block in todo:
             cohort.records.mkdir(parents=True, exist_ok=True)
-            arrays = _run(cohort.tasks, block, progress)
+            arrays = _run(cohort.tasks, block, batches[id(cohort)], progress)
             atomic_write(
                 block.path(cohort.records, ".npz"), lambda file, a=arrays: np.savez(file, **a)
             )
@@ -233,14 +240,15 @@ def _print_shared(cohorts: Sequence[Cohort]) -> None:
         print(f"{taken} of {alone} steps are taken, the rest is shared between points")
 
 
-def _run(tasks: Sequence[Task], block: Block, progress: Progress) -> dict[str, np.ndarray]:
+def _run(
+    tasks: Sequence[Task], block: Block, batch: Batch, progress: Progress
+) -> dict[str, np.ndarray]:
     """All points for a block's seeds, as arrays to be kept."""
-    config = tasks[0].point.settings.config
-    kept = max(0, config["gallery"] - block.first)
+    kept = max(0, tasks[0].point.settings.config["gallery"] - block.first)
     parts: dict[str, list[Tensor]] = {}
     seconds = np.zeros(len(tasks))
     points = [task.point for task in tasks]
-    for _, begin, outcomes in run_block(points, block, config["batch"], kept, progress.update):
+    for _, begin, outcomes in run_block(points, block, batch, kept, progress.update):
         if begin.labels is not None:
             parts.setdefault("labels", []).append(begin.labels)
         for k, (task, outcome) in enumerate(zip(tasks, outcomes, strict=True)):
@@ -262,7 +270,7 @@ def _keep(task: Task, x: Tensor, path: Tensor | None, shown: int) -> dict[str, T
     if task.point.model.space == "points":
         kept = {"features": detect(task.detector, x, None).values}
         return kept if path is None else {**kept, "path": path}
-    images = to_uint8(x)
+    images = task.point.decoded(x)
     kept = {"features": detect(task.detector, images, None).values}
     return {**kept, "gallery": images[:shown]} if shown else kept
 

@@ -1,0 +1,81 @@
+"""The Python API in one place: everything that the README's example needs, and its neighbours.
+
+from guidex.api import Heun, Interval, Karras, difference, kernel, sample
+"""
+
+from guidex.assets.pixels import to_float, to_uint8
+from guidex.evaluation.accuracy import KNNAccuracy
+from guidex.evaluation.detectors import Coordinates, Pixels, detect
+from guidex.evaluation.features import FeatureSet
+from guidex.evaluation.frechet import Frechet, frechet_distance
+from guidex.evaluation.prdc import PRDC
+from guidex.evaluation.sources import model_features
+from guidex.evaluation.toys import ToyQuality
+from guidex.guidance.directions import ClassifierGradient, Difference, Direction
+from guidex.guidance.guidance import Guidance, Guided, Term
+from guidex.guidance.methods import classifier, difference, none, single
+from guidex.guidance.plan import Plan
+from guidex.guidance.rules import APG, Extrapolate, Offset, Rescale, Rule
+from guidex.guidance.schedules import Constant, Cosine, Hole, Interval, Linear, Product, Schedule
+from guidex.models.denoiser import Denoiser, ExactDenoiser
+from guidex.models.kernel import KernelDenoiser, kernel
+from guidex.models.mixture import GaussianMixture
+from guidex.models.toys import fractal2d, mixture1d
+from guidex.sampling.grids import DDPM, IDDPM, VP, Karras, Log
+from guidex.sampling.solvers import DDIM, DPMpp2M, Euler, Heun
+from guidex.sampling.trajectories import sample
+
+__all__ = [
+    "APG",
+    "DDIM",
+    "DDPM",
+    "IDDPM",
+    "PRDC",
+    "VP",
+    "ClassifierGradient",
+    "Constant",
+    "Coordinates",
+    "Cosine",
+    "DPMpp2M",
+    "Denoiser",
+    "Difference",
+    "Direction",
+    "Euler",
+    "ExactDenoiser",
+    "Extrapolate",
+    "FeatureSet",
+    "Frechet",
+    "GaussianMixture",
+    "Guidance",
+    "Guided",
+    "Heun",
+    "Hole",
+    "Interval",
+    "KNNAccuracy",
+    "Karras",
+    "KernelDenoiser",
+    "Linear",
+    "Log",
+    "Offset",
+    "Pixels",
+    "Plan",
+    "Product",
+    "Rescale",
+    "Rule",
+    "Schedule",
+    "Term",
+    "ToyQuality",
+    "classifier",
+    "detect",
+    "difference",
+    "fractal2d",
+    "frechet_distance",
+    "kernel",
+    "mixture1d",
+    "model_features",
+    "none",
+    "sample",
+    "single",
+    "to_float",
+    "to_uint8",
+]

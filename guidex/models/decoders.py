@@ -1,0 +1,176 @@
+"""Decoders: from what a model samples to the images that people and metrics look at."""
+
+import re
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from guidex.assets.cache import offline
+from guidex.assets.pixels import to_uint8
+from guidex.errors import GuidexError, UsageError
+
+SD_VAE = "stabilityai/sd-vae-ft-mse"  # the one that EDM2's latents are of
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+class Decoder(nn.Module, ABC):
+    """The interface.
+
+    Attributes:
+        space: what it takes, as `Denoiser.space` says what a sample is.
+    """
+
+    space: Literal["pixels", "latents"]
+
+    @abstractmethod
+    def image_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """Shape [C, H, W] of the image, C = 1 or 3, of a sample of this shape.
+
+        Raises:
+            UsageError: samples of this shape are not what it decodes.
+        """
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Decode: samples [B, *shape], float32 or float64, to images uint8 [B, C, H, W].
+
+        Raises:
+            UsageError: as `image_shape`.
+        """
+
+
+class Pixels(Decoder):
+    """For models of pixels in [-1, 1], which are images already: x * 127.5 + 128, clipped."""
+
+    space = "pixels"
+
+    def image_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        if len(shape) != 3 or shape[0] not in (1, 3):
+            raise UsageError(
+                f"decoder=pixels shows samples [1 or 3, H, W], but these are {list(shape)}; "
+                "decoder=sd_vae decodes latents"
+            )
+        return shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.image_shape(tuple(x.shape[1:]))
+        return to_uint8(x)
+
+
+class StabilityVAE(Decoder):
+    """The decoder of Stable Diffusion's VAE, with EDM2's conventions for latents and pixels.
+
+    EDM2's latents are those of the encoder, channel by channel, standardised to mean 0 and
+    standard deviation 0.5. Its VAE sees pixels in [0, 1], where nearly all others use [-1, 1], so
+    what comes out is clipped to [0, 1], multiplied by 255 and truncated (Karras et al. 2024,
+    arXiv 2312.02696).
+
+    Arguments:
+        path: folder with the VAE as diffusers saves it (config.json and
+            diffusion_pytorch_model.safetensors), or its name on huggingface.co.
+        dtype: of the VAE. EDM2's numbers are of float32; float16 is faster, and can overflow.
+        batch: latents that are decoded at once.
+
+    Raises:
+        UsageError: no diffusers, nothing at the path or under the name, a batch below 1, or a VAE
+            of other than 4 latent channels.
+        GuidexError: the files are damaged.
+    """
+
+    space = "latents"
+
+    RAW_MEAN = (5.81, 3.25, 0.12, -2.15)
+    RAW_STD = (4.17, 4.62, 3.71, 3.28)
+    FINAL_STD = 0.5
+
+    def __init__(
+        self,
+        path: str = SD_VAE,
+        dtype: Literal["float32", "float16"] = "float32",
+        batch: int = 8,
+    ) -> None:
+        super().__init__()
+        if batch < 1:
+            raise UsageError(f"batch is {batch}; it must be at least 1")
+        self.dtype = getattr(torch, dtype)
+        self.batch = batch
+        self.vae = _read_vae(path, self.dtype).eval().requires_grad_(False)
+        if self.vae.config.latent_channels != len(self.RAW_MEAN):
+            raise UsageError(
+                f"the VAE at {path} has {self.vae.config.latent_channels} latent channels; "
+                f"EDM2's have {len(self.RAW_MEAN)}"
+            )
+        scale = self.FINAL_STD / torch.tensor(self.RAW_STD)
+        self.register_buffer("scale", scale.view(-1, 1, 1))
+        self.register_buffer("bias", (-torch.tensor(self.RAW_MEAN) * scale).view(-1, 1, 1))
+
+    def image_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        if len(shape) != 3 or shape[0] != len(self.RAW_MEAN):
+            raise UsageError(
+                f"decoder=sd_vae decodes latents [4, H, W], but these samples are {list(shape)}; "
+                "for pixels, use decoder=pixels"
+            )
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.vae.config.out_channels, factor * shape[1], factor * shape[2]
+
+    def raw(self, x: Tensor) -> Tensor:
+        """Standardised latents [B, 4, H, W] to those of the VAE, the same shape, float32."""
+        return (x.float() - self.bias) / self.scale
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        self.image_shape(tuple(x.shape[1:]))
+        return torch.cat([self._decode(part) for part in self.raw(x).split(self.batch)])
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        images = self.vae.decode(latents.to(self.dtype)).sample.float()
+        if not images.isfinite().all():
+            raise GuidexError(
+                "the VAE made values that are infinite or not a number"
+                + ("; use decoder.dtype=float32" if self.dtype == torch.float16 else "")
+            )
+        return (images.clamp(0, 1) * 255).to(torch.uint8)
+
+
+def _read_vae(path: str, dtype: torch.dtype) -> Any:
+    """A diffusers AutoencoderKL from a folder, the cache of Hugging Face, or its site."""
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError as error:
+        raise UsageError(
+            f"decoding latents needs the package diffusers ({error}); "
+            "install it with: pip install 'guidex[diffusers]'"
+        ) from error
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        attempts = [(str(folder), True)]
+    elif not HUB_NAME.fullmatch(path):
+        attempts = []
+    else:
+        # What is on this machine comes first: no waiting for a site.
+        attempts = [(path, True)] if offline() else [(path, True), (path, False)]
+    failure = "no such folder"
+    for place, local_only in attempts:
+        try:
+            return AutoencoderKL.from_pretrained(
+                place,
+                use_safetensors=True,  # never a pickle
+                local_files_only=local_only,
+                low_cpu_mem_usage=False,
+                torch_dtype=dtype,
+            )
+        except OSError as error:
+            failure = str(error).splitlines()[0]
+        # Damaged or foreign files: every library on the way has exceptions of its own.
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise GuidexError(f"the VAE at {path} cannot be read: {reason:.200}") from error
+    name = path if HUB_NAME.fullmatch(path) else SD_VAE
+    raise UsageError(
+        f"there is no VAE at {path} ({failure:.200}). Download config.json and "
+        f"diffusion_pytorch_model.safetensors from https://huggingface.co/{name}/tree/main on a "
+        "machine that can, put both into one folder, and give it: decoder.path=FOLDER"
+    )

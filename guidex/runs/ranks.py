@@ -1,0 +1,41 @@
+"""Several processes on one run (torchrun): each takes its own blocks, without talking to the
+others."""
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among those that were started together.
+
+    Attributes:
+        index: number of the process over all machines, from 0.
+        count: how many there are.
+        local: number of the process on this machine, which is the number of its GPU.
+    """
+
+    index: int
+    count: int
+    local: int
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that speaks for all."""
+        return self.index == 0
+
+    def takes(self, block: int) -> bool:
+        """Whether a block is this process's to make."""
+        return block % self.count == self.index
+
+
+ALONE = Rank(index=0, count=1, local=0)
+
+
+def this_rank() -> Rank:
+    """What torchrun says in RANK, WORLD_SIZE and LOCAL_RANK; one process alone otherwise."""
+    index, count, local = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+    )
+    return Rank(index, count, local)

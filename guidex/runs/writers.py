@@ -1,0 +1,260 @@
+"""Images on their way to the disk: encoded and written by threads while the next batch is made."""
+
+import io
+import queue
+import threading
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import numpy as np
+
+from guidex.assets.atomic import atomic_write
+from guidex.assets.codec import from_pixels, write_png
+from guidex.assets.image_set import default_workers
+
+WAITING = 512  # images that may wait for a thread before the sampler has to
+
+
+FORMATS = ("png", "zip", "npz")
+
+
+def image_name(seed: int) -> str:
+    """Where the image of a seed lies under images/: a thousand to a folder."""
+    return f"{seed // 1000 * 1000:06d}/{seed:06d}.png"
+
+
+class Threads:
+    """Runs small jobs in threads, at most WAITING ahead; errors come back to the caller.
+
+    Used as a context manager around a block: leaving it waits until everything is written.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(WAITING)
+        self._errors: list[BaseException] = []
+        self._threads = [
+            threading.Thread(target=self._work, daemon=True) for _ in range(default_workers())
+        ]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+        if error is None:
+            self._raise()
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Run a job soon; waits where too many are waiting already.
+
+        Raises:
+            Exception: what an earlier job raised.
+        """
+        self._raise()
+        self._jobs.put(job)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            if self._errors:
+                continue  # what was submitted after a failure is not worth the time
+            try:
+                job()
+            except BaseException as error:
+                self._errors.append(error)
+
+    def _raise(self) -> None:
+        if self._errors:
+            raise self._errors[0]
+
+
+class Store(ABC):
+    """A form in which samples are kept: parts beside each block's record, then one final file."""
+
+    @abstractmethod
+    def write(self, threads: Threads, seeds: Sequence[int], samples: np.ndarray) -> None:
+        """Take samples of the block at hand: images uint8 [n, C, H, W], or numbers [n, ...]."""
+
+    @abstractmethod
+    def close(self, block: Path) -> None:
+        """Keep what was taken, under the block's path with a suffix of its own; threads are
+        done."""
+
+    @abstractmethod
+    def finish(
+        self, blocks: Sequence[Path], seeds: Sequence[int], labels: np.ndarray | None
+    ) -> None:
+        """Make the final file of all blocks, if it is not there, and drop the parts."""
+
+
+class PngFolder(Store):
+    """images/000000/000123.png, one file per seed, a thousand to a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.images = folder / "images"
+
+    def write(self, threads: Threads, seeds: Sequence[int], samples: np.ndarray) -> None:
+        for seed, image in zip(seeds, samples, strict=True):
+            path = self.images / image_name(seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            threads.submit(lambda path=path, image=image: write_png(path, image))
+
+    def close(self, block: Path) -> None:
+        del block
+
+    def finish(
+        self, blocks: Sequence[Path], seeds: Sequence[int], labels: np.ndarray | None
+    ) -> None:
+        del blocks, seeds, labels
+
+
+class Zip(Store):
+    """images.zip: the same names as PNG files in one uncompressed archive."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "images.zip"
+        self.encoded: dict[str, bytes] = {}
+
+    def write(self, threads: Threads, seeds: Sequence[int], samples: np.ndarray) -> None:
+        for seed, image in zip(seeds, samples, strict=True):
+            name = f"images/{image_name(seed)}"
+            self.encoded[name] = b""  # the order of the seeds, whichever thread is first
+            threads.submit(lambda name=name, image=image: self._encode(name, image))
+
+    def close(self, block: Path) -> None:
+        entries, self.encoded = self.encoded, {}
+        atomic_write(_part(block, ".zip"), lambda file: _write_zip(file, entries.items()))
+
+    def finish(
+        self, blocks: Sequence[Path], seeds: Sequence[int], labels: np.ndarray | None
+    ) -> None:
+        parts = [_part(block, ".zip") for block in blocks]
+
+        def entries() -> Iterator[tuple[str, bytes]]:
+            for part in parts:
+                with zipfile.ZipFile(part) as archive:
+                    for name in archive.namelist():
+                        yield name, archive.read(name)
+
+        _make_once(self.path, lambda file: _write_zip(file, entries()), parts)
+
+    def _encode(self, name: str, image: np.ndarray) -> None:
+        buffer = io.BytesIO()
+        from_pixels(image).save(buffer, format="PNG")
+        self.encoded[name] = buffer.getvalue()
+
+
+class Arrays(Store):
+    """NAME.npz: one array of all samples, made without holding it in memory, and what goes with it.
+
+    Arguments:
+        folder: of the run.
+        name: of the file.
+        entry: name of the samples in the file; ADM's sample format has "arr_0".
+        channels_last: store [N, H, W, C], as ADM does.
+        with_labels: name of the labels in the file ("arr_1" for ADM).
+        with_seeds: name of the seeds, or None to leave them out.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        entry: str,
+        channels_last: bool,
+        with_labels: str,
+        with_seeds: str | None,
+    ) -> None:
+        self.path = folder / f"{name}.npz"
+        self.entry, self.channels_last = entry, channels_last
+        self.with_labels, self.with_seeds = with_labels, with_seeds
+        self.suffix = f".{name}.npy"
+        self.taken: list[np.ndarray] = []
+
+    def write(self, threads: Threads, seeds: Sequence[int], samples: np.ndarray) -> None:
+        self.taken.append(samples.transpose(0, 2, 3, 1) if self.channels_last else samples)
+
+    def close(self, block: Path) -> None:
+        whole, self.taken = np.concatenate(self.taken), []
+        atomic_write(_part(block, self.suffix), lambda file: np.save(file, whole))
+
+    def finish(
+        self, blocks: Sequence[Path], seeds: Sequence[int], labels: np.ndarray | None
+    ) -> None:
+        parts = [_part(block, self.suffix) for block in blocks]
+        extra = {} if labels is None else {self.with_labels: labels}
+        if self.with_seeds is not None:
+            extra[self.with_seeds] = np.array(seeds)
+        _make_once(self.path, lambda file: _write_npz(file, self.entry, parts, extra), parts)
+
+
+def stores(form: str, folder: Path, points: bool, latents: bool) -> list[Store]:
+    """The stores of a run; the first takes images (or the points of a toy), the second latents.
+
+    Arguments:
+        form: png, zip or npz.
+        folder: of the run.
+        points: whether the samples are points, which are kept as numbers whatever the form.
+        latents: whether the final latents are kept too.
+    """
+    if points:
+        first: Store = Arrays(folder, "samples", "samples", False, "labels", "seeds")
+    elif form == "npz":
+        first = Arrays(folder, "images", "arr_0", True, "arr_1", None)
+    else:
+        first = {"png": PngFolder, "zip": Zip}[form](folder)
+    if not latents:
+        return [first]
+    return [first, Arrays(folder, "latents", "latents", False, "labels", "seeds")]
+
+
+def _part(block: Path, suffix: str) -> Path:
+    return block.with_name(block.stem + suffix)
+
+
+def _make_once(path: Path, write: Callable[[BinaryIO], None], parts: Sequence[Path]) -> None:
+    """Write the final file unless a run before did, then drop the parts it is made of."""
+    if not path.exists():
+        atomic_write(path, write)
+    for part in parts:
+        part.unlink(missing_ok=True)
+
+
+def _write_npz(
+    file: BinaryIO, entry: str, parts: Sequence[Path], extra: dict[str, np.ndarray]
+) -> None:
+    arrays = [np.load(part, mmap_mode="r") for part in parts]
+    shape = (sum(map(len, arrays)), *arrays[0].shape[1:])
+    header = {
+        "descr": np.lib.format.dtype_to_descr(arrays[0].dtype),
+        "fortran_order": False,
+        "shape": shape,
+    }
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open(f"{entry}.npy", "w", force_zip64=True) as target:
+            np.lib.format.write_array_header_1_0(target, header)
+            for array in arrays:
+                target.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+        for name, values in extra.items():
+            with archive.open(f"{name}.npy", "w") as target:
+                np.lib.format.write_array(target, values)
+
+
+def _write_zip(file: BinaryIO, entries: Iterable[tuple[str, bytes]]) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in entries:
+            # A fixed date, so that equal images make equal files.
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)

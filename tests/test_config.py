@@ -1,0 +1,244 @@
+"""From words to a configuration: what is accepted, and what the complaints say."""
+
+import math
+
+import pytest
+
+from guidex.config import Axis, axes_from_yaml, compose, points, show, split_axes
+from guidex.errors import UsageError
+
+
+def test_presets_and_values():
+    found = compose("sample", ["model=fractal2d", "guidance=cfg", "guidance.schedule.w=3"])
+    assert found.choices["model"] == "fractal2d" and found.choices["guidance"] == "cfg"
+    assert found.config["model"]["_target_"] == "guidex.models.toys.fractal2d"
+    assert found.config["guidance"]["schedule"]["w"] == 3
+    assert "hydra" not in found.config and "hydra" not in str(found.choices)
+    # What a preset takes from the model is there as plain data.
+    weaker = found.config["model"]["references"]["unconditional"]
+    assert found.config["guidance"]["reference"] == weaker
+
+
+def test_several_metrics_can_be_chosen():
+    config = compose("sweep", ["metrics=[prdc,accuracy]"]).config
+    assert set(config["metrics"]) == {"prdc", "accuracy"}
+
+
+def test_the_last_of_several_values_counts():
+    assert compose("sample", ["batch=2", "batch=3"]).config["batch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("out=a=b", "a=b"),
+        ("out=/tmp/my runs/x", "/tmp/my runs/x"),
+        ("out=/tmp/a b=c,d", "/tmp/a b=c,d"),
+        ("out='a,b'", "a,b"),
+        ("out=C:\\runs\\it's", "C:\\runs\\it's"),
+        ("out=x y (1)", "x y (1)"),
+        ("out=it's \\'so\\\\' \\", "it's \\'so\\\\' \\"),
+        ("out=null", None),
+        ("seeds=0-63", "0-63"),
+        ("seeds=[0-9,20]", ["0-9", 20]),
+        ("batch=7", 7),
+        ("overwrite=true", True),
+        ("guidance.schedule.hi=inf", math.inf),
+        ("guidance.schedule.w=1e-3", 0.001),
+        ("guidance.schedule.w=${model.h}", 0.25),
+    ],
+)
+def test_values(word, value):
+    config = compose("sample", [word]).config
+    for name in word.partition("=")[0].split("."):
+        config = config[name]
+    assert config == value and type(config) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["guidance=cfgg"], "there is no guidance=cfgg; did you mean cfg"),
+        (["guidance=zzz"], "there is no guidance=zzz; there are autoguidance, cfg, "),
+        (["model=../model/digits"], "there is no model=../model/digits; "),
+        (["model=null"], "there is no model=null; there are .*digits"),
+        (["sampler/grid=karas"], "there is no sampler/grid=karas; did you mean karras"),
+        (["experiment=interval/fig3"], "there is no experiment=interval/fig3; did you mean inter"),
+        (["guidanc=cfg"], "there is no key guidanc; did you mean guidance"),
+        (["seed=3"], "there is no key seed; did you mean seeds"),
+        (["zzz=3"], "there is no key zzz; there are batch, block, "),
+        (["guidance.schedul.w=3"], "no key guidance.schedul .*did you mean guidance.schedule.w"),
+        (["guidance.scale=3"], "no key guidance.scale with guidance=interval; "),
+        (["sampler.steps=3"], "no key sampler.steps .*; did you mean sampler.grid.steps"),
+        (["guidance=cfg", "guidance.schedule.lo=3"], "schedule.lo with guidance=cfg; "),
+        (["seeds.x=3"], "there is no key seeds.x"),
+        (["hydra.run.dir=x"], "there is no key hydra"),
+        (["guidance=none", "guidance/schedule=linear"], "have no guidance/schedule to replace"),
+        (["guidance=[cfg,none]"], "choose one guidance"),
+        (["guidance=cfg", "guidance/rule@x=apg"], "guidance/rule@x=apg: the presets chosen here"),
+        (["sampler.grid=log"], "to choose a preset, write sampler/grid=log"),
+        (["guidance.schedule=linear"], "to choose a preset, write guidance/schedule=linear"),
+        (["+seeds=3"], "write seeds=3 without '\\+'|write seeds=… without '\\+'"),
+        (["~seeds=3"], "keys are fixed"),
+        (["seeds"], "'seeds' is not an override; they look like key=value"),
+        (["=3"], "'=3' is not an override"),
+        (["guidance.schedule.w=1,2"], "several values make a sweep \\(guidex sweep\\)"),
+        (["guidance=cfg,none"], "several values make a sweep"),
+        (["guidance.schedule.w=range(1,3)"], "several values make a sweep"),
+        (["model=kernel"], "model.data must be given, for example model.data=…"),
+        (["guidance.schedule.w=${model.hh}"], "guidance.schedule.w: .*'model.hh' not found"),
+    ],
+)
+def test_complaints_name_what_is_nearest(words, match):
+    with pytest.raises(UsageError, match=match) as caught:
+        compose("sample", words)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_complaint_comes_again_whatever_was_composed_before():
+    for _ in range(2):
+        compose("sample", ["model=fractal2d"])
+        with pytest.raises(UsageError, match="there is no guidance=cfgg"):
+            compose("sample", ["guidance=cfgg"])
+        with pytest.raises(UsageError, match="no key guidance.schedule.lo"):
+            compose("sample", ["guidance=cfg", "guidance.schedule.lo=1"])
+
+
+def test_a_reference_can_be_changed_without_the_model():
+    plain = compose("sample", ["guidance=cfg"]).config
+    found = compose("sample", ["guidance=cfg", "guidance.reference.h=0.7"]).config
+    assert found["guidance"]["reference"]["h"] == 0.7
+    assert found["guidance"]["reference"] == {**plain["guidance"]["reference"], "h": 0.7}
+    assert found["model"] == plain["model"]
+
+
+def test_a_changed_reference_follows_the_model_in_all_else():
+    """Whatever the order of the words."""
+    words = ["model=kernel", "model.data=/a b", "guidance=sigma_scaling"]
+    changes = ["guidance.reference.conditional=false", "model.h=0.1"]
+    found = [compose("sample", words + both).config for both in (changes, changes[::-1])]
+    for config in found:
+        assert config["model"]["h"] == 0.1 and config["model"]["conditional"] is True
+        reference = config["guidance"]["reference"]
+        assert (reference["h"], reference["conditional"]) == (0.1, False)
+        assert reference["data"] == "/a b"
+    assert found[0] == found[1]
+
+
+def test_parts_that_refer_to_parts_can_be_changed():
+    words = ["guidance=classifier", "guidance.reference.conditional.h=0.9"]
+    config = compose("sample", words).config
+    assert config["guidance"]["reference"]["conditional"]["h"] == 0.9
+    assert config["model"]["references"]["classifier"]["conditional"]["h"] == 0.5
+    assert config["model"]["references"]["weaker"]["h"] == 0.5
+
+
+def test_composing_leaves_nothing_behind():
+    plain = compose("sample", ["guidance=cfg"]).config
+    changed = compose("sample", ["guidance=cfg", "guidance.schedule.w=9"]).config
+    changed["guidance"]["schedule"]["w"] = 10
+    changed["model"]["references"].clear()
+    assert compose("sample", ["guidance=cfg"]).config == plain
+
+
+def test_schedules_of_single_terms_can_be_chosen():
+    at = "guidance/schedule@guidance.terms.cfg.schedule"
+    config = compose("sample", ["guidance=cfg_autoguidance", f"{at}=linear"]).config
+    terms = config["guidance"]["terms"]
+    assert terms["cfg"]["schedule"]["_target_"] == "guidex.guidance.schedules.Linear"
+    assert terms["autoguidance"]["schedule"]["_target_"] == "guidex.guidance.schedules.Constant"
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("1,2", ["1", "2"]),
+        ("1,1.50,1e-3", ["1", "1.5", "0.001"]),
+        ("range(1,4)", ["1", "2", "3"]),
+        ("range(0,1,0.25)", ["0.0", "0.25", "0.5", "0.75"]),
+        ("choice(a,b)", ["a", "b"]),
+        ("null,1", ["null", "1"]),
+        ("inf,2", ["inf", "2"]),
+        ("[1,2],[3]", ["[1,2]", "[3]"]),
+        ("sort(3,1,2)", ["1", "2", "3"]),
+    ],
+)
+def test_axes(text, values):
+    fixed, axes = split_axes(["model=digits", f"guidance.schedule.w={text}", "seeds=0-3"])
+    assert fixed == ["model=digits", "seeds=0-3"]
+    assert axes == [Axis("guidance.schedule.w", tuple(values))]
+    assert axes_from_yaml({"guidance.schedule.w": text}) == axes
+
+
+def test_axes_of_presets():
+    fixed, axes = split_axes(["guidance=glob(c*)", "sampler/grid=log,karras"])
+    assert fixed == [] and axes[1] == Axis("sampler/grid", ("log", "karras"))
+    assert set(axes[0].values) >= {"cfg", "classifier"}
+    assert all(name.startswith("c") for name in axes[0].values)
+    word = "guidance/schedule@guidance.terms.cfg.schedule=linear,cosine"
+    assert split_axes([word])[1][0].key == "guidance/schedule@guidance.terms.cfg.schedule"
+
+
+def test_values_of_axes_are_overrides_again():
+    """Also such as hold spaces and commas."""
+    for value in ("a b", "a,b", "it's"):
+        quoted = value.replace("'", "\\'")
+        _, [axis] = split_axes([f"out='{quoted}','x'"])
+        found = [compose("sample", [f"out={text}"]).config["out"] for text in axis.values]
+        assert found == [value, "x"]
+
+
+def test_axes_from_yaml():
+    table = {"a": [1, 2.5, "x", None, True, [1, 2]], "b": 3, "c": "cfg", "d": None, "e": 0.1}
+    assert axes_from_yaml(table) == [
+        Axis("a", ("1", "2.5", "x", "null", "true", "[1,2]")),
+        Axis("b", ("3",)),
+        Axis("c", ("cfg",)),
+        Axis("d", ("null",)),
+        Axis("e", ("0.1",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "word", ["guidance.schedule.w=glob(*)", "guidance=glob(zzz*)", "guidance.schedule.w=[]"]
+)
+def test_an_axis_without_values_is_refused(word):
+    key, _, text = word.partition("=")
+    with pytest.raises(UsageError, match=f"the axis {key} has no values"):
+        if text == "[]":
+            axes_from_yaml({key: []})
+        else:
+            split_axes([word])
+
+
+def test_an_interval_is_no_axis():
+    with pytest.raises(UsageError, match="an interval has no values to try; use range"):
+        split_axes(["guidance.schedule.w=interval(1,2)"])
+
+
+W, LO, HI = Axis("w", ("1", "2")), Axis("lo", ("0", "0.1", "0.2")), Axis("hi", ("3", "4"))
+
+
+def test_a_grid_is_every_combination_the_last_axis_fastest():
+    found = points([W, LO], "grid")
+    assert [tuple(point.values()) for point in found] == [
+        *(("1", "0"), ("1", "0.1"), ("1", "0.2")),
+        *(("2", "0"), ("2", "0.1"), ("2", "0.2")),
+    ]
+    assert list(found[0]) == ["w", "lo"]
+
+
+def test_zip_pairs():
+    assert points([W, HI], "zip") == [{"w": "1", "hi": "3"}, {"w": "2", "hi": "4"}]
+    with pytest.raises(UsageError, match="axes need equal lengths; they have w 2, lo 3"):
+        points([W, LO], "zip")
+
+
+@pytest.mark.parametrize("mode", ["grid", "zip"])
+def test_no_axes_make_one_point(mode):
+    assert points([], mode) == [{}]
+
+
+def test_show_prints_what_can_be_set():
+    text = show("sample", ["guidance=cfg", "guidance.schedule.w=1.5,2"])
+    assert "w: 1.5" in text and "seeds: 0-63" in text

@@ -1,0 +1,125 @@
+"""Directions: differences, sigma scaling in closed form, and classifiers that equal CFG."""
+
+import math
+
+import pytest
+import torch
+from helpers import gaussian
+from torch import Tensor
+
+from guidex.errors import UsageError
+from guidex.guidance.directions import ClassifierGradient, Difference
+from guidex.models.classifier import BayesClassifier
+from guidex.models.denoiser import ExactDenoiser
+from guidex.models.kernel import kernel
+from guidex.models.toys import fractal2d, mixture1d
+
+SIGMAS = (0.02, 0.3, 1.0, 5.0, 80.0)
+
+
+def noisy(model: ExactDenoiser, sigma: float, count: int = 12) -> tuple[Tensor, Tensor]:
+    """Samples blurred with noise, and classes in turn."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % model.num_classes
+    clean = model.sample(labels, count, generator)
+    noise = torch.randn(clean.shape, dtype=torch.float64, generator=generator)
+    return clean + sigma * noise, labels
+
+
+def test_a_difference_leads_away_from_the_reference():
+    main, reference = fractal2d(), fractal2d(conditional=False)
+    x, labels = noisy(main, 0.3)
+    prediction = main(x, 0.3, labels)
+    direction = Difference(reference)(x, 0.3, labels, prediction)
+    assert torch.equal(direction, prediction - reference(x, 0.3))
+    assert direction.abs().max() > 0.1
+
+
+def test_the_reference_is_asked_for_the_same_class():
+    main, weaker = fractal2d(), fractal2d(blur=0.1)
+    x, labels = noisy(main, 0.3)
+    prediction = main(x, 0.3, labels)
+    direction = Difference(weaker)(x, 0.3, labels, prediction)
+    assert torch.equal(direction, prediction - weaker(x, 0.3, labels))
+    assert not torch.equal(direction, prediction - weaker(x, 0.3, 1 - labels))
+
+
+# Score coefficients on x for N(0, s^2) with s = 0.5, w = 4, k = 1.2: plain and guided.
+CLOSED_FORM = [(0.1, -3.846, -4.038), (0.5, -2.000, -3.082)]
+
+
+@pytest.mark.parametrize(("sigma", "plain", "guided"), CLOSED_FORM)
+def test_sigma_scaling_is_a_difference_of_scores(sigma, plain, guided):
+    model = gaussian(std=0.5)
+    x = torch.tensor([[-2.0], [0.7], [1.0]], dtype=torch.float64)
+    main = model(x, sigma)
+    direction = Difference(model, k=1.2)(x, sigma, None, main)
+    torch.testing.assert_close((main - x) / sigma**2, plain * x, rtol=1e-3, atol=0)
+    score = (main + 3 * direction - x) / sigma**2
+    torch.testing.assert_close(score, guided * x, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+@pytest.mark.parametrize("k", [1.02, 1.2, 3.0])
+def test_sigma_scaling_always_pulls_inward(sigma, k):
+    """-x (1 / (s^2 + sigma^2) - 1 / (s^2 + k^2 sigma^2)) sigma^2, at any noise level."""
+    model = gaussian(std=0.5)
+    x = torch.tensor([[1.5]], dtype=torch.float64)
+    direction = Difference(model, k=k)(x, sigma, None, model(x, sigma))
+    coefficient = 1 / (0.25 + sigma**2) - 1 / (0.25 + (k * sigma) ** 2)
+    assert coefficient > 0
+    torch.testing.assert_close(direction, -(sigma**2) * coefficient * x, rtol=1e-8, atol=1e-13)
+
+
+def test_sigma_scaling_by_1_is_a_plain_difference():
+    model = gaussian()
+    x = torch.randn(5, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    direction = Difference(model, k=1.0)(x, 0.3, None, model(x, 0.3))
+    assert (direction == 0).all()
+
+
+@pytest.mark.parametrize("k", [0.0, -1.0, math.nan])
+def test_the_scale_must_be_positive(k):
+    with pytest.raises(UsageError, match="k scales the reference's noise level"):
+        Difference(gaussian(), k=k)
+
+
+PAIRS = {
+    "kernel": lambda: (kernel("digits", 0.4), kernel("digits", 0.4, conditional=False)),
+    "kernels": lambda: (kernel("digits", 0.3), kernel("digits", 0.5, conditional=False)),
+    "fractal": lambda: (fractal2d(), fractal2d(conditional=False)),
+    "mixtures": lambda: (mixture1d(), mixture1d(conditional=False)),
+}
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_an_exact_classifier_is_classifier_free_guidance(pair, sigma):
+    """sigma^2 grad log p(c | x) = sigma^2 (s(x | c) - s(x)) = D(x | c) - D(x)."""
+    conditional, unconditional = PAIRS[pair]()
+    x, labels = noisy(conditional, sigma)
+    labels = labels.roll(1)  # of their own class, samples at low noise need no guidance
+    main = conditional(x, sigma, labels)
+    free = Difference(unconditional)(x, sigma, labels, main)
+    classifier = ClassifierGradient(BayesClassifier(conditional, unconditional))
+    with torch.no_grad():  # as in sampling
+        found = classifier(x, sigma, labels, main)
+    assert free.abs().max() > 1e-4
+    torch.testing.assert_close(found, free, rtol=1e-9, atol=1e-11)
+    assert not found.requires_grad and not x.requires_grad and x.grad is None
+
+
+def test_a_classifier_needs_classes():
+    model = gaussian()
+    direction = ClassifierGradient(BayesClassifier(model, model))
+    with pytest.raises(UsageError, match="needs class labels"):
+        direction(torch.zeros(1, 1), 0.3, None, torch.zeros(1, 1))
+
+
+def test_costs():
+    conditional, unconditional = fractal2d(), fractal2d(conditional=False)
+    assert Difference(unconditional).gflops == unconditional.gflops
+    classifier = BayesClassifier(conditional, unconditional)
+    forward = conditional.gflops + unconditional.gflops
+    assert classifier.gflops == forward
+    assert ClassifierGradient(classifier).gflops == 2 * forward  # forward and backward

@@ -1,0 +1,155 @@
+"""Sheets of images: what is where, at what size, and what is drawn for what is missing."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from guidex.errors import GuidexError, UsageError
+from guidex.reports.grids import _font, _wrap, image_grid, sample_grid
+
+COLOURS = np.array([[255, 0, 0], [0, 160, 0], [0, 0, 255], [255, 0, 255]], dtype=np.uint8)
+
+
+def flat(colours: np.ndarray, side: int) -> np.ndarray:
+    """Images of one colour each: uint8 [..., 3] -> [..., 3, side, side]."""
+    return np.broadcast_to(colours[..., None, None], (*colours.shape, side, side)).copy()
+
+
+def read(path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def box(pixels: np.ndarray, colour: np.ndarray) -> tuple[int, int, int, int]:
+    """Left, top, width, height of all pixels of exactly one colour, which must fill their box."""
+    ys, xs = np.nonzero((pixels == colour).all(axis=-1))
+    left, top = xs.min(), ys.min()
+    width, height = xs.max() - left + 1, ys.max() - top + 1
+    assert len(xs) == width * height
+    return int(left), int(top), int(width), int(height)
+
+
+@pytest.mark.parametrize("side, shown", [(8, 48), (32, 64), (64, 64), (256, 256), (400, 256)])
+def test_cells_are_between_48_and_256_pixels(tmp_path, side, shown):
+    image_grid(flat(COLOURS.reshape(2, 2, 3), side), ["a", "b"], ["c", "d"], tmp_path / "x.png")
+    pixels = read(tmp_path / "x.png")
+    boxes = [box(pixels, colour) for colour in COLOURS]
+    assert {b[2:] for b in boxes} == {(shown, shown)}
+    (x0, y0, *_), (x1, y1, *_), (x2, y2, *_), (x3, y3, *_) = boxes
+    assert x0 == x2 < x1 == x3 and y0 == y1 < y2 == y3
+    assert x1 - x0 == y2 - y0 >= shown
+
+
+def test_enlarging_repeats_pixels_and_reducing_averages(tmp_path):
+    random = np.random.default_rng(0).integers(0, 256, (1, 1, 1, 8, 8), dtype=np.uint8)
+    image_grid(random, ["r"], ["c"], tmp_path / "small.png")
+    pixels = read(tmp_path / "small.png")
+    tile = pixels[-12 - 48 : -12, -12 - 48 : -12, 0]
+    np.testing.assert_array_equal(tile, random[0, 0, 0].repeat(6, 0).repeat(6, 1))
+
+    checks = (np.indices((1024, 1024)).sum(0) % 2 * 255).astype(np.uint8)
+    image_grid(checks[None, None, None], ["r"], ["c"], tmp_path / "large.png")
+    tile = read(tmp_path / "large.png")[-12 - 256 : -12, -12 - 256 : -12]
+    assert np.abs(tile[4:-4, 4:-4].astype(int) - 127).max() <= 2
+
+
+def test_shapes_are_kept(tmp_path):
+    image_grid(flat(COLOURS[:1, None], 8)[..., :4], ["r"], ["c"], tmp_path / "x.png")
+    assert box(read(tmp_path / "x.png"), COLOURS[0])[2:] == (24, 48)
+
+
+def test_small_images_grow_up_to_96_pixels_for_their_labels(tmp_path):
+    long = "interval (0.1, 1] w = 3, sampler with a long name"
+    image_grid(flat(COLOURS[:1, None], 8), ["r"], [long], tmp_path / "x.png")
+    assert box(read(tmp_path / "x.png"), COLOURS[0])[2:] == (96, 96)
+
+
+def test_a_missing_cell_is_an_empty_box_with_a_dash(tmp_path):
+    images = flat(COLOURS.reshape(2, 2, 3), 16)
+    missing = np.array([[False, False], [True, False]])
+    image_grid(images, ["a", "b"], ["c", "d"], tmp_path / "x.png", missing=missing)
+    pixels = read(tmp_path / "x.png")
+    assert not (pixels == COLOURS[2]).all(axis=-1).any()
+    left, _, width, height = box(pixels, COLOURS[0])
+    top = box(pixels, COLOURS[3])[1]
+    cell = pixels[top : top + height, left : left + width]
+    assert (cell[0] < 255).all() and (cell[:, 0] < 255).all()
+    inside = (cell[2:-2, 2:-2] < 255).any(axis=-1)
+    rows = np.flatnonzero(inside.any(axis=1)) + 2
+    assert 0 < inside.mean() < 0.05
+    assert abs(rows.mean() - height / 2) <= 2
+
+
+def test_titles_and_axes_take_room_of_their_own(tmp_path):
+    images = flat(COLOURS.reshape(2, 2, 3), 64)
+    labels = (["0.05", "0.1"], ["0.3", "∞"])
+    image_grid(images, *labels, tmp_path / "plain.png")
+    image_grid(images, *labels, tmp_path / "full.png", title="t", row_axis="σ_lo", column_axis="hi")
+    plain, full = read(tmp_path / "plain.png"), read(tmp_path / "full.png")
+    assert full.shape[0] > plain.shape[0] + 20 and full.shape[1] > plain.shape[1] + 10
+    left, top, *_ = box(full, COLOURS[0])
+    # The axes' names are centred on the images.
+    axis = np.flatnonzero((full[30:50, left:] < 200).any(axis=(0, 2)))
+    assert abs(axis.mean() - 66) < 10
+    turned = np.flatnonzero((full[top:, 12:28] < 200).any(axis=(1, 2)))
+    assert abs(turned.mean() - 66) < 10
+
+
+def test_the_font_has_the_signs_of_the_field():
+    absent = bytes(_font(13).getmask("\uffff"))
+    for sign in "σ×–≤∞…·ä":
+        assert bytes(_font(13).getmask(sign)) != absent
+
+
+def test_labels_are_wrapped_then_shortened():
+    font = _font(13)
+    assert _wrap("seed 3 · class 7", 60, font) == ["seed 3", "class 7"]
+    assert _wrap("short", 60, font) == ["short"]
+    assert _wrap("", 60, font) == []
+    lines = _wrap("one two three four five six seven eight nine ten eleven", 60, font)
+    assert len(lines) == 3 and lines[-1].endswith("…")
+    for text in ("x" * 100, "a b " * 40, "· · · ·"):
+        assert all(font.getlength(line) <= 60 for line in _wrap(text, 60, font))
+
+
+@pytest.mark.parametrize("columns, shape", [(None, (2, 2)), (1, (1, 4)), (3, (3, 2)), (9, (4, 1))])
+def test_a_contact_sheet_goes_line_by_line(tmp_path, columns, shape):
+    captions = [f"seed {k}" for k in range(4)]
+    sample_grid(flat(COLOURS, 64), captions, tmp_path / "x.png", columns)
+    boxes = [box(read(tmp_path / "x.png"), colour) for colour in COLOURS]
+    xs, ys = sorted({b[0] for b in boxes}), sorted({b[1] for b in boxes})
+    assert (len(xs), len(ys)) == shape
+    places = [(ys.index(b[1]), xs.index(b[0])) for b in boxes]
+    assert places == [divmod(number, shape[0]) for number in range(4)]
+
+
+def test_captions_are_under_their_images(tmp_path):
+    sample_grid(flat(COLOURS[:2], 64), ["seed 0", ""], tmp_path / "x.png", 2)
+    pixels = read(tmp_path / "x.png")
+    for colour, written in zip(COLOURS[:2], (True, False), strict=True):
+        left, top, width, height = box(pixels, colour)
+        below = pixels[top + height :, left : left + width]
+        assert bool((below < 200).any()) == written
+
+
+def test_what_does_not_fit_together_is_refused(tmp_path):
+    images = flat(COLOURS.reshape(2, 2, 3), 8)
+    path = tmp_path / "x.png"
+    with pytest.raises(ValueError, match="1 row and 2 column labels for 2 x 2"):
+        image_grid(images, ["a"], ["c", "d"], path)
+    with pytest.raises(ValueError, match="missing is"):
+        image_grid(images, ["a", "b"], ["c", "d"], path, missing=np.zeros((1, 2), dtype=bool))
+    for bad in (images.astype(float), images[0], images[:, :, :2], images[:0]):
+        with pytest.raises(ValueError, match="must be uint8"):
+            image_grid(bad, ["a", "b"], ["c", "d"], path)
+    with pytest.raises(ValueError, match="1 captions for 4 images"):
+        sample_grid(flat(COLOURS, 8), ["a"], path)
+    with pytest.raises(UsageError, match="columns is 0"):
+        sample_grid(flat(COLOURS, 8), list("abcd"), path, 0)
+    assert not path.exists()
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(GuidexError, match="cannot write"):
+        sample_grid(flat(COLOURS, 8), list("abcd"), tmp_path / "none" / "x.png")

@@ -1,0 +1,198 @@
+"""From configuration to objects: types, names, sharing, and what is never called."""
+
+import math
+from typing import Literal
+
+import pytest
+
+from guidex.errors import UsageError
+from guidex.guidance.directions import Difference
+from guidex.guidance.guidance import Guidance
+from guidex.guidance.rules import APG
+from guidex.guidance.schedules import EmptyInterval, Interval, Product
+from guidex.instantiate import Models, Placeholder, _checked, content_key, instantiate
+from guidex.models.mixture import GaussianMixture
+from guidex.sampling.solvers import Heun
+
+INTERVAL = {"_target_": "guidex.guidance.schedules.Interval", "w": 3.0, "lo": 0.1, "hi": 1.0}
+TOY = {"_target_": "guidex.models.toys.mixture1d", "conditional": True}
+HEUN = {
+    "_target_": "guidex.sampling.solvers.Heun",
+    "grid": {"_target_": "guidex.sampling.grids.Karras", "steps": 4},
+}
+CFG = {
+    "_target_": "guidex.guidance.methods.difference",
+    "reference": {**TOY, "conditional": False},
+    "schedule": INTERVAL,
+    "rule": {"_target_": "guidex.guidance.rules.APG"},
+}
+
+
+def make(config, key="guidance.schedule"):
+    return instantiate(config, key, Models(finish=lambda model: model))
+
+
+def test_objects_are_made_from_the_inside_out():
+    assert make(INTERVAL) == Interval(w=3.0, lo=0.1, hi=1.0)
+    solver = make(HEUN)
+    assert isinstance(solver, Heun) and solver.grid.steps == 4
+    guidance = make(CFG)
+    assert isinstance(guidance, Guidance) and guidance.rule == APG()
+    [term] = guidance.terms.values()
+    assert isinstance(term.direction, Difference) and term.schedule == Interval(w=3, lo=0.1, hi=1)
+    assert isinstance(term.direction.reference, GaussianMixture)
+
+
+def test_plain_data_stays_plain():
+    assert make({"a": [1, None, {"b": "x"}], "c": True}) == {"a": [1, None, {"b": "x"}], "c": True}
+    assert make({"a": [INTERVAL]}) == {"a": [Interval(w=3.0, lo=0.1, hi=1.0)]}
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"w": "three"}, "guidance.schedule.w must be a number or null, not 'three'"),
+        ({"w": True}, "guidance.schedule.w must be a number or null, not True"),
+        ({"w": [1, 2]}, "guidance.schedule.w must be a number or null, not \\[1, 2\\]"),
+        ({"w": math.nan}, "guidance.schedule: w must be a finite number, not nan"),
+        ({"lo": None}, "guidance.schedule.lo must be a number, not None"),
+        ({"hi": ".inf"}, "guidance.schedule.hi must be a number, not '.inf'"),
+        ({"hi": False}, "guidance.schedule.hi must be a number, not False"),
+        ({"gate": "stp"}, "guidance.schedule.gate must be 'step' or 'evaluation', not 'stp'"),
+        ({"unit": 3}, "unit must be 'sigma' or 'step' or 'fraction', not 3"),
+        ({"low": 1}, "there is no key guidance.schedule.low; did you mean lo"),
+        ({"zzz": 1}, "there is no key guidance.schedule.zzz; there are gate, hi, lo, unit, w"),
+        ({"lo": -1}, "guidance.schedule: bounds must be numbers >= 0, not lo=-1, hi=1"),
+    ],
+)
+def test_errors_name_the_key(change, match):
+    with pytest.raises(UsageError, match=match):
+        make({**INTERVAL, **change})
+
+
+def test_errors_deep_inside_are_named_once():
+    factors = {"ramp": {"_target_": "guidex.guidance.schedules.PowerCosine", "power": -1.0}}
+    product = {"_target_": "guidex.guidance.schedules.Product", "w": 2.0, "factors": factors}
+    with pytest.raises(UsageError) as caught:
+        make(product)
+    assert str(caught.value) == "guidance.schedule.factors.ramp: power must be positive, not -1.0"
+
+
+def test_errors_keep_their_kind():
+    with pytest.raises(EmptyInterval, match="^guidance.schedule: lo must be below hi"):
+        make({**INTERVAL, "lo": 2.0})
+
+
+def test_what_has_no_default_must_be_given():
+    with pytest.raises(UsageError, match="sampler.grid must be given"):
+        make({"_target_": "guidex.sampling.solvers.Euler"}, "sampler")
+
+
+def test_objects_of_the_wrong_kind_are_refused():
+    with pytest.raises(UsageError, match="sampler.grid must be Grid, not 'karras'"):
+        make({**HEUN, "grid": "karras"}, "sampler")
+    with pytest.raises(UsageError, match="sampler.grid must be Grid, not "):
+        make({**HEUN, "grid": INTERVAL}, "sampler")
+    with pytest.raises(UsageError, match="factors must be dict, not 3"):
+        make({"_target_": "guidex.guidance.schedules.Product", "w": 2.0, "factors": 3})
+
+
+def test_whole_numbers_are_numbers():
+    schedule = make({**INTERVAL, "w": 3, "lo": 0})
+    assert (schedule.w, schedule.lo) == (3.0, 0.0)
+    assert type(schedule.w) is float and type(schedule.lo) is float
+    with pytest.raises(UsageError, match="grid.steps must be a whole number, not 4.0"):
+        make({**HEUN["grid"], "steps": 4.0}, "grid")
+    with pytest.raises(UsageError, match="grid.steps must be a whole number, not True"):
+        make({**HEUN["grid"], "steps": True}, "grid")
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "fits"),
+    [
+        (None, int | None, True),
+        (3, int | None, True),
+        ("a", Literal["a", "b"] | None, True),
+        (None, Literal["a", "b"] | None, True),
+        ("c", Literal["a", "b"] | None, False),
+        (1, bool, False),
+        (["a"], list[str], True),
+        ("a", list[str], False),
+        (3, float | Literal["auto"], True),
+    ],
+)
+def test_types(value, hint, fits):
+    if fits:
+        assert _checked(value, hint, "key") == value
+    else:
+        with pytest.raises(UsageError, match="^key must be "):
+            _checked(value, hint, "key")
+
+
+@pytest.mark.parametrize(
+    ("target", "match"),
+    [
+        ("os.system", "must name something in guidex, not os.system"),
+        ("guidexx.evil", "must name something in guidex"),
+        ("guidex.guidance.schedules.Intervall", "there is no guidex.guidance.schedules.Intervall"),
+        ("guidex.nowhere.Thing", "there is no guidex.nowhere.Thing"),
+        ("guidex.instantiate.importlib", "is no class or function of guidex"),
+        ("guidex.models.kernel.checkpoint", "is no class or function of guidex"),
+        ("guidex.presets.Path", "is no class or function of guidex"),
+        ("guidex.models.kernel.CHUNK_BYTES", "is no class or function of guidex"),
+        (3, "must name something in guidex, not 3"),
+        (None, "must name something in guidex, not None"),
+    ],
+)
+def test_nothing_outside_guidex_is_called(target, match):
+    with pytest.raises(UsageError, match=match) as caught:
+        make({"_target_": target, "command": "false"})
+    assert str(caught.value).startswith("guidance.schedule._target_")
+
+
+def test_equal_models_are_one_object():
+    made = []
+    models = Models(finish=lambda model: made.append(model) or model)
+    first = instantiate(TOY, "model", models)
+    again = instantiate(dict(reversed(TOY.items())), "guidance.reference", models)
+    with_references = {**TOY, "references": {"weaker": {**TOY, "blur": 0.5}}}
+    assert first is again is instantiate(with_references, "model", models)
+    other = instantiate({**TOY, "conditional": False}, "model", models)
+    assert other is not first and len(made) == 2
+    assert instantiate(TOY, "model", Models(finish=lambda model: model)) is not first
+
+
+def test_models_inside_models_are_shared():
+    classifier = {
+        "_target_": "guidex.models.classifier.BayesClassifier",
+        "conditional": TOY,
+        "unconditional": {**TOY, "conditional": False},
+    }
+    models = Models(finish=lambda model: model)
+    assert instantiate(classifier, "x", models).conditional is instantiate(TOY, "model", models)
+
+
+def test_schedules_are_not_shared():
+    assert make(INTERVAL) is not make(INTERVAL)
+
+
+def test_placeholders_stand_in_for_models():
+    """A plan needs no network; not even a file that is not there."""
+    missing = {"_target_": "guidex.models.kernel.kernel", "data": "/no/such/place", "h": 0.3}
+    guidance = instantiate({**CFG, "reference": missing}, "guidance", Models(finish=None))
+    [term] = guidance.terms.values()
+    assert isinstance(term.direction.reference, Placeholder)
+    plan = guidance.plan(make(HEUN).timeline())
+    assert plan.evaluations_main == 7 and guidance.gflops(plan) == 0
+
+
+def test_content_keys():
+    assert content_key({"a": 1, "b": [2]}) == content_key({"b": [2], "a": 1})
+    assert content_key({"a": 1}) != content_key({"a": "1"})
+    assert content_key({"a": None}) != content_key({})
+
+
+def test_a_product_from_configuration():
+    factors = {"interval": {k: v for k, v in INTERVAL.items() if k != "w"}}
+    config = {"_target_": "guidex.guidance.schedules.Product", "w": 2, "factors": factors}
+    assert make(config) == Product(w=2.0, factors={"interval": Interval(lo=0.1, hi=1.0)})

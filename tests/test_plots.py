@@ -1,0 +1,357 @@
+"""Figures of a sweep: what is chosen from the rows, and where its numbers end up."""
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+
+from guidex.errors import GuidexError
+from guidex.reports.curves import curves, precision_recall
+from guidex.reports.heat_maps import heat_maps
+from guidex.reports.plots import write_plots
+from guidex.reports.rows import Row, ordered
+
+W, LO, HI = "guidance.schedule.w", "guidance.schedule.lo", "guidance.schedule.hi"
+
+
+def row(point: int, values: dict, fd: float | None, guidance: str = "cfg", **changes) -> Row:
+    metrics = {} if fd is None else {"fd_a": fd, "precision_a": 1 - fd, "recall_a": fd / 2}
+    one = Row(
+        point=point,
+        values=values,
+        guidance=guidance,
+        images=64,
+        repeats=1,
+        metrics=metrics,
+        settings={},
+        evals_main=63,
+        evals_ref=0,
+        gflops=1.0,
+        seconds=1.0,
+        missing="out of memory" if fd is None else None,
+    )
+    return replace(one, **changes)
+
+
+BOUNDS = [(0.05, 0.3), (0.05, 1.0), (0.1, 0.3), (0.1, 1.0), (0.1, math.inf), (0.3, 1.0)]
+
+
+@pytest.fixture
+def rows() -> list[Row]:
+    """No guidance; CFG over w, one point missing; intervals over (lo, hi] and w, one missing."""
+    table: list[tuple[dict, float | None, str]] = [({}, 0.8, "none")]
+    for w, fd in ((3.0, 0.4), (1.5, 0.5), (2.0, None), (2.5, 0.35)):
+        table.append(({W: w}, fd, "cfg"))
+    for w in (2.0, 3.0):
+        for lo, hi in BOUNDS:
+            fd = None if (w, lo, hi) == (3.0, 0.1, 1.0) else lo + min(hi, 8.0) / 10
+            table.append(({W: w, LO: lo, HI: hi}, fd, "interval"))
+    return [
+        row(n, {"guidance": name, **values}, fd, name) for n, (values, fd, name) in enumerate(table)
+    ]
+
+
+def labels(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def curve(panel: Axes, label: str, figure: Figure):
+    """The line drawn in the style that the legend gives to a label."""
+    handle = figure.legends[0].legend_handles[labels(figure).index(label)]
+    (line,) = [
+        line for line in panel.lines
+        if (line.get_color(), line.get_linestyle(), line.get_marker())
+        == (handle.get_color(), handle.get_linestyle(), handle.get_marker())
+    ]  # fmt: skip
+    return line
+
+
+def test_all_figures_are_written_whole_and_reproducibly(rows, tmp_path):
+    paths = write_plots(rows, tmp_path)
+    assert [path.name for path in paths] == [
+        "curves.png", "curves.pdf", "heatmap.png", "heatmap.pdf",
+        "precision_recall.png", "precision_recall.pdf",
+    ]  # fmt: skip
+    contents = [path.read_bytes() for path in paths]
+    for path, content in zip(paths, contents, strict=True):
+        assert content.startswith(b"\x89PNG" if path.suffix == ".png" else b"%PDF")
+        assert b"/Type3" not in content
+    write_plots(rows[::-1], tmp_path)
+    assert [path.read_bytes() for path in paths] == contents
+    assert len(list(tmp_path.iterdir())) == len(paths)
+
+
+def test_users_settings_neither_matter_nor_change(rows, tmp_path):
+    few = [replace(one, metrics={"fd_a": 0.1 * one.point}) for one in (rows[0], *rows[1:3])]
+    expected = [path.read_bytes() for path in write_plots(few, tmp_path)]
+    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "savefig.dpi": 10}):
+        before = dict(matplotlib.rcParams)
+        assert [path.read_bytes() for path in write_plots(few, tmp_path)] == expected
+        assert dict(matplotlib.rcParams) == before
+
+
+def test_pyplot_is_not_used():
+    code = "import sys, guidex.reports.plots; print('matplotlib.pyplot' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_curves_have_one_panel_per_metric(rows):
+    figure = curves(rows)
+    assert [panel.get_ylabel() for panel in figure.axes] == [
+        "FD (a) ↓", "Precision (a) ↑", "Recall (a) ↑",
+    ]  # fmt: skip
+    assert {panel.get_xlabel() for panel in figure.axes} == {"guidance weight $w$"}
+    title = " ".join(figure.get_suptitle().split())
+    assert "against guidance weight $w$, 64 images" in title
+    assert "2 of 17 points missing" in title
+
+
+def test_there_is_one_curve_per_combination_of_the_other_values(rows):
+    assert labels(curves(rows)) == [
+        "cfg",
+        "interval (0.05, 0.3]", "interval (0.05, 1]",
+        "interval (0.1, 0.3]", "interval (0.1, 1]", "interval (0.1, ∞]",
+        "interval (0.3, 1]",
+        "none",
+    ]  # fmt: skip
+
+
+def test_a_curve_is_in_order_of_w_and_interrupted_where_a_point_is_missing(rows):
+    figure = curves(rows)
+    line = curve(figure.axes[0], "cfg", figure)
+    np.testing.assert_array_equal(line.get_xdata(), [1.5, 2.0, 2.5, 3.0])
+    np.testing.assert_array_equal(line.get_ydata(), [0.5, math.nan, 0.35, 0.4])
+
+
+def test_a_point_that_was_never_composed_interrupts_its_curve(tmp_path):
+    rows = [row(n, {W: w}, 0.1 * w, "interval") for n, w in enumerate((1.5, 2.0, 3.0))]
+    rows[1] = replace(rows[1], guidance="", images=0, repeats=0, metrics={}, missing="lo >= hi")
+    figure = curves(ordered(rows))
+    assert labels(figure) == ["interval"]
+    assert np.isnan(figure.axes[0].lines[0].get_ydata()).tolist() == [False, True, False]
+    assert "64 images; 1 of 3 points missing" in " ".join(figure.get_suptitle().split())
+
+
+def test_no_guidance_is_a_line_across(rows):
+    figure = curves(rows)
+    line = curve(figure.axes[0], "none", figure)
+    assert list(line.get_ydata()) == [0.8, 0.8]
+    assert line.get_linestyle() == "--" and line.get_marker() == ""
+    low, high = figure.axes[0].get_ylim()
+    assert low < 0.8 < high
+
+
+def test_no_guidance_has_no_weight_even_where_one_is_written(rows):
+    points = [("none", 2.0, 0.8), ("none", 3.0, 0.8), ("cfg", 2.0, 0.3), ("cfg", 3.0, 0.4)]
+    product = [row(n, {"guidance": name, W: w}, fd, name) for n, (name, w, fd) in enumerate(points)]
+    figure = curves(product)
+    assert labels(figure) == ["cfg", "none"]
+    assert list(curve(figure.axes[0], "none", figure).get_ydata()) == [0.8, 0.8]
+
+
+@pytest.mark.parametrize(
+    "ends, name", [(("_min", "_max"), "min–max"), (("_lo", "_hi"), "confidence interval")]
+)
+def test_bands_span_the_spread(ends, name):
+    metrics = [{"fd_a": w / 10, f"fd_a{ends[0]}": w / 20, f"fd_a{ends[1]}": w} for w in (2.0, 3.0)]
+    rows = [row(n, {W: n + 2.0}, 0.0, metrics=one, repeats=3) for n, one in enumerate(metrics)]
+    figure = curves(rows)
+    assert f"band: {name}" in " ".join(figure.get_suptitle().split())
+    (panel,) = figure.axes
+    (band,) = panel.collections
+    (path,) = band.get_paths()
+    ends_of_band = {tuple(vertex) for vertex in path.vertices.tolist()}
+    assert {(2.0, 0.1), (2.0, 2.0), (3.0, 0.15), (3.0, 3.0)} <= ends_of_band
+
+
+def test_without_w_the_axis_is_the_number_with_most_values():
+    points = [(8, 1.0), (16, 1.0), (32, 1.0), (8, 1.2), (16, 1.2), (32, 1.2)]
+    rows = [
+        row(n, {"sampler.steps": steps, "guidance.k": k}, 1 / steps)
+        for n, (steps, k) in enumerate(points)
+    ]
+    figure = curves(rows)
+    assert figure.axes[0].get_xlabel() == "steps"
+    assert labels(figure) == ["k = 1", "k = 1.2"]
+
+
+def test_weights_of_several_terms_share_an_axis():
+    first, second = "guidance.terms.cfg.w", "guidance.terms.autoguidance.w"
+    both = [{first: 1.5, second: 2.0}, {first: 1.5, second: 3.0}, {first: 1.5, second: 4.0}]
+    rows = [row(n, values, 0.1 * n, "both") for n, values in enumerate(both)]
+    rows += [row(3 + n, {W: w}, 0.5) for n, w in enumerate((2.0, 3.0))]
+    figure = curves(rows)
+    assert labels(figure) == ["both", "cfg"]
+    assert list(curve(figure.axes[0], "both", figure).get_xdata()) == [2.0, 3.0, 4.0]
+
+
+def test_an_infinite_bound_is_a_line_across():
+    rows = [row(n, {HI: hi}, 0.1 * (n + 1)) for n, hi in enumerate((0.5, 1.0, math.inf))]
+    figure = curves(rows)
+    assert figure.axes[0].get_xlabel() == r"$\sigma_\mathrm{hi}$"
+    assert labels(figure) == ["cfg", r"$\sigma_\mathrm{hi}$ = ∞"]
+
+
+@pytest.mark.parametrize("unit, label", [("step", "steps 17–22"), ("sigma", "(17, 22]")])
+def test_bounds_are_called_by_their_unit(unit, label):
+    config = {"guidance": {"schedule": {"unit": unit}}}
+    rows = [row(n, {W: w, LO: 17, HI: 22}, 0.1, config=config) for n, w in enumerate((1.5, 2.0))]
+    assert labels(curves(rows)) == [label]
+
+
+def test_many_curves_differ_in_colour_or_line():
+    points = [(k, w) for k in range(36) for w in (1.5, 2.0)]
+    rows = [row(n, {W: w, "x": k}, 0.1 * k) for n, (k, w) in enumerate(points)]
+    figure = curves(rows)
+    handles = figure.legends[0].legend_handles
+    assert len(handles) == 36
+    styles = {(to_rgba(h.get_color()), h.get_marker(), str(h.get_linestyle())) for h in handles}
+    assert len(styles) == 36
+
+
+def test_nothing_is_cut_off_or_covered(rows):
+    for draw in (curves, heat_maps, precision_recall):
+        figure = draw(rows)
+        figure.draw_without_rendering()
+        inside = figure.bbox.padded(1)
+        parts = [panel.get_tightbbox() for panel in figure.axes]
+        parts += [legend.get_window_extent() for legend in figure.legends]
+        parts.append(figure._suptitle.get_window_extent())
+        for part in parts:
+            assert inside.x0 <= part.x0 and part.x1 <= inside.x1
+            assert inside.y0 <= part.y0 and part.y1 <= inside.y1
+        for number, part in enumerate(parts):
+            for other in parts[number + 1 :]:
+                assert not part.padded(-2).overlaps(other.padded(-2))
+
+
+def map_cells(panel: Axes) -> dict[tuple[str, str], str]:
+    """Written values by the labels of their place."""
+    x = [label.get_text() for label in panel.get_xticklabels()]
+    y = [label.get_text() for label in panel.get_yticklabels()]
+    places = [(text.get_position(), text.get_text()) for text in panel.texts]
+    return {(y[round(j)], x[round(i)]): text for (i, j), text in places}
+
+
+def test_heat_maps_put_each_value_in_its_place(rows):
+    figure = heat_maps(rows)
+    maps = [panel for panel in figure.axes if panel.get_title() != ""]
+    assert [panel.get_title() for panel in maps] == ["interval $w$ = 2", "interval $w$ = 3"]
+    assert {panel.get_xlabel() for panel in maps} == {r"$\sigma_\mathrm{hi}$"}
+    assert {panel.get_ylabel() for panel in maps} == {r"$\sigma_\mathrm{lo}$"}
+    assert map_cells(maps[0]) == {
+        ("0.05", "0.3"): "0.080", ("0.05", "1"): "0.150",
+        ("0.1", "0.3"): "0.130", ("0.1", "1"): "0.200", ("0.1", "∞"): "0.900",
+        ("0.3", "1"): "0.400",
+    }  # fmt: skip
+    assert "hatched: missing; 2 of 17 points missing" in " ".join(figure.get_suptitle().split())
+    assert ("0.1", "1") not in map_cells(maps[1]) and len(map_cells(maps[1])) == 5
+
+
+def test_heat_maps_hatch_the_missing_and_frame_the_best(rows):
+    first, second = (panel for panel in heat_maps(rows).axes if panel.get_title() != "")
+    for panel, hatched in ((first, 0), (second, 1)):
+        assert sum(patch.get_hatch() is not None for patch in panel.patches) == hatched
+        (frame,) = [patch for patch in panel.patches if patch.get_hatch() is None]
+        assert frame.get_xy() == (-0.5, -0.5)
+    # What is not in the table is blank.
+    colours = first.images[0].get_array()
+    assert colours.shape == (3, 3, 4)
+    np.testing.assert_array_equal(colours[..., 3], [[1, 1, 0], [1, 1, 1], [0, 1, 0]])
+
+
+def test_better_is_brighter():
+    points = [(0.1, 1.0, 0.1), (0.1, 2.0, 0.5), (0.2, 1.0, 0.5), (0.2, 2.0, 0.9)]
+    rows = [row(n, {LO: lo, HI: hi}, fd) for n, (lo, hi, fd) in enumerate(points)]
+    for name, best in (("fd_a", (0, 0)), ("precision_a", (0, 0)), ("recall_a", (1, 1))):
+        own = [replace(one, metrics={name: one.metrics[name]}) for one in rows]
+        panel = next(panel for panel in heat_maps(own).axes if panel.images)
+        light = panel.images[0].get_array()[..., :3].sum(axis=-1)
+        assert np.unravel_index(light.argmax(), light.shape) == best
+
+
+def test_any_two_numbers_that_form_a_grid_are_mapped():
+    grid = [(w, k) for w in (1.5, 2.0, 3.0) for k in (1.0, 1.2)]
+    rows = [row(n, {W: w, "guidance.k": k}, 0.1 * n + 0.1) for n, (w, k) in enumerate(grid)]
+    panel = heat_maps(rows).axes[0]
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("guidance weight $w$", "k")
+
+
+def test_a_cross_is_not_a_grid():
+    cross = [(0.1, 1.0), (0.2, 1.0), (0.3, 1.0), (0.1, 2.0), (0.1, 3.0)]
+    rows = [row(n, {LO: lo, HI: hi}, 0.1 * n + 0.1) for n, (lo, hi) in enumerate(cross)]
+    assert heat_maps(rows) is None
+
+
+def test_equal_values_and_missing_ones_make_a_map():
+    grid = [(lo, hi) for lo in (0.1, 0.2) for hi in (1.0, 2.0)]
+    rows = [row(n, {LO: lo, HI: hi}, 0.5) for n, (lo, hi) in enumerate(grid)]
+    assert set(map_cells(heat_maps(rows).axes[0]).values()) == {"0.500"}
+    rows = [row(n, {LO: lo, HI: hi}, None) for n, (lo, hi) in enumerate(grid)]
+    assert heat_maps(rows) is None
+
+
+def test_precision_against_recall_joins_points_along_w(rows):
+    figure = precision_recall(rows)
+    (panel,) = figure.axes
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("Recall (a) ↑", "Precision (a) ↑")
+    line = curve(panel, "cfg", figure)
+    np.testing.assert_array_equal(line.get_xdata(), [0.25, math.nan, 0.175, 0.2])
+    np.testing.assert_array_equal(line.get_ydata(), [0.5, math.nan, 0.65, 0.6])
+    numbered = {text.xy: text.get_text() for text in panel.texts}
+    assert numbered[(0.25, 0.5)] == "1.5" and numbered[(0.2, 0.6)] == "3"
+    none = curve(panel, "none", figure)
+    assert none.get_linestyle() == "None" and list(none.get_xdata()) == [0.4]
+
+
+def test_many_points_are_numbered_at_the_end_only():
+    rows = [row(n, {W: 1 + n / 10}, n / 100) for n in range(40)]
+    (panel,) = precision_recall(rows).axes
+    assert [text.get_text() for text in panel.texts] == ["4.9"]
+
+
+def test_precision_and_recall_of_each_detector():
+    metrics = {"precision_a": 0.5, "precision_b": 0.4, "recall_b": 0.3, "recall_c": 0.2}
+    figure = precision_recall([row(0, {}, 0.1, metrics=metrics)])
+    assert [panel.get_xlabel() for panel in figure.axes] == ["Recall (b) ↑"]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [row(0, {W: 1.5}, None), row(1, {W: 2.0}, None)],
+        [row(0, {"guidance": "none"}, 0.5, metrics={"fd_a": 0.5}, guidance="none")],
+        [row(n, {"guidance.rule": x}, 0.1, metrics={"fd_a": 0.1}) for n, x in enumerate("ab")],
+        [row(n, {W: w}, 0.1, metrics={}) for n, w in enumerate((1.0, 2.0))],
+    ],
+)
+def test_what_has_no_data_is_not_drawn(rows, tmp_path):
+    assert write_plots(rows, tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_are_shown_as_they_are(tmp_path):
+    names = ["_hidden", "cost $5", "$x", "a_b^c\\d{e}", "日本"]
+    points = [(name, w) for name in names for w in (1.0, 2.0)]
+    rows = [
+        row(n, {"guidance": name, W: w, LO: 0.1}, 0.1 * w, name)
+        for n, (name, w) in enumerate(points)
+    ]
+    figure = curves(rows)
+    assert labels(figure) == [" _hidden", r"cost \$5", r"\$x", "a_b^c\\d{e}", "日本"]
+    distances = [replace(one, metrics={"fd_a": one.metrics["fd_a"]}) for one in rows]
+    assert len(write_plots(distances, tmp_path)) == 2
+
+
+def test_a_folder_that_is_not_there_is_told(rows, tmp_path):
+    with pytest.raises(GuidexError, match="cannot write"):
+        write_plots(rows[:5], tmp_path / "none")

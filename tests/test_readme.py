@@ -1,0 +1,81 @@
+"""The README's code and claims, as they stand there."""
+
+import re
+import shlex
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import yaml
+
+from guidex.cli import main
+from guidex.config import split_axes
+from guidex.instantiate import Models, instantiate
+from guidex.runs.table import plan_table
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+
+
+def blocks(language: str) -> list[str]:
+    """Fenced blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """The guidex commands shown in indented lines, without comments."""
+    lines = re.findall(r"^    (guidex .*)$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    example = blocks("python")[0].replace("range(600)", "range(80)")
+    exec(compile(example, "README.md", "exec"), {})
+    plan, distance = capsys.readouterr().out.splitlines()
+    assert plan.startswith("guided steps 18–23 of 32")
+    assert 0 < float(distance) < 5
+
+
+def test_the_method_of_ones_own_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("guidex.guidance.truncation")
+    monkeypatch.setitem(sys.modules, "guidex.guidance.truncation", module)
+    exec(compile(blocks("python")[1], "README.md", "exec"), module.__dict__)
+    preset = yaml.safe_load(blocks("yaml")[0])
+    schedule = {"_target_": "guidex.guidance.schedules.Constant", "w": 1.4}
+    rule = {"_target_": "guidex.guidance.rules.Extrapolate"}
+    assert preset.pop("defaults") == [{"schedule": "constant"}, {"rule": "extrapolate"}]
+    config = {**preset, "schedule": schedule, "rule": rule}
+    guidance = instantiate(config, "guidance", Models(finish=None))
+    import torch
+
+    x, main_prediction = torch.randn(2, 3), torch.randn(2, 3)
+    direction = guidance.terms["direction"].direction(x, 1.0, None, main_prediction)
+    torch.testing.assert_close(direction, main_prediction - x)
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_commands_of_the_readme_are_understood(words: list[str], tmp_path: Path) -> None:
+    command, *rest = words
+    rest = [word.replace("MY_IMAGES", str(tmp_path)) for word in rest]
+    if command == "sweep":
+        plan_table(rest)
+    elif command == "sample" and "--cfg" not in rest:
+        assert main(["sample", "--plan", *rest]) == 0
+    elif command == "eval":
+        assert split_axes(rest[1:])[1] == []
+    else:
+        assert main([command, *rest]) == 0
+
+
+def test_every_file_has_its_phrase() -> None:
+    text = README.read_text(encoding="utf-8")
+    files = [*(ROOT / "guidex").rglob("*.py"), *(ROOT / "scripts").iterdir()]
+    shown = [path for path in files if path.name != "__init__.py" and path.is_file()]
+    missing = [str(path.relative_to(ROOT)) for path in shown if f" {path.name} " not in text]
+    assert missing == []
+
+
+def test_images_of_the_readme_exist() -> None:
+    for target in re.findall(r"!\[.*?\]\((.*?)\)", README.read_text(encoding="utf-8")):
+        assert (ROOT / target).is_file(), target

@@ -1,0 +1,164 @@
+"""Seeds decide images, and nothing else does."""
+
+import math
+
+import pytest
+import torch
+from helpers import CPU, golden
+
+from guidex.errors import UsageError
+from guidex.guidance.guidance import Guidance
+from guidex.guidance.methods import difference, none
+from guidex.guidance.rules import Extrapolate
+from guidex.guidance.schedules import Interval
+from guidex.models.kernel import kernel
+from guidex.sampling.grids import Karras
+from guidex.sampling.seeds import SEED_LIMIT, Draws, parse_seeds, start
+from guidex.sampling.solver import Solver
+from guidex.sampling.solvers import DDIM, Heun
+from guidex.sampling.trajectories import sample
+
+SEEDS = [3, 141, 0, 59, SEED_LIMIT - 1, 7, 26]
+
+
+def begin(seeds, labels=None, num_classes=10, keep_drawing=True, shape=(1, 8, 8)):
+    return start(seeds, shape, num_classes, labels, CPU, CPU, keep_drawing)
+
+
+def cfg() -> Guidance:
+    reference = kernel("digits", 0.5, conditional=False)
+    return difference(reference, Interval(w=2.0, lo=0.1, hi=2.0), Extrapolate())
+
+
+def test_noise_and_then_class_are_those_of_the_reference_implementation():
+    seeds = golden("seeds.npz")
+    found = begin(
+        seeds["seeds"].tolist(),
+        num_classes=int(seeds["num_classes"]),
+        shape=seeds["noise"].shape[1:],
+    )
+    assert found.noise.dtype == torch.float32 and found.labels.dtype == torch.int64
+    assert torch.equal(found.noise, torch.from_numpy(seeds["noise"]))
+    assert found.labels.tolist() == seeds["classes"].tolist()
+
+
+def test_seeds_beyond_the_limit_would_repeat_images():
+    assert torch.equal(begin([SEED_LIMIT + 5]).noise, begin([5]).noise)
+    assert not torch.equal(begin([SEED_LIMIT - 1]).noise, begin([SEED_LIMIT // 2 - 1]).noise)
+
+
+def test_labels_that_are_asked_for_change_no_noise():
+    drawn, chosen = begin(SEEDS), begin(SEEDS, labels=[0, 1, 2, 3, 4, 5, 0])
+    assert chosen.labels.tolist() == [0, 1, 2, 3, 4, 5, 0]
+    assert drawn.labels.tolist() != chosen.labels.tolist()
+    assert torch.equal(drawn.noise, chosen.noise)
+    assert torch.equal(drawn.draws.draw(drawn.noise)[0], chosen.draws.draw(drawn.noise)[0])
+
+
+def test_a_model_without_classes_has_no_labels():
+    assert begin(SEEDS, num_classes=0).labels is None
+    assert torch.equal(begin(SEEDS, num_classes=0).noise, begin(SEEDS).noise)
+
+
+def test_later_noise_depends_on_the_seed_alone():
+    together = begin(SEEDS)
+    first, after = together.draws.draw(together.noise)
+    second, _ = after.draw(together.noise)
+    assert not torch.equal(first, second) and not torch.equal(first, together.noise)
+    for k in reversed(range(len(SEEDS))):
+        alone = begin(SEEDS[k : k + 1])
+        one, rest = alone.draws.draw(alone.noise)
+        assert torch.equal(one[0], first[k])
+        assert torch.equal(rest.draw(alone.noise)[0][0], second[k])
+
+
+def test_drawing_changes_nothing():
+    found = begin(SEEDS)
+    before = [state.clone() for state in found.draws.states]
+    one, other = (found.draws.draw(found.noise)[0] for _ in range(2))
+    assert torch.equal(one, other)
+    assert all(map(torch.equal, before, found.draws.states))
+
+
+def test_noise_is_drawn_in_float32_whatever_the_state():
+    draws = begin(SEEDS).draws
+    single = draws.draw(torch.empty(7, 1, 8, 8))[0]
+    double = draws.draw(torch.empty(7, 1, 8, 8, dtype=torch.float64))[0]
+    assert double.dtype == torch.float64 and torch.equal(double, single.double())
+    assert begin(SEEDS, keep_drawing=False).draws == Draws((), CPU)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        pytest.param(Heun(grid=Karras(steps=8)), id="heun"),
+        pytest.param(Heun(grid=Karras(steps=8), s_churn=4.0), id="churn"),
+        pytest.param(DDIM(grid=Karras(steps=8), eta=1.0), id="ancestral"),
+        pytest.param(Heun(grid=Karras(steps=8), dtype="float32"), id="float32"),
+    ],
+)
+def test_samples_are_the_same_in_any_batch_and_order(solver: Solver):
+    model, guidance = kernel("digits", 0.25), cfg()
+    whole, labels = sample(model, guidance, solver, SEEDS, batch=7)
+    assert whole.shape == (7, 1, 8, 8) and len({tuple(x.flatten().tolist()) for x in whole}) == 7
+    for batch in (1, 2, 3):
+        found, again = sample(model, guidance, solver, SEEDS, batch=batch)
+        assert again.tolist() == labels.tolist()
+        torch.testing.assert_close(found, whole, rtol=0, atol=1e-6)
+    found, again = sample(model, guidance, solver, SEEDS[::-1], batch=4)
+    assert again.tolist() == labels.tolist()[::-1]
+    torch.testing.assert_close(found.flip(0), whole, rtol=0, atol=1e-6)
+
+
+def test_labels_are_sampled_as_asked():
+    model, solver = kernel("digits", 0.25), Heun(grid=Karras(steps=8))
+    images, labels = sample(model, none(), solver, SEEDS, labels=[0] * 7, batch=3)
+    assert labels.tolist() == [0] * 7
+    others, _ = sample(model, none(), solver, SEEDS, labels=[1] * 7, batch=3)
+    assert (images - others).flatten(1).norm(dim=1).min() > 1
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [
+        (7, [7]),
+        (0, [0]),
+        ("0-3", [0, 1, 2, 3]),
+        ("5-5", [5]),
+        ("3,1-2", [3, 1, 2]),
+        (" 4 , 6 ", [4, 6]),
+        (["0-2", 20, "30-31"], [0, 1, 2, 20, 30, 31]),
+        ([5, 0], [5, 0]),
+        (range(3), [0, 1, 2]),
+        (f"{2**32 - 1}", [2**32 - 1]),
+    ],
+)
+def test_seeds_are_parsed(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (-1, "whole numbers >= 0"),
+        ("a", "whole numbers >= 0"),
+        ("", "whole numbers >= 0"),
+        ("1-", "whole numbers >= 0"),
+        ("1-2-3", "whole numbers >= 0"),
+        ("1.5", "whole numbers >= 0"),
+        (1.5, "whole numbers >= 0"),
+        (math.nan, "whole numbers >= 0"),
+        (None, "whole numbers >= 0"),
+        (True, "whole numbers >= 0"),
+        ([[0, 1]], "whole numbers >= 0"),
+        ({"a": 1}, "whole numbers >= 0"),
+        ("9-3", "must increase"),
+        (f"{2**32}", "below 2\\^32"),
+        ("1,2,1", "given twice"),
+        (["0-5", 3], "given twice"),
+        ([], "no seeds given"),
+    ],
+)
+def test_what_are_no_seeds_is_refused(text, match):
+    with pytest.raises(UsageError, match=match):
+        parse_seeds(text)

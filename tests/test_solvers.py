@@ -1,0 +1,237 @@
+"""Solvers against exact solutions: order, moments, noise, and the reference implementation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import CPU, Open, concrete, gaussian, golden
+from torch import Tensor
+
+from guidex.errors import UsageError
+from guidex.guidance.guidance import Guided
+from guidex.guidance.methods import difference, none
+from guidex.guidance.rules import Extrapolate
+from guidex.guidance.schedules import Constant
+from guidex.models.toys import fractal2d, mixture1d
+from guidex.sampling.grids import DDPM, Karras
+from guidex.sampling.seeds import Draws, start
+from guidex.sampling.solver import Solver, State
+from guidex.sampling.solvers import DDIM, DPMpp2M, Euler, Heun
+
+NO_DRAWS = Draws((), CPU)
+ALL = list(concrete(Solver))
+
+
+def solve(solver: Solver, x: Tensor, model, draws: Draws = NO_DRAWS) -> list[Tensor]:
+    """The states at all step boundaries."""
+    sigmas = solver.sigmas()
+    states = [State(x, draws)]
+    for i in range(len(sigmas) - 1):
+        denoise = lambda x, sigma, stage: model(x, sigma)  # noqa: E731
+        states.append(solver.step(states[-1], sigmas, i, denoise))
+    return [state.x for state in states]
+
+
+def draws_of(count: int, shape: tuple[int, ...]) -> Draws:
+    return start(range(count), shape, 0, None, CPU, CPU, keep_drawing=True).draws
+
+
+def order(solver: type[Solver], model, x: Tensor, exact: Tensor) -> float:
+    """How the error falls with the number of steps, as a power."""
+    counts, errors = (16, 32, 64, 128, 256), []
+    for steps in counts:
+        grid = Open(steps=steps, sigma_min=0.05, sigma_max=5.0)
+        found = solve(solver(grid=grid), x, model)[-1]
+        errors.append(float((found - exact).abs().max()))
+    slopes = np.diff(np.log(errors)) / np.diff(np.log(counts))
+    return -float(slopes[-2:].mean())  # where the higher terms have died away
+
+
+ORDERS = {Euler: 1, Heun: 2, DPMpp2M: 2, DDIM: 1}
+
+
+def test_every_solver_has_an_order():
+    assert set(ORDERS) == set(ALL)
+
+
+@pytest.mark.parametrize("solver", ALL)
+def test_order_on_a_gaussian(solver):
+    """x(sigma) - m goes with sqrt(s^2 + sigma^2), the exact solution of the ODE."""
+    x = torch.tensor([[-7.0], [0.1], [4.0]], dtype=torch.float64)
+    exact = 1 + (x - 1) * math.sqrt((0.25 + 0.05**2) / (0.25 + 25.0))
+    assert order(solver, gaussian(1.0, 0.5), x, exact) == pytest.approx(ORDERS[solver], abs=0.03)
+
+
+@pytest.fixture(scope="module")
+def fine() -> tuple[Tensor, Tensor]:
+    """Where the trajectories of the 1D mixture start and, by many small steps, end."""
+    x = torch.tensor([[-4.0], [0.4], [3.0]], dtype=torch.float64)
+    grid = Open(steps=2000, sigma_min=0.05, sigma_max=5.0)
+    return x, solve(Heun(grid=grid), x, mixture1d())[-1]
+
+
+@pytest.mark.parametrize("solver", ALL)
+def test_order_on_a_mixture(solver, fine):
+    assert order(solver, mixture1d(), *fine) == pytest.approx(ORDERS[solver], abs=0.05)
+
+
+def test_ddim_without_noise_is_euler():
+    model, grid = mixture1d(), Karras(steps=12)
+    x = 80 * torch.randn(20, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    euler, ddim = (solve(solver(grid=grid), x, model) for solver in (Euler, DDIM))
+    for one, other in zip(euler, ddim, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
+
+
+def test_dpmpp_is_exact_for_a_constant_prediction():
+    """With one clean image c, x - c goes with sigma, whatever the steps."""
+    x, c = torch.tensor([[3.0, -2.0]], dtype=torch.float64), torch.tensor([[0.5, 1.0]]).double()
+    grid = Open(steps=5, sigma_min=0.1, sigma_max=2.0)
+    for solver in (DPMpp2M, DDIM, Euler, Heun):
+        found = solve(solver(grid=grid), x, lambda x, sigma: c)[-1]
+        torch.testing.assert_close(found, c + (x - c) * 0.05)
+
+
+@pytest.mark.parametrize("solver", ALL)
+def test_the_last_step_to_0_gives_the_last_prediction(solver):
+    solver = solver(grid=Karras(steps=1, sigma_max=2.0))
+    x = torch.tensor([[3.0]], dtype=torch.float64)
+    model = gaussian(1.0, 0.5)
+    torch.testing.assert_close(solve(solver, x, model)[-1], model(x, 2.0))
+
+
+@pytest.mark.parametrize("grid", [Karras(steps=9), Open(steps=9)])
+@pytest.mark.parametrize("solver", ALL)
+def test_evaluations_are_those_of_the_timeline(solver, grid):
+    solver = solver(grid=grid)
+    sigmas, timeline = solver.sigmas(), solver.timeline()
+    seen = np.full_like(timeline.evaluations, np.nan)
+    state = State(torch.ones(1, 1, dtype=torch.float64), NO_DRAWS)
+    for i in range(9):
+
+        def denoise(x: Tensor, sigma: float, stage: int, i: int = i) -> Tensor:
+            assert np.isnan(seen[i, stage])
+            seen[i, stage] = sigma
+            return x / 2
+
+        state = solver.step(state, sigmas, i, denoise)
+    np.testing.assert_array_equal(seen, timeline.evaluations)
+    open_end = grid.sigmas()[-1] > 0
+    expected = {Heun: 18 if open_end else 17}.get(type(solver), 9)
+    assert np.count_nonzero(~np.isnan(seen)) == expected
+
+
+def test_churn_is_planned_at_its_own_noise_levels():
+    solver = Heun(grid=Karras(steps=8), s_churn=4.0, s_min=1.0, s_max=50.0)
+    timeline, sigmas = solver.timeline(), solver.sigmas()
+    raised = (sigmas[:-1] >= 1.0) & (sigmas[:-1] <= 50.0)
+    assert 0 < raised.sum() < 8
+    assert (timeline.evaluations[:, 0] > sigmas[:-1]).tolist() == raised.tolist()
+    found = solve(solver, torch.ones(2, 3).double(), lambda x, sigma: x, draws_of(2, (3,)))
+    moved = [not torch.equal(a, b) for a, b in zip(found[:-1], found[1:], strict=True)]
+    assert moved == raised.tolist()  # D = x makes no drift, so only churn moves
+
+
+@pytest.mark.parametrize(("s_churn", "gamma"), [(4.0, 0.5), (100.0, math.sqrt(2) - 1)])
+def test_churn_adds_the_noise_of_the_paper(s_churn, gamma):
+    gamma = min(gamma, math.sqrt(2) - 1)
+    solver = Heun(grid=Karras(steps=8), s_churn=s_churn, s_noise=1.1)
+    draws = draws_of(2, (3,))
+    x = torch.zeros(2, 3, dtype=torch.float64)
+    state = solver.step(State(x, draws), solver.sigmas(), 0, lambda x, sigma, stage: x)
+    noise, after = draws.draw(x)
+    amplitude = 80 * math.sqrt((1 + gamma) ** 2 - 1) * 1.1
+    torch.testing.assert_close(state.x, amplitude * noise)
+    assert all(map(torch.equal, state.draws.states, after.states))
+
+
+def test_small_churn_is_divided_among_the_steps():
+    timeline = Heun(grid=Karras(steps=8), s_churn=0.8).timeline()
+    np.testing.assert_allclose(timeline.evaluations[:, 0], 1.1 * timeline.sigmas[:-1])
+
+
+def test_ddim_with_noise_is_the_posterior_of_ddpm():
+    """q(x_s | x_t, x0) = N(x0 + s^2 / t^2 (x_t - x0), s^2 (t^2 - s^2) / t^2)."""
+    solver = DDIM(grid=Open(steps=1, sigma_min=1.0, sigma_max=2.0), eta=1.0)
+    draws = draws_of(2, (3,))
+    x, x0 = 2 * torch.ones(2, 3).double(), torch.full((2, 3), 0.5).double()
+    state = solver.step(State(x, draws), solver.sigmas(), 0, lambda x, sigma, stage: x0)
+    noise, _ = draws.draw(x)
+    torch.testing.assert_close(state.x, x0 + (x - x0) / 4 + math.sqrt(3 / 4) * noise)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        pytest.param(lambda grid: DDIM(grid=grid, eta=1.0), id="ancestral"),
+        pytest.param(lambda grid: DDIM(grid=grid, eta=0.5), id="half"),
+        pytest.param(lambda grid: Heun(grid=grid, s_churn=40.0), id="churn"),
+        pytest.param(lambda grid: Heun(grid=grid), id="deterministic"),
+    ],
+)
+def test_marginals_of_a_gaussian(solver):
+    """At every noise level the states have mean m and variance s^2 + sigma^2."""
+    solver = solver(Open(steps=100, sigma_min=0.05, sigma_max=5.0))
+    model = lambda x, sigma: 1 + (x - 1) * 0.25 / (0.25 + sigma**2)  # noqa: E731
+    size = 40_000
+    noise = torch.randn(1, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    paths = solve(solver, 1 + math.sqrt(25.25) * noise, model, draws_of(1, (size,)))
+    for x, sigma in zip(paths, solver.sigmas(), strict=True):
+        expected = math.sqrt(0.25 + sigma**2)
+        assert float(x.std()) == pytest.approx(expected, rel=0.03)
+        assert float(x.mean()) == pytest.approx(1.0, abs=0.01 * expected + 0.005)
+
+
+@pytest.mark.parametrize(("w", "name"), [(1.0, "traj_final_A"), (3.0, "traj_final_A_cfg3_AB")])
+def test_heun_agrees_with_the_reference_implementation(w, name):
+    toy = golden("toy2d.npz")
+    main, reference = fractal2d("A"), fractal2d("AB", conditional=False)
+    solver = Heun(grid=Karras(sigma_max=5.0))
+    guidance = none() if w == 1 else difference(reference, Constant(w=w), Extrapolate())
+    guided = Guided(main, guidance, guidance.plan(solver.timeline()))
+    state = State(torch.from_numpy(toy["traj_init"]).double(), NO_DRAWS)
+    for i in range(32):
+
+        def denoise(x: Tensor, sigma: float, stage: int, i: int = i) -> Tensor:
+            return guided(x, sigma, None, i, stage)[0]
+
+        state = solver.step(state, solver.sigmas(), i, denoise)
+    expected = torch.from_numpy(toy[name]).double()
+    torch.testing.assert_close(state.x, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("solver", ALL)
+def test_the_state_has_the_dtype_asked_for(solver, dtype):
+    solver = solver(grid=Karras(steps=3), dtype=dtype)
+    state = solver.init(torch.ones(2, 1), NO_DRAWS)
+    assert state.x.dtype == getattr(torch, dtype) and (state.x == 80).all()
+    found = solve(solver, state.x, gaussian())[-1]
+    assert found.dtype == getattr(torch, dtype)
+
+
+def test_who_draws_noise():
+    grid = Karras()
+    assert not any(solver(grid=grid).stochastic for solver in ALL)
+    assert Heun(grid=grid, s_churn=1.0).stochastic and DDIM(grid=DDPM(), eta=0.1).stochastic
+
+
+@pytest.mark.parametrize("solver", ALL)
+def test_steps_change_no_state(solver):
+    solver = solver(grid=Karras(steps=4))
+    sigmas, x = solver.sigmas(), torch.tensor([[3.0]], dtype=torch.float64)
+    denoise = lambda x, sigma, stage: x / 3  # noqa: E731
+    first = solver.step(State(x, NO_DRAWS), sigmas, 0, denoise)
+    before = first.x.clone()
+    seconds = [solver.step(first, sigmas, 1, denoise).x for _ in range(2)]
+    assert torch.equal(*seconds) and torch.equal(first.x, before) and x.item() == 3.0
+
+
+def test_impossible_settings_are_refused():
+    for churn in (-1.0, math.nan):
+        with pytest.raises(UsageError, match="s_churn must be >= 0"):
+            Heun(grid=Karras(), s_churn=churn)
+    for eta in (-0.1, 1.1, math.nan):
+        with pytest.raises(UsageError, match="eta lies in 0 ... 1"):
+            DDIM(grid=Karras(), eta=eta)

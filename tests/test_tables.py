@@ -1,0 +1,424 @@
+"""Rows and their tables: every digit in CSV, rounded and ranked for people, nothing made up."""
+
+import csv
+import io
+import json
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from guidex.errors import GuidexError
+from guidex.reports.rows import (
+    Metric,
+    Row,
+    decimals,
+    exact,
+    main_metrics,
+    metric_columns,
+    short_names,
+    shown,
+)
+from guidex.reports.tables import (
+    csv_table,
+    json_lines,
+    latex_table,
+    markdown_table,
+    terminal_table,
+    write_tables,
+)
+
+W, LO, HI = "guidance.schedule.w", "guidance.schedule.lo", "guidance.schedule.hi"
+
+
+def row(point: int, values: dict, guidance: str = "cfg", **changes) -> Row:
+    return replace(
+        Row(
+            point=point,
+            values=values,
+            guidance=guidance,
+            images=64,
+            repeats=1,
+            metrics={},
+            settings={"k": 3, "rule": "<", "detector": "pixels"},
+            evals_main=63,
+            evals_ref=63,
+            gflops=1.5,
+            seconds=3.25,
+        ),
+        **changes,
+    )
+
+
+@pytest.fixture
+def rows() -> list[Row]:
+    """Three measured points of three repeats, and one that is missing."""
+
+    def metrics(fd: float, precision: float) -> dict[str, float]:
+        return {
+            "fd_pixels": fd,
+            "precision_pixels": precision,
+            "fd_pixels_min": fd - 0.003,
+            "fd_pixels_max": fd + 0.005,
+        }
+
+    return [
+        row(0, {"guidance": "none"}, "none", metrics=metrics(0.82, 0.5), repeats=3, evals_ref=0),
+        row(1, {"guidance": "cfg", W: 2.0}, metrics=metrics(1 / 3, 0.70001), repeats=3),
+        row(
+            2,
+            {"guidance": "interval", W: 3.0, LO: 0.1, HI: 1.0},
+            "interval",
+            metrics=metrics(0.1461, 0.7),
+            repeats=3,
+            evals_ref=12,
+        ),
+        row(
+            3,
+            {"guidance": "interval", W: 4.0, LO: 0.1, HI: math.inf},
+            "interval",
+            repeats=3,
+            missing="out of memory | 24 GiB & 100 % of #1_gpu",
+        ),
+    ]
+
+
+def cells(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def markdown_cells(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def test_csv_columns_are_stable(rows):
+    assert csv_table(rows).splitlines()[0].split(",") == [
+        "guidance", W, LO, HI, "images", "repeats",
+        "fd_pixels", "fd_pixels_min", "fd_pixels_max", "precision_pixels",
+        "evals_main", "evals_ref", "gflops", "seconds", "missing",
+    ]  # fmt: skip
+    plain = [replace(rows[1], values={W: 2.0}, repeats=1)]
+    assert csv_table(plain).splitlines()[0].split(",") == [
+        W, "guidance", "images", "fd_pixels", "fd_pixels_min", "fd_pixels_max",
+        "precision_pixels", "evals_main", "evals_ref", "gflops", "seconds",
+    ]  # fmt: skip
+
+
+def test_csv_holds_every_digit(rows):
+    table = cells(csv_table(rows))
+    assert table[1]["fd_pixels"] == "0.3333333333333333"
+    assert table[1][W] == "2.0"
+    assert [float(one["fd_pixels"]) for one in table[:3]] == [
+        one.metrics["fd_pixels"] for one in rows[:3]
+    ]
+
+
+def test_csv_leaves_empty_what_is_not_there(rows):
+    none, cfg, _, missing = cells(csv_table(rows))
+    assert (none[W], cfg[W], cfg[LO], cfg["missing"]) == ("", "2.0", "", "")
+    assert missing[HI] == "inf"
+    assert missing["missing"] == rows[3].missing
+    others = ("images", "repeats", "evals_main", "evals_ref", "gflops", "seconds")
+    for name in ("fd_pixels", "fd_pixels_min", *others):
+        assert missing[name] == ""
+
+
+def test_csv_zeros_and_nulls_are_values():
+    table = cells(csv_table([row(0, {W: 0.0, HI: None, "x.flag": False, "seed": 0})]))
+    assert [table[0][key] for key in (W, HI, "x.flag", "seed")] == ["0.0", "null", "false", "0"]
+
+
+def test_a_swept_key_is_not_repeated_as_a_column():
+    text = csv_table([row(0, {"repeats": 2, "guidance": "cfg"}, repeats=2)])
+    header = text.splitlines()[0].split(",")
+    assert len(set(header)) == len(header)
+    assert header[:2] == ["repeats", "guidance"]
+
+
+def test_rows_are_ordered_by_point_and_equal_rows_give_equal_bytes(rows, tmp_path):
+    paths = write_tables(rows, tmp_path)
+    first = [path.read_bytes() for path in paths]
+    assert [path.name for path in paths] == ["table.csv", "table.md", "table.tex", "rows.jsonl"]
+    assert [path.read_bytes() for path in write_tables(rows[::-1], tmp_path)] == first
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(path.name for path in paths)
+
+
+def test_numpy_numbers_are_written_as_numbers():
+    one = row(0, {W: np.float64(0.1)}, metrics={"fd_pixels": np.float64(1 / 3)})
+    assert cells(csv_table([one]))[0]["fd_pixels"] == "0.3333333333333333"
+    assert cells(csv_table([one]))[0][W] == "0.1"
+
+
+def test_metric_columns_keep_their_companions_beside_them():
+    one = row(0, {}, metrics={"fd_a": 1, "recall_a": 1, "fd_a_hi": 1, "fd_a_lo": 1, "fd_a_min": 1,
+                              "fd_a_max": 1, "fd_a_lo_min": 1, "x_lo": 1})  # fmt: skip
+    assert metric_columns([one]) == [
+        "fd_a", "fd_a_min", "fd_a_max", "fd_a_lo", "fd_a_lo_min", "fd_a_hi", "recall_a", "x_lo",
+    ]  # fmt: skip
+    assert [metric.name for metric in main_metrics([one])] == ["fd_a", "recall_a", "x_lo"]
+
+
+@pytest.mark.parametrize(
+    "name, title, arrow",
+    [
+        ("fd_pixels", "FD (pixels)", "↓"),
+        ("mode_coverage_coordinates", "Mode coverage (coordinates)", "↑"),
+        ("coverage_x", "Coverage (x)", "↑"),
+        ("log_density_x", "Log density (x)", "↑"),
+        ("outliers_x", "Outliers (x)", "↓"),
+        ("fdx", "fdx", ""),
+        ("kid_pixels", "kid_pixels", ""),
+    ],
+)
+def test_metrics_are_known_by_their_names(name, title, arrow):
+    assert (Metric.of(name).title, Metric.of(name).arrow) == (title, arrow)
+
+
+def test_short_names_are_the_shortest_that_tell_keys_apart():
+    assert short_names([W, HI, "sampler.steps", "guidance"]) == {
+        W: "w", HI: "hi", "sampler.steps": "steps", "guidance": "guidance",
+    }  # fmt: skip
+    assert short_names(["a.b.w", "a.c.w", "w"]) == {"a.b.w": "b.w", "a.c.w": "c.w", "w": "w"}
+    assert short_names(["model.seconds", "guidance/rule"]) == {
+        "model.seconds": "model.seconds", "guidance/rule": "rule",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ([0.82, 0.146], 3),
+        ([0.82, 0.08], 3),
+        ([2.56, 1.34], 2),
+        ([68.64, 24.18], 2),
+        ([312.7, 146.3], 1),
+        ([4096.0, 1024.0], 0),
+        ([0.0034], 5),
+        ([0.0, math.nan, math.inf, -0.5], 3),
+        ([], 2),
+    ],
+)
+def test_decimals_suit_the_column(values, expected):
+    assert decimals(values) == expected
+
+
+def test_values_are_exact_for_files_and_short_for_people():
+    values = [3.0, 0.1, 1e-5, -math.inf, True, None, 7, "a\nb"]
+    assert [exact(value) for value in values] == [
+        "3.0", "0.1", "1e-05", "-inf", "true", "null", "7", "a\nb",
+    ]  # fmt: skip
+    assert [shown(value) for value in values] == [
+        "3", "0.1", "1e-05", "-∞", "true", "null", "7", "a b",
+    ]  # fmt: skip
+
+
+def test_markdown_is_rounded_with_the_best_in_bold(rows):
+    header, rule, none, cfg, interval, missing = markdown_cells(markdown_table(rows))
+    assert header == [
+        "guidance", "w", "lo", "hi", "FD (pixels) ↓", "Precision ↑", "NFE", "GFLOPs", "seconds",
+    ]  # fmt: skip
+    assert rule == [":---"] + ["---:"] * 8
+    assert interval[4] == "**0.146** (0.143–0.151)"
+    assert none[4] == "0.820 (0.817–0.825)"
+    # 0.70001 and 0.7 print alike, so both are the best.
+    assert [one[5] for one in (none, cfg, interval)] == ["0.500", "**0.700**", "**0.700**"]
+    assert [one[6] for one in (none, cfg, interval)] == ["63", "63 + 63", "63 + 12"]
+    assert missing == ["interval", "4", "0.1", "∞", "–", "–", "–", "–", "–"]
+
+
+def test_notes_say_what_the_numbers_are(rows):
+    notes = markdown_table(rows).replace("\\", "")
+    for part in (
+        "detector pixels; k 3; rule <; 64 images × 3 repeats",
+        "medians of the repeats (min–max in parentheses)",
+        "Missing: point 3 (guidance interval, w 4, lo 0.1, hi ∞): out of memory | 24 GiB",
+    ):
+        assert part in notes
+
+
+@pytest.mark.parametrize(
+    "name, best",
+    [("fd_a", 0), ("outliers_a", 0), ("precision_a", 2), ("log_density_a", 2), ("kid_a", None)],
+)
+def test_the_best_is_the_lowest_or_the_highest(name, best):
+    rows = [row(n, {W: n}, metrics={name: value}) for n, value in enumerate((0.2, 0.25, 0.3))]
+    lines = markdown_cells(markdown_table(rows))[2:]
+    assert ["**" in line[2] for line in lines] == [n == best for n in range(3)]
+
+
+def test_one_value_is_not_the_best():
+    assert "**" not in markdown_table([row(0, {W: 1.0}, metrics={"fd_a": 1.0})])
+
+
+@pytest.mark.parametrize("change", [{"images": 128}, {"settings": {"k": 5, "detector": "pixels"}}])
+def test_no_best_among_what_does_not_compare(rows, change):
+    text = markdown_table([rows[0], replace(rows[1], **change), rows[2]])
+    assert "**" not in text
+    assert f"points differ in {'images' if 'images' in change else 'k, rule'}" in text
+
+
+def test_a_confidence_interval_is_in_brackets():
+    metrics = {"log_density_a": -1.5, "log_density_a_lo": -1.75, "log_density_a_hi": -1.25}
+    text = markdown_table([row(0, {}, metrics=metrics)])
+    assert markdown_cells(text)[2][1] == r"-1.500 \[-1.750 to -1.250\]"
+    assert "confidence interval in brackets" in text
+
+
+def test_several_detectors_are_told_apart():
+    one = row(0, {}, metrics={"precision_a": 0.5, "precision_b": 0.5}, settings={})
+    text = markdown_table([one])
+    assert markdown_cells(text)[0][1:3] == ["Precision (a) ↑", "Precision (b) ↑"]
+    assert "detector a; detector b; 64 images" in text
+
+
+def check_latex(text: str) -> list[list[str]]:
+    """Check what TeX would stumble over; the cells of the tabular."""
+    depth, environments = 0, []
+    code = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+    for token in re.findall(r"\\begin\{\w+\}|\\end\{\w+\}|\\\\|\\.|[{}%#_^~]", code):
+        if token.startswith("\\begin"):
+            environments.append(token[7:-1])
+        elif token.startswith("\\end{"):
+            assert environments.pop() == token[5:-1]
+        elif token in ("{", "}"):
+            depth += 1 if token == "{" else -1
+            assert depth >= 0
+        else:
+            assert token.startswith("\\"), f"unescaped {token}"
+    assert depth == 0 and environments == []
+    assert len(re.findall(r"(?<!\\)\$", code)) % 2 == 0
+    alignment = re.search(r"\\begin\{tabular\}\{([lr]+)\}", code)[1]
+    body = code[code.index("\\toprule") : code.index("\\bottomrule")]
+    lines = [line for line in body.splitlines() if line.endswith("\\\\")]
+    table = [re.split(r"(?<!\\)&", line.removesuffix("\\\\")) for line in lines]
+    assert all(len(line) == len(alignment) for line in table)
+    assert "&" not in re.sub(r"\\&", "", code[code.index("\\bottomrule") :])
+    return [[cell.strip() for cell in line] for line in table]
+
+
+def test_latex_is_well_formed(rows):
+    header, _, _, interval, missing = check_latex(latex_table(rows))
+    assert header[4:6] == [r"FD\textsubscript{pixels} $\downarrow$", r"Precision $\uparrow$"]
+    assert interval[4] == r"\textbf{0.146} (0.143--0.151)"
+    assert missing[3:5] == [r"$\infty$", "--"]
+
+
+def test_latex_escapes_whatever_is_typed():
+    nasty = r"[a]_b%c&d#e{f}$g$~h^i\j<k>|l*" + "\n\x07"
+    bad = row(0, {"x_y.%z": nasty, "-1": -1.5}, nasty, missing=nasty, settings={"a_b": nasty})
+    check_latex(latex_table([bad, row(1, {}, metrics={"fd_a_b": 1.0, "k_#": 2.0})]))
+    assert check_latex(latex_table([bad]))[1][2] == "$-$1.5"
+
+
+def test_markdown_escapes_whatever_is_typed():
+    nasty = "a|b*c`d<e>[f]_g_ h_i"
+    cell = markdown_cells(markdown_table([row(0, {"x": nasty})]))[2][1]
+    assert cell == r"a\|b\*c\`d\<e\>\[f\]\_g\_ h_i"
+
+
+def test_json_lines_are_strict_and_complete(rows):
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    rows[0] = replace(rows[0], plan={"weights": np.array([[1.0, math.nan]]), "steps": np.int64(32)})
+    objects = [json.loads(line, parse_constant=refuse) for line in json_lines(rows).splitlines()]
+    assert [one["point"] for one in objects] == [0, 1, 2, 3]
+    assert objects[0]["plan"] == {"weights": [[1.0, "nan"]], "steps": 32}
+    assert objects[1]["metrics"] == rows[1].metrics
+    assert objects[3]["values"][HI] == "inf" and objects[3]["missing"] == rows[3].missing
+    with pytest.raises(TypeError):
+        json_lines([replace(rows[0], plan={"x": object()})])
+
+
+@pytest.mark.parametrize("width", [20, 30, 40, 60, 80, 100, 200])
+def test_the_terminal_table_fits(rows, width):
+    text = terminal_table(rows, width)
+    assert max(map(len, text.splitlines())) <= width
+    words = " ".join(text.split())
+    assert "Missing: point 3" in words and "out of memory" in words
+    assert "0.146" in text or width == 20
+    assert ("table.csv" in words) == (width < 100)
+
+
+def test_the_terminal_table_drops_the_least_important_first(rows):
+    full = terminal_table(rows, 200)
+    widths = range(len(full.splitlines()[1]), 30, -1)
+    headings = [terminal_table(rows, width).splitlines()[0].split("  ") for width in widths]
+    seen = [
+        {name for name in ("seconds", "GFLOPs", "NFE", "Precision ↑", "hi") if name in
+         [heading.strip() for heading in one]}
+        for one in headings
+    ]  # fmt: skip
+    steps = [now for before, now in zip([None, *seen], seen, strict=False) if now != before]
+    assert steps == [
+        {"seconds", "GFLOPs", "NFE", "Precision ↑", "hi"},
+        {"GFLOPs", "NFE", "Precision ↑", "hi"},
+        {"NFE", "Precision ↑", "hi"},
+        {"Precision ↑", "hi"},
+        {"hi"},
+        set(),
+    ]
+
+
+def test_the_terminal_table_is_aligned_and_marks_the_best(rows):
+    lines = terminal_table(rows, 100).splitlines()
+    at = lines[4].index("0.146*")
+    assert lines[2][at : at + 6] == "0.820 " and lines[3][at : at + 6] == "0.333 "
+    assert lines[4].startswith("interval") and "(0.143–0.151)" in lines[4]
+    assert set(lines[1]) == {"─"}
+
+
+def test_long_values_are_cut_before_columns_go(rows):
+    rows[0] = replace(rows[0], values={"guidance": "none", "model.path": "/a" * 40})
+    text = " ".join(terminal_table(rows, 140).split())
+    assert "…" in text and "the ends of long values" in text and "seconds" in text.split("─")[0]
+
+
+def test_no_rows():
+    assert terminal_table([]) == "no points\n"
+    assert csv_table([]).startswith("guidance,images,")
+    assert json_lines([]) == ""
+    check_latex(latex_table([]))
+    assert terminal_table([row(0, {}, "", missing="stopped")]).splitlines()[0] == "guidance"
+
+
+def test_a_point_that_was_never_composed_counts_nowhere():
+    nothing = {"images": 0, "repeats": 0, "settings": {}, "evals_main": 0, "seconds": 0.0}
+    lost = row(1, {LO: 2.0, HI: 1.0}, "", missing="lo must be below hi", **nothing)
+    kept = [row(n, {LO: 0.1, HI: n}, "interval", metrics={"fd_a": n}) for n in (2, 3)]
+    table = cells(csv_table([*kept, lost]))
+    assert [one["guidance"] for one in table] == ["interval"] * 3
+    text = markdown_table([*kept, lost])
+    assert markdown_cells(text)[0][:4] == ["guidance", "lo", "hi", "FD (a) ↓"]
+    assert "; 64 images;" in text and "**2.00**" in text
+    assert "Missing: point 1 (guidance interval, lo 2, hi 1): lo must be below hi" in text
+    assert "Missing: point 1 (lo 2, hi 1)" in terminal_table([lost])
+
+
+def test_the_cost_of_foreign_images_is_not_known():
+    foreign = row(0, {}, "", metrics={"fd_a": 0.5}, evals_main=0, evals_ref=0, gflops=0.0)
+    (one,) = cells(csv_table([foreign]))
+    assert [one[name] for name in ("evals_main", "evals_ref", "gflops", "seconds")] == [
+        "", "", "", "3.25",
+    ]  # fmt: skip
+    assert markdown_cells(markdown_table([foreign]))[0] == ["FD (a) ↓", "seconds"]
+
+
+def test_a_missing_point_has_no_metrics():
+    with pytest.raises(ValueError, match="point 7 is missing"):
+        row(7, {}, metrics={"fd_a": 1.0}, missing="stopped")
+
+
+def test_text_that_is_no_text_is_written(tmp_path):
+    write_tables([row(0, {}, missing="no such file: \udcff")], tmp_path)
+    assert "\\udcff" in (tmp_path / "table.csv").read_text()
+    line = (tmp_path / "rows.jsonl").read_text()
+    assert json.loads(line)["missing"].endswith("\udcff")
+
+
+def test_a_folder_that_is_not_there_is_told(rows, tmp_path):
+    with pytest.raises(GuidexError, match="cannot write"):
+        write_tables(rows, tmp_path / "none")

@@ -1,0 +1,127 @@
+"""Forms of output, several processes on one run, and too little memory."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from guidex.assets.images import open_images
+from guidex.cli import main
+from guidex.models.kernel import KernelDenoiser
+from guidex.runs.folder import run_folder
+from guidex.runs.ranks import Rank
+from guidex.runs.writers import WAITING, Threads
+
+SAMPLE = ["sample", "seeds=0-19", "block=6", "batch=4", "sampler.grid.steps=4", "guidance=cfg"]
+
+
+def test_every_form_holds_the_same_images(tmp_path: Path) -> None:
+    for form in ("png", "zip", "npz"):
+        words = [*SAMPLE, f"format={form}", f"out={tmp_path / form}"]
+        assert main(words) == 0
+        assert main(words) == 0  # nothing left to do, and nothing spoilt
+        assert not list((tmp_path / form / "blocks").glob("*.zip"))
+    folder = open_images(tmp_path / "png")
+    archive = open_images(tmp_path / "zip" / "images.zip")
+    arrays = open_images(tmp_path / "npz" / "images.npz")
+    everything = range(20)
+    np.testing.assert_array_equal(folder.read(everything), archive.read(everything))
+    np.testing.assert_array_equal(folder.read(everything), arrays.read(everything))
+    np.testing.assert_array_equal(folder.labels, arrays.labels)
+    with np.load(tmp_path / "npz" / "images.npz") as file:
+        assert file["arr_0"].shape == (20, 8, 8, 1) and file["arr_0"].dtype == np.uint8
+    grids = [(tmp_path / form / "grid.png").read_bytes() for form in ("png", "zip", "npz")]
+    assert grids[0] == grids[1] == grids[2]
+
+
+def test_latents_of_a_model_without_any(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SAMPLE, "latents=true", f"out={tmp_path / 'run'}"]) == 2
+    assert "latents" in capsys.readouterr().err
+    assert main([*SAMPLE, "format=gif", f"out={tmp_path / 'run'}"]) == 2
+    assert "png, zip, npz" in capsys.readouterr().err
+
+
+def test_two_processes_make_the_files_of_one(tmp_path: Path) -> None:
+    assert main([*SAMPLE, f"out={tmp_path / 'one'}"]) == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    words = [*SAMPLE, f"out={tmp_path / 'two'}"]
+    done = subprocess.run(
+        [*launch, "-m", "guidex", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("guided steps") == 1
+    names = [
+        sorted(str(path.relative_to(tmp_path / run)) for path in (tmp_path / run).rglob("*.png"))
+        for run in ("one", "two")
+    ]
+    assert names[0] == names[1]
+    for name in [*names[0], "labels.csv"]:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_rank_takes_its_blocks_and_leaves_the_rest(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    words = [*SAMPLE, f"out={tmp_path / 'run'}"]
+    assert main(words) == 0
+    blocks = tmp_path / "run" / "blocks"
+    assert sorted(path.name for path in blocks.glob("*.json")) == ["000001.json", "000003.json"]
+    assert not (tmp_path / "run" / "labels.csv").exists()
+    monkeypatch.setenv("RANK", "0")
+    assert main(words) == 0
+    assert (tmp_path / "run" / "labels.csv").exists()
+    assert main([*words, "overwrite=true"]) == 2
+
+
+def test_ranks_do_not_lock_each_other_out(tmp_path: Path) -> None:
+    with run_folder(tmp_path, {"a": 1}, False, Rank(0, 2, 0)):
+        with run_folder(tmp_path, {"a": 1}, False, Rank(1, 2, 1)):
+            assert (tmp_path / "run.json").exists()
+
+
+def test_out_of_memory_halves_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SAMPLE, f"out={tmp_path / 'enough'}"]) == 0
+    forward = KernelDenoiser.forward
+
+    def scarce(self, x, sigma, labels=None):
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("for the test")
+        return forward(self, x, sigma, labels)
+
+    monkeypatch.setattr(KernelDenoiser, "forward", scarce)
+    assert main([*SAMPLE, f"out={tmp_path / 'scarce'}"]) == 0
+    assert capsys.readouterr().err.count("batches of 2") == 1
+    for name in ("labels.csv", "grid.png", "images/000000/000019.png"):
+        assert (tmp_path / "enough" / name).read_bytes() == (
+            tmp_path / "scarce" / name
+        ).read_bytes()
+
+    def none(self, x, sigma, labels=None):
+        raise torch.OutOfMemoryError("for the test")
+
+    monkeypatch.setattr(KernelDenoiser, "forward", none)
+    assert main([*SAMPLE, f"out={tmp_path / 'nothing'}"]) == 1
+    assert "single image" in capsys.readouterr().err
+
+
+def test_errors_of_threads_come_back() -> None:
+    def fail() -> None:
+        raise OSError("no such disk")
+
+    with pytest.raises(OSError, match="no such disk"):
+        with Threads() as threads:
+            threads.submit(fail)
+    done: list[int] = []
+    with Threads() as threads:
+        for k in range(3 * WAITING):
+            threads.submit(lambda k=k: done.append(k))
+    assert sorted(done) == list(range(3 * WAITING))
