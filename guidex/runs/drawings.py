@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,15 +12,13 @@ from guidex.reports.grids import image_grid
 from guidex.reports.plots import write_plots
 from guidex.reports.rows import Row
 from guidex.reports.toys import ToyPanel, figure_1d, figure_2d
-
-if TYPE_CHECKING:
-    from guidex.runs.sweep import Cohort
+from guidex.runs.cohorts import Cohort
 
 MOST_ROWS = 60  # of points in one image grid
 MOST_PANELS = 11  # of points in one figure of a toy
 
 
-def draw(rows: Sequence[Row], cohorts: Sequence["Cohort"], folder: Path) -> list[Path]:
+def draw(rows: Sequence[Row], cohorts: Sequence[Cohort], folder: Path) -> list[Path]:
     """Draw what the rows and samples of a finished sweep allow; returns the files."""
     files = list(write_plots(rows, folder))
     for number, cohort in enumerate(cohorts):
@@ -36,15 +34,18 @@ def draw(rows: Sequence[Row], cohorts: Sequence["Cohort"], folder: Path) -> list
 
 
 def title(values: dict[str, str], method: str) -> str:
-    """A point in a few words, such as "interval · w 3 · (0.1, 1]"."""
+    """A point in a few words, such as "cfg · w 2" or "w 3 · (0.1, 1]" for an interval."""
+    bounded = any(key.endswith(".hi") for key in values)
     parts = [] if method in values.values() else [method]
     for key, value in values.items():
         stem, _, name = key.rpartition(".")
         bounds = f"{stem}.lo", f"{stem}.hi"
         if key == bounds[0] and bounds[1] in values:
-            parts.append(f"({value}, {values[bounds[1]]}]")
+            parts.append(f"({value},\u00a0{values[bounds[1]]}]")
         elif key != bounds[1] or bounds[0] not in values:
             parts.append(value if not stem else f"{name} {value}")
+    if bounded and method == "interval":
+        parts = [part for part in parts if part != method]
     return " · ".join(parts)
 
 
@@ -87,7 +88,7 @@ def draw_toy(
     return dimensions <= 2
 
 
-def _draw_grid(cohort: "Cohort", path: Path) -> Path:
+def _draw_grid(cohort: Cohort, path: Path) -> Path:
     """Same seeds under every point: a row per point, a column per seed."""
     tasks = cohort.tasks[:MOST_ROWS]
     kept = [cohort.gathered(f"gallery_{k}", axis=0)[: cohort.kept] for k in range(len(tasks))]
@@ -104,7 +105,7 @@ def _draw_grid(cohort: "Cohort", path: Path) -> Path:
     return path
 
 
-def _draw_toy(cohort: "Cohort", path: Path) -> list[Path]:
+def _draw_toy(cohort: Cohort, path: Path) -> list[Path]:
     files = []
     tasks = cohort.tasks
     labels = cohort.labels()
@@ -124,7 +125,7 @@ def _draw_toy(cohort: "Cohort", path: Path) -> list[Path]:
     return files
 
 
-def _reference(cohort: "Cohort") -> ExactDenoiser | None:
+def _reference(cohort: Cohort) -> ExactDenoiser | None:
     """What the first guided point is guided away from, if its density is known."""
     for task in cohort.tasks:
         for term in task.point.guidance.terms.values():

@@ -8,10 +8,7 @@ of a cohort run together and share the steps they agree in -> features on disk -
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -19,14 +16,13 @@ from torch import Tensor
 
 from guidex.assets.atomic import atomic_write
 from guidex.assets.pixels import to_uint8
-from guidex.config import Config
-from guidex.errors import GuidexError
 from guidex.evaluation.detectors import Detector, detect
-from guidex.evaluation.features import FeatureSet, Metric, check_comparable
+from guidex.evaluation.features import FeatureSet, check_comparable
 from guidex.instantiate import Models, instantiate
 from guidex.reports.rows import Row
 from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.blocks import Batch, Block, cut, run_block
+from guidex.runs.cohorts import Cohort, Task
 from guidex.runs.drawings import draw
 from guidex.runs.folder import VOLATILE, read_json, require_space, run_folder, write_json
 from guidex.runs.measure import (
@@ -43,74 +39,6 @@ from guidex.runs.progress import Progress
 from guidex.runs.provenance import output_folder, provenance
 from guidex.runs.table import Entry, Table, plan_table
 from guidex.sampling.trajectories import shared_steps
-
-
-@dataclass(frozen=True)
-class Task:
-    """A point with everything that is needed to sample and to measure it."""
-
-    index: int
-    point: Point
-    detector: Detector
-    metrics: dict[str, Metric]
-    real: FeatureSet
-    about_real: dict[str, object]
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """Tasks that run together: same seeds, main model and solver."""
-
-    tasks: list[Task]
-    blocks: list[Block]
-    records: Path
-
-    @property
-    def config(self) -> Config:
-        """Configuration of the first task; what concerns sampling is the same for all."""
-        return self.tasks[0].point.settings.config
-
-    @property
-    def kept(self) -> int:
-        """How many seeds, from the first, have their images or trajectories kept."""
-        return min(self.config["gallery"], sum(map(_size, self.blocks)))
-
-    def arrays(self) -> list[Any]:
-        """The blocks' arrays, opened; each is read when asked for.
-
-        Raises:
-            GuidexError: a block is damaged.
-        """
-        opened = []
-        for block in self.blocks:
-            path = block.path(self.records, ".npz")
-            try:
-                opened.append(np.load(path, allow_pickle=False))
-            except (OSError, ValueError, BadZipFile) as error:
-                raise GuidexError(
-                    f"{path} cannot be read: {error}; delete it and run again"
-                ) from error
-        return opened
-
-    def gathered(self, name: str, axis: int) -> np.ndarray:
-        """An array of all blocks that have it, joined."""
-        parts = []
-        for arrays in self.arrays():
-            with arrays:
-                if name in arrays:
-                    parts.append(arrays[name])
-        return np.concatenate(parts, axis=axis)
-
-    def labels(self) -> np.ndarray | None:
-        """Class of every image, or None."""
-        if self.tasks[0].point.model.num_classes == 0:
-            return None
-        return self.gathered("labels", axis=0)
-
-    @property
-    def images(self) -> int:
-        """Images to be made, over all points."""
-        return sum(map(_size, self.blocks)) * len(self.tasks)
 
 
 def sweep(words: Sequence[str], plan_only: bool) -> None:
@@ -350,10 +278,6 @@ def features_of(cohort: Cohort, position: int) -> tuple[FeatureSet, float]:
     )
     seconds = cohort.gathered("seconds", axis=0).reshape(-1, len(cohort.tasks))
     return features, float(seconds[:, position].sum())
-
-
-def _size(block: Block) -> int:
-    return len(block.seeds)
 
 
 def typed(values: dict[str, str]) -> dict[str, str | int | float | bool | None]:
