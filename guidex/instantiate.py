@@ -74,13 +74,18 @@ def content_key(config: Any) -> str:
     return json.dumps(config, sort_keys=True, default=str)
 
 
-def _make(config: dict[str, Any], key: str, models: Models) -> Any:
-    target = _locate(str(config["_target_"]), key)
-    given = {name: item for name, item in config.items() if name != "_target_"}
+def arguments_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The named arguments of a class or function."""
     # A class without __init__ of its own shows its parent's (*args, **kwargs), which name nothing.
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     signature = inspect.signature(target).parameters.items()
-    parameters = {name: one for name, one in signature if one.kind not in variadic}
+    return {name: one for name, one in signature if one.kind not in variadic}
+
+
+def _make(config: dict[str, Any], key: str, models: Models) -> Any:
+    target = _locate(str(config["_target_"]), key)
+    given = {name: item for name, item in config.items() if name != "_target_"}
+    parameters = arguments_of(target)
     for name in given:
         if name not in parameters:
             raise UsageError(f"there is no key {key}.{name}{nearest(name, parameters)}")

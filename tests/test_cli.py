@@ -191,9 +191,7 @@ def test_cfg_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str
 def test_plan_of_the_published_interval(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["guidance.schedule.lo=0.19", "guidance.schedule.hi=1.61", "guidance.schedule.w=2"]
     assert main(["sample", "--plan", "guidance=interval", *words]) == 0
-    expected = (
-        "guided steps 17–22 of 32, sigma 1.609 → 0.1886, w 2; 63 + 12 evaluations per image\n"
-    )
+    expected = "guided steps 17–22 of 32, sigma 1.609 → 0.189; 63 + 12 evaluations per image; w 2\n"
     assert capsys.readouterr().out == expected
 
 

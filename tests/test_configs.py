@@ -5,7 +5,6 @@ and are finite; no state is left behind; plan and cost agree with the calls actu
 """
 
 import functools
-import inspect
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from guidex.config import compose
 from guidex.errors import UsageError
 from guidex.guidance.guidance import Guidance, Guided
 from guidex.guidance.plan import Plan
-from guidex.instantiate import Models, _locate, instantiate
+from guidex.instantiate import Models, _locate, arguments_of, instantiate
 from guidex.models.denoiser import Denoiser
 from guidex.presets import KINDS, config_dir, describe, listing, options
 from guidex.sampling.trajectories import Run, trajectories
@@ -120,7 +119,7 @@ def test_every_preset_lists_all_arguments(preset, images):
     checked = list(nodes(subtree(found.config, group)))
     assert checked
     for path, config in checked:
-        parameters = set(inspect.signature(_locate(config["_target_"], path)).parameters)
+        parameters = set(arguments_of(_locate(config["_target_"], path)))
         given = set(config) - {"_target_", "references"}
         assert given <= parameters, path
         # The product has the one weight of its factors, and says how it ramps.

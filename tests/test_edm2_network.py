@@ -193,11 +193,11 @@ def test_a_sample_does_not_depend_on_its_batch(model):
     assert relative(model(x, 1.0, labels), torch.cat(alone)) < 1e-5
 
 
-def test_labels_need_classes():
+def test_a_network_without_classes_ignores_labels():
     model = tiny_model(replace(TINY, label_dim=0))
-    assert model(noisy(1, 1.0), 1.0).isfinite().all()
-    with pytest.raises(UsageError, match="no classes"):
-        model(noisy(1, 1.0), 1.0, torch.tensor([0]))
+    x0 = model(noisy(2, 1.0), 1.0)
+    assert x0.isfinite().all()
+    assert torch.equal(model(noisy(2, 1.0), 1.0, torch.tensor([0, 999])), x0)
 
 
 def test_labels_out_of_range_are_refused(model):

@@ -30,7 +30,7 @@ def test_the_interval_of_the_paper():
     """EDM2-XXL: 6 of 32 steps, 63 + 12 evaluations instead of 63 + 63."""
     found = plan(XXL)
     assert found.describe() == (
-        "guided steps 17–22 of 32, sigma 1.609 → 0.1886, w 2; 63 + 12 evaluations per image"
+        "guided steps 17–22 of 32, sigma 1.609 → 0.189; 63 + 12 evaluations per image; w 2"
     )
     assert found.guided_steps == [17, 18, 19, 20, 21, 22]
     assert (found.evaluations_main, found.evaluations_ref) == (63, [12])
@@ -49,13 +49,13 @@ def test_several_terms():
     assert found.weights.shape == (3, 32, 2)
     assert found.evaluations_ref == [12, 63, 0]
     assert found.describe() == (
-        "guided steps 0–31 of 32, sigma 80 → 0, w 1.5 … 2; 63 + 12 + 63 + 0 evaluations per image"
+        "guided steps 0–31 of 32, sigma 80 → 0; 63 + 12 + 63 + 0 evaluations per image; w 1.5 … 2"
     )
 
 
 def test_a_hole_has_two_ranges():
     text = plan(Hole(w=2.0, lo=0.19, hi=1.61)).describe()
-    assert text.startswith("guided steps 0–16, 23–31 of 32, sigma 80 → 0, w 2; 63 + 51 ")
+    assert text.startswith("guided steps 0–16, 23–31 of 32, sigma 80 → 0; 63 + 51 ")
 
 
 def test_gating_evaluations_is_seen_in_the_plan():

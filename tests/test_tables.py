@@ -378,7 +378,7 @@ def test_long_values_are_cut_before_columns_go(rows):
 
 
 def test_no_rows():
-    assert terminal_table([]) == "no points\n"
+    assert terminal_table([]) == "no points"
     assert csv_table([]).startswith("guidance,images,")
     assert json_lines([]) == ""
     check_latex(latex_table([]))

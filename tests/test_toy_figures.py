@@ -21,7 +21,9 @@ from guidex.models.denoiser import ExactDenoiser
 from guidex.models.kernel import KernelDenoiser
 from guidex.models.mixture import GaussianMixture
 from guidex.models.toys import fractal2d, mixture1d
-from guidex.reports import toys
+from guidex.reports import toy_density, toys
+from guidex.reports.toy_density import Modes
+from guidex.reports.toy_panels import BINS, MODE_COLOURS, NAMED_MODES, mode_shares, percent
 from guidex.reports.toys import MAX_PANELS, ToyPanel, figure_1d, figure_2d
 from guidex.sampling.grids import Karras
 from guidex.sampling.seeds import start
@@ -93,7 +95,7 @@ def square_mixture() -> GaussianMixture:
 @pytest.fixture(autouse=True)
 def few_pixels(monkeypatch):
     """Densities are costly."""
-    monkeypatch.setattr(toys, "PIXELS", 48)
+    monkeypatch.setattr(toy_density, "PIXELS", 48)
 
 
 @pytest.fixture
@@ -190,7 +192,7 @@ def test_trajectories_are_the_path_in_the_colour_of_their_end(drawn, panels_1d):
         np.testing.assert_array_equal(segment[:, 1], sigmas)
         # The modes are equal but for their place, so their border lies in the middle.
         mode = int(path[-1, index, 0] > 1.0)
-        colour = to_rgba(toys.MODE_COLOURS[mode], 0.8)
+        colour = to_rgba(MODE_COLOURS[mode], 0.8)
         np.testing.assert_allclose(lines.get_edgecolors()[index], colour)
 
 
@@ -248,7 +250,7 @@ def test_histogram_is_the_density_of_all_samples_stacked_by_mode(drawn, panels_1
     np.testing.assert_array_equal(right.baseline, left.values)
     share = ((one.samples >= 0) & (one.samples <= 3)).mean()
     assert share < 1
-    width = 3.0 / toys.BINS
+    width = 3.0 / BINS
     assert right.values.sum() * width == pytest.approx(share)
     of_left = ((one.samples >= 0) & (one.samples < 1)).mean()
     assert left.values.sum() * width == pytest.approx(of_left)
@@ -259,7 +261,7 @@ def test_histogram_is_the_density_of_all_samples_stacked_by_mode(drawn, panels_1
 def test_peaks_beyond_the_axes_are_named(drawn, panels_1d):
     figure = drawn(figure_1d, [panels_1d[1]], mixture1d(), x_range=(-1.0, 3.0))
     lower = columns(figure)[1][1]
-    heights, _ = np.histogram(panels_1d[1].samples, toys.BINS, range=(-1.0, 3.0), density=True)
+    heights, _ = np.histogram(panels_1d[1].samples, BINS, range=(-1.0, 3.0), density=True)
     assert [text.get_text() for text in lower.texts] == [f"↑{heights.max():.0f}"]
 
 
@@ -323,31 +325,32 @@ def test_modes_go_from_left_to_right_and_are_distinct_in_each_class():
         conditional=True,
     )
     x = np.array([[5.2], [-4.0], [0.3], [9.0]])
-    every = toys._Modes(truth, {0: 0.5, 1: 0.5})
+    every = Modes(truth, {0: 0.5, 1: 0.5})
     assert every.of(x).tolist() == [2, 0, 1, 2]
-    one = toys._Modes(truth, {1: 1.0})
+    one = Modes(truth, {1: 1.0})
     assert one.count == 2
     assert one.of(x).tolist() == [1, 0, 1, 1]
-    text = "".join(text for text, _ in every.shares(every.of(x)))
+    text = "".join(text for text, _ in mode_shares(np.bincount(every.of(x))))
     assert text == "modes 25 % / 25 % / 50 %"
 
 
 def test_borders_of_modes_are_where_both_are_as_responsible():
     # Of weights 3 : 1 and variances 1, at distance 4: the border moves by log(3) / 4.
     truth = GaussianMixture([3.0, 1.0], [[-2.0], [2.0]], [[[1.0]]] * 2, [0, 0], [0, 1], False)
-    modes = toys._Modes(truth, None)
+    modes = Modes(truth, None)
     border = math.log(3) / 4
     assert modes.of(np.array([[border - 1e-9], [border + 1e-9]])).tolist() == [0, 1]
 
 
 def test_many_modes_are_counted_instead_of_listed():
-    count = toys.NAMED_MODES + 2
+    count = NAMED_MODES + 2
     means = [[10.0 * k] for k in range(count)]
     truth = GaussianMixture(
         [1.0] * count, means, [[[1.0]]] * count, [0] * count, list(range(count)), False
     )
-    modes = toys._Modes(truth, None)
-    ((text, _),) = modes.shares(modes.of(np.array([[0.0], [10.0], [10.0]])))
+    modes = Modes(truth, None)
+    found = modes.of(np.array([[0.0], [10.0], [10.0]]))
+    ((text, _),) = mode_shares(np.bincount(found, minlength=modes.count))
     assert text == f"2 of {count} modes"
 
 
@@ -356,7 +359,7 @@ def test_many_modes_are_counted_instead_of_listed():
     [(0, 500, "0 %"), (1, 500, "<1 %"), (499, 500, ">99 %"), (500, 500, "100 %"), (1, 3, "33 %")],
 )
 def test_percent_says_none_and_all_only_of_none_and_all(count, total, text):
-    assert toys._percent(count, total) == text
+    assert percent(count, total) == text
 
 
 def test_classes_are_mixed_as_they_were_asked_for(drawn):

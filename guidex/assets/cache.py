@@ -97,6 +97,14 @@ def cache_dir() -> Path:
         raise UsageError("no home folder is known: set GUIDEX_CACHE to a folder.") from error
 
 
+def offline() -> bool:
+    """Whether GUIDEX_OFFLINE forbids the network."""
+    value = os.environ.get("GUIDEX_OFFLINE", "").lower()
+    if value not in ("", "0", "1", "false", "true", "no", "yes", "off", "on"):
+        raise UsageError(f"GUIDEX_OFFLINE is {value!r}: allowed are 1 (no network) and 0.")
+    return value in ("1", "true", "yes", "on")
+
+
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file, 64 lower-case hex digits."""
     try:
@@ -228,18 +236,11 @@ def _exists(path: Path) -> bool:
 
 
 def _require_network(entry: _Entry, expected: str | None) -> None:
-    if _offline():
+    if offline():
         raise UsageError(
             f"{entry.url} is not in the cache, and GUIDEX_OFFLINE forbids the network. "
             f"{entry.by_hand(expected)}"
         )
-
-
-def _offline() -> bool:
-    value = os.environ.get("GUIDEX_OFFLINE", "").lower()
-    if value not in ("", "0", "1", "false", "true", "no", "yes", "off", "on"):
-        raise UsageError(f"GUIDEX_OFFLINE is {value!r}: allowed are 1 (no network) and 0.")
-    return value in ("1", "true", "yes", "on")
 
 
 def _writable() -> bool:

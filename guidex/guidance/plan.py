@@ -53,8 +53,8 @@ class Plan:
         return np.flatnonzero(self.guided.any(axis=(0, 2))).tolist()
 
     def describe(self) -> str:
-        """One line, such as "guided steps 17-22 of 32, sigma 1.609 → 0.189; 63 + 12 evaluations
-        per image"."""
+        """One line, such as "guided steps 17–22 of 32, sigma 1.609 → 0.189; 63 + 12 evaluations
+        per image; w 2"."""
         steps, sigmas = self.guided_steps, self.timeline.sigmas
         total = len(sigmas) - 1
         if not steps:
@@ -65,8 +65,8 @@ class Plan:
         w = f"w {low:.4g}" if low == high else f"w {low:.3g} … {high:.3g}"
         cost = " + ".join(str(count) for count in [self.evaluations_main, *self.evaluations_ref])
         return (
-            f"guided steps {ranges(steps)} of {total}, sigma {start:.4g} → {end:.4g}, {w}; "
-            f"{cost} evaluations per image"
+            f"guided steps {ranges(steps)} of {total}, sigma {level(start)} → {level(end)}; "
+            f"{cost} evaluations per image; {w}"
         )
 
     def record(self) -> dict[str, object]:
@@ -80,6 +80,11 @@ class Plan:
             "evals_ref": self.evaluations_ref,
             "summary": self.describe(),
         }
+
+
+def level(sigma: float) -> str:
+    """A noise level for people: three decimals as in the papers, more where that would be 0.00…"""
+    return f"{sigma:.3f}".rstrip("0").rstrip(".") if sigma >= 0.01 or sigma == 0 else f"{sigma:.2g}"
 
 
 def ranges(values: Sequence[int]) -> str:

@@ -4,9 +4,9 @@ Plain text; `tables` escapes it for each format.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from guidex.reports.rows import (
     Metric,
@@ -164,18 +164,34 @@ class Table:
         short = short_names(swept_keys(self.rows))
         return [_missing(row, short) for row in self.rows if not row.is_measured]
 
-    def reductions(self) -> Iterable[Callable[["Table"], "Table"]]:
-        """Ways to a narrower table, the least loss first. The first column, which tells points
-        apart, and the first metric stay."""
+    def narrower(self) -> Iterator["Table"]:
+        """Ever narrower tables, this one first, the least loss before others. The first column,
+        which tells points apart, and the first metric stay."""
         metrics = [column.heading for column in self.columns if column.metric is not None]
         keys = [c.heading for c in self.columns if c.heading not in [*metrics, *_COSTS]]
-        yield _shortened
-        yield from (_without(name) for name in ("seconds", "GFLOPs"))
-        yield from (_flat(name) for name in reversed(metrics[1:]))
-        yield _without("NFE")
-        yield from (_without(name) for name in reversed(metrics[1:]))
-        yield from (_flat(name) for name in metrics[:1])
-        yield from (_without(name) for name in reversed(keys[1:]))
+        yield self
+        table = self._with(column.shortened() for column in self.columns)
+        yield table
+        for reduce, headings in (
+            (Table._without, ("seconds", "GFLOPs")),
+            (Table._flat, metrics[:0:-1]),
+            (Table._without, ("NFE", *metrics[:0:-1])),
+            (Table._flat, metrics[:1]),
+            (Table._without, keys[:0:-1]),
+        ):
+            for heading in headings:
+                table = reduce(table, heading)
+                yield table
+
+    def _with(self, columns: Iterable[Column]) -> "Table":
+        return replace(self, columns=tuple(columns))
+
+    def _without(self, heading: str) -> "Table":
+        return self._with(column for column in self.columns if column.heading != heading)
+
+    def _flat(self, heading: str) -> "Table":
+        """Without the spread of a column."""
+        return self._with(c.without_spread() if c.heading == heading else c for c in self.columns)
 
 
 def loss(whole: Table, table: Table) -> str:
@@ -189,23 +205,6 @@ def loss(whole: Table, table: Table) -> str:
     if any(c.metric is None and c != left[c.heading] for c in kept):
         parts.append("the ends of long values")
     return ", ".join(parts)
-
-
-def _shortened(table: Table) -> Table:
-    return replace(table, columns=tuple(column.shortened() for column in table.columns))
-
-
-def _without(heading: str) -> Callable[[Table], Table]:
-    return lambda table: replace(
-        table, columns=tuple(c for c in table.columns if c.heading != heading)
-    )
-
-
-def _flat(heading: str) -> Callable[[Table], Table]:
-    return lambda table: replace(
-        table,
-        columns=tuple(c.without_spread() if c.heading == heading else c for c in table.columns),
-    )
 
 
 def _swept_column(rows: Sequence[Row], key: str, heading: str) -> Column:
@@ -282,29 +281,14 @@ def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"
 
 
-def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Settings as text by dotted name."""
-    flat: dict[str, str] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        elif isinstance(value, list | tuple):
-            flat[prefix + key] = ", ".join(shown(item) for item in value)
-        else:
-            flat[prefix + key] = shown(value)
-    return flat
-
-
 def _settings(rows: Sequence[Row]) -> list[str]:
     """Each setting with its values over all rows, the detector first."""
-    flat = [_flatten(row.settings) for row in rows]
-    names = list(dict.fromkeys(["detector", "k", "rule", *(name for one in flat for name in one)]))
-    parts = []
-    for name in names:
-        values = list(dict.fromkeys(one[name] for one in flat if name in one))
-        if len(values) > 0:
-            parts.append(f"{name} {' / '.join(values)}")
-    if not any("detector" in one for one in flat):
+    values: dict[str, dict[str, None]] = {"detector": {}}
+    for row in rows:
+        for name, value in row.settings.items():
+            values.setdefault(name, {})[shown(value)] = None
+    parts = [f"{name} {' / '.join(own)}" for name, own in values.items() if len(own) > 0]
+    if len(values["detector"]) == 0:
         detectors = {m.detector for m in main_metrics(rows) if m.detector != ""}
         parts = [*(f"detector {name}" for name in sorted(detectors)), *parts]
     return parts
@@ -313,9 +297,9 @@ def _settings(rows: Sequence[Row]) -> list[str]:
 def _differing(rows: Sequence[Row]) -> list[str]:
     """What metrics depend on, beside the point itself, and is not the same for all rows."""
     measured = [row for row in rows if len(row.metrics) > 0]
-    flat = [{"images": str(row.images), **_flatten(row.settings)} for row in measured]
-    names = dict.fromkeys(name for one in flat for name in one)
-    return [name for name in names if len({one.get(name) for one in flat}) > 1]
+    conditions = [{"images": row.images, **row.settings} for row in measured]
+    names = dict.fromkeys(name for one in conditions for name in one)
+    return [name for name in names if len({one.get(name) for one in conditions}) > 1]
 
 
 def _missing(row: Row, short: dict[str, str]) -> str:

@@ -1,7 +1,7 @@
 """Figures of curves: each metric against the guidance weight, and precision against recall."""
 
+import itertools
 import math
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +19,9 @@ from guidex.reports.labels import (
     point_label,
     relevant,
     text,
+    title,
 )
-from guidex.reports.rows import Metric, Row, main_metrics, runs, shown, spread, swept_keys
+from guidex.reports.rows import Metric, Row, main_metrics, shown, spread, swept_keys
 
 # Colours of matplotlib's tab10 without its grey, which is left to points that have no curve.
 _COLOURS = [f"C{number}" for number in (0, 1, 2, 3, 4, 5, 6, 8, 9)]
@@ -74,15 +75,6 @@ def precision_recall(rows: Sequence[Row]) -> Figure | None:
     return figure.finish(words, [one.style_of_points for one in series])
 
 
-def title(subject: str, rows: Sequence[Row], remarks: Sequence[str], width: float) -> str:
-    """What is plotted, from how many images, and how many points could not be, broken into lines
-    of `width` inches."""
-    missing = sum(not row.is_measured for row in rows)
-    lacking = [f"{missing} of {len(rows)} points missing"] if missing > 0 else []
-    words = "; ".join([f"{subject}, {runs(rows)}", *remarks, *lacking])
-    return textwrap.fill(words, round(12 * width), break_long_words=False, break_on_hyphens=False)
-
-
 def _bands(rows: Sequence[Row], metrics: Sequence[Metric]) -> list[str]:
     """What curves and bands show."""
     found = (spread(row, metric.name) for row in rows for metric in metrics)
@@ -93,16 +85,12 @@ def _bands(rows: Sequence[Row], metrics: Sequence[Metric]) -> list[str]:
 
 def _trades(rows: Sequence[Row], series: Sequence["_Series"]) -> list[tuple[Metric, Metric]]:
     """Recall and precision of each detector that has points with both."""
-    metrics = {metric.name: metric for metric in main_metrics(rows)}
-    pairs = [
-        (metrics[name.replace("precision", "recall", 1)], metric)
-        for name, metric in metrics.items()
-        if metric.kind == "precision" and name.replace("precision", "recall", 1) in metrics
-    ]
     return [
         (recall, precision)
-        for recall, precision in pairs
-        if any(one.both(recall.name, precision.name).any() for one in series)
+        for precision, recall in itertools.product(main_metrics(rows), repeat=2)
+        if (precision.kind, recall.kind) == ("precision", "recall")
+        and precision.detector == recall.detector
+        and any(one.both(recall.name, precision.name).any() for one in series)
     ]
 
 
@@ -118,8 +106,8 @@ class _Series:
     """
 
     label: str
-    rows: list[Row]
-    x: list[float]
+    rows: Sequence[Row]
+    x: Sequence[float]
     style: dict[str, Any]
 
     @property
@@ -182,22 +170,21 @@ class _Series:
 def _series(rows: Sequence[Row]) -> tuple[str, list[_Series]]:
     """The label of the horizontal axis ("" without one), and the series, curves first."""
     keys = _x_keys(rows)
-    chosen = {row.point: _x_key(row, rows, keys) for row in rows}
-    groups: dict[tuple[bool, str], list[Row]] = {}
+    joined: dict[str, list[tuple[float, Row]]] = {}
+    levels: dict[str, list[Row]] = {}
     for row in rows:
-        key = chosen[row.point]
-        group = (key is None, point_label(row, rows, without=(key,)))
-        groups.setdefault(group, []).append(row)
-    series: list[_Series] = []
-    for (is_level, label), members in sorted(groups.items(), key=lambda item: item[0][0]):
-        number = sum(one.is_curve != is_level for one in series)
-        if is_level:
-            series.append(_Series(label, members, [], _level_style(number)))
+        key = _x_key(row, rows, keys)
+        label = point_label(row, rows, without=(key,))
+        if key is None:
+            levels.setdefault(label, []).append(row)
         else:
-            x = {row.point: float(row.values[chosen[row.point]]) for row in members}
-            members = sorted(members, key=lambda row, x=x: x[row.point])
-            places = [x[row.point] for row in members]
-            series.append(_Series(label, members, places, _curve_style(number)))
+            joined.setdefault(label, []).append((float(row.values[key]), row))
+    series = []
+    for number, (label, points) in enumerate(joined.items()):
+        x, members = zip(*sorted(points, key=lambda point: point[0]), strict=True)
+        series.append(_Series(label, members, x, _curve_style(number)))
+    for number, (label, members) in enumerate(levels.items()):
+        series.append(_Series(label, members, (), _level_style(number)))
     return (axis_label(keys[0], rows) if len(keys) > 0 else ""), series
 
 

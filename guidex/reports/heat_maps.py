@@ -12,7 +12,6 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
-from guidex.reports.curves import title
 from guidex.reports.labels import (
     axis_label,
     last,
@@ -22,6 +21,7 @@ from guidex.reports.labels import (
     point_label,
     relevant,
     text,
+    title,
 )
 from guidex.reports.rows import Metric, Row, main_metrics, shown, swept_keys
 

@@ -1,6 +1,7 @@
-"""How figures name points and swept keys, ready for matplotlib (which reads $...$ as formulas)."""
+"""Titles and names in figures, ready for matplotlib (which reads $...$ as formulas)."""
 
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from guidex.reports.rows import (
     Value,
     is_number,
     one_line,
+    runs,
     short_names,
     shown,
     swept_keys,
@@ -20,6 +22,15 @@ def text(words: str) -> str:
     """Words as matplotlib shows them unchanged: no formulas, no underscore that hides a label."""
     words = one_line(words).replace("$", r"\$")
     return f" {words}" if words.startswith("_") else words
+
+
+def title(subject: str, rows: Sequence[Row], remarks: Sequence[str], width: float) -> str:
+    """What is plotted, from how many images, and how many points could not be, broken into lines
+    of `width` inches."""
+    missing = sum(not row.is_measured for row in rows)
+    lacking = [f"{missing} of {len(rows)} points missing"] if missing > 0 else []
+    words = "; ".join([f"{subject}, {runs(rows)}", *remarks, *lacking])
+    return textwrap.fill(words, round(12 * width), break_long_words=False, break_on_hyphens=False)
 
 
 def metric_label(metric: Metric) -> str:

@@ -1,23 +1,25 @@
-"""The figures of a sweep, chosen from what its rows hold.
+"""The figures of a sweep, chosen from what its rows hold. Equal rows give equal figures."""
 
-They are drawn with matplotlib's objects alone, under its default settings whatever the user's are,
-so that equal rows give equal figures and nothing is left behind.
-"""
-
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
 from matplotlib.figure import Figure
 
-from guidex.assets.atomic import atomic_write
 from guidex.reports.curves import curves, precision_recall
+from guidex.reports.figures import default_settings, save
 from guidex.reports.heat_maps import heat_maps
 from guidex.reports.rows import Row, ordered
 
-_DPI = 150
+_STYLE = {
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.titlesize": 11,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+}
+
+# By suffix, the metadata to leave out.
+_FORMATS: dict[str, dict[str, None]] = {".png": {}, ".pdf": {"CreationDate": None}}
 
 
 def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -47,39 +49,14 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
         "heatmap": heat_maps,
         "precision_recall": precision_recall,
     }
+    rows = ordered(rows)
     paths = []
-    with _default_settings():
+    with default_settings(_STYLE):
         for name, draw in figures.items():
-            figure = draw(ordered(rows))
-            if figure is not None:
-                paths += [_save(figure, folder / f"{name}{suffix}") for suffix in (".png", ".pdf")]
+            figure = draw(rows)
+            if figure is None:
+                continue
+            for suffix, metadata in _FORMATS.items():
+                paths.append(folder / f"{name}{suffix}")
+                save(figure, paths[-1], metadata)
     return paths
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    kind = path.suffix.removeprefix(".")
-    # No date, so that equal figures are equal files.
-    metadata = {"CreationDate": None} if kind == "pdf" else None
-    atomic_write(path, lambda file: figure.savefig(file, format=kind, dpi=_DPI, metadata=metadata))
-    return path
-
-
-@contextmanager
-def _default_settings() -> Iterator[None]:
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(
-            {
-                "axes.spines.right": False,
-                "axes.spines.top": False,
-                "figure.titlesize": 11,
-                "font.size": 9,
-                "legend.fontsize": 9,
-                "legend.frameon": False,
-                # TrueType, which publishers take; matplotlib's own Type 3 they often refuse.
-                "pdf.fonttype": 42,
-            }
-        )
-        # A name in a script that the font lacks is drawn as boxes, which is enough said.
-        warnings.filterwarnings("ignore", message="Glyph")
-        yield

@@ -26,7 +26,7 @@ class Row:
         images: fakes per repeat.
         repeats: measurements with fresh seeds, 1 or more.
         metrics: numbers by column name.
-        settings: what the metrics depend on beside the images: detector, k, rule, …
+        settings: what the metrics depend on beside the images: detector, reference, …
         evals_main, evals_ref: network evaluations per image, of the main model and of all
             references together. evals_main is 0 where the images came from elsewhere, so that
             their cost is not known.
@@ -46,7 +46,7 @@ class Row:
     images: int
     repeats: int
     metrics: dict[str, float]
-    settings: dict[str, Any]
+    settings: dict[str, Value]
     evals_main: int
     evals_ref: int
     gflops: float

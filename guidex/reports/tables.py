@@ -11,7 +11,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from guidex.assets.atomic import atomic_write
 from guidex.reports.columns import Cell, Column, Table, loss
-from guidex.reports.rows import Row, exact, metric_columns, one_line, ordered, swept_keys
+from guidex.reports.rows import Row, Value, exact, metric_columns, one_line, ordered, swept_keys
 
 
 def write_tables(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -55,31 +55,33 @@ def csv_table(rows: Sequence[Row]) -> str:
     """All columns with all digits; what is missing, not known or of no concern is an empty cell."""
     rows = ordered(rows)
     keys = swept_keys(rows)
-    fields: dict[str, Callable[[Row], str]] = {
-        key: lambda row, key=key: exact(row.value(key)) if row.holds(key) else "" for key in keys
-    }
-
-    def add(name: str, read: Callable[[Row], str]) -> None:
-        # A swept key such as `repeats` already has its column.
-        fields.setdefault(name, read)
-
-    add("guidance", lambda row: row.guidance)
-    add("images", lambda row: exact(row.images) if row.is_measured else "")
-    if any(row.repeats > 1 for row in rows):
-        add("repeats", lambda row: exact(row.repeats) if row.is_measured else "")
-    for name in metric_columns(rows):
-        add(name, lambda row, name=name: exact(row.metrics[name]) if name in row.metrics else "")
-    for name in ("evals_main", "evals_ref", "gflops"):
-        add(name, lambda row, name=name: exact(getattr(row, name)) if row.is_priced else "")
-    add("seconds", lambda row: exact(row.seconds) if row.is_measured else "")
-    if not all(row.is_measured for row in rows):
-        add("missing", lambda row: "" if row.missing is None else row.missing)
-
+    names = [*keys, "guidance", "images"]
+    names += ["repeats"] if any(row.repeats > 1 for row in rows) else []
+    names += [*metric_columns(rows), "evals_main", "evals_ref", "gflops", "seconds"]
+    names += ["missing"] if not all(row.is_measured for row in rows) else []
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(fields)
-    writer.writerows([read(row) for read in fields.values()] for row in rows)
+    # A swept key such as `repeats` has one column.
+    writer = csv.DictWriter(
+        text, list(dict.fromkeys(names)), extrasaction="ignore", lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows(_known(row) | _swept(row, keys) for row in rows)
     return text.getvalue()
+
+
+def _known(row: Row) -> dict[str, str]:
+    """What is known of a row beside its swept values, by column, with all digits."""
+    known: dict[str, Value] = dict(row.metrics)
+    if row.is_measured:
+        known |= {"images": row.images, "repeats": row.repeats, "seconds": row.seconds}
+    if row.is_priced:
+        known |= {name: getattr(row, name) for name in ("evals_main", "evals_ref", "gflops")}
+    texts = {"guidance": row.guidance, "missing": row.missing or ""}
+    return texts | {name: exact(value) for name, value in known.items()}
+
+
+def _swept(row: Row, keys: Sequence[str]) -> dict[str, str]:
+    return {key: exact(row.value(key)) if row.holds(key) else "" for key in keys}
 
 
 def json_lines(rows: Sequence[Row]) -> str:
@@ -132,7 +134,7 @@ def latex_table(rows: Sequence[Row]) -> str:
 
 
 def terminal_table(rows: Sequence[Row], width: int = 100) -> str:
-    """The table for a terminal, the best values marked with "*".
+    """The table for a terminal, the best values marked with "*"; no line break at its end.
 
     Columns that do not fit are left out, the least important first, and named below.
 
@@ -141,19 +143,18 @@ def terminal_table(rows: Sequence[Row], width: int = 100) -> str:
         width: characters per line; no line is longer.
     """
     if len(rows) == 0:
-        return "no points\n"
-    table = whole = Table.of(rows)
-    for smaller in whole.reductions():
+        return "no points"
+    whole = Table.of(rows)
+    for table in whole.narrower():
         if table.width() <= width:
             break
-        table = smaller(table)
     lines = [line if len(line) <= width else line[: width - 1] + "…" for line in table.text()]
     notes = [*table.notes("* = best"), *table.missing]
     if table != whole:
         notes.insert(0, f"Left out for want of room, see table.csv: {loss(whole, table)}.")
     for note in notes:
         lines += textwrap.wrap(note, width, subsequent_indent="  ", break_on_hyphens=False)
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _markdown_cell(cell: Cell) -> str:

@@ -1,18 +1,21 @@
 """`guidex eval`: metrics of images that exist, against a reference."""
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from guidex.config import compose
+from guidex.config import Config, compose
 from guidex.errors import UsageError
-from guidex.evaluation.features import check_comparable
+from guidex.evaluation.features import FeatureSet, check_comparable
+from guidex.evaluation.protocol import concerns
+from guidex.evaluation.references import describe
 from guidex.evaluation.sources import file_features
-from guidex.instantiate import instantiate
 from guidex.reports.rows import Row
 from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.folder import VOLATILE, run_folder
 from guidex.runs.measure import (
+    Detectors,
     References,
     check_metrics,
     make_metrics,
@@ -20,7 +23,7 @@ from guidex.runs.measure import (
     reference_models,
     settings_of,
 )
-from guidex.runs.points import positive
+from guidex.runs.points import positive, resolve_device
 from guidex.runs.provenance import output_folder, provenance
 
 
@@ -35,29 +38,33 @@ def evaluate(words: Sequence[str]) -> None:
     """
     words = list(words)
     if words and ("=" not in words[0] or Path(words[0]).exists()):
-        words[0] = _as_override("images", words[0])
+        words[0] = as_override("images", words[0])
     config = compose("eval", words).config
     images = str(config["images"])
-    if not Path(images).exists():
-        raise UsageError(f"there is nothing at {images}; give a folder, zip or npz of images")
-    if config["bad"] not in ("error", "skip"):
-        raise UsageError(f"bad must be error or skip, not {config['bad']!r}")
-    if config["resize"] is not None:
-        positive(config, "resize")
+    check_images(config, images)
     batch = positive(config, "batch")
-    models = reference_models()
-    detector = instantiate(config["detector"], "detector", models)
+    config["device"] = resolve_device(config["device"])
+    detector = Detectors().get(config)
     metrics = make_metrics(config)
-    real, about_real = References(models, batch).get(config, detector, None)
+    real, about_real = References(reference_models(), batch).get(config, detector, None)
+    print(f"real: {describe(about_real)}")
     check_metrics(metrics, real)
-    identity = {"command": "eval", **{k: v for k, v in config.items() if k not in VOLATILE}}
+    volatile = (*VOLATILE, "device", "cache")
+    identity = {"command": "eval", **{k: v for k, v in config.items() if k not in volatile}}
     folder = output_folder(config["out"], "eval", Path(images).resolve().name, identity)
     with run_folder(folder, identity, bool(config["overwrite"])):
         began = time.perf_counter()
         fake, about_fake = file_features(
-            images, detector, resize=config["resize"], bad=config["bad"], batch=batch
+            images,
+            detector,
+            resize=config["resize"],
+            bad=config["bad"],
+            batch=batch,
+            cache=config["cache"],
         )
+        print(f"fake: {describe(about_fake)}")
         check_comparable(real=real, fake=fake)
+        warnings = _warn(fake, about_real, about_fake)
         values = measure(metrics, real, [fake])
         row = Row(
             point=0,
@@ -73,7 +80,12 @@ def evaluate(words: Sequence[str]) -> None:
             seconds=time.perf_counter() - began,
             missing=None,
             plan={},
-            config={**config, "source": about_fake},
+            config={
+                **config,
+                "reals": about_real,
+                "source": about_fake,
+                "warnings": warnings,
+            },
             provenance=provenance(config),
         )
         files = write_tables([row], folder)
@@ -82,7 +94,36 @@ def evaluate(words: Sequence[str]) -> None:
         print(file)
 
 
-def _as_override(key: str, text: str) -> str:
+def _warn(
+    fake: FeatureSet, about_real: dict[str, object], about_fake: dict[str, object]
+) -> list[str]:
+    """Say what keeps the numbers from being compared with published ones."""
+    warnings = concerns(
+        real=about_real,
+        fake=about_fake,
+        detector=fake.detector,
+        dim=fake.dim,
+        network="detector" in about_fake,
+    )
+    for warning in warnings:
+        print(f"guidex: warning: {warning}", file=sys.stderr)
+    return warnings
+
+
+def check_images(config: Config, images: str) -> None:
+    """Refuse what is wrong with the images asked for, and how to read them, at once."""
+    if not Path(images).exists():
+        raise UsageError(f"there is nothing at {images}; give a folder, zip or npz of images")
+    if config["bad"] not in ("error", "skip"):
+        raise UsageError(f"bad must be error or skip, not {config['bad']!r}")
+    if config["resize"] is not None:
+        positive(config, "resize")
+    for key in ("cache", "features"):
+        if not isinstance(config.get(key, False), bool):
+            raise UsageError(f"{key} must be true or false, not {config[key]!r}")
+
+
+def as_override(key: str, text: str) -> str:
     """An override whose value is exactly this text."""
     quoted = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"{key}='{quoted}'"

@@ -10,11 +10,27 @@ from guidex.config import Config, compose
 from guidex.errors import UsageError
 from guidex.evaluation.detectors import Detector
 from guidex.evaluation.features import FeatureSet, Metric, check_reference
-from guidex.evaluation.sources import file_features, model_features
+from guidex.evaluation.references import reference_features
+from guidex.evaluation.sources import detector_record, model_features
 from guidex.instantiate import Models, content_key, instantiate
 from guidex.models.denoiser import Denoiser
 from guidex.presets import nearest, options
 from guidex.runs.points import models_on
+
+
+class Detectors:
+    """Detectors on their devices, each made once, whatever the number of points that ask for it."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Detector] = {}
+
+    def get(self, config: Config) -> Detector:
+        """The detector of a configuration with the keys detector and device (not auto)."""
+        key = content_key([config["detector"], config["device"]])
+        if key not in self._made:
+            made = instantiate(config["detector"], "detector", Models(finish=None))
+            self._made[key] = made.to(config["device"])
+        return self._made[key]
 
 
 class References:
@@ -32,10 +48,10 @@ class References:
     def get(
         self, config: Config, detector: Detector, model: Denoiser | None, name: str = ""
     ) -> tuple[FeatureSet, dict[str, object]]:
-        """The reference of a configuration: `ref: auto`, a path, or a model's name.
+        """The reference of a configuration: `ref: auto`, a path or URL, or a model's name.
 
         Arguments:
-            config: has ref and detector, maybe model, resize and bad.
+            config: has ref and detector, maybe model, resize, bad and cache.
             detector: made from the configuration.
             model: what "auto" stands for.
             name: the model's name, for people.
@@ -55,10 +71,16 @@ class References:
         ref = str(config["ref"])
         if ref == "auto" and model is not None:
             features = model_features(model, detector)
-            return features, {"model": name, "count": features.count}
-        if Path(ref).exists():
-            resize, bad = config.get("resize"), config.get("bad", "error")
-            return file_features(ref, detector, resize=resize, bad=bad, batch=self._batch)
+            return features, self._about(name, features, detector)
+        if Path(ref).exists() or "://" in ref:
+            return reference_features(
+                ref,
+                detector,
+                resize=config.get("resize"),
+                bad=config.get("bad", "error"),
+                batch=self._batch,
+                cache=config.get("cache", True),
+            )
         if ref not in options("model"):
             known = nearest(ref, options("model"))
             raise UsageError(f"ref={ref}: no such file or folder, and no model of that name{known}")
@@ -66,7 +88,10 @@ class References:
             compose("sample", [f"model={ref}"]).config["model"], "model", self._models
         )
         features = model_features(named, detector)
-        return features, {"model": ref, "count": features.count}
+        return features, self._about(ref, features, detector)
+
+    def _about(self, name: str, features: FeatureSet, detector: Detector) -> dict[str, object]:
+        return {"model": name, "count": features.count, **detector_record(detector)}
 
 
 def make_metrics(config: Config) -> dict[str, Metric]:
@@ -108,6 +133,8 @@ def measure(
 def settings_of(config: Config, real: FeatureSet, about: dict[str, object]) -> dict[str, Any]:
     """How a row was measured, in short; its configuration says it in full."""
     settings: dict[str, Any] = {"detector": real.detector, "reference": _reference(about)}
+    if config["detector"].get("precision", "float32") != "float32":
+        settings["precision"] = config["detector"]["precision"]
     metrics = config["metrics"]
     if "frechet" in metrics and metrics["frechet"]["confidence"] != "none":
         settings["FD interval"] = (
@@ -124,7 +151,8 @@ def settings_of(config: Config, real: FeatureSet, about: dict[str, object]) -> d
 
 def _reference(about: dict[str, object]) -> str:
     name = about.get("model", about.get("path"))
-    return f"{name} ({about['count']})"
+    count = about["count"]
+    return f"{name} ({'N not recorded' if count is None else count})"
 
 
 def repeats_of(features: FeatureSet, repeats: int) -> list[FeatureSet]:

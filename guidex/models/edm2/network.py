@@ -293,6 +293,10 @@ class EDM2(Denoiser):
             goes in, what comes out and the preconditioning are in the dtype of x.
         space: what a sample is; the released networks have latents at 512x512, pixels at 64x64.
 
+    Attributes:
+        checkpoint: "source" (name) and "sha256" of the file that the weights are from, as
+            `guidex.models.edm2.load` records them; empty for random weights.
+
     Raises:
         UsageError: for another dtype.
     """
@@ -319,6 +323,7 @@ class EDM2(Denoiser):
         self.shape = (config.img_channels, config.img_resolution, config.img_resolution)
         self.num_classes = config.label_dim
         self.sigma_data = config.sigma_data
+        self.checkpoint: dict[str, str] = {}
         self.unet = UNet(config)
         self.logvar_fourier = Fourier(config.logvar_channels)
         self.logvar_linear = MPConv(config.logvar_channels, 1, None)
@@ -329,14 +334,12 @@ class EDM2(Denoiser):
         return count_gflops(self.config)
 
     def forward(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
-        """Denoise; see Denoiser. Without labels the class embedding is zero.
-
-        Raises:
-            UsageError: where labels are given to a network without classes.
+        """Denoise; see Denoiser. Without labels the class embedding is zero; a network without
+        classes, such as the reference of classifier-free guidance, ignores them.
         """
-        if labels is not None and self.num_classes == 0:
-            raise UsageError("labels were given, but this EDM2 network has no classes; pass None")
-        classes = None if labels is None else F.one_hot(labels, self.num_classes)
+        classes = None
+        if labels is not None and self.num_classes > 0:
+            classes = F.one_hot(labels, self.num_classes)
         sigmas = torch.full(x.shape[:1], sigma, dtype=x.dtype, device=x.device)
         return self.predict(x, sigmas, classes)
 
