@@ -337,6 +337,7 @@ def test_json_lines_are_strict_and_complete(rows):
 def test_the_terminal_table_fits(rows, width):
     text = terminal_table(rows, width)
     assert max(map(len, text.splitlines())) <= width
+    assert not text.endswith("\n")
     words = " ".join(text.split())
     assert "Missing: point 3" in words and "out of memory" in words
     assert "0.146" in text or width == 20

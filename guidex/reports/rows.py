@@ -78,24 +78,20 @@ class Row:
         return self.guidance if key == "guidance" else self.values[key]
 
 
-class Kind(NamedTuple):
-    """What is known of a kind of metric."""
+Direction = Literal["lower", "higher"]
 
-    label: str
-    better: Literal["lower", "higher"]
-    decimals: int | None  # None: as the values demand
-
-
-KINDS = {
-    "fd": Kind("FD", "lower", None),
-    "precision": Kind("Precision", "higher", 3),
-    "recall": Kind("Recall", "higher", 3),
-    "density": Kind("Density", "higher", 3),
-    "coverage": Kind("Coverage", "higher", 3),
-    "accuracy": Kind("Accuracy", "higher", 3),
-    "mode_coverage": Kind("Mode coverage", "higher", 3),
-    "log_density": Kind("Log density", "higher", 3),
-    "outliers": Kind("Outliers", "lower", 3),
+# By kind of metric: its name for people, its better values, and its decimals (None: as many as the
+# values demand).
+KINDS: dict[str, tuple[str, Direction, int | None]] = {
+    "fd": ("FD", "lower", None),
+    "precision": ("Precision", "higher", 3),
+    "recall": ("Recall", "higher", 3),
+    "density": ("Density", "higher", 3),
+    "coverage": ("Coverage", "higher", 3),
+    "accuracy": ("Accuracy", "higher", 3),
+    "mode_coverage": ("Mode coverage", "higher", 3),
+    "log_density": ("Log density", "higher", 3),
+    "outliers": ("Outliers", "lower", 3),
 }
 
 
@@ -108,33 +104,29 @@ class Metric:
         kind: a key of KINDS, or None for a metric that is not known here; such a one is shown
             under its own name, and no value of it is the best.
         detector: the rest of the name; empty if there is none.
+        label: the name for people, without the detector.
+        better: which values are the better ones; None where unknown.
+        digits: decimals with which to print values; None for as many as they demand.
     """
 
     name: str
     kind: str | None
     detector: str
+    label: str
+    better: Direction | None
+    digits: int | None
 
     @classmethod
     def of(cls, name: str) -> "Metric":
-        for kind in sorted(KINDS, key=len, reverse=True):
+        for kind, known in KINDS.items():
             if name == kind or name.startswith(f"{kind}_"):
-                return cls(name, kind, name[len(kind) + 1 :])
-        return cls(name, None, "")
-
-    @property
-    def label(self) -> str:
-        """The name for people, without the detector."""
-        return self.name if self.kind is None else KINDS[self.kind].label
+                return cls(name, kind, name[len(kind) + 1 :], *known)
+        return cls(name, None, "", name, None, None)
 
     @property
     def title(self) -> str:
         """The name for people, such as "FD (pixels)"."""
         return self.label if self.detector == "" else f"{self.label} ({self.detector})"
-
-    @property
-    def better(self) -> Literal["lower", "higher"] | None:
-        """Which values are the better ones; None where unknown."""
-        return None if self.kind is None else KINDS[self.kind].better
 
     @property
     def arrow(self) -> str:
@@ -143,8 +135,7 @@ class Metric:
 
     def decimals(self, values: Iterable[float]) -> int:
         """Decimals with which to print a column of this metric."""
-        known = None if self.kind is None else KINDS[self.kind].decimals
-        return decimals(values) if known is None else known
+        return decimals(values) if self.digits is None else self.digits
 
 
 class Spread(NamedTuple):
@@ -161,17 +152,14 @@ _COMPANIONS = ("_min", "_max", "_lo", "_hi")
 def metric_columns(rows: Iterable[Row]) -> list[str]:
     """All metric columns: main ones in order of first appearance, each followed by its own."""
     names = list(dict.fromkeys(name for row in rows for name in row.metrics))
-    columns: list[str] = []
-    for name in names:
-        if _main(name, names) == name:
-            columns += _with_companions(name, names)
-    return columns
+    mains = (name for name in names if _is_main(name, names))
+    return [column for name in mains for column in _with_companions(name, names)]
 
 
 def main_metrics(rows: Iterable[Row]) -> list[Metric]:
     """The metrics without their _min, _max, _lo and _hi, in order of first appearance."""
     columns = metric_columns(rows)
-    return [Metric.of(name) for name in columns if _main(name, columns) == name]
+    return [Metric.of(name) for name in columns if _is_main(name, columns)]
 
 
 def spread(row: Row, name: str) -> Spread | None:
@@ -182,15 +170,13 @@ def spread(row: Row, name: str) -> Spread | None:
     return None
 
 
-def _main(name: str, names: Sequence[str]) -> str:
-    """The column that `name` goes with; a metric that merely ends in _lo is its own."""
-    for suffix in _COMPANIONS:
-        if name.endswith(suffix) and name.removesuffix(suffix) in names:
-            return _main(name.removesuffix(suffix), names)
-    return name
+def _is_main(name: str, names: Sequence[str]) -> bool:
+    """Whether a column goes with no other; one that merely ends in _lo does not."""
+    return not any(name.endswith(s) and name.removesuffix(s) in names for s in _COMPANIONS)
 
 
 def _with_companions(name: str, names: Sequence[str]) -> list[str]:
+    """A column and those that go with it; with repeats, fd_x_lo has its own fd_x_lo_min."""
     found = [name + suffix for suffix in _COMPANIONS if name + suffix in names]
     return [name] + [column for each in found for column in _with_companions(each, names)]
 

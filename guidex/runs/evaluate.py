@@ -36,10 +36,7 @@ def evaluate(words: Sequence[str]) -> None:
     Raises:
         UsageError, GuidexError: before any work where possible.
     """
-    words = list(words)
-    if words and ("=" not in words[0] or Path(words[0]).exists()):
-        words[0] = as_override("images", words[0])
-    config = compose("eval", words).config
+    config = compose("eval", path_first("images", words)).config
     images = str(config["images"])
     check_images(config, images)
     batch = positive(config, "batch")
@@ -123,7 +120,10 @@ def check_images(config: Config, images: str) -> None:
             raise UsageError(f"{key} must be true or false, not {config[key]!r}")
 
 
-def as_override(key: str, text: str) -> str:
-    """An override whose value is exactly this text."""
-    quoted = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{quoted}'"
+def path_first(key: str, words: Sequence[str]) -> list[str]:
+    """The words of a command as overrides, where the first one may be the path for `key`."""
+    if len(words) == 0 or ("=" in words[0] and not Path(words[0]).exists()):
+        return list(words)
+    # Quoted, so that the value is exactly this text.
+    quoted = words[0].replace("\\", "\\\\").replace("'", "\\'")
+    return [f"{key}='{quoted}'", *words[1:]]

@@ -137,7 +137,7 @@ def settings_of(config: Config, real: FeatureSet, about: dict[str, object]) -> d
         settings["precision"] = config["detector"]["precision"]
     metrics = config["metrics"]
     if "frechet" in metrics and metrics["frechet"]["confidence"] != "none":
-        settings["FD interval"] = (
+        settings["FD interval without finite-sample bias"] = (
             f"{metrics['frechet']['confidence']} {metrics['frechet']['level']}"
         )
     if "prdc" in metrics:

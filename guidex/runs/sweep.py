@@ -71,7 +71,7 @@ def sweep(words: Sequence[str], plan_only: bool) -> None:
         _sample(cohorts, folder)
         rows = _rows(table.entries, cohorts, folder)
         files = [*write_tables(rows, folder), *draw(rows, cohorts, folder)]
-    print(f"\n{terminal_table(rows)}")
+    print(f"\n{terminal_table(rows)}\n")
     for file in files:
         print(file)
 

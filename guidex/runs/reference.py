@@ -1,0 +1,55 @@
+"""`guidex ref`: statistics of a set of images, to a file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from guidex.config import Config, compose
+from guidex.errors import UsageError
+from guidex.evaluation.references import describe
+from guidex.evaluation.sources import file_features
+from guidex.evaluation.statistics_files import write_statistics
+from guidex.runs.evaluate import check_images, path_first
+from guidex.runs.folder import require_space
+from guidex.runs.measure import Detectors
+from guidex.runs.points import positive, resolve_device
+
+
+def make_reference(words: Sequence[str]) -> None:
+    """Run the command.
+
+    Arguments:
+        words: where the images are (unless given as data=PATH), then Hydra overrides.
+
+    Raises:
+        UsageError, GuidexError: before any work where possible.
+    """
+    config = compose("ref", path_first("data", words)).config
+    data = str(config["data"])
+    check_images(config, data)
+    dest = _destination(config)
+    config["device"] = resolve_device(config["device"])
+    features, about = file_features(
+        data,
+        Detectors().get(config),
+        resize=config["resize"],
+        bad=config["bad"],
+        batch=positive(config, "batch"),
+        cache=config["cache"],
+    )
+    if features.count < 2:
+        raise UsageError(f"{data} has one image; statistics need at least 2")
+    singles = features.count * features.dim * 4 if config["features"] else 0
+    require_space(dest.parent, features.dim**2 * 8 + singles)
+    write_statistics(dest, features, about, keep_features=config["features"])
+    print(f"{describe(about)}\n{dest}")
+
+
+def _destination(config: Config) -> Path:
+    dest = Path(str(config["dest"])).expanduser()
+    if dest.suffix != ".npz":
+        raise UsageError(f"dest={dest}: the name of a file of statistics ends in .npz")
+    if not dest.parent.is_dir():
+        raise UsageError(f"dest={dest}: there is no folder {dest.parent}; create it first")
+    if dest.exists() and not config["overwrite"]:
+        raise UsageError(f"{dest} is already there; choose another name, or give overwrite=true")
+    return dest
