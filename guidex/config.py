@@ -182,9 +182,7 @@ def _as_text(value: Any) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _composed_text(
-    command: str, groups: tuple[str, ...]
-) -> tuple[str, tuple[tuple[str, str], ...]]:
+def _composed(command: str, groups: tuple[str, ...]) -> tuple[Config, tuple[tuple[str, str], ...]]:
     for word in groups:
         _check_choice(parse(word))
     GlobalHydra.instance().clear()
@@ -197,12 +195,12 @@ def _composed_text(
     with_hydra = OmegaConf.to_container(cfg, resolve=False)
     del with_hydra["hydra"]
     chosen = tuple((k, str(v)) for k, v in choices.items() if not k.startswith("hydra"))
-    return OmegaConf.to_yaml(OmegaConf.create(with_hydra)), chosen
+    return with_hydra, chosen
 
 
 def _compose_groups(command: str, groups: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
-    text, choices = _composed_text(command, groups)
-    return OmegaConf.create(text), dict(choices)
+    plain, choices = _composed(command, groups)
+    return OmegaConf.create(plain), dict(choices)
 
 
 def _check_choice(override: Override) -> None:
@@ -240,6 +238,8 @@ def _set(cfg: DictConfig, override: Override, choices: dict[str, str]) -> None:
         node = node[name]
     _check_key(cfg, node, leaf, path, override, choices)
     group, value = "/".join(path), override.value()
+    if value in (".inf", "-.inf"):  # as YAML, and so --cfg, writes it
+        value = float(value.replace(".", ""))
     if is_group(group) and not isinstance(value, dict):
         raise UsageError(f"{override.input_line}: to choose a preset, write {group}={value}")
     node[leaf] = value

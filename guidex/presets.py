@@ -15,6 +15,8 @@ KINDS = {
     "rules": "guidance/rule",
     "samplers": "sampler",
     "grids": "sampler/grid",
+    "decoders": "decoder",
+    "detectors": "detector",
     "metrics": "metrics",
     "experiments": "experiment",
 }

@@ -58,10 +58,11 @@ def starts(model: nn.Module, seeds: list[int], solver: Solver) -> Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Open(Bounded):
-    """Even in log sigma, and ending at sigma_min instead of 0."""
+    """Even in the square root of sigma, and ending at sigma_min instead of 0."""
 
     def levels(self, progress: np.ndarray) -> np.ndarray:
-        return self.sigma_max * (self.sigma_min / self.sigma_max) ** progress
+        high, low = self.sigma_max**0.5, self.sigma_min**0.5
+        return (high + progress * (low - high)) ** 2
 
     def sigmas(self) -> np.ndarray:
         return self.levels(np.arange(self.steps + 1) / self.steps)

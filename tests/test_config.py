@@ -63,7 +63,10 @@ def test_values(word, value):
         (["model=../model/digits"], "there is no model=../model/digits; "),
         (["model=null"], "there is no model=null; there are .*digits"),
         (["sampler/grid=karas"], "there is no sampler/grid=karas; did you mean karras"),
-        (["experiment=interval/fig3"], "there is no experiment=interval/fig3; did you mean inter"),
+        (
+            ["experiment=interval/digit"],
+            "there is no experiment=interval/digit; did you mean inter",
+        ),
         (["guidanc=cfg"], "there is no key guidanc; did you mean guidance"),
         (["seed=3"], "there is no key seed; did you mean seeds"),
         (["zzz=3"], "there is no key zzz; there are batch, block, "),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from helpers import Calls, starts
 from torch import Tensor, nn
 
@@ -60,9 +61,23 @@ def words_of(group: str, name: str, images: str) -> list[str]:
     words = [f"{group}={name}"]
     if group.startswith("guidance/"):
         words.insert(0, "guidance=cfg")
-    if group == "model" and "data: ???" in (config_dir() / f"model/{name}.yaml").read_text():
-        words.append(f"model.data={images}")
+    if group == "model":
+        text = (config_dir() / f"model/{name}.yaml").read_text(encoding="utf-8")
+        needed = {"data": images, "checkpoint": "network.safetensors"}
+        words += [f"model.{k}={v}" for k, v in needed.items() if f"\n{k}: ???" in text]
     return words
+
+
+def target_of(name: str) -> str:
+    """What a model preset makes, maybe by way of another preset."""
+    content = yaml.safe_load((config_dir() / f"model/{name}.yaml").read_text(encoding="utf-8"))
+    if "_target_" in content:
+        return content["_target_"]
+    return target_of(next(base for base in content["defaults"] if isinstance(base, str)))
+
+
+NETWORKS = [name for name in options("model") if target_of(name).startswith(TRAINED)]
+EXACT = [name for name in options("model") if name not in NETWORKS]
 
 
 def nodes(config: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -96,10 +111,8 @@ def test_every_yaml_says_in_one_line_what_it_is(file):
 
 
 def test_every_kind_lists_its_presets():
-    assert set(KINDS.values()) <= {
-        group.split("/")[0] if "exp" in group else group for group in GROUPS
-    }
-    for kind in KINDS:
+    for kind, group in KINDS.items():
+        assert [name for name, _ in listing(kind)] == options(group)
         assert listing(kind) and all(text for _, text in listing(kind))
     with pytest.raises(UsageError, match="nothing called 'schedule' to list; did you mean sched"):
         listing("schedule")
@@ -199,15 +212,8 @@ def check_contract(base: list[str], guidance: list[str], moves: bool = True) -> 
     return result
 
 
-def is_trained(name: str, images: str) -> bool:
-    config = config_of(*words_of("model", name, images))
-    return config["model"]["_target_"].startswith(TRAINED)
-
-
-@pytest.mark.parametrize("name", options("model"))
+@pytest.mark.parametrize("name", EXACT)
 def test_every_model_knows_its_facts(name, images):
-    if is_trained(name, images):
-        pytest.skip("needs trained weights")
     config = config_of(*words_of("model", name, images))["model"]
     model = instantiate(config, "model", MODELS)
     assert isinstance(model, Denoiser) and model.space in ("pixels", "latents", "points")
@@ -223,12 +229,19 @@ def test_every_model_knows_its_facts(name, images):
 
 
 @pytest.mark.parametrize("guidance", options("guidance"))
-@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("model", EXACT)
 def test_every_model_under_every_guidance(model, guidance, images):
-    if is_trained(model, images):
-        pytest.skip("needs trained weights")
     result = check_contract(words_of("model", model, images), [f"guidance={guidance}"])
     assert result.plan.guided.any() == (guidance != "none")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_can_be_planned_before_it_is_there(name, images):
+    config = config_of(*words_of("model", name, images))
+    models = Models(finish=None)
+    guidance = instantiate(config["guidance"], "guidance", models)
+    solver = instantiate(config["sampler"], "sampler", models)
+    assert guidance.plan(solver.timeline()).evaluations_main == 63
 
 
 @pytest.mark.parametrize("gate", ["step", "evaluation"])

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import gaussian
+from helpers import Calls, gaussian
 
 from guidex.errors import UsageError
 from guidex.guidance.directions import Difference
@@ -35,6 +35,7 @@ def test_the_interval_of_the_paper():
     assert found.guided_steps == [17, 18, 19, 20, 21, 22]
     assert (found.evaluations_main, found.evaluations_ref) == (63, [12])
     assert plan(Constant(w=1.2)).evaluations_ref == [63]
+    assert plan(Constant(w=0.5)).evaluations_ref == [63]  # away from the main model, but guided
 
 
 def test_no_guidance():
@@ -100,6 +101,19 @@ def test_costs_are_the_references():
     assert model.gflops > 0
     assert guidance.gflops(guidance.plan(HEUN)) == pytest.approx(12 * model.gflops)
     assert none().gflops(none().plan(HEUN)) == 0
+
+
+def test_outside_guided_evaluations_it_is_the_main_model():
+    main, calls = gaussian(), Calls()
+    reference = calls.watch(gaussian(std=2.0))
+    guidance = difference(reference, XXL, Extrapolate())
+    guided = Guided(main, guidance, guidance.plan(HEUN))
+    x, state = torch.ones(3, 1, dtype=torch.float64), object()
+    for step, stage, acts in ((16, 1, False), (17, 0, True), (22, 1, True), (23, 0, False)):
+        x0, after = guided(x, 0.5, None, step, stage, state)
+        assert after is state  # what a rule remembers outlasts a pause
+        assert torch.equal(x0, main(x, 0.5)) != acts
+    assert calls[reference] == 2 * 3
 
 
 def test_an_evaluation_that_the_plan_lacks_is_refused():

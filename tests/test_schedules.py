@@ -26,7 +26,7 @@ from guidex.guidance.schedules import (
     VShape,
 )
 from guidex.guidance.timeline import Timeline
-from guidex.sampling.grids import IDDPM, VP, Grid, Karras
+from guidex.sampling.grids import IDDPM, VP, Grid, Karras, Log
 from guidex.sampling.solvers import Euler, Heun
 
 ALL = list(concrete(Schedule))
@@ -264,6 +264,13 @@ def test_bounds_snap_in_log_sigma():
     assert guided(Interval(w=2.0, hi=41.9), euler(32)) == [steps(4, 31)]
 
 
+def test_below_the_last_level_the_grid_is_taken_to_go_on():
+    timeline = Euler(grid=Log(steps=3, sigma_min=0.01, sigma_max=1.0)).timeline()
+    # 0.001 would follow; the border between it and 0.01 is 0.0032.
+    assert guided(Interval(w=2.0, lo=0.004), timeline) == [[0, 1]]
+    assert guided(Interval(w=2.0, lo=0.003), timeline) == [[0, 1, 2]]
+
+
 def test_one_step_is_a_grid_too():
     assert guided(Interval(w=2.0, lo=1, hi=100), euler(1)) == [[0]]
     assert guided(Interval(w=2.0, lo=60, hi=100), euler(1)) == [[]]
@@ -338,6 +345,13 @@ def test_a_product_is_a_ramp_inside_an_interval(gate):
     inside = Interval(w=2.0, lo=0.19, hi=1.61, gate=gate).plan(heun()) - 1
     np.testing.assert_allclose(product.plan(heun()), 1 + 2 * ramp * inside, rtol=1e-14)
     assert np.nanmax(product.plan(heun())) > 2
+
+
+def test_a_product_multiplies():
+    """Up and down at once: t (1 - t)."""
+    factors = {"up": Linear(normalise="peak"), "down": InverseLinear(normalise="peak")}
+    weights = Product(w=5.0, factors=factors).plan(euler(11))[:, 0]
+    np.testing.assert_allclose(weights, [1 + 4 * (i / 10) * (1 - i / 10) for i in range(11)])
 
 
 def test_a_product_of_nothing_is_constant():

@@ -62,6 +62,9 @@ def full_table(solver: Solver) -> Table:
         table.add(interval(w, first, last))
     table.add(Hole(w=2.0, lo=2, hi=4, unit="step"))
     table.add(Linear(w=3.0))
+    _, _, high, low, *_ = GRID.sigmas()
+    for w in (2, 3):  # of step 2 only the second evaluation
+        table.add(Interval(w=w, lo=low * 0.9, hi=(high * low) ** 0.5, gate="evaluation"))
     momentum = APG(momentum=-0.5, norm_threshold=0.5)
     for last in (5, 6):
         table.add(interval(4, 1, last), momentum, key="apg")

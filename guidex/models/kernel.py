@@ -93,13 +93,12 @@ class KernelDenoiser(ExactDenoiser):
         flat = x.flatten(1).double()
         out = torch.empty(len(flat), dtype=torch.float64, device=flat.device)
         for rows, (start, stop) in self._groups(flat, labels):
+            members = flat[rows]  # one copy, which every tile keeps for the backward pass
             part = [
-                checkpoint(self._log_kernels, flat[rows], a, b, variance, use_reentrant=False)
+                checkpoint(self._log_kernels, members, a, b, variance, use_reentrant=False)
                 for a, b in self._chunks(start, stop, rows_count=len(flat))
             ]
-            log_sum = (
-                torch.logsumexp(torch.stack(part), 0) - flat[rows].square().sum(1) / 2 / variance
-            )
+            log_sum = torch.logsumexp(torch.stack(part), 0) - members.square().sum(1) / 2 / variance
             out = out.index_put((rows,), log_sum - math.log(stop - start))
         return out - flat.shape[1] / 2 * math.log(2 * math.pi * variance)
 

@@ -17,14 +17,28 @@ from guidex.runs.points import Point
 
 @dataclass(frozen=True)
 class Task:
-    """A point with everything that is needed to sample and to measure it."""
+    """A point with everything that is needed to sample and to measure it.
+
+    Attributes:
+        index: of its row.
+        point: what is sampled.
+        detector: what looks at the samples.
+        metrics: by name; none if only images are wanted.
+        real: the reference, or None without metrics.
+        about_real: what there is to know about the reference.
+    """
 
     index: int
     point: Point
     detector: Detector
     metrics: dict[str, Metric]
-    real: FeatureSet
+    real: FeatureSet | None
     about_real: dict[str, object]
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether features go to disk: to be measured, or as the points of a toy."""
+        return self.real is not None or self.point.model.space == "points"
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,12 @@ class Cohort:
                 if name in arrays:
                     parts.append(arrays[name])
         return np.concatenate(parts, axis=axis)
+
+    def seconds(self, position: int) -> float:
+        """Time that a task's sampling took, over all blocks."""
+        return float(
+            self.gathered("seconds", axis=0).reshape(-1, len(self.tasks))[:, position].sum()
+        )
 
     def labels(self) -> np.ndarray | None:
         """Class of every image, or None."""

@@ -11,6 +11,7 @@ from guidex.evaluation.features import FeatureSet, check_comparable
 from guidex.evaluation.protocol import concerns
 from guidex.evaluation.references import describe
 from guidex.evaluation.sources import file_features
+from guidex.presets import options
 from guidex.reports.rows import Row
 from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.folder import VOLATILE, run_folder
@@ -43,6 +44,8 @@ def evaluate(words: Sequence[str]) -> None:
     config["device"] = resolve_device(config["device"])
     detector = Detectors().get(config)
     metrics = make_metrics(config)
+    if not metrics:
+        raise UsageError(f"no metrics chosen; there are {', '.join(options('metrics'))}")
     real, about_real = References(reference_models(), batch).get(config, detector, None)
     print(f"real: {describe(about_real)}")
     check_metrics(metrics, real)

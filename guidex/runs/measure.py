@@ -96,10 +96,7 @@ class References:
 
 def make_metrics(config: Config) -> dict[str, Metric]:
     """The metrics of a configuration, by name."""
-    metrics = instantiate(config["metrics"], "metrics", Models(finish=None))
-    if not metrics:
-        raise UsageError(f"no metrics chosen; there are {', '.join(options('metrics'))}")
-    return metrics
+    return instantiate(config["metrics"], "metrics", Models(finish=None))
 
 
 def check_metrics(metrics: dict[str, Metric], real: FeatureSet) -> None:

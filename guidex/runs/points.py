@@ -4,11 +4,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from guidex.config import Composed, Config
 from guidex.errors import UsageError
+from guidex.guidance.directions import Difference
 from guidex.guidance.guidance import Guidance, Guided
 from guidex.guidance.plan import Plan
 from guidex.instantiate import Models, content_key, instantiate
@@ -16,7 +18,7 @@ from guidex.models.decoders import Decoder
 from guidex.models.denoiser import Denoiser
 from guidex.runs.folder import VOLATILE
 from guidex.runs.ranks import this_rank
-from guidex.sampling.seeds import parse_seeds
+from guidex.sampling.seeds import SEED_LIMIT, parse_seeds
 from guidex.sampling.solver import Solver
 from guidex.sampling.trajectories import Run
 
@@ -128,13 +130,10 @@ def load(settings: Settings, models: Models) -> Point:
                 f"0 … {model.num_classes - 1}" if model.num_classes else "none: use labels=random"
             )
             raise UsageError(f"labels={label}: the classes of this model are {allowed}")
-    sigmas = settings.solver.sigmas()
-    highest, lowest = sigmas[0], sigmas[sigmas > 0].min()
-    if not model.sigma_min <= lowest <= highest <= model.sigma_max:
-        raise UsageError(
-            f"the sampler's noise levels {lowest:.4g} … {highest:.4g} leave the model's range "
-            f"{model.sigma_min:g} … {model.sigma_max:g}; change sampler.grid"
-        )
+    _check_range(model, settings.plan, 1.0)
+    for term in guidance.terms.values():
+        if isinstance(term.direction, Difference):
+            _check_range(term.direction.reference, settings.plan, term.direction.k)
     decoder = instantiate(settings.config["decoder"], "decoder", models)
     if model.space != "points" and decoder.space != model.space:
         raise UsageError(
@@ -142,6 +141,17 @@ def load(settings: Settings, models: Models) -> Point:
             f"model makes {model.space}; choose another decoder"
         )
     return Point(settings, model, guidance, decoder)
+
+
+def _check_range(model: Denoiser, plan: Plan, k: float) -> None:
+    """Refuse noise levels, k times the sampler's, that a model is not valid for."""
+    levels = k * plan.timeline.evaluations
+    lowest, highest = np.nanmin(levels), np.nanmax(levels)
+    if not model.sigma_min <= lowest <= highest <= model.sigma_max:
+        raise UsageError(
+            f"noise levels {lowest:.4g} … {highest:.4g} leave the range of the model, "
+            f"{model.sigma_min:g} … {model.sigma_max:g}; change sampler.grid"
+        )
 
 
 def models_on(device: str) -> Models:
@@ -194,8 +204,8 @@ def _all_seeds(config: Config) -> list[int]:
     first = parse_seeds(config["seeds"])
     repeats = positive(config, "repeats") if "repeats" in config else 1
     stride = max(first) - min(first) + 1
-    if math.log2(max(first) + stride * repeats) >= 63:
-        raise UsageError("repeats leave the range of seeds, which ends at 2^63")
+    if max(first) + stride * (repeats - 1) >= SEED_LIMIT:
+        raise UsageError(f"repeats={repeats} leaves the range of seeds, which end below 2^32")
     return [seed + stride * r for r in range(repeats) for seed in first]
 
 

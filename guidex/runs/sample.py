@@ -21,6 +21,7 @@ from guidex.runs.points import Point, Settings, check, load, models_on
 from guidex.runs.progress import Progress
 from guidex.runs.provenance import output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
+from guidex.runs.table import plan_table, print_plans
 from guidex.runs.writers import FORMATS, Store, Threads, image_name, stores
 from guidex.sampling.trajectories import Outcome
 
@@ -38,6 +39,9 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
     Raises:
         UsageError, GuidexError: before any work where possible.
     """
+    if _names_a_table(words):
+        _plan_table(words, plan_only)
+        return
     settings = check(compose("sample", words), {})
     config = settings.config
     if config["format"] not in FORMATS:
@@ -59,6 +63,23 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
         if all(block.path(folder / "blocks", ".json").exists() for block in blocks):
             _finish(point, blocks, kept, folder)
             print(f"{len(settings.seeds)} {_kind(point)} in {folder}")
+
+
+def _names_a_table(words: Sequence[str]) -> bool:
+    """Whether the experiment asked for is a table of points, which is a sweep's to run."""
+    chosen = [word for word in words if word.partition("=")[0] == "experiment"]
+    return bool(chosen) and bool(compose("sweep", chosen).config["sweep"]["axes"])
+
+
+def _plan_table(words: Sequence[str], plan_only: bool) -> None:
+    """Plan a table as a sweep would; sampling it is refused."""
+    table = plan_table(words)
+    if not plan_only:
+        raise UsageError(
+            f"{table.name} is a table of {len(table.entries)} points; run it with guidex sweep, "
+            "or add --plan to see its plans"
+        )
+    print_plans(table)
 
 
 def _make_blocks(

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from guidex.assets.atomic import atomic_write
-from guidex.assets.pixels import to_uint8
 from guidex.evaluation.detectors import Detector, detect
 from guidex.evaluation.features import FeatureSet, check_comparable
 from guidex.instantiate import Models, instantiate
@@ -37,7 +36,7 @@ from guidex.runs.measure import (
 from guidex.runs.points import Point, load, models_on
 from guidex.runs.progress import Progress
 from guidex.runs.provenance import output_folder, provenance
-from guidex.runs.table import Entry, Table, plan_table
+from guidex.runs.table import Entry, Table, plan_table, print_plans
 from guidex.sampling.trajectories import shared_steps
 
 
@@ -52,8 +51,9 @@ def sweep(words: Sequence[str], plan_only: bool) -> None:
         UsageError, GuidexError: before any work where possible.
     """
     table = plan_table(words)
-    _print_plan(table, every_point=plan_only)
+    _print_size(table)
     if plan_only:
+        print_plans(table)
         return
     config = table.base.config
     identity = {
@@ -76,7 +76,7 @@ def sweep(words: Sequence[str], plan_only: bool) -> None:
         print(file)
 
 
-def _print_plan(table: Table, every_point: bool) -> None:
+def _print_size(table: Table) -> None:
     planned = [entry.settings for entry in table.entries if entry.settings is not None]
     counts = sorted({len(settings.seeds) for settings in planned})
     missing = len(table.entries) - len(planned)
@@ -84,9 +84,6 @@ def _print_plan(table: Table, every_point: bool) -> None:
         f"{table.name}: {len(planned)} points of {'/'.join(map(str, counts))} images"
         + (f", {missing} left out (see the table)" if missing else "")
     )
-    for settings in planned if every_point else []:
-        values = " ".join(f"{key}={value}" for key, value in settings.values.items())
-        print(f"{values or settings.method}: {settings.plan.describe()}")
 
 
 def _prepare(table: Table) -> list[Task]:
@@ -102,6 +99,9 @@ def _prepare(table: Table) -> list[Task]:
         point = load(entry.settings, stores.setdefault(device, models_on(device)))
         detector = instantiate(config["detector"], "detector", stores[device])
         metrics = make_metrics(config)
+        if not metrics:
+            tasks.append(Task(index, point, detector, {}, None, {}))
+            continue
         real, about = references.get(config, detector, point.model, entry.settings.choices["model"])
         check_metrics(metrics, real)
         _check_detector(point, detector, real)
@@ -111,9 +111,8 @@ def _prepare(table: Table) -> list[Task]:
 
 def _check_detector(point: Point, detector: Detector, real: FeatureSet) -> None:
     """Refuse a reference that the samples will not compare with, by a sample of the same shape."""
-    blank = torch.zeros(1, *point.model.shape)
-    blank = blank if point.model.space == "points" else to_uint8(blank)
-    check_comparable(real=real, fake=detect(detector, blank, None))
+    blank = torch.zeros(1, *point.model.shape, device=point.settings.config["device"])
+    check_comparable(real=real, fake=detect(detector, point.decoded(blank), None))
 
 
 def _cohorts(tasks: Sequence[Task], folder: Path) -> list[Cohort]:
@@ -143,7 +142,10 @@ def _sample(cohorts: Sequence[Cohort], folder: Path) -> None:
     if not todo:
         return
     needed = sum(
-        len(block.seeds) * task.real.dim * 4 for cohort, block in todo for task in cohort.tasks
+        len(block.seeds) * task.real.dim * 4
+        for cohort, block in todo
+        for task in cohort.tasks
+        if task.real is not None
     )
     require_space(folder, needed)
     _print_shared(cohorts)
@@ -199,7 +201,7 @@ def _keep(task: Task, x: Tensor, path: Tensor | None, shown: int) -> dict[str, T
         kept = {"features": detect(task.detector, x, None).values}
         return kept if path is None else {**kept, "path": path}
     images = task.point.decoded(x)
-    kept = {"features": detect(task.detector, images, None).values}
+    kept = {"features": detect(task.detector, images, None).values} if task.keeps_features else {}
     return {**kept, "gallery": images[:shown]} if shown else kept
 
 
@@ -224,23 +226,21 @@ def _row(cohort: Cohort, position: int, folder: Path) -> Row:
     settings, plan = task.point.settings, task.point.settings.plan
     config = settings.config
     record = folder / "metrics" / f"{task.index:06d}.json"
-    if not record.exists():
-        fake, seconds = features_of(cohort, position)
-        metrics = measure(task.metrics, task.real, repeats_of(fake, config["repeats"]))
-        write_json(record, {"metrics": metrics, "seconds": seconds})
-    measured = read_json(record)
+    if task.real is not None and not record.exists():
+        fakes = repeats_of(features_of(cohort, position), config["repeats"])
+        write_json(record, measure(task.metrics, task.real, fakes))
     return Row(
         point=task.index,
         values=typed(settings.values),
         guidance=settings.method,
         images=len(settings.seeds) // config["repeats"],
         repeats=config["repeats"],
-        metrics=measured["metrics"],
-        settings=settings_of(config, task.real, task.about_real),
+        metrics={} if task.real is None else read_json(record),
+        settings={} if task.real is None else settings_of(config, task.real, task.about_real),
         evals_main=plan.evaluations_main,
         evals_ref=sum(plan.evaluations_ref),
         gflops=task.point.gflops,
-        seconds=measured["seconds"],
+        seconds=cohort.seconds(position),
         missing=None,
         plan=plan.record(),
         config=config,
@@ -268,16 +268,14 @@ def _missing_row(index: int, entry: Entry) -> Row:
     )
 
 
-def features_of(cohort: Cohort, position: int) -> tuple[FeatureSet, float]:
-    """All features of a point, from the blocks on disk, and the seconds they took."""
+def features_of(cohort: Cohort, position: int) -> FeatureSet:
+    """All features of a point, from the blocks on disk."""
     labels = cohort.labels()
-    features = FeatureSet.from_values(
+    return FeatureSet.from_values(
         detector=cohort.tasks[position].real.detector,
         values=torch.from_numpy(cohort.gathered(f"features_{position}", axis=0)),
         labels=None if labels is None else torch.from_numpy(labels),
     )
-    seconds = cohort.gathered("seconds", axis=0).reshape(-1, len(cohort.tasks))
-    return features, float(seconds[:, position].sum())
 
 
 def typed(values: dict[str, str]) -> dict[str, str | int | float | bool | None]:

@@ -67,6 +67,16 @@ def plan_table(words: Sequence[str]) -> Table:
     return Table(base, list(entries.values()))
 
 
+def print_plans(table: Table) -> None:
+    """A line for each point: its swept values and its plan."""
+    for entry in table.entries:
+        values = " ".join(f"{key}={value}" for key, value in entry.values.items())
+        if entry.settings is None:
+            print(f"{values}: left out, {entry.missing}")
+        else:
+            print(f"{values or entry.settings.method}: {entry.settings.plan.describe()}")
+
+
 def _axes(table: dict[str, object], given: Sequence[Axis], fixed: Sequence[str]) -> list[Axis]:
     """A table's axes, with what the command line says about the same keys."""
     fixed_keys = {word.partition("=")[0] for word in fixed}
