@@ -1,9 +1,12 @@
 """The command line: which command, help, errors and exit codes. Imports nothing heavy by itself."""
 
 import argparse
+import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import guidex
 from guidex.errors import GuidexError
@@ -52,6 +55,65 @@ examples:
   guidex eval samples.npz ref=fractal2d detector=coordinates metrics=[frechet,toy]
 """
 
+_REF = """\
+Compute the statistics of a set of images once, to compare with later as ref=FILE.
+
+examples:
+  guidex ref IMAGENET_FOLDER dest=img512-inception.npz detector=inception
+  guidex ref reals.zip dest=reals.npz detector=dinov2 features=true
+"""
+
+_CONVERT = """\
+Convert a released EDM2 snapshot (.pkl) to PATH.safetensors + PATH.json. Nothing in it is executed.
+
+example:
+  guidex convert edm2-img512-s-2147483-0.130.pkl out=edm2-s.safetensors
+"""
+
+_MODELS = """\
+List the checkpoints of the model presets: cached or not, how large, from where.
+
+examples:
+  guidex models
+  guidex models edm2-img512-xxl
+"""
+
+_EMA = """\
+Reconstruct a network with another EMA length from raw training snapshots (arXiv 2312.02696).
+
+example:
+  guidex ema SNAPSHOT_FOLDER ema=0.1 out=edm2-ema-0.100.safetensors
+"""
+
+
+class Command(NamedTuple):
+    """What the command line knows of a command.
+
+    Attributes:
+        text: its help.
+        words: what its words are called.
+        configured: whether it has a configuration to print.
+        planned: whether it has a plan to print.
+        function: module and name of what runs it, imported when it does.
+    """
+
+    text: str
+    words: str
+    configured: bool
+    planned: bool
+    function: str
+
+
+_COMMANDS = {
+    "sample": Command(_SAMPLE, "OVERRIDE", True, True, "guidex.runs.sample:sample"),
+    "sweep": Command(_SWEEP, "OVERRIDE", True, True, "guidex.runs.sweep:sweep"),
+    "eval": Command(_EVAL, "IMAGES|OVERRIDE", True, False, "guidex.runs.evaluate:evaluate"),
+    "ref": Command(_REF, "IMAGES|OVERRIDE", True, False, "guidex.runs.reference:make_reference"),
+    "models": Command(_MODELS, "PRESET", False, False, "guidex.runs.models:models_command"),
+    "convert": Command(_CONVERT, "WORD", False, False, "guidex.runs.convert:convert_command"),
+    "ema": Command(_EMA, "WORD", False, False, "guidex.runs.ema:ema_command"),
+}
+
 _LIST = "List presets, with one line on each.\n\nkinds: " + ", ".join(KINDS)
 
 
@@ -89,25 +151,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="guidex",
-        description="Guidance experiments for diffusion models: sample, evaluate, sweep.",
+        description="Guidance experiments for diffusion models: sample, sweep, measure.",
         epilog="guidex COMMAND --help explains a command, with examples.",
     )
     parser.add_argument("--version", action="version", version=f"guidex {guidex.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, text, words in (
-        ("sample", _SAMPLE, "OVERRIDE"),
-        ("sweep", _SWEEP, "OVERRIDE"),
-        ("eval", _EVAL, "IMAGES|OVERRIDE"),
-    ):
+    for name, known in _COMMANDS.items():
         command = commands.add_parser(
             name,
-            help=text.partition(".")[0].partition(":")[0],
-            description=text,
+            help=re.split(r"\. |\.$|[:;]", known.text.splitlines()[0])[0],
+            description=known.text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.add_argument("words", nargs="*", metavar=words)
-        command.add_argument("--cfg", action="store_true", help="print the configuration and stop")
-        if name != "eval":
+        command.add_argument("words", nargs="*", metavar=known.words)
+        if known.configured:
+            text = "print the configuration and stop"
+            command.add_argument("--cfg", action="store_true", help=text)
+        if known.planned:
             command.add_argument("--plan", action="store_true", help="print the plan and stop")
     command = commands.add_parser(
         "list",
@@ -122,20 +182,17 @@ def _parser() -> argparse.ArgumentParser:
 def _dispatch(options: argparse.Namespace) -> None:
     if options.command == "list":
         _list(options.kind)
-    elif options.cfg:
+        return
+    command = _COMMANDS[options.command]
+    if command.configured and options.cfg:
         _print_config(options.command, options.words)
-    elif options.command == "sample":
-        from guidex.runs.sample import sample
-
-        sample(options.words, options.plan)
-    elif options.command == "sweep":
-        from guidex.runs.sweep import sweep
-
-        sweep(options.words, options.plan)
+        return
+    module, _, name = command.function.partition(":")
+    run = getattr(importlib.import_module(module), name)
+    if command.planned:
+        run(options.words, options.plan)
     else:
-        from guidex.runs.evaluate import evaluate
-
-        evaluate(options.words)
+        run(options.words)
 
 
 def _list(kind: str | None) -> None:

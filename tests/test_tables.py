@@ -170,7 +170,9 @@ def test_metric_columns_keep_their_companions_beside_them():
         ("log_density_x", "Log density (x)", "↑"),
         ("outliers_x", "Outliers (x)", "↓"),
         ("fdx", "fdx", ""),
-        ("kid_pixels", "kid_pixels", ""),
+        ("vendi_pixels", "vendi_pixels", ""),
+        ("kid_pixels", "KID (pixels)", "↓"),
+        ("fd_infinity_pixels", "FD∞ (pixels)", "↓"),
     ],
 )
 def test_metrics_are_known_by_their_names(name, title, arrow):
@@ -241,7 +243,7 @@ def test_notes_say_what_the_numbers_are(rows):
 
 @pytest.mark.parametrize(
     "name, best",
-    [("fd_a", 0), ("outliers_a", 0), ("precision_a", 2), ("log_density_a", 2), ("kid_a", None)],
+    [("fd_a", 0), ("outliers_a", 0), ("precision_a", 2), ("log_density_a", 2), ("vendi_a", None)],
 )
 def test_the_best_is_the_lowest_or_the_highest(name, best):
     rows = [row(n, {W: n}, metrics={name: value}) for n, value in enumerate((0.2, 0.25, 0.3))]

@@ -124,7 +124,7 @@ def _read_points(path: Path) -> tuple[Tensor, Tensor | None] | None:
     if path.suffix != ".npz" or not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             if "samples" not in file.files:
                 return None
             samples = file["samples"]

@@ -142,7 +142,7 @@ def _read_vae(path: str, dtype: torch.dtype) -> Any:
     except ImportError as error:
         raise UsageError(
             f"decoding latents needs the package diffusers ({error}); "
-            "install it with: pip install 'guidex[diffusers]'"
+            "install it with: pip install 'guidex[latents]'"
         ) from error
     folder = Path(path).expanduser()
     if folder.is_dir():

@@ -81,9 +81,15 @@ class Row:
 Direction = Literal["lower", "higher"]
 
 # By kind of metric: its name for people, its better values, and its decimals (None: as many as the
-# values demand).
-KINDS: dict[str, tuple[str, Direction, int | None]] = {
+# values demand). A name that begins with another one comes before it.
+KINDS: dict[str, tuple[str, Direction | None, int | None]] = {
+    "fd_infinity": ("FD∞", "lower", None),
     "fd": ("FD", "lower", None),
+    "kid_std": ("KID deviation", None, None),
+    "kid": ("KID", "lower", None),
+    "is_std": ("IS deviation", None, None),
+    "is": ("IS", "higher", None),
+    "mind": ("MIND", "lower", None),
     "precision": ("Precision", "higher", 3),
     "recall": ("Recall", "higher", 3),
     "density": ("Density", "higher", 3),

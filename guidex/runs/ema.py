@@ -54,7 +54,8 @@ def ema_command(words: Sequence[str]) -> None:
     Arguments:
         words: snapshots, or folders of them, whose names end in -<kimg>-<length>.pkl (or
             .safetensors); ema=LENGTH, out=PATH.safetensors; maybe kimg=TIME (the last snapshot's
-            if not given) and overwrite=true. Snapshots later than this time are left out.
+            if not given) and overwrite=true. Snapshots after the first one at or past this time
+            are not needed, and not read.
 
     Raises:
         UsageError: before any weights are read where possible.
@@ -75,15 +76,14 @@ def ema_command(words: Sequence[str]) -> None:
     kimg = settings.get("kimg", max(snapshot.kimg for snapshot in snapshots))
     if type(kimg) is not int:
         raise UsageError(f"kimg is a training time, a whole number, not {kimg!r}")
-    used = [snapshot for snapshot in snapshots if snapshot.kimg <= kimg]
-    if not used:
-        first = min(snapshot.kimg for snapshot in snapshots)
-        raise UsageError(f"kimg={kimg} is before the first snapshot, {first}")
+    used = _until(snapshots, kimg)
     checkpoint = reconstruct(used, kimg, float(ema))
     write_checkpoint(checkpoint, out, overwrite=overwrite)
     about = checkpoint.metadata["ema"]
     print(f"{out}: length {ema} at {kimg} kimg, of {len(used)} snapshots")
-    print(f"the average's profile is met to {100 * about['error']:.2g} % (root mean square)")
+    print(
+        f"its profile differs from the exact one by {100 * about['error']:.2g} % (in the L2 norm)"
+    )
 
 
 def find_snapshots(paths: Sequence[str]) -> list[Snapshot]:
@@ -123,27 +123,50 @@ def reconstruct(snapshots: Sequence[Snapshot], kimg: int, ema: float) -> Checkpo
     """
     times, lengths = [s.kimg for s in snapshots], [s.ema for s in snapshots]
     coefficients = reconstruction_coefficients(times, lengths, [kimg], [ema])[:, 0]
-    first: Checkpoint | None = None
-    sums: dict[str, Tensor] = {}
-    records: list[dict[str, Any]] = []
+    total = _Sum()
     with Progress("reading", len(snapshots), unit="snapshots") as progress:
         for snapshot, coefficient in zip(snapshots, coefficients.tolist(), strict=True):
-            checkpoint = read_checkpoint(snapshot.path)
-            if first is None:
-                first = _without_weights(checkpoint)
-            _require_same(checkpoint, first, snapshot.path)
-            for name, tensor in checkpoint.tensors.items():
-                if name not in sums:
-                    sums[name] = torch.zeros(tensor.shape)
-                sums[name].add_(tensor.float(), alpha=coefficient)
-            records.append(_record(snapshot, checkpoint, coefficient))
+            total.add(snapshot, coefficient)
             progress.update(1)
-    tensors = {name: total.to(first.tensors[name].dtype) for name, total in sums.items()}
     error = profile_error(times, lengths, coefficients, kimg, ema)
-    about = {"kimg": kimg, "length": ema, "error": error, "snapshots": records}
-    kept = {key: first.metadata[key] for key in SAME if key in first.metadata}
+    about = {"kimg": kimg, "length": ema, "error": error, "snapshots": total.records}
     source = f"post-hoc EMA {ema} at {kimg} kimg of {len(snapshots)} snapshots"
-    return Checkpoint(first.config, tensors, {"source": source, **kept, "ema": about})
+    return total.checkpoint({"source": source, "ema": about})
+
+
+class _Sum:
+    """A weighted sum of snapshots of one training run."""
+
+    def __init__(self) -> None:
+        self.first: Checkpoint | None = None  # without its weights
+        self.tensors: dict[str, Tensor] = {}
+        self.records: list[dict[str, Any]] = []
+
+    def add(self, snapshot: Snapshot, coefficient: float) -> None:
+        checkpoint = read_checkpoint(snapshot.path)
+        if self.first is None:
+            shapes = {name: tensor.to("meta") for name, tensor in checkpoint.tensors.items()}
+            self.first = replace(checkpoint, tensors=shapes)
+            self.tensors = {name: torch.zeros(v.shape) for name, v in shapes.items()}
+        _require_same(checkpoint, self.first, snapshot.path)
+        for name, tensor in checkpoint.tensors.items():
+            self.tensors[name].add_(tensor.float(), alpha=coefficient)
+        self.records.append(
+            {
+                "file": snapshot.path.name,
+                "sha256": checkpoint.metadata.get("sha256"),
+                "kimg": snapshot.kimg,
+                "length": snapshot.ema,
+                "coefficient": coefficient,
+            }
+        )
+
+    def checkpoint(self, about: dict[str, Any]) -> Checkpoint:
+        """The sum in the dtypes of the snapshots, described as they are."""
+        dtypes = {name: tensor.dtype for name, tensor in self.first.tensors.items()}
+        tensors = {name: total.to(dtypes[name]) for name, total in self.tensors.items()}
+        kept = {key: self.first.metadata[key] for key in SAME if key in self.first.metadata}
+        return Checkpoint(self.first.config, tensors, {**about, **kept})
 
 
 def profile_error(
@@ -162,20 +185,10 @@ def profile_error(
     return float(np.sqrt(max(squared, 0.0)))
 
 
-def _without_weights(checkpoint: Checkpoint) -> Checkpoint:
-    """Its description, and shapes and dtypes of its tensors."""
-    tensors = {name: tensor.to("meta") for name, tensor in checkpoint.tensors.items()}
-    return replace(checkpoint, tensors=tensors)
-
-
-def _record(snapshot: Snapshot, checkpoint: Checkpoint, coefficient: float) -> dict[str, Any]:
-    return {
-        "file": snapshot.path.name,
-        "sha256": checkpoint.metadata.get("sha256"),
-        "kimg": snapshot.kimg,
-        "length": snapshot.ema,
-        "coefficient": coefficient,
-    }
+def _until(snapshots: Sequence[Snapshot], kimg: int) -> list[Snapshot]:
+    """Those up to the first time that is not before `kimg`; later ones say nothing about it."""
+    last = min((s.kimg for s in snapshots if s.kimg >= kimg), default=kimg)
+    return [snapshot for snapshot in snapshots if snapshot.kimg <= last]
 
 
 def _require_same(checkpoint: Checkpoint, first: Checkpoint, path: Path) -> None:

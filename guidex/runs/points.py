@@ -120,7 +120,8 @@ def load(settings: Settings, models: Models) -> Point:
     """The point with its networks.
 
     Raises:
-        UsageError: labels that the model does not have, noise levels outside its range.
+        UsageError: labels that the model does not have, noise levels outside its range, a reference
+            or a decoder of another kind of samples.
     """
     model = instantiate(settings.config["model"], "model", models)
     guidance = instantiate(settings.config["guidance"], "guidance", models)
@@ -133,6 +134,7 @@ def load(settings: Settings, models: Models) -> Point:
     _check_range(model, settings.plan, 1.0)
     for term in guidance.terms.values():
         if isinstance(term.direction, Difference):
+            _check_reference(model, term.direction.reference)
             _check_range(term.direction.reference, settings.plan, term.direction.k)
     decoder = instantiate(settings.config["decoder"], "decoder", models)
     if model.space != "points" and decoder.space != model.space:
@@ -140,7 +142,20 @@ def load(settings: Settings, models: Models) -> Point:
             f"decoder={settings.choices['decoder']} makes images of {decoder.space}, but this "
             f"model makes {model.space}; choose another decoder"
         )
+    if model.space != "points":
+        decoder.image_shape(model.shape)
     return Point(settings, model, guidance, decoder)
+
+
+def _check_reference(model: Denoiser, reference: Denoiser) -> None:
+    """Refuse another kind of model here: a GPU stops for good at a class that does not exist."""
+    classes = {one.num_classes for one in (model, reference)} - {0}
+    if reference.shape != model.shape or len(classes) > 1:
+        raise UsageError(
+            f"the reference makes samples {list(reference.shape)} of {reference.num_classes} "
+            f"classes, but the model makes {list(model.shape)} of {model.num_classes}; choose a "
+            "reference for the same data (guidance.reference)"
+        )
 
 
 def _check_range(model: Denoiser, plan: Plan, k: float) -> None:

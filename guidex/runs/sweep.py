@@ -17,7 +17,7 @@ from torch import Tensor
 from guidex.assets.atomic import atomic_write
 from guidex.evaluation.detectors import Detector, detect
 from guidex.evaluation.features import FeatureSet, check_comparable
-from guidex.instantiate import Models, instantiate
+from guidex.instantiate import Models
 from guidex.reports.rows import Row
 from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.blocks import Batch, Block, cut, run_block
@@ -25,6 +25,7 @@ from guidex.runs.cohorts import Cohort, Task
 from guidex.runs.drawings import draw
 from guidex.runs.folder import VOLATILE, read_json, require_space, run_folder, write_json
 from guidex.runs.measure import (
+    Detectors,
     References,
     check_metrics,
     make_metrics,
@@ -89,7 +90,7 @@ def _print_size(table: Table) -> None:
 def _prepare(table: Table) -> list[Task]:
     """Load models and references; whatever is wrong with them shows here."""
     stores: dict[str, Models] = {}
-    references = References(reference_models(), batch=1024)
+    references, detectors = References(reference_models(), batch=1024), Detectors()
     tasks = []
     for index, entry in enumerate(table.entries):
         if entry.settings is None:
@@ -97,7 +98,7 @@ def _prepare(table: Table) -> list[Task]:
         config = entry.settings.config
         device = config["device"]
         point = load(entry.settings, stores.setdefault(device, models_on(device)))
-        detector = instantiate(config["detector"], "detector", stores[device])
+        detector = detectors.get(config)
         metrics = make_metrics(config)
         if not metrics:
             tasks.append(Task(index, point, detector, {}, None, {}))

@@ -1,0 +1,135 @@
+"""Detectors that are networks: what they have in common, whatever the network."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from guidex.errors import UsageError
+from guidex.evaluation.detectors import Identity
+from guidex.evaluation.weights import Weights, check_installed
+
+Precision = Literal["float32", "float16", "bfloat16"]
+
+# Images per pass: enough to keep a large GPU busy, in a few GB of memory. However many come at
+# once, they go through in passes of this size, so that features do not depend on a batch size.
+PASS = 128
+
+
+class NetworkDetector:
+    """Images through a network, on a device and in a precision.
+
+    Nothing is read before it is needed: the weights' hash by `identity`, the network by the first
+    call. float32 is what published numbers are computed in, and TF32 is switched off for it, which
+    PyTorch otherwise uses in convolutions on GPUs; float16 and bfloat16 are by autocast.
+
+    Arguments:
+        name: of the detector; features of equal names compare.
+        dim: number of features D.
+        resize: how images get to the size that the network takes, in words.
+        package: Python package that the network comes from.
+        weights: of the network.
+        build: makes the network from its weights: uint8 or floating [B, 3, H, W], as `prepare`
+            gives them, to float32 features [B, D].
+        prepare: what happens to images, uint8 [B, 3, H, W], before they go to the device.
+        precision: of the network; features are float32 in any case.
+        compile: whether torch.compile is used: slow at first, faster for many images.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        dim: int,
+        resize: str,
+        package: str,
+        weights: Weights,
+        build: Callable[[Weights], nn.Module],
+        prepare: Callable[[Tensor], Tensor],
+        precision: Precision,
+        compile: bool,
+    ) -> None:
+        self._name, self._dim, self._resize = name, dim, resize
+        self._package = package
+        self._weights, self._build, self._prepare = weights, build, prepare
+        self._precision, self._compile = precision, compile
+        self._device = torch.device("cpu")
+        self._network: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def identity(self) -> Identity:
+        """What its features depend on; reads the weights' file, but builds nothing.
+
+        Raises:
+            UsageError, GuidexError: the package is not installed, or the weights are not to be had.
+        """
+        check_installed(self._package)
+        return Identity(
+            name=self._name,
+            dim=self._dim,
+            resize=self._resize,
+            weights=self._weights.sha256,
+            precision=self._precision,
+            compiled=self._compile,
+        )
+
+    def to(self, device: str | torch.device) -> Self:
+        """Itself, working on a device from now on."""
+        if torch.device(device) != self._device:
+            self._device, self._network = torch.device(device), None
+        return self
+
+    @torch.no_grad()
+    def __call__(self, samples: Tensor) -> tuple[str, Tensor]:
+        """Its name and the features of images uint8 [N, C, H, W], float32 [N, D], on its device.
+
+        Grey images (C = 1) are repeated to RGB.
+
+        Raises:
+            UsageError: these are points, or a package that the network needs is not there.
+            GuidexError: the weights are not to be had.
+        """
+        if samples.dtype != torch.uint8 or samples.ndim != 4 or samples.shape[1] not in (1, 3):
+            raise UsageError(
+                f"detector={self._name} looks at images, but these are "
+                f"{str(samples.dtype).removeprefix('torch.')} {list(samples.shape)}; "
+                "use detector=coordinates for points"
+            )
+        if self._network is None:
+            self._network = self._made()
+        images = samples.expand(-1, 3, -1, -1)
+        with self._arithmetic():
+            parts = [
+                self._network(self._prepare(part).to(self._device, non_blocking=True))
+                for part in images.split(PASS)
+            ]
+        return self._name, torch.cat(parts)
+
+    def _made(self) -> Callable[[Tensor], Tensor]:
+        network = self._build(self._weights).eval().requires_grad_(False).to(self._device)
+        return torch.compile(network) if self._compile else network
+
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        dtype = getattr(torch, self._precision)
+        autocast = (
+            nullcontext()
+            if dtype == torch.float32
+            else torch.autocast(self._device.type, dtype=dtype)
+        )
+        with full_float32(), autocast:
+            yield
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Let float32 products be of float32, not of TF32 with its 10 bits, inside the context."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before

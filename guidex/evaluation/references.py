@@ -1,0 +1,130 @@
+"""References: statistics that were published, statistics of our own, or images.
+
+Statistics are of one detector and one way to resize, and compare with no other; they are refused
+where they do not fit, before any image goes through a network.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from guidex.assets.cache import fetch, file_sha256
+from guidex.assets.images import open_images
+from guidex.assets.progress import download_bar
+from guidex.errors import UsageError
+from guidex.evaluation.detectors import Detector, Identity
+from guidex.evaluation.features import FeatureSet
+from guidex.evaluation.sources import file_features, image_features
+from guidex.evaluation.statistics_files import StatisticsFile, read_statistics
+
+
+def reference_features(
+    source: str, detector: Detector, *, resize: int | None, bad: str, batch: int, cache: bool
+) -> tuple[FeatureSet, dict[str, Any]]:
+    """The real side of a comparison, and what there is to know about it.
+
+    Where only statistics are known, the set has no values; its count is 0 where the number of
+    images is not recorded.
+
+    Arguments:
+        source: path or URL of statistics (see `statistics_files`), of images, or of a toy's points.
+        detector: what looks at images, and what statistics must be of.
+        resize, bad, batch, cache: as for `file_features`; statistics are what they are.
+
+    Raises:
+        UsageError: no such file, or statistics of another detector, resize, weights or dimension.
+        GuidexError: a damaged file.
+    """
+    path = _fetched(source) if "://" in source else Path(source)
+    file, identity = read_statistics(path), detector.identity
+    # Of ADM's files, detectors other than Inception take the images alone.
+    foreign = file is not None and identity is not None and identity.name not in file.statistics
+    if file is None or (file.has_images and foreign):
+        return file_features(str(path), detector, resize=resize, bad=bad, batch=batch, cache=cache)
+    name = _chosen(file, identity, path)
+    about = {
+        "path": source,
+        "kind": file.kind,
+        "count": file.count,
+        "sha256": file_sha256(path),
+        "detector": _by_protocol(name, identity),
+        **file.record,
+    }
+    if not file.has_images:
+        count = 0 if file.count is None else file.count
+        statistics = file.statistics[name]
+        return FeatureSet(name, count, file.values, file.labels, statistics, None), about
+    images = open_images(path)
+    about |= {
+        "features": len(images),
+        "shape": list(images.shape),
+        "formats": sorted(images.kinds),
+    }
+    features = image_features(images, detector, batch=batch, cache=cache)
+    return FeatureSet.from_values(
+        detector=name,
+        values=features.values,
+        labels=features.labels,
+        statistics=file.statistics[name],
+    ), about
+
+
+def _fetched(url: str) -> Path:
+    with download_bar(url.rpartition("/")[2]) as progress:
+        return fetch(url, progress=progress)
+
+
+def _by_protocol(name: str, identity: Identity | None) -> dict[str, str]:
+    """What published statistics do not say of themselves, but their names imply."""
+    return {"name": name} if identity is None else {"name": name, "resize": identity.resize}
+
+
+def _chosen(file: StatisticsFile, identity: Identity | None, path: Path) -> str:
+    """The detector whose statistics are meant, if they are what this one would have made."""
+    names = list(file.statistics)
+    choices = " or ".join(f"detector={name}" for name in names)
+    if identity is None:
+        if names not in (["pixels"], ["coordinates"]):
+            raise UsageError(f"{path} holds statistics of {' and '.join(names)}; choose {choices}")
+        return names[0]
+    if identity.name not in names:
+        raise UsageError(
+            f"{path} ({file.kind}) holds statistics of {' and '.join(names)}, not of "
+            f"{identity.name}, and numbers of two detectors or two ways to resize do not compare. "
+            f"Use {choices}, or a reference made with {identity.name}."
+        )
+    dim = file.statistics[identity.name].dim
+    if identity.dim is not None and identity.dim != dim:
+        raise UsageError(
+            f"{path} ({file.kind}) holds statistics of {dim} features, and {identity.name} has "
+            f"{identity.dim}: they are of another network."
+        )
+    made_by = file.record.get("detector", {})
+    for key, what in (("resize", "way to resize"), ("weights", "weights")):
+        if key in made_by and made_by[key] != getattr(identity, key):
+            raise UsageError(
+                f"{path} was made by {identity.name} with another {what} ({made_by[key]} there, "
+                f"{getattr(identity, key)} here). Make it again with `guidex ref`, or use the same."
+            )
+    return identity.name
+
+
+def describe(about: Mapping[str, Any]) -> str:
+    """In one line: what it is, N, resolution, detector, resize and hash."""
+    count, shape = about.get("count"), about.get("shape")
+    parts = [
+        "number of images not recorded" if count is None else f"{count:,} images",
+        "resolution not recorded" if shape is None else f"{shape[2]}x{shape[1]}",
+    ]
+    if "features" in about:
+        parts.append(f"single features of {about['features']:,}")
+    if about.get("formats"):
+        parts.append("/".join(about["formats"]))
+    detector = about.get("detector", {})
+    parts += [detector[key] for key in ("name", "resize", "precision") if key in detector]
+    if detector.get("weights") is not None:
+        parts.append(f"weights {detector['weights'][:8]}")
+    if "sha256" in about:
+        parts.append(f"SHA-256 {about['sha256'][:8]}")
+    kind = f" ({about['kind']})" if "kind" in about else ""
+    return f"{about.get('path', about.get('model'))}{kind}: {', '.join(parts)}"

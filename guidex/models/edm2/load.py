@@ -1,0 +1,193 @@
+"""EDM2 networks from checkpoints: a file of your own, or one of the published ones by its name.
+
+Published networks are float16, and so were the numbers published with them; that is the default
+here, on every device. CPUs compute float16 slowly (about 4 times float32): use dtype float32 there.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor
+
+from guidex.assets.cache import fetch, file_sha256
+from guidex.assets.checkpoints import Checkpoint, read_checkpoint
+from guidex.assets.pickles import printable
+from guidex.assets.progress import download_bar
+from guidex.errors import GuidexError, UsageError
+from guidex.models.edm2.folded import fold
+from guidex.models.edm2.network import EDM2, Config
+
+Dtype = Literal["float16", "bfloat16", "float32"]
+Size = Literal["xxs", "xs", "s", "m", "l", "xl", "xxl"]
+
+ROOT = "https://nvlabs-fi-cdn.nvidia.com/edm2/posthoc-reconstructions"
+"""Where the networks of the EDM2 and autoguidance papers are published."""
+
+# Networks of pixels have the channels of an image; the latents of Stable Diffusion's VAE have 4.
+PIXEL_CHANNELS = (1, 3)
+
+
+def edm2(
+    checkpoint: str,
+    sha256: str | None = None,
+    dtype: Dtype = "float16",
+    folded: bool = True,
+    compile: bool = False,
+) -> EDM2:
+    """The EDM2 network of a checkpoint. Nothing that the file holds is run.
+
+    Arguments:
+        checkpoint: path, file:// URL or https:// URL (downloaded into the cache once) of an EDM2
+            snapshot (.pkl) or of what `guidex convert` made of one (.safetensors beside .json).
+        sha256: that the file must have, or None.
+        dtype: in which the U-Net computes.
+        folded: use the inference form, which computes the same up to rounding, and faster.
+        compile: use torch.compile: a minute or more at first, for each size of batch that occurs,
+            and faster after it. Sizes of batches and blocks that divide the number of seeds (or
+            of the block) keep it to one.
+
+    Returns:
+        The network on the CPU; 1 or 3 channels are pixels in [-1, 1], other numbers latents.
+
+    Raises:
+        UsageError: no such file, or not of these kinds.
+        GuidexError: not to be downloaded, damaged, refused, or no EDM2 network.
+    """
+    path = obtain(checkpoint, sha256)
+    model = network_of(read_checkpoint(path), str(path), getattr(torch, dtype))
+    if "sha256" not in model.checkpoint:
+        model.checkpoint["sha256"] = file_sha256(path)
+    if folded:
+        model = fold(model)
+    if compile:
+        model.unet.compile(dynamic=False)
+    return model
+
+
+def released(
+    dataset: Literal["img512", "img64"],
+    size: Size,
+    kimg: int,
+    ema: float,
+    conditional: bool = True,
+    root: str = ROOT,
+    dtype: Dtype = "float16",
+    folded: bool = True,
+    compile: bool = False,
+) -> EDM2:
+    """A published EDM2 network by what it is (Karras et al. 2024, arXiv 2312.02696, 2406.02507).
+
+    Arguments:
+        dataset: ImageNet at 512x512 (latents) or 64x64 (pixels).
+        size: of the network.
+        kimg: training, in thousands of images.
+        ema: length of its averaged weights, sigma_rel, a multiple of 0.001. Not every length is
+            published; `guidex ema` makes others from raw snapshots, for model=edm2.
+        conditional: False for the networks without classes.
+        root: URL or folder that has the files under their published names.
+        dtype, folded, compile: see `edm2`.
+
+    Raises:
+        UsageError, GuidexError: as `edm2`.
+    """
+    source = released_source(dataset, size, kimg, ema, conditional, root)
+    return edm2(source, None, dtype, folded, compile)
+
+
+def released_source(
+    dataset: str, size: str, kimg: int, ema: float, conditional: bool, root: str
+) -> str:
+    """Path or URL of a published network, such as ROOT/edm2-img512-s-2147483-0.130.pkl.
+
+    Raises:
+        UsageError: a kimg or ema that no file is named after.
+    """
+    if not 0 < kimg < 10_000_000:
+        raise UsageError(f"kimg is {kimg}; it must be 1 to 9999999, thousands of images")
+    if not (0 < ema < 1 and round(ema, 3) == ema):
+        raise UsageError(f"ema is {ema}; files are named by lengths such as 0.130, up to 0.001")
+    network = size if conditional else f"{size}-uncond"
+    return f"{root.rstrip('/')}/edm2-{dataset}-{network}-{kimg:07d}-{ema:.3f}.pkl"
+
+
+def checkpoint_of(config: Mapping[str, Any]) -> str | None:
+    """Path or URL of the checkpoint that a model configuration loads.
+
+    None for models without one, and where the keys that decide it are not given ("???").
+    """
+    target = str(config.get("_target_", "")).removeprefix(f"{__name__}.")
+    names = {
+        "edm2": ("checkpoint",),
+        "released": ("dataset", "size", "kimg", "ema", "conditional", "root"),
+    }.get(target, ())
+    values = [config[name] for name in names]
+    if not values or "???" in values:
+        return None
+    return values[0] if target == "edm2" else released_source(*values)
+
+
+def obtain(checkpoint: str, sha256: str | None = None) -> Path:
+    """The file of a checkpoint on this machine, downloaded if need be, with progress.
+
+    Raises:
+        UsageError, GuidexError: as `guidex.assets.cache.fetch`.
+    """
+    parts = urlsplit(checkpoint)
+    name = PurePosixPath(parts.path).name
+    if parts.scheme in ("http", "https") and name.endswith(".safetensors"):
+        raise UsageError(
+            f"{checkpoint}: a converted checkpoint is two files, {name} and its .json, and is not "
+            "downloaded; get both and give the path, or give the URL of the original .pkl"
+        )
+    with download_bar(name) as progress:
+        return fetch(checkpoint, sha256=sha256, progress=progress)
+
+
+def network_of(checkpoint: Checkpoint, where: str, dtype: torch.dtype) -> EDM2:
+    """The network that a checkpoint describes, with its weights as they are stored.
+
+    Arguments:
+        checkpoint: as read; of its description nothing is trusted.
+        where: it was read from, for messages.
+        dtype: in which the U-Net computes.
+
+    Raises:
+        UsageError: the description is not of an EDM2 network.
+        GuidexError: the tensors are not those of the network described.
+    """
+    try:
+        config = Config.from_mapping(checkpoint.config)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+    space = "pixels" if config.img_channels in PIXEL_CHANNELS else "latents"
+    with torch.device("meta"):
+        model = EDM2(config, dtype, space)
+    _require_same(checkpoint.tensors, model.state_dict(), where)
+    # As stored: the float16 gains of the published networks have to be read in float16.
+    model.load_state_dict(checkpoint.tensors, assign=True)
+    names = ("source", "sha256")
+    model.checkpoint = {
+        name: str(checkpoint.metadata[name]) for name in names if name in checkpoint.metadata
+    }
+    return model.requires_grad_(False)
+
+
+def _require_same(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
+    faults = [f"it lacks {name}" for name in wanted if name not in given]
+    for name, tensor in given.items():
+        if name not in wanted:
+            faults.append(f"{printable(name)} is unknown")
+        elif tensor.shape != wanted[name].shape:
+            shapes = f"{list(tensor.shape)} instead of {list(wanted[name].shape)}"
+            faults.append(f"{name} is {shapes}")
+        elif not tensor.is_floating_point():
+            faults.append(f"{name} is {tensor.dtype}")
+    if faults:
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise GuidexError(
+            f"{where}: its tensors are not those of the EDM2 network that it describes: "
+            f"{'; '.join(faults[:3])}{more}"
+        )

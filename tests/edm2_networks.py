@@ -1,0 +1,63 @@
+"""EDM2 networks that several test files share: the golden ones, and a tiny random one."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from guidex.models.edm2.network import EDM2, Config
+
+HERE = Path(__file__)
+GOLDEN_FOLDERS = [HERE.parent / "golden", HERE.parents[2] / "shared" / "golden"]
+
+TINY = Config(
+    img_resolution=16,
+    img_channels=4,
+    label_dim=5,
+    model_channels=16,
+    channel_mult=(1, 2),
+    num_blocks=1,
+    attn_resolutions=(8,),
+    channels_per_head=8,
+    logvar_channels=16,
+)
+
+
+def golden_file(name: str) -> Path:
+    for folder in GOLDEN_FOLDERS:
+        if (folder / name).exists():
+            return folder / name
+    pytest.skip(f"{name} is in none of {', '.join(map(str, GOLDEN_FOLDERS))}")
+
+
+def golden_tensors(name: str) -> dict[str, torch.Tensor]:
+    with np.load(golden_file(name), allow_pickle=False) as data:
+        return {key: torch.from_numpy(data[key]) for key in data}
+
+
+def golden_model(name: str) -> EDM2:
+    config = json.loads(golden_file(f"edm2-tiny-{name}.config.json").read_text())
+    with torch.device("meta"):
+        model = EDM2(Config.from_mapping(config))
+    # The numbers were made with the float16 weights of the snapshot; its rounding is part of them.
+    weights = {k: v.half() for k, v in golden_tensors(f"edm2-tiny-{name}.weights.npz").items()}
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+def tiny_model(config: Config = TINY, dtype: torch.dtype = torch.float32) -> EDM2:
+    """A random network in which every layer has a say in the output."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = EDM2(config, dtype, space="pixels")
+        for name, parameter in model.named_parameters():
+            if name.endswith("gain"):
+                parameter.copy_(0.5 + torch.rand([]))
+    return model
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest relative error of a sample."""
+    return ((a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)).max().item()

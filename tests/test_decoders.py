@@ -1,0 +1,166 @@
+"""Decoders: golden pixels and latents, and a tiny VAE in place of the published one."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import golden
+
+from guidex.config import compose
+from guidex.errors import GuidexError, UsageError
+from guidex.instantiate import Models, instantiate
+from guidex.models.decoders import SD_VAE, Pixels, StabilityVAE
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUIDEX_OFFLINE", "1")
+
+
+def write_vae(folder: Path, latent_channels: int = 4) -> Path:
+    """A VAE of the published one's kind, with three resolutions and random weights."""
+    diffusers = pytest.importorskip("diffusers", reason="the extra guidex[latents]")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = diffusers.AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(8, 8, 16),
+            layers_per_block=1,
+            latent_channels=latent_channels,
+            norm_num_groups=4,
+        )
+    vae.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_vae(tmp_path_factory.mktemp("vae"))
+
+
+@pytest.fixture(scope="module")
+def decoder(folder: Path) -> StabilityVAE:
+    return StabilityVAE(str(folder), batch=2)
+
+
+def latents(count: int = 5, size: int = 4) -> torch.Tensor:
+    return torch.randn(count, 4, size, size, generator=torch.Generator().manual_seed(1)) / 2
+
+
+# Pixels
+
+
+def test_pixels_are_the_golden_ones():
+    arrays = golden("encoders.npz")
+    images = Pixels()(torch.from_numpy(arrays["rgb_in"]))
+    assert torch.equal(images, torch.from_numpy(arrays["rgb_out"]))
+    assert Pixels().image_shape((3, 16, 16)) == (3, 16, 16)
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 16), (2,), (16, 16)])
+def test_pixels_of_something_else(shape):
+    with pytest.raises(UsageError, match="decoder=sd_vae decodes latents"):
+        Pixels()(torch.zeros(2, *shape))
+
+
+# Latents
+
+
+def test_raw_latents_are_the_golden_ones(decoder):
+    arrays = golden("encoders.npz")
+    raw = decoder.raw(torch.from_numpy(arrays["latents"]))
+    torch.testing.assert_close(raw, torch.from_numpy(arrays["raw_latents"]), rtol=1e-6, atol=1e-6)
+    assert torch.equal(decoder.scale.flatten(), torch.from_numpy(arrays["scale"]))
+    assert torch.equal(decoder.bias.flatten(), torch.from_numpy(arrays["bias"]))
+
+
+def test_the_vae_sees_raw_latents_and_gives_pixels_from_0_to_1(decoder):
+    x = latents()
+    images = decoder(x)
+    assert images.dtype == torch.uint8 and images.shape == (5, 3, 16, 16)
+    assert decoder.image_shape((4, 4, 4)) == (3, 16, 16)
+    values = decoder.vae.decode(decoder.raw(x)).sample
+    assert values.min() < 0 and values.max() > 1 and ((values > 0) & (values < 1)).any()
+    # A value may fall on either side of a whole number, by the rounding of other batches.
+    exact = 255 * values.clamp(0, 1)
+    assert (images - exact).max() < 1e-3 and (exact - images).max() < 1 + 1e-3
+
+
+def test_decoding_in_parts_changes_nothing(decoder):
+    x = latents()
+    assert torch.equal(decoder(x), torch.cat([decoder(x[:2]), decoder(x[2:4]), decoder(x[4:])]))
+    assert torch.equal(decoder(x), decoder(x.double()))
+
+
+def test_float16_agrees(folder, decoder):
+    half = StabilityVAE(str(folder), dtype="float16")
+    assert next(half.vae.parameters()).dtype == torch.float16
+    difference = half(latents(1)).int() - decoder(latents(1)).int()
+    assert difference.abs().max() <= 2
+
+
+def test_infinite_values_are_told(folder, decoder):
+    with pytest.raises(GuidexError, match="not a number$"):
+        decoder(latents(1) * float("nan"))
+    with pytest.raises(GuidexError, match="use decoder.dtype=float32"):
+        StabilityVAE(str(folder), dtype="float16")(latents(1) * float("nan"))
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (4, 4), (2,)])
+def test_samples_that_are_no_latents(decoder, shape):
+    with pytest.raises(UsageError, match="decodes latents"):
+        decoder(torch.zeros(1, *shape))
+
+
+def test_configurations(folder, monkeypatch):
+    config = compose("sample", ["decoder=sd_vae", f"decoder.path={folder}"]).config["decoder"]
+    made = instantiate(config, "decoder", Models(lambda model: model.eval()))
+    assert isinstance(made, StabilityVAE) and made.space == "latents" and made.batch == 8
+    config = compose("sample", ["decoder=pixels"]).config["decoder"]
+    assert instantiate(config, "decoder", Models(lambda model: model)).space == "pixels"
+    assert compose("sample", ["decoder=sd_vae"]).config["decoder"]["path"] == SD_VAE
+
+
+# What can be wrong with a VAE
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "no-such-folder", ""])
+def test_no_such_folder(path, tmp_path, monkeypatch):
+    pytest.importorskip("diffusers", reason="the extra guidex[latents]")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=f"{SD_VAE}/tree/main .* decoder.path=FOLDER"):
+        StabilityVAE(path)
+
+
+def test_a_folder_without_safetensors(folder, tmp_path):
+    """A pickle in its place is not read."""
+    shutil.copy(folder / "config.json", tmp_path)
+    (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    with pytest.raises(UsageError, match="no file named diffusion_pytorch_model.safetensors"):
+        StabilityVAE(str(tmp_path))
+
+
+def test_a_damaged_vae(folder, tmp_path):
+    shutil.copy(folder / "config.json", tmp_path)
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"\xff" * 64)
+    with pytest.raises(GuidexError, match="VAE"):
+        StabilityVAE(str(tmp_path))
+
+
+def test_a_vae_of_other_latents(tmp_path):
+    with pytest.raises(UsageError, match="has 8 latent channels"):
+        StabilityVAE(str(write_vae(tmp_path, latent_channels=8)))
+
+
+def test_a_batch_of_nothing(folder):
+    with pytest.raises(UsageError, match="at least 1"):
+        StabilityVAE(str(folder), batch=0)
+
+
+def test_without_diffusers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(UsageError, match=r"pip install 'guidex\[latents\]'"):
+        StabilityVAE()

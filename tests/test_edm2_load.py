@@ -1,0 +1,246 @@
+"""EDM2 networks from files: the same function from every form, and errors that name the file."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from edm2_networks import TINY, golden_file, golden_tensors, relative, tiny_model
+from pickle_builder import recorded_module, snapshot
+
+from guidex.assets.cache import file_sha256
+from guidex.assets.checkpoints import Checkpoint, convert, write_checkpoint
+from guidex.errors import GuidexError, UsageError
+from guidex.instantiate import Models, instantiate
+from guidex.models.edm2 import load
+from guidex.models.edm2.load import checkpoint_of, edm2, network_of, released, released_source
+from guidex.models.edm2.network import EDM2
+
+LABELS = torch.tensor([0, 4])
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GUIDEX_OFFLINE", "1")
+    monkeypatch.setenv("GUIDEX_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with net.pkl, as EDM2 writes it, and net.safetensors + net.json made of it."""
+    folder = tmp_path_factory.mktemp("snapshots")
+    write_snapshot(tiny_model(), folder / "net.pkl")
+    convert(folder / "net.pkl", folder / "net.safetensors")
+    return folder
+
+
+def write_snapshot(model: EDM2, path: Path) -> None:
+    network = recorded_module(model.half(), **asdict(model.config), use_fp16=True)
+    path.write_bytes(snapshot(ema=network))
+
+
+def tiny_checkpoint(**changes: object) -> Checkpoint:
+    config = replace(TINY, **changes)
+    tensors = {name: tensor.half() for name, tensor in tiny_model(config).state_dict().items()}
+    return Checkpoint(asdict(config), tensors, {"source": "random"})
+
+
+def denoised(model: EDM2, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    x = 2 * torch.randn(2, *model.shape, generator=generator, dtype=dtype)
+    return model(x, 1.5, LABELS)
+
+
+# The same function from every form
+
+
+def test_a_snapshot_is_the_network_that_was_written(snapshots):
+    expected = denoised(tiny_model().half().float())
+    plain = edm2(str(snapshots / "net.pkl"), dtype="float32", folded=False)
+    # Gains are read in float16, as the released code does, which moves them by up to 5e-4.
+    assert relative(denoised(plain), expected) < 1e-3
+    assert relative(denoised(edm2(str(snapshots / "net.pkl"), dtype="float32")), expected) < 1e-3
+    assert plain.unet.out_gain.dtype == torch.float16
+
+
+def test_snapshot_and_conversion_give_the_same_bits_and_record(snapshots):
+    original, converted = (
+        edm2(str(snapshots / name), dtype="float32") for name in ("net.pkl", "net.safetensors")
+    )
+    assert torch.equal(denoised(original), denoised(converted))
+    sha256 = file_sha256(snapshots / "net.pkl")
+    assert original.checkpoint == converted.checkpoint == {"source": "net.pkl", "sha256": sha256}
+
+
+def test_a_url_of_a_local_file(snapshots):
+    model = edm2((snapshots / "net.pkl").as_uri())
+    assert model.checkpoint["source"] == "net.pkl"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_forms_agree_up_to_the_dtype(snapshots, dtype):
+    folded, plain = (
+        edm2(str(snapshots / "net.pkl"), dtype=dtype, folded=folded) for folded in (True, False)
+    )
+    epsilon = torch.finfo(getattr(torch, dtype)).eps
+    assert relative(denoised(folded), denoised(plain)) < 8 * epsilon
+    exact = edm2(str(snapshots / "net.pkl"), dtype="float32")
+    distance = relative(denoised(folded), denoised(exact))
+    assert distance == 0 if dtype == "float32" else 0 < distance < 8 * epsilon
+    assert denoised(folded, torch.float64).dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["cond", "uncond", "rgb"])
+def test_golden_snapshots_give_the_golden_numbers(name):
+    model = edm2(str(golden_file(f"edm2-tiny-{name}.pkl")), dtype="float32")
+    io = golden_tensors(f"edm2-tiny-{name}.io.npz")
+    assert relative(model.predict(io["x"], io["sigma"], io.get("labels")), io["D"]) < 2e-6
+    assert model.space == ("pixels" if name == "rgb" else "latents")
+
+
+@pytest.mark.parametrize("channels, space", [(1, "pixels"), (3, "pixels"), (4, "latents")])
+def test_channels_tell_the_space(channels, space):
+    model = network_of(tiny_checkpoint(img_channels=channels), "net", torch.float32)
+    assert model.space == space and model.shape == (channels, 16, 16)
+
+
+def test_weights_without_a_recorded_hash_are_told_by_that_of_their_file(tmp_path):
+    path = tmp_path / "net.safetensors"
+    write_checkpoint(tiny_checkpoint(), path)
+    assert edm2(str(path)).checkpoint == {"source": "random", "sha256": file_sha256(path)}
+
+
+def test_the_network_compiles_as_one_graph(snapshots, monkeypatch):
+    """With a compiler that only captures; one graph per size of batch, whatever the noise level."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([tuple(value.shape) for value in inputs])
+        return graph
+
+    def compile_eagerly(module, **options):
+        assert options == {"dynamic": False}
+        call = torch.compile(module._call_impl, backend=backend, fullgraph=True, **options)
+        module._compiled_call_impl = call
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+    path = str(snapshots / "net.pkl")
+    compiled, plain = (edm2(path, dtype="float32", compile=choice) for choice in (True, False))
+    with torch.no_grad():
+        assert torch.equal(denoised(compiled), denoised(plain))
+        compiled(torch.randn(2, *compiled.shape, dtype=torch.float64), 0.3)
+    assert len(graphs) == 1
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c.tensors.pop("unet.out_gain"), "it lacks unet.out_gain"),
+        (lambda c: c.tensors.update({"x\x1b[2J": torch.ones(1)}), r"x.x1b.* is unknown"),
+        (
+            lambda c: c.tensors.update({"unet.out_gain": torch.ones(2)}),
+            r"unet.out_gain is \[2\] instead of \[\]",
+        ),
+        (
+            lambda c: c.tensors.update({"unet.out_gain": torch.tensor(1)}),
+            "unet.out_gain is torch.int64",
+        ),
+        (lambda c: c.config.update(model_channels=32), "; and [0-9]+ more"),
+    ],
+)
+def test_tensors_of_another_network_are_refused(change, message):
+    checkpoint = tiny_checkpoint()
+    change(checkpoint)
+    with pytest.raises(GuidexError, match=message) as caught:
+        network_of(checkpoint, "folder/net.pkl", torch.float32)
+    assert str(caught.value).startswith("folder/net.pkl: ")
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_description_of_something_else_is_refused():
+    checkpoint = tiny_checkpoint()
+    checkpoint.config["depth"] = 12
+    with pytest.raises(UsageError, match="folder/net.pkl: unknown keys .* depth"):
+        network_of(checkpoint, "folder/net.pkl", torch.float32)
+
+
+def test_the_hash_is_checked(snapshots):
+    with pytest.raises(GuidexError, match="another file"):
+        edm2(str(snapshots / "net.pkl"), sha256="0" * 64)
+
+
+def test_missing_files():
+    with pytest.raises(UsageError, match="nowhere.pkl does not exist"):
+        edm2("nowhere.pkl")
+    url = "https://example.org/a/net.pkl"
+    with pytest.raises(UsageError, match=f"Download {url}.* put it at .*cache.*net"):
+        edm2(url)
+
+
+def test_converted_networks_are_not_downloaded():
+    with pytest.raises(UsageError, match="two files"):
+        edm2("https://example.org/net.safetensors")
+
+
+def test_configurations_are_checked(snapshots):
+    config = {"_target_": "guidex.models.edm2.load.edm2", "checkpoint": str(snapshots / "net.pkl")}
+    model = instantiate({**config, "dtype": "float32"}, "model", Models(lambda made: made))
+    assert isinstance(model, EDM2) and not any(p.requires_grad for p in model.parameters())
+    with pytest.raises(UsageError, match="model.dtype must be 'float16' or .*, not 'float64'"):
+        instantiate({**config, "dtype": "float64"}, "model", Models(lambda made: made))
+
+
+# Published networks by name
+
+
+@pytest.mark.parametrize(
+    "arguments, name",
+    [
+        (("img512", "xs", 2147483, 0.135, True), "edm2-img512-xs-2147483-0.135.pkl"),
+        (("img512", "xxl", 939524, 0.07, True), "edm2-img512-xxl-0939524-0.070.pkl"),
+        (("img64", "xl", 671088, 0.04, True), "edm2-img64-xl-0671088-0.040.pkl"),
+        (("img512", "xs", 2147483, 0.2, False), "edm2-img512-xs-uncond-2147483-0.200.pkl"),
+    ],
+)
+def test_names_of_published_files(arguments, name):
+    assert released_source(*arguments, root="https://a.org/b") == f"https://a.org/b/{name}"
+    assert released_source(*arguments, root="folder/") == f"folder/{name}"
+
+
+@pytest.mark.parametrize(
+    "kimg, ema, message",
+    [
+        (0, 0.1, "kimg is 0"),
+        (10_000_000, 0.1, "kimg is 10000000"),
+        (1, 0.0, "ema is 0.0"),
+        (1, 1.0, "ema is 1.0"),
+        (1, 0.1234, "ema is 0.1234"),
+        (1, float("nan"), "ema is nan"),
+    ],
+)
+def test_names_that_no_file_has(kimg, ema, message):
+    with pytest.raises(UsageError, match=message):
+        released_source("img512", "s", kimg, ema, True, "root")
+
+
+def test_a_published_network_from_a_folder_of_ones_own(snapshots, tmp_path):
+    name = "edm2-img64-xs-uncond-0134217-0.110.pkl"
+    (tmp_path / name).write_bytes((snapshots / "net.pkl").read_bytes())
+    model = released("img64", "xs", 134217, 0.11, conditional=False, root=str(tmp_path))
+    assert model.checkpoint["source"] == name and model.dtype == torch.float16
+    with pytest.raises(UsageError, match=r"edm2-img64-s-0134217-0.110.pkl does not exist"):
+        released("img64", "s", 134217, 0.11, root=str(tmp_path))
+
+
+def test_checkpoint_of_a_configuration():
+    target = load.__name__
+    names = {"dataset": "img512", "size": "s", "kimg": 1, "ema": 0.1, "conditional": True}
+    config = {"_target_": f"{target}.released", **names, "root": "r", "dtype": "float16"}
+    assert checkpoint_of(config) == "r/edm2-img512-s-0000001-0.100.pkl"
+    assert checkpoint_of({**config, "size": "???"}) is None
+    assert checkpoint_of({"_target_": f"{target}.edm2", "checkpoint": "a.pkl"}) == "a.pkl"
+    assert checkpoint_of({"_target_": f"{target}.edm2", "checkpoint": "???"}) is None
+    assert checkpoint_of({"_target_": "guidex.models.kernel.kernel", "data": "digits"}) is None

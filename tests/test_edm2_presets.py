@@ -1,0 +1,318 @@
+"""Presets of published EDM2 networks and results, against the published tables.
+
+The tables are written out here once more, by hand from the papers and their code, and every preset
+has to compose to them.
+"""
+
+import pytest
+
+from guidex.config import Config, compose
+from guidex.errors import UsageError
+from guidex.models.edm2.load import checkpoint_of
+from guidex.presets import config_dir, describe, options
+from guidex.runs.points import Settings, check
+from guidex.runs.table import plan_table
+
+ROOT = "https://nvlabs-fi-cdn.nvidia.com/edm2/posthoc-reconstructions"
+
+# Of each size: training; then, for FID and FD_DINOv2, value and EMA without guidance, and value, w
+# and EMA with CFG. arXiv 2312.02696, 2406.02507 (table 1) and the presets of their code.
+IMG512 = {
+    "xs": ("2147483", "3.53 0.135  2.91 1.4 0.045", "103.39 0.200  79.94 1.7 0.150"),
+    "s": ("2147483", "2.56 0.130  2.23 1.4 0.025", "68.64 0.190  52.32 1.9 0.085"),
+    "m": ("2147483", "2.25 0.100  2.01 1.2 0.030", "58.44 0.155  41.98 2.0 0.015"),
+    "l": ("1879048", "2.06 0.085  1.88 1.2 0.015", "52.25 0.155  38.20 1.7 0.035"),
+    "xl": ("1342177", "1.96 0.085  1.85 1.2 0.020", "45.96 0.155  35.67 1.7 0.030"),
+    "xxl": ("0939524", "1.91 0.070  1.81 1.2 0.015", "42.84 0.150  33.09 1.7 0.015"),
+}
+IMG64 = {
+    "s": ("1.58", "edm2-img64-s-1073741-0.075"),
+    "m": ("1.43", "edm2-img64-m-2147483-0.060"),
+    "l": ("1.33", "edm2-img64-l-1073741-0.040"),
+    "xl": ("1.33", "edm2-img64-xl-0671088-0.040"),
+}
+# Main network, its guide, w and what is published.
+AUTOGUIDANCE = {
+    "img512-s-fid": ("s-2147483-0.070", "xs-0134217-0.125", 2.10, "FID 1.34"),
+    "img512-s-dino": ("s-2147483-0.120", "xs-0134217-0.165", 2.45, "FD_DINOv2 36.67"),
+    "img512-xxl-fid": ("xxl-0939524-0.075", "m-0268435-0.155", 2.05, "FID 1.25"),
+    "img512-xxl-dino": ("xxl-0939524-0.130", "m-0268435-0.205", 2.30, "FD_DINOv2 24.18"),
+    "img512-s-uncond-fid": ("s-uncond-2147483-0.070", "xs-uncond-0134217-0.110", 2.85, "FID 3.86"),
+    "img512-s-uncond-dino": (
+        "s-uncond-2147483-0.090",
+        "xs-uncond-0134217-0.125",
+        2.90,
+        "FD_DINOv2 90.39",
+    ),
+    "img64-s-fid": ("s-1073741-0.045", "xs-0134217-0.110", 1.70, "FID 1.01"),
+    "img64-s-dino": ("s-1073741-0.105", "xs-0134217-0.175", 2.20, "FD_DINOv2 31.85"),
+}
+# arXiv 2404.07724, table 1: value, network, EMA of both networks, w, bounds, guided steps of 32.
+INTERVAL = {
+    "table1-s-fid": ("FID 1.68", "s-2147483", "0.025", 2.1, (0.28, 2.9), range(15, 22)),
+    "table1-s-dino": ("FD_DINOv2 46.25", "s-2147483", "0.085", 3.2, (0.6, 5.0), range(13, 20)),
+    "table1-xxl-fid": ("FID 1.40", "xxl-0939524", "0.015", 2.0, (0.19, 1.61), range(17, 23)),
+    "table1-xxl-dino": ("FD_DINOv2 29.16", "xxl-0939524", "0.015", 2.9, (0.6, 5.0), range(13, 20)),
+}
+TABLE_1 = ("table1-s-fid", "table1-xxl-fid", "table1-s-dino", "table1-xxl-dino")
+# Class and seed of each image, in the paper's numbering of version 2.
+FIGURES = {
+    6: [(64, s) for s in (6, 16, 12, 29)] + [(959, s) for s in (7, 8, 3, 4)],
+    7: [(483, 8), (933, 9)],
+    9: [(483, 17)],
+    11: [(17, s) for s in (19, 25, 7, 12, 16, 22)]
+    + [(33, s) for s in (13, 8, 6, 10, 15, 17)]
+    + [(497, s) for s in (29, 28, 27, 24, 23, 22)],
+    13: [(324, 2), (360, 0), (105, 3), (555, 14), (397, 21), (698, 3), (849, 21), (970, 21)],
+    16: [(33, 19), (64, 25), (1, 13), (504, 6)],
+}
+# (w, guided steps) of the figures' columns; w 1 is no guidance.
+SHORT, ALL = range(17, 23), range(32)
+COLUMNS = {
+    6: [(1, ()), (5, SHORT), (5, ALL)],
+    7: [(1, ()), (3, SHORT), (5, SHORT)],
+    9: [(1, ()), (3, ALL), (5, ALL), (3, SHORT), (5, SHORT)],
+    11: [(1, ()), (5, SHORT), (5, ALL)],
+    13: [(1, ()), (3, SHORT), (5, SHORT)],
+    16: [(1, ()), (3, ALL), (5, ALL), (3, SHORT), (5, SHORT)],
+}
+
+
+def url(name: str) -> str:
+    return f"{ROOT}/{name}.pkl"
+
+
+def checkpoints(config: Config) -> tuple[str | None, str | None]:
+    """Of the main network and of the reference."""
+    reference = config["guidance"].get("reference")
+    return checkpoint_of(config["model"]), reference and checkpoint_of(reference)
+
+
+def published(size: str, metric: str) -> list[str]:
+    """Training, value and EMA without guidance, value, w and EMA with CFG."""
+    kimg, *rows = IMG512[size]
+    return [kimg, *rows[("FID", "FD_DINOv2").index(metric)].split()]
+
+
+def sampled(*words: str) -> Settings:
+    return check(compose("sample", words), {})
+
+
+# Models
+
+
+@pytest.mark.parametrize("metric, suffix", [("FID", ""), ("FD_DINOv2", "-dino")])
+@pytest.mark.parametrize("size", IMG512)
+def test_networks_of_imagenet_512(size, metric, suffix):
+    kimg, value, ema, guided_value, _, guided_ema = published(size, metric)
+    name = f"edm2-img512-{size}{suffix}"
+    config = compose("sample", [f"model={name}"]).config
+    assert checkpoints(config) == (
+        url(f"edm2-img512-{size}-{kimg}-{ema}"),
+        url(f"edm2-img512-xs-uncond-2147483-{guided_ema}"),
+    )
+    assert config["decoder"]["_target_"] == "guidex.models.decoders.StabilityVAE"
+    text = (config_dir() / f"model/{name}.yaml").read_text()
+    assert f"{metric}: {value} " in describe("model", name)
+    assert f"CFG: {guided_value} " in text
+
+
+@pytest.mark.parametrize("size", IMG64)
+def test_networks_of_imagenet_64(size):
+    value, file = IMG64[size]
+    config = compose("sample", [f"model=edm2-img64-{size}", "guidance=none"]).config
+    assert checkpoints(config) == (url(file), None)
+    assert config["decoder"]["_target_"] == "guidex.models.decoders.Pixels"
+    assert f"FID: {value} " in describe("model", f"edm2-img64-{size}")
+
+
+def test_a_preset_for_every_network_and_no_other():
+    sizes = [f"img512-{size}{suffix}" for size in IMG512 for suffix in ("", "-dino")]
+    sizes += ["img512-xs-uncond", "img512-s-uncond", "img512-s-uncond-dino"]
+    sizes += [f"img64-{size}" for size in IMG64]
+    expected = {"edm2", "edm2-tiny", "edm2-img512", "edm2-img64", *(f"edm2-{s}" for s in sizes)}
+    assert {name for name in options("model") if name.startswith("edm2")} == expected
+
+
+def test_any_other_ema_and_place():
+    words = ["model=edm2-img512-s", "model.ema=0.05", "model.root=/data", "guidance=cfg"]
+    config = compose("sample", [*words, "guidance.reference.ema=0.1"]).config
+    assert checkpoints(config) == (
+        "/data/edm2-img512-s-2147483-0.050.pkl",
+        "/data/edm2-img512-xs-uncond-2147483-0.100.pkl",
+    )
+
+
+def test_a_network_of_ones_own():
+    words = ["model=edm2", "model.checkpoint=a.pkl"]
+    assert sampled(*words).method == "none"
+    config = compose("sample", [*words, "guidance=cfg", "guidance.reference.checkpoint=b.pkl"])
+    assert checkpoints(config.config) == ("a.pkl", "b.pkl")
+    with pytest.raises(UsageError, match="^model.checkpoint must be given"):
+        compose("sample", ["model=edm2"])
+    with pytest.raises(UsageError, match="^guidance.reference.checkpoint must be given"):
+        compose("sample", [*words, "guidance=autoguidance"])
+
+
+@pytest.mark.parametrize(
+    "model, guidance",
+    [
+        ("edm2-img512-m", "autoguidance"),
+        ("edm2-img512-xs-uncond", "autoguidance"),
+        ("edm2-img64-m", "autoguidance"),
+        ("edm2-img64-s", "cfg"),
+    ],
+)
+def test_a_reference_that_is_not_published_is_asked_for(model, guidance):
+    with pytest.raises(UsageError, match="guidance.reference.size must be given"):
+        compose("sample", [f"model={model}", f"guidance={guidance}"])
+    assert compose("sample", [f"model={model}", "guidance=none"]).config
+
+
+@pytest.mark.parametrize("name", [name for name in options("model") if name.startswith("edm2-")])
+def test_models_choose_guidance_and_decoder_that_they_can_have(name):
+    settings = sampled(f"model={name}")
+    decoder = "sd_vae" if "img512" in name else "pixels"
+    assert settings.choices["decoder"] == decoder
+    assert (checkpoints(settings.config)[1] is None) == (settings.method == "none")
+
+
+# Experiments
+
+
+@pytest.mark.parametrize("metric, key", [("FID", "fid"), ("FD_DINOv2", "dino")])
+@pytest.mark.parametrize("size", IMG512)
+def test_published_results_of_imagenet_512(size, metric, key):
+    kimg, value, ema, guided_value, w, guided_ema = published(size, metric)
+    name = f"edm2/img512-{size}-{key}"
+    settings = sampled(f"experiment={name}")
+    assert checkpoints(settings.config) == (url(f"edm2-img512-{size}-{kimg}-{ema}"), None)
+    assert not settings.plan.guided.any()
+    assert f": {metric} {value} " in describe("experiment", name)
+
+    name = f"edm2/img512-{size}-guid-{key}"
+    settings = sampled(f"experiment={name}")
+    assert checkpoints(settings.config) == (
+        url(f"edm2-img512-{size}-{kimg}-{guided_ema}"),
+        url(f"edm2-img512-xs-uncond-2147483-{guided_ema}"),
+    )
+    check_everywhere(settings, float(w))
+    assert f": {metric} {guided_value} " in describe("experiment", name)
+
+
+def check_everywhere(settings: Settings, w: float) -> None:
+    """EDM2's protocol: 50,000 seeds, float32, one weight at all 63 evaluations."""
+    assert settings.seeds == list(range(50_000)) and settings.solver.dtype == "float32"
+    assert settings.plan.evaluations_main == 63 and settings.plan.evaluations_ref == [63]
+    assert set(settings.plan.weights[settings.plan.guided]) == {w}
+
+
+@pytest.mark.parametrize("size", IMG64)
+def test_published_results_of_imagenet_64(size):
+    value, file = IMG64[size]
+    settings = sampled(f"experiment=edm2/img64-{size}-fid")
+    assert checkpoints(settings.config) == (url(file), None)
+    assert f" {value} " in describe("experiment", f"edm2/img64-{size}-fid")
+
+
+@pytest.mark.parametrize("name", AUTOGUIDANCE)
+def test_published_results_of_autoguidance(name):
+    main, reference, w, result = AUTOGUIDANCE[name]
+    data = name.partition("-")[0]
+    settings = sampled(f"experiment=autoguidance/{name}")
+    expected = url(f"edm2-{data}-{main}"), url(f"edm2-{data}-{reference}")
+    assert checkpoints(settings.config) == expected
+    check_everywhere(settings, w)
+    assert f": {result} " in describe("experiment", f"autoguidance/{name}")
+
+
+def check_interval(settings: Settings, name: str) -> None:
+    _, network, ema, w, bounds, steps = INTERVAL[name]
+    assert checkpoints(settings.config) == (
+        url(f"edm2-img512-{network}-{ema}"),
+        url(f"edm2-img512-xs-uncond-2147483-{ema}"),
+    )
+    schedule = settings.config["guidance"]["schedule"]
+    assert (schedule["lo"], schedule["hi"], schedule["w"]) == (*bounds, w)
+    assert settings.plan.guided_steps == list(steps)
+    assert settings.plan.evaluations_ref == [2 * len(steps)]
+    assert settings.solver.dtype == "float64"
+
+
+@pytest.mark.parametrize("name", INTERVAL)
+def test_published_results_of_the_interval(name):
+    check_interval(sampled(f"experiment=interval/{name}"), name)
+    assert f": {INTERVAL[name][0]} " in describe("experiment", f"interval/{name}")
+
+
+def test_table_1_of_the_interval_paper():
+    entries = plan_table(["experiment=interval/table1"]).entries
+    lines = (config_dir() / "experiment/interval/table1.yaml").read_text().splitlines()
+    comments = [line.partition("# ")[2] for line in lines if "- model:" in line]
+    assert len(entries) == 8 and entries[0].settings.config["repeats"] == 3
+    for k, name in enumerate(TABLE_1):
+        _, size, key = name.split("-")
+        metric = {"fid": "FID", "dino": "FD_DINOv2"}[key]
+        cfg, interval = entries[2 * k].settings, entries[2 * k + 1].settings
+        _, _, _, value, w, ema = published(size, metric)
+        assert checkpoints(cfg.config) == checkpoints(interval.config)
+        assert checkpoints(cfg.config)[1] == url(f"edm2-img512-xs-uncond-2147483-{ema}")
+        assert set(cfg.plan.weights[cfg.plan.guided]) == {float(w)}
+        check_interval(interval, name)
+        assert comments[2 * k : 2 * k + 2] == [f"{metric} {value}", INTERVAL[name][0]]
+
+
+@pytest.mark.parametrize("number", FIGURES)
+def test_figures_of_the_interval_paper(number):
+    table = plan_table([f"experiment=interval/fig{number}"])
+    assert table.base.config["metrics"] == {}
+    columns = []
+    for entry in table.entries:
+        settings = entry.settings
+        assert settings.seeds == [hash(pair) % 2**31 for pair in FIGURES[number]]
+        assert settings.labels == [label for label, _ in FIGURES[number]]
+        assert checkpoint_of(settings.config["model"]) == url("edm2-img512-xxl-0939524-0.015")
+        weights = set(settings.plan.weights[settings.plan.guided]) or {1}
+        columns.append((weights.pop(), tuple(settings.plan.guided_steps)))
+        assert not weights
+    assert columns == [(w, tuple(steps)) for w, steps in COLUMNS[number]]
+    assert table.base.config["gallery"] == len(FIGURES[number])
+
+
+def test_how_python_hashes_pairs():
+    """The published code seeds by it; it has been the same since CPython 3.8, on 64 bits."""
+    pairs = {(483, 8): 914211673, (933, 9): 1654522224, (64, 6): 523176147}
+    assert {pair: hash(pair) % 2**31 for pair in pairs} == pairs
+
+
+def test_figure_3():
+    entries = plan_table(["experiment=interval/fig3"]).entries
+    assert len(entries) == 4 * 13
+    for k, name in enumerate(
+        ["table1-s-fid", "table1-xxl-fid", "table1-s-dino", "table1-xxl-dino"]
+    ):
+        none, *guided = entries[13 * k : 13 * (k + 1)]
+        _, network, ema, _, _, steps = INTERVAL[name]
+        assert checkpoint_of(none.settings.config["model"]) == url(f"edm2-img512-{network}-{ema}")
+        assert none.settings.plan.guided_steps == []
+        for j, entry in enumerate(guided):
+            plan = entry.settings.plan
+            assert plan.guided_steps == list(range(32) if j < 6 else steps)
+            assert set(plan.weights[plan.guided]) == {1.5 + 0.5 * (j % 6)}
+
+
+def test_figure_4():
+    entries = plan_table(["experiment=interval/fig4"]).entries
+    weights = [entry.settings.plan.weights[entry.settings.plan.guided] for entry in entries]
+    expected = [round(1 + 0.1 * k, 1) for k in range(1, 31)]
+    assert [w[0] for w in weights[1:]] == 2 * expected and len(weights[0]) == 0
+    assert list(entries[0].settings.config["metrics"]) == ["prdc"]
+
+
+def test_figure_5():
+    """The bounds that its axes show are boundaries between steps."""
+    entries = plan_table(["experiment=interval/fig5"]).entries
+    steps = [entry.settings.plan.guided_steps for entry in entries]
+    assert [(s[0], s[-1] + 1) for s in steps[:5]] == [(i, 22) for i in (20, 15, 10, 5, 0)]
+    assert [(s[0], s[-1] + 1) for s in steps[5:9]] == [(15, i) for i in (31, 27, 23, 19)]
+    assert steps[9] == []

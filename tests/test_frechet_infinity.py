@@ -1,0 +1,88 @@
+"""Extrapolation of the Fréchet distance against distances that are known."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from guidex.errors import UsageError
+from guidex.evaluation.features import FeatureSet
+from guidex.evaluation.frechet import frechet_distance
+from guidex.evaluation.frechet_infinity import FrechetInfinity, limit
+from guidex.evaluation.statistics import GaussianStatistics
+
+DIM = 8
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def feature_set(values: Tensor, detector: str = "d") -> FeatureSet:
+    return FeatureSet.from_values(detector=detector, values=values)
+
+
+def exact_real() -> FeatureSet:
+    """N(0, 1), of which mean and covariance are known exactly."""
+    statistics = GaussianStatistics.from_moments(
+        count=10**6,
+        mean=torch.zeros(DIM, dtype=torch.float64),
+        covariance=torch.eye(DIM, dtype=torch.float64),
+    )
+    return FeatureSet.from_statistics(detector="d", statistics=statistics)
+
+
+def test_a_line_in_one_over_n_is_found() -> None:
+    counts = [100, 150, 400, 1000]
+    assert limit(counts, [3 + 50 / n for n in counts]) == pytest.approx(3, rel=1e-12)
+    assert limit([10, 20], [-1.0, -1.0]) == -1
+
+
+def test_the_bias_of_few_images_is_gone() -> None:
+    # The true distance of N(0.1, 1) is 8 * 0.1^2 = 0.08; over 30 seeds, 400 fakes show about 0.13.
+    real, true = exact_real(), DIM * 0.1**2
+    plain, extrapolated = [], []
+    for seed in range(30):
+        fake = feature_set(normal(400, DIM, seed=seed) + 0.1)
+        plain.append(frechet_distance(real=real.statistics, fake=fake.statistics))
+        metric = FrechetInfinity(sizes=8, smallest=50, seed=seed)
+        extrapolated.append(metric(real=real, fake=fake)["fd_infinity_d"])
+    error = torch.tensor(extrapolated).std().item() / 30**0.5
+    assert error < 0.01
+    assert abs(sum(extrapolated) / 30 - true) < 3.5 * error
+    assert sum(plain) / 30 - true > 0.02
+
+
+def test_an_estimate_may_be_negative() -> None:
+    values = [
+        FrechetInfinity(sizes=8, smallest=50)(
+            real=exact_real(), fake=feature_set(normal(400, DIM, seed=seed))
+        )["fd_infinity_d"]
+        for seed in range(10)
+    ]
+    assert min(values) < 0 < max(values)
+
+
+def test_reproducible_and_by_seed() -> None:
+    fake = feature_set(normal(100, DIM))
+    numbers = [
+        FrechetInfinity(sizes=4, smallest=30, seed=seed)(real=exact_real(), fake=fake)
+        for seed in (0, 0, 1)
+    ]
+    assert numbers[0] == numbers[1] != numbers[2]
+
+
+def test_refusals() -> None:
+    real, fake = exact_real(), feature_set(normal(100, DIM))
+    with pytest.raises(UsageError, match="8 features need at least 16 images"):
+        FrechetInfinity(smallest=15)(real=real, fake=fake)
+    with pytest.raises(UsageError, match="100 fake images leave no room"):
+        FrechetInfinity()(real=real, fake=fake)
+    with pytest.raises(UsageError, match="no room"):
+        FrechetInfinity(sizes=15, smallest=90)(real=real, fake=fake)
+    with pytest.raises(UsageError, match="FrechetInfinity compares single images"):
+        FrechetInfinity(smallest=20)(real=real, fake=real)
+    with pytest.raises(UsageError, match="only features of one detector compare"):
+        FrechetInfinity(smallest=20)(real=real, fake=feature_set(normal(100, DIM), "e"))
+    with pytest.raises(UsageError, match="whole number"):
+        FrechetInfinity(sizes=1)

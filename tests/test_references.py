@@ -1,0 +1,459 @@
+"""Published statistics, our own, images, and what refuses or doubts a comparison."""
+
+import json
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from guidex.config import compose
+from guidex.errors import GuidexError, UsageError
+from guidex.evaluation import references, statistics_files
+from guidex.evaluation.detectors import Automatic, Pixels
+from guidex.evaluation.features import FeatureSet
+from guidex.evaluation.frechet import frechet_distance
+from guidex.evaluation.networks import NetworkDetector
+from guidex.evaluation.protocol import concerns
+from guidex.evaluation.references import describe, reference_features
+from guidex.evaluation.sources import file_features
+from guidex.evaluation.statistics import GaussianStatistics
+from guidex.evaluation.statistics_files import read_statistics, write_statistics
+from guidex.evaluation.weights import Weights
+from guidex.presets import options
+from guidex.runs.evaluate import evaluate
+from guidex.runs.measure import Detectors
+from guidex.runs.reference import make_reference
+
+DIM = 6
+READ: dict[str, Any] = {"resize": None, "bad": "error", "batch": 8, "cache": False}
+
+
+class Halves(nn.Module):
+    """Mean of the upper and of the lower half of each channel, times what the weights say."""
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__()
+        self.scale = float(weights.read()["scale"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.scale * images.float().unflatten(2, (2, -1)).mean(dim=(3, 4)).flatten(1)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUIDEX_CACHE", str(tmp_path / "cache"))
+
+
+def network(folder: Path, name: str = "inception", scale: float = 1.0) -> NetworkDetector:
+    """A detector that goes by the name of a published one."""
+    path = folder / f"scale-{scale}.pth"
+    torch.save({"scale": torch.tensor(scale)}, path)
+    return NetworkDetector(
+        name=name,
+        dim=DIM,
+        resize="halves",
+        package="torch",
+        weights=Weights("halves", str(path), "https://example.org/halves.pth"),
+        build=Halves,
+        prepare=lambda images: images,
+        precision="float32",
+        compile=False,
+    )
+
+
+def pixels(count: int, seed: int = 0, size: int = 8) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def folder_of(path: Path, images: np.ndarray, suffix: str = "png") -> Path:
+    path.mkdir()
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(path / f"{index:04d}.{suffix}")
+    return path
+
+
+def moments(seed: int = 0, dim: int = DIM, dtype: type = np.float64) -> dict[str, np.ndarray]:
+    values = np.random.default_rng(seed).normal(size=(50, dim))
+    return {"mu": values.mean(0).astype(dtype), "sigma": np.cov(values.T).astype(dtype)}
+
+
+def edm2(path: Path, dtype: type = np.float64, **more: object) -> Path:
+    content = {
+        "num_images": 50_000,
+        "fid": moments(1, dtype=dtype),
+        "fd_dinov2": moments(2, dtype=dtype),
+        **more,
+    }
+    path.write_bytes(pickle.dumps(content))
+    return path
+
+
+def assert_moments(features: FeatureSet, expected: dict[str, np.ndarray]) -> None:
+    np.testing.assert_allclose(features.statistics.mean, expected["mu"], rtol=1e-12)
+    np.testing.assert_allclose(features.statistics.covariance, expected["sigma"], rtol=1e-12)
+
+
+# Files of others
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_edm2(tmp_path: Path, dtype: type) -> None:
+    path = edm2(tmp_path / "img512.pkl", dtype)
+    for name, seed in (("inception", 1), ("dinov2", 2)):
+        features, about = reference_features(str(path), network(tmp_path, name), **READ)
+        assert (features.detector, features.count, features.values) == (name, 50_000, None)
+        assert_moments(features, moments(seed, dtype=dtype))
+        assert about["count"] == 50_000
+        told = describe(about)
+        for part in ("img512.pkl (EDM2)", "50,000 images", "resolution not recorded", name):
+            assert part in told
+        assert "halves" in told and "SHA-256" in told
+
+
+@pytest.mark.parametrize("detector", ["dinov2_pil", "dinov2_s", "inception_logits"])
+def test_edm2_is_refused_for_other_detectors_and_resizes(tmp_path: Path, detector: str) -> None:
+    path = edm2(tmp_path / "img512.pkl")
+    with pytest.raises(UsageError, match="inception and dinov2, not of " + detector):
+        reference_features(str(path), network(tmp_path, detector), **READ)
+
+
+def test_statistics_are_not_for_pixels(tmp_path: Path) -> None:
+    path = edm2(tmp_path / "img512.pkl")
+    with pytest.raises(UsageError, match="choose detector=inception or detector=dinov2"):
+        reference_features(str(path), Automatic(), **READ)
+    with pytest.raises(UsageError, match="not of pixels"):
+        reference_features(str(path), Pixels(), **READ)
+
+
+def test_statistics_of_another_dimension_are_refused(tmp_path: Path) -> None:
+    path = edm2(tmp_path / "a.pkl", fid=moments(dim=7))
+    with pytest.raises(UsageError, match="statistics of 7 features, and inception has 6"):
+        reference_features(str(path), network(tmp_path), **READ)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"fid": None, "fd_dinov2": None}, "no reference of EDM2"),
+        ({"num_images": "many"}, "num_images"),
+        ({"num_images": 1}, "num_images"),
+        ({"fid": {"mu": [1.0], "sigma": np.eye(1)}}, "its mu is no array"),
+        ({"fid": {"mu": np.zeros(3), "sigma": np.eye(2)}}, "do not fit"),
+        ({"fid": {"mu": np.zeros(2), "sigma": np.full((2, 2), np.nan)}}, "NaN"),
+        ({"fid": {"mu": np.zeros(2), "sigma": np.array([[1.0, 1.0], [0.0, 1.0]])}}, "symmetric"),
+    ],
+)
+def test_damaged_edm2(tmp_path: Path, change: dict[str, object], text: str) -> None:
+    path = edm2(tmp_path / "a.pkl", **change)
+    with pytest.raises(GuidexError, match=rf"a\.pkl.*{text}"):
+        reference_features(str(path), network(tmp_path), **READ)
+
+
+def test_nothing_in_a_pickle_is_run(tmp_path: Path) -> None:
+    class Malicious:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    path = edm2(tmp_path / "a.pkl", extra=Malicious())
+    with pytest.raises(GuidexError, match="Nothing in the file was run"):
+        reference_features(str(path), network(tmp_path), **READ)
+    assert not (tmp_path / "made").exists()
+
+
+def test_edm_and_pytorch_fid_are_of_inception(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **moments(3))
+    features, about = reference_features(str(tmp_path / "a.npz"), network(tmp_path), **READ)
+    assert_moments(features, moments(3))
+    assert features.values is None
+    assert features.count == 0
+    assert about["count"] is None
+    assert "number of images not recorded" in describe(about)
+    with pytest.raises(UsageError, match="statistics of inception, not of dinov2"):
+        reference_features(str(tmp_path / "a.npz"), network(tmp_path, "dinov2"), **READ)
+
+
+def test_an_unknown_number_of_images_changes_no_distance(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **moments(3))
+    real, _ = reference_features(str(tmp_path / "a.npz"), network(tmp_path), **READ)
+    known = GaussianStatistics.from_moments(
+        count=50_000,
+        mean=torch.from_numpy(moments(3)["mu"]),
+        covariance=torch.from_numpy(moments(3)["sigma"]),
+    )
+    fake = GaussianStatistics.from_features(torch.randn(40, DIM, dtype=torch.float64))
+    expected = frechet_distance(real=known, fake=fake)
+    assert frechet_distance(real=real.statistics, fake=fake) == pytest.approx(expected, rel=1e-12)
+
+
+def test_adm_has_statistics_and_images(tmp_path: Path) -> None:
+    images, path = pixels(9), tmp_path / "virtual.npz"
+    np.savez(path, **moments(4), mu_s=np.zeros(3), sigma_s=np.eye(3), arr_0=images)
+    detector = network(tmp_path)
+    features, about = reference_features(str(path), detector, **READ)
+    assert_moments(features, moments(4))
+    expected = detector(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))[1]
+    assert torch.equal(features.values, expected)
+    assert features.count == 9
+    assert about["count"] is None  # of the statistics, which are of more images
+    assert "single features of 9, array" in describe(about)
+
+    features, about = reference_features(str(path), network(tmp_path, "dinov2"), **READ)
+    assert features.given_statistics is None
+    assert about["count"] == 9
+
+
+def test_a_url_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = edm2(tmp_path / "img512.pkl")
+    asked = []
+    monkeypatch.setattr(references, "fetch", lambda url, progress: asked.append(url) or path)
+    url = "https://example.org/img512.pkl"
+    features, about = reference_features(url, network(tmp_path), **READ)
+    assert asked == [about["path"]] == [url]
+    assert features.count == 50_000
+
+
+def test_images_are_images(tmp_path: Path) -> None:
+    detector = network(tmp_path)
+    np.savez(tmp_path / "a.npz", pixels(5))
+    path = folder_of(tmp_path / "folder", pixels(5))
+    one, about = reference_features(str(path), detector, **READ)
+    other, _ = reference_features(str(tmp_path / "a.npz"), detector, **READ)
+    assert torch.equal(one.values, other.values)
+    assert about["count"] == 5
+    assert about["shape"] == [3, 8, 8]
+    assert "5 images, 8x8, png, inception, halves, float32, weights " in describe(about)
+
+
+@pytest.mark.parametrize("case", ["cut", "objects", "integers", "no zip", "bomb"])
+def test_damaged_npz(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.npz"
+    arrays: dict[str, np.ndarray] = moments()
+    if case == "objects":
+        arrays["mu"] = np.array([object()] * DIM)
+    elif case == "integers":
+        arrays["mu"] = np.zeros(DIM, dtype=np.int64)
+    np.savez(path, **arrays)
+    if case == "cut":
+        path.write_bytes(path.read_bytes()[:-60])
+    elif case == "no zip":
+        path.write_bytes(b"PK nothing")
+    elif case == "bomb":
+        monkeypatch.setattr(statistics_files, "_ARRAY_LIMIT", 2**20)
+        np.savez_compressed(path, mu=np.zeros(400), sigma=np.zeros((400, 400)))
+        assert path.stat().st_size < 2**14
+    texts = {"bomb": "at most 1048576", "integers": "its mu is no array", "objects": "pickle"}
+    with pytest.raises(GuidexError, match=rf"a\.npz.*{texts.get(case, 'cannot be read')}"):
+        reference_features(str(path), network(tmp_path), **READ)
+
+
+# Our own
+
+
+def write_own(path: Path, images: Path, detector: object, keep_features: bool = False) -> None:
+    features, about = file_features(str(images), detector, **READ)
+    write_statistics(path, features, about, keep_features=keep_features)
+
+
+@pytest.mark.parametrize("keep_features", [False, True])
+def test_own_files_are_what_they_were_made_of(tmp_path: Path, keep_features: bool) -> None:
+    detector, images = network(tmp_path), folder_of(tmp_path / "images", pixels(20))
+    write_own(tmp_path / "a.npz", images, detector, keep_features)
+    direct, _ = file_features(str(images), detector, **READ)
+    found, about = reference_features(str(tmp_path / "a.npz"), detector, **READ)
+    assert (found.detector, found.count) == ("inception", 20)
+    torch.testing.assert_close(found.statistics.mean, direct.statistics.mean)
+    torch.testing.assert_close(found.statistics.covariance, direct.statistics.covariance)
+    assert torch.equal(found.values, direct.values) if keep_features else found.values is None
+    told = describe(about)
+    for part in ("a.npz (guidex): 20 images, 8x8, png, inception, halves, float32, weights ",):
+        assert part in told
+    # Others read it, too.
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
+        assert file["mu"].shape == (DIM,)
+        np.testing.assert_allclose(file["sigma"], np.cov(direct.values.double().T), rtol=1e-9)
+
+
+def test_labels_are_kept_with_features(tmp_path: Path) -> None:
+    np.savez(tmp_path / "images.npz", images=pixels(6), labels=np.arange(6) % 2)
+    for keep in (True, False):
+        write_own(tmp_path / "a.npz", tmp_path / "images.npz", network(tmp_path), keep)
+        file = read_statistics(tmp_path / "a.npz")
+        assert (None if file.labels is None else file.labels.tolist()) == (
+            [0, 1, 0, 1, 0, 1] if keep else None
+        )
+
+
+def test_own_files_of_other_weights_or_resizes_are_refused(tmp_path: Path) -> None:
+    images = folder_of(tmp_path / "images", pixels(20))
+    write_own(tmp_path / "a.npz", images, network(tmp_path))
+    with pytest.raises(UsageError, match="another weights"):
+        reference_features(str(tmp_path / "a.npz"), network(tmp_path, scale=2.0), **READ)
+    other = network(tmp_path)
+    other._resize = "thirds"
+    with pytest.raises(UsageError, match=r"another way to resize \(halves there, thirds here\)"):
+        reference_features(str(tmp_path / "a.npz"), other, **READ)
+    with pytest.raises(UsageError, match="statistics of inception, not of dinov2"):
+        reference_features(str(tmp_path / "a.npz"), network(tmp_path, "dinov2"), **READ)
+    with pytest.raises(UsageError, match="choose detector=inception"):
+        reference_features(str(tmp_path / "a.npz"), Automatic(), **READ)
+
+
+def test_own_files_of_pixels_go_with_the_automatic_detector(tmp_path: Path) -> None:
+    images = folder_of(tmp_path / "images", pixels(20, size=2))
+    write_own(tmp_path / "a.npz", images, Automatic())
+    for detector in (Automatic(), Pixels()):
+        features, _ = reference_features(str(tmp_path / "a.npz"), detector, **READ)
+        assert (features.detector, features.dim) == ("pixels", 12)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"guidex": np.array("{")}, "format 1"),
+        ({"guidex": np.array(json.dumps({"format": 2}))}, "format 1"),
+        ({"guidex": np.array(json.dumps({"format": 1, "name": "x"}))}, "damaged"),
+        ({"features": np.zeros((19, DIM), np.float32)}, r"features are float32 \(19, 6\)"),
+        ({"features": np.zeros((20, DIM))}, "features are float64|features has"),
+        ({"labels": np.zeros(20, np.int32)}, "labels are int32"),
+        ({"features": np.zeros((9000, DIM), np.float32)}, "can be right"),
+    ],
+)
+def test_damaged_own_files(tmp_path: Path, change: dict[str, np.ndarray], text: str) -> None:
+    images = folder_of(tmp_path / "images", pixels(20))
+    write_own(tmp_path / "a.npz", images, network(tmp_path), keep_features=True)
+    with np.load(tmp_path / "a.npz") as file:
+        arrays = {**file, **change}
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(GuidexError, match=rf"a\.npz.*({text})"):
+        reference_features(str(tmp_path / "a.npz"), network(tmp_path), **READ)
+
+
+# Doubts
+
+
+def doubts(real: dict[str, Any], fake: dict[str, Any], **more: Any) -> list[str]:
+    given = {"detector": "inception", "dim": 100, "network": True, **more}
+    return concerns(real={"count": 50_000, **real}, fake={"count": 50_000, **fake}, **given)
+
+
+def test_no_doubts() -> None:
+    shape = [3, 64, 64]
+    assert (
+        doubts({"formats": ["png"], "shape": shape}, {"formats": ["array"], "shape": shape}) == []
+    )
+    assert doubts({"count": None}, {"formats": ["jpeg"]}) == []
+    assert doubts({"count": 500}, {"count": 500}, network=False) == []
+
+
+@pytest.mark.parametrize(
+    ("real", "fake", "text"),
+    [
+        ({}, {"count": 49_999}, "49,999 fake images: published distances are of 50,000"),
+        ({"count": 10_000}, {}, "10,000 real images: published"),
+        ({"formats": ["jpeg"]}, {"formats": ["png"]}, "JPEG meets .*real jpeg, fake png"),
+        ({"formats": ["png"]}, {"formats": ["jpeg", "png"]}, "JPEG meets"),
+        ({"shape": [3, 64, 64]}, {"shape": [3, 256, 256]}, "64x64x3 and 256x256x3"),
+        ({"shape": [1, 8, 8]}, {"shape": [3, 8, 8]}, "colour"),
+        (
+            {"detector": {"precision": "float32"}},
+            {"detector": {"precision": "float16"}},
+            "precision: float32 and float16",
+        ),
+    ],
+)
+def test_doubts(real: dict[str, Any], fake: dict[str, Any], text: str) -> None:
+    (doubt,) = doubts(real, fake)
+    assert re.search(text, doubt)
+
+
+def test_more_features_than_images_are_doubted() -> None:
+    assert len(doubts({}, {"count": 100}, network=False)) == 1
+    assert doubts({}, {"count": 101}, network=False) == []
+
+
+# Commands
+
+
+def config_with(*words: str) -> dict[str, Any]:
+    return compose("eval", ["images=a", "ref=b", *words]).config | {"device": "cpu"}
+
+
+@pytest.mark.parametrize("name", options("detector"))
+def test_every_detector_is_made_without_its_weights(name: str) -> None:
+    detectors, config = Detectors(), config_with(f"detector={name}")
+    detector = detectors.get(config)
+    assert detectors.get(config_with(f"detector={name}")) is detector
+    assert detectors.get(config | {"device": "meta"}) is not detector
+    if isinstance(detector, NetworkDetector):
+        assert detector._name == name  # the column says which preset it was
+
+
+def test_detectors_of_other_settings_are_others() -> None:
+    detectors = Detectors()
+    made = [
+        detectors.get(config_with("detector=dinov2", *more))
+        for more in ([], ["detector.precision=float16"], ["detector.resize=pil"])
+    ]
+    assert len(set(map(id, made))) == 3
+    with pytest.raises(UsageError, match="detector.precision must be 'float32' or"):
+        detectors.get(config_with("detector=dinov2", "detector.precision=float64"))
+
+
+def test_ref_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reals = folder_of(tmp_path / "reals", pixels(30, size=2))
+    fakes = folder_of(tmp_path / "fakes", pixels(30, seed=1, size=2) // 2)
+    make_reference([str(reals), f"dest={tmp_path / 'real.npz'}", "features=true"])
+    assert f"{reals}: 30 images, 2x2, png" in capsys.readouterr().out
+    numbers = {}
+    for ref in (reals, tmp_path / "real.npz"):
+        out = tmp_path / f"out-{ref.name}"
+        evaluate([str(fakes), f"ref={ref}", f"out={out}", "metrics=[frechet,prdc]"])
+        (row,) = (json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines())
+        numbers[ref.name] = row["metrics"]
+        printed = capsys.readouterr().out
+        assert f"fake: {fakes}: 30 images, 2x2, png" in printed
+        assert f"real: {ref}" in printed
+    assert numbers["reals"] == pytest.approx(numbers["real.npz"], rel=1e-9)
+    assert numbers["reals"]["fd_pixels"] > 0.1
+
+
+def test_eval_says_what_it_doubts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reals = folder_of(tmp_path / "reals", pixels(4, size=2))
+    fakes = folder_of(tmp_path / "fakes", pixels(30, size=2), suffix="jpg")
+    evaluate([str(fakes), f"ref={reals}", f"out={tmp_path / 'out'}", "metrics=[frechet]"])
+    said = capsys.readouterr().err
+    assert "warning: 4 real images and 12 features of pixels" in said
+    assert "warning: JPEG meets" in said
+    assert "JPEG meets" in (tmp_path / "out" / "rows.jsonl").read_text()
+
+
+def test_eval_refuses_statistics_without_single_features_at_once(tmp_path: Path) -> None:
+    reals = folder_of(tmp_path / "reals", pixels(30, size=2))
+    make_reference([str(reals), f"dest={tmp_path / 'real.npz'}"])
+    with pytest.raises(UsageError, match="PRDC compares single images"):
+        evaluate([str(reals), f"ref={tmp_path / 'real.npz'}", f"out={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_ref_checks_its_destination_first(tmp_path: Path) -> None:
+    (tmp_path / "there.npz").write_bytes(b"")
+    reals = folder_of(tmp_path / "reals", pixels(3))
+    (reals / "broken.png").write_bytes(b"not an image")  # would be an error of its own
+    for dest, text in (
+        ("there.npz", "already there"),
+        ("x.pkl", "ends in .npz"),
+        ("a/b.npz", "no folder"),
+    ):
+        with pytest.raises(UsageError, match=text):
+            make_reference([str(reals), f"dest={tmp_path / dest}"])
+    with pytest.raises(UsageError, match="nothing at"):
+        make_reference([str(tmp_path / "nowhere"), f"dest={tmp_path / 'x.npz'}"])
+    make_reference([str(reals), f"dest={tmp_path / 'there.npz'}", "overwrite=true", "bad=skip"])
+    assert read_statistics(tmp_path / "there.npz").count == 3
