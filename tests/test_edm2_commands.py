@@ -1,6 +1,5 @@
 """The commands on checkpoints: convert, models, ema; and the script that makes tiny networks."""
 
-import gc
 import importlib.util
 import json
 import weakref
@@ -219,7 +218,6 @@ def test_one_snapshot_at_a_time_is_in_memory(run, monkeypatch):
     seen = []
 
     def read(path):
-        gc.collect()
         assert [tensor() for tensor in seen] == [None] * len(seen)
         checkpoint = read_checkpoint(path)
         seen.extend(weakref.ref(tensor) for tensor in checkpoint.tensors.values())

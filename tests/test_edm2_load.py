@@ -10,6 +10,7 @@ from pickle_builder import recorded_module, snapshot
 
 from guidex.assets.cache import file_sha256
 from guidex.assets.checkpoints import Checkpoint, convert, write_checkpoint
+from guidex.assets.progress import download_bar
 from guidex.errors import GuidexError, UsageError
 from guidex.instantiate import Models, instantiate
 from guidex.models.edm2 import load
@@ -191,6 +192,19 @@ def test_configurations_are_checked(snapshots):
     assert isinstance(model, EDM2) and not any(p.requires_grad for p in model.parameters())
     with pytest.raises(UsageError, match="model.dtype must be 'float16' or .*, not 'float64'"):
         instantiate({**config, "dtype": "float64"}, "model", Models(lambda made: made))
+
+
+def test_downloads_are_told_of_where_there_is_no_terminal(capsys):
+    with download_bar("net.pkl"):
+        pass  # it was in the cache
+    assert capsys.readouterr().err == ""
+    with download_bar("net.pkl") as progress:
+        progress(0, 1_250_000)
+        progress(1_250_000, 1_250_000)
+    assert capsys.readouterr().err == "downloading net.pkl (1.2 MB)\n"
+    with download_bar("net.pkl") as progress:
+        progress(10, None)
+    assert capsys.readouterr().err == "downloading net.pkl\n"
 
 
 # Published networks by name

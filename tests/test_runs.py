@@ -119,7 +119,7 @@ def test_killed_sample_ends_with_the_same_images(server, tmp_path: Path) -> None
 def test_interrupt_leaves_a_resumable_folder(
     server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["sample", "seeds=0-399", "block=20", "batch=20", *SAMPLE[4:]]
+    words = ["sample", "seeds=0-1999", "block=20", "batch=20", *SAMPLE[4:]]
     process = server.Process(target=quiet, args=(words, tmp_path / "run"))
     process.start()
     deadline = time.monotonic() + 60
@@ -130,10 +130,10 @@ def test_interrupt_leaves_a_resumable_folder(
     process.join(60)
     assert process.exitcode == 130
     done = len(list((tmp_path / "run" / "blocks").glob("*.json")))
-    assert 1 <= done < 20
+    assert 1 <= done < 100
     assert main([*words, f"out={tmp_path / 'run'}"]) == 0
-    assert f"{20 * done} of 400 images are there already" in capsys.readouterr().out
-    assert len(list((tmp_path / "run" / "images").rglob("*.png"))) == 400
+    assert f"{20 * done} of 2000 images are there already" in capsys.readouterr().out
+    assert len(list((tmp_path / "run" / "images").rglob("*.png"))) == 2000
 
 
 def test_changed_settings_never_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from guidex.errors import GuidexError
 from guidex.runs.points import Point
-from guidex.sampling.seeds import Start, start
+from guidex.sampling.seeds import start
 from guidex.sampling.trajectories import Outcome, trajectories
 
 
@@ -74,7 +75,7 @@ def run_block(
     batch: Batch,
     record: int,
     tick: Callable[[float], None],
-) -> Iterator[tuple[list[int], Start, list[Outcome]]]:
+) -> Iterator[tuple[list[int], Tensor | None, list[Outcome]]]:
     """All points of one cohort for a block's seeds, batch by batch.
 
     Arguments:
@@ -88,26 +89,38 @@ def run_block(
         GuidexError: not even one image fits into the device's memory.
 
     Yields:
-        Seeds, noise and labels, and one outcome per point, for each batch.
+        Seeds, labels (int64 [B], None without classes) and one outcome per point, for each batch.
     """
     settings = points[0].settings
     device = torch.device(settings.config["device"])
     generators = torch.device("cpu") if settings.config["rng"] == "cpu" else device
     model, solver = points[0].model, settings.solver
     runs = [point.run for point in points]
+    compiled = settings.config["model"].get("compile", False)
     first = 0
     while first < len(block.seeds):
         part = slice(first, first + batch.size)
         seeds = block.seeds[part]
         labels = None if block.labels is None else block.labels[part]
+        # A compiled network wants one shape; what is made beyond the block is cut off again.
+        padding = batch.size - len(seeds) if compiled else 0
+        padded = seeds + seeds[-1:] * padding
         begin = start(
-            seeds, model.shape, model.num_classes, labels, device, generators, solver.stochastic
+            padded,
+            model.shape,
+            model.num_classes,
+            labels and labels + labels[-1:] * padding,
+            device,
+            generators,
+            solver.stochastic,
         )
         recorded = max(0, min(record - first, len(seeds)))
         try:
-            outcomes = trajectories(runs, solver, begin, seeds, recorded, tick)
+            outcomes = trajectories(runs, solver, begin, padded, recorded, tick)
         except torch.OutOfMemoryError as error:
             batch.halve(len(seeds), error)
             continue
-        yield seeds, begin, outcomes
+        for outcome in outcomes:
+            outcome.x = outcome.x[: len(seeds)]
+        yield seeds, None if begin.labels is None else begin.labels[: len(seeds)], outcomes
         first += len(seeds)

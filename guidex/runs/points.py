@@ -1,6 +1,7 @@
 """A point of a table, made from its configuration: model, guidance, solver and plan."""
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from guidex.config import Composed, Config
-from guidex.errors import UsageError
+from guidex.errors import GuidexError, UsageError
 from guidex.guidance.directions import Difference
 from guidex.guidance.guidance import Guidance, Guided
 from guidex.guidance.plan import Plan
@@ -92,7 +93,7 @@ class Point:
     settings: Settings
     model: Denoiser
     guidance: Guidance
-    decoder: Decoder
+    decoder: Decoder | None
 
     @property
     def run(self) -> Run:
@@ -101,13 +102,31 @@ class Point:
         return Run(guided, _without_schedules(self.settings.config["guidance"]))
 
     def decoded(self, x: Tensor) -> Tensor:
-        """What is kept of samples: images uint8 [B, C, H, W], or a toy's points as they are."""
-        return x if self.model.space == "points" else self.decoder(x)
+        """What is kept of samples: images uint8 [B, C, H, W]; as they are without a decoder."""
+        return x if self.decoder is None else self.decoder(x)
+
+    @property
+    def latents_alone(self) -> bool:
+        """Whether there are latents, and nothing here to decode them."""
+        return self.decoder is None and self.model.space != "points"
 
     @property
     def bytes_per_sample(self) -> int:
         """A generous guess at what a sample takes on disk."""
-        return 16 * math.prod(self.model.shape)
+        numbers = 8 * math.prod(self.model.shape)
+        if self.decoder is None:
+            return numbers
+        return numbers + math.prod(self.decoder.image_shape(self.model.shape))
+
+    @property
+    def checkpoints(self) -> dict[str, dict[str, str]]:
+        """Source and SHA-256 of the files that the networks come from, by role; for results."""
+        networks = {"main": self.model}
+        for name, term in self.guidance.terms.items():
+            if isinstance(term.direction, Difference):
+                networks[name] = term.direction.reference
+        found = {name: getattr(network, "checkpoint", None) for name, network in networks.items()}
+        return {name: checkpoint for name, checkpoint in found.items() if checkpoint is not None}
 
     @property
     def gflops(self) -> float:
@@ -116,8 +135,13 @@ class Point:
         return self.model.gflops * plan.evaluations_main + self.guidance.gflops(plan)
 
 
-def load(settings: Settings, models: Models) -> Point:
+def load(settings: Settings, models: Models, latents_suffice: bool = False) -> Point:
     """The point with its networks.
+
+    Arguments:
+        settings: of the point.
+        models: where networks come from.
+        latents_suffice: go on, with a notice, where latents cannot be decoded here.
 
     Raises:
         UsageError: labels that the model does not have, noise levels outside its range, a reference
@@ -136,14 +160,13 @@ def load(settings: Settings, models: Models) -> Point:
         if isinstance(term.direction, Difference):
             _check_reference(model, term.direction.reference)
             _check_range(term.direction.reference, settings.plan, term.direction.k)
-    decoder = instantiate(settings.config["decoder"], "decoder", models)
-    if model.space != "points" and decoder.space != model.space:
-        raise UsageError(
-            f"decoder={settings.choices['decoder']} makes images of {decoder.space}, but this "
-            f"model makes {model.space}; choose another decoder"
-        )
-    if model.space != "points":
-        decoder.image_shape(model.shape)
+    try:
+        decoder = None if model.space == "points" else _decoder(settings, model, models)
+    except GuidexError as error:
+        if not latents_suffice:
+            raise
+        print(f"images are not made, latents are: {error}", file=sys.stderr)
+        decoder = None
     return Point(settings, model, guidance, decoder)
 
 
@@ -156,6 +179,16 @@ def _check_reference(model: Denoiser, reference: Denoiser) -> None:
             f"classes, but the model makes {list(model.shape)} of {model.num_classes}; choose a "
             "reference for the same data (guidance.reference)"
         )
+
+
+def _decoder(settings: Settings, model: Denoiser, models: Models) -> Decoder:
+    """The decoder chosen, or by default the one for the model's space."""
+    config, key = settings.config["decoder"], "decoder"
+    if "_target_" not in config:
+        config, key = config[model.space], f"decoder.{model.space}"
+    decoder = instantiate(config, key, models)
+    decoder.image_shape(model.shape)
+    return decoder
 
 
 def _check_range(model: Denoiser, plan: Plan, k: float) -> None:
@@ -220,7 +253,7 @@ def _all_seeds(config: Config) -> list[int]:
     repeats = positive(config, "repeats") if "repeats" in config else 1
     stride = max(first) - min(first) + 1
     if max(first) + stride * (repeats - 1) >= SEED_LIMIT:
-        raise UsageError(f"repeats={repeats} leaves the range of seeds, which end below 2^32")
+        raise UsageError(f"repeats={repeats} leaves the range of seeds, which end below 2^63")
     return [seed + stride * r for r in range(repeats) for seed in first]
 
 

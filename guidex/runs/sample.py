@@ -25,6 +25,7 @@ from guidex.runs.table import plan_table, print_plans
 from guidex.runs.writers import FORMATS, Store, Threads, image_name, stores
 from guidex.sampling.trajectories import Outcome
 
+_KINDS = {"points": "points", "pixels": "images", "latents": "images"}
 SHOWN = 64  # images, or trajectories of a toy, in grid.png
 AUTOMATIC_VIEW = dict.fromkeys(("x_range", "sigma_range", "center", "half_extent"))
 
@@ -54,11 +55,11 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
     identity = {"command": "sample", **settings.identity}
     folder = output_folder(config["out"], "sample", settings.method, identity)
     with run_folder(folder, identity, bool(config["overwrite"]), rank):
-        point = load(settings, models_on(config["device"]))
+        point = load(settings, models_on(config["device"]), latents_suffice=config["latents"])
         if config["latents"] and point.model.space != "latents":
             raise UsageError("latents=true: this model has none; its samples are its output")
         blocks = cut(settings.seeds, settings.labels, config["block"])
-        kept = stores(config["format"], folder, point.model.space == "points", config["latents"])
+        kept = stores(config["format"], folder, point)
         _make_blocks(point, blocks, kept, folder, rank)
         if all(block.path(folder / "blocks", ".json").exists() for block in blocks):
             _finish(point, blocks, kept, folder)
@@ -117,15 +118,14 @@ def _make_block(
     shown = max(0, SHOWN - block.first)
     preview = []
     with Threads() as threads:
-        for part, begin, [outcome] in run_block([point], block, batch, shown, progress.update):
+        for part, classes, [outcome] in run_block([point], block, batch, shown, progress.update):
             left = max(0, shown - len(seeds))
             seeds += part
-            labels += [None] * len(part) if begin.labels is None else begin.labels.tolist()
+            labels += [None] * len(part) if classes is None else classes.tolist()
             images = point.decoded(outcome.x).cpu().numpy()
-            kept[0].write(threads, part, images)
-            for store in kept[1:]:
-                store.write(threads, part, outcome.x.cpu().numpy())
-            if left > 0:
+            for store in kept:
+                store.write(threads, part, outcome.x.cpu().numpy() if store.of_latents else images)
+            if left > 0 and not point.latents_alone:
                 preview.append(images[:left] if point.model.space != "points" else _paths(outcome))
     for store in kept:
         store.close(block.path(records, ".json"))
@@ -155,11 +155,15 @@ def _finish(point: Point, blocks: Sequence[Block], kept: Sequence[Store], folder
                 "gflops": point.gflops,
                 "seconds": sum(record["seconds"] for record in records),
                 "config": settings.config,
-                "provenance": provenance(settings.config),
+                "provenance": {
+                    **provenance(settings.config),
+                    "checkpoints": point.checkpoints,
+                },
             },
         )
         previews = [block.path(folder / "blocks", ".preview.npy") for block in blocks]
-        _write_grid(point, folder, previews, labels)
+        if not point.latents_alone:
+            _write_grid(point, folder, previews, labels)
 
 
 def _write_labels(folder: Path, settings: Settings, labels: Sequence[int | None]) -> None:
@@ -197,4 +201,4 @@ def _paths(outcome: Outcome) -> np.ndarray:
 
 
 def _kind(point: Point) -> str:
-    return "points" if point.model.space == "points" else "images"
+    return "latents" if point.latents_alone else _KINDS[point.model.space]

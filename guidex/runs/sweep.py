@@ -179,9 +179,9 @@ def _run(
     parts: dict[str, list[Tensor]] = {}
     seconds = np.zeros(len(tasks))
     points = [task.point for task in tasks]
-    for _, begin, outcomes in run_block(points, block, batch, kept, progress.update):
-        if begin.labels is not None:
-            parts.setdefault("labels", []).append(begin.labels)
+    for _, labels, outcomes in run_block(points, block, batch, kept, progress.update):
+        if labels is not None:
+            parts.setdefault("labels", []).append(labels)
         for k, (task, outcome) in enumerate(zip(tasks, outcomes, strict=True)):
             began = time.perf_counter()
             shown = 0 if outcome.path is None else outcome.path.shape[1]
@@ -245,7 +245,7 @@ def _row(cohort: Cohort, position: int, folder: Path) -> Row:
         missing=None,
         plan=plan.record(),
         config=config,
-        provenance=provenance(config),
+        provenance={**provenance(config), "checkpoints": task.point.checkpoints},
     )
 
 

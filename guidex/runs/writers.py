@@ -15,6 +15,7 @@ import numpy as np
 from guidex.assets.atomic import atomic_write
 from guidex.assets.codec import from_pixels, write_png
 from guidex.assets.image_set import default_workers
+from guidex.runs.points import Point
 
 WAITING = 512  # images that may wait for a thread before the sampler has to
 
@@ -82,7 +83,13 @@ class Threads:
 
 
 class Store(ABC):
-    """A form in which samples are kept: parts beside each block's record, then one final file."""
+    """A form in which samples are kept: parts beside each block's record, then one final file.
+
+    Attributes:
+        of_latents: whether it takes latents, not what is decoded from them.
+    """
+
+    of_latents = False
 
     @abstractmethod
     def write(self, threads: Threads, seeds: Sequence[int], samples: np.ndarray) -> None:
@@ -167,6 +174,7 @@ class Arrays(Store):
         channels_last: store [N, H, W, C], as ADM does.
         with_labels: name of the labels in the file ("arr_1" for ADM).
         with_seeds: name of the seeds, or None to leave them out.
+        of_latents: whether it takes latents, not what is decoded from them.
     """
 
     def __init__(
@@ -177,10 +185,12 @@ class Arrays(Store):
         channels_last: bool,
         with_labels: str,
         with_seeds: str | None,
+        of_latents: bool = False,
     ) -> None:
         self.path = folder / f"{name}.npz"
         self.entry, self.channels_last = entry, channels_last
         self.with_labels, self.with_seeds = with_labels, with_seeds
+        self.of_latents = of_latents
         self.suffix = f".{name}.npy"
         self.taken: list[np.ndarray] = []
 
@@ -201,24 +211,25 @@ class Arrays(Store):
         _make_once(self.path, lambda file: _write_npz(file, self.entry, parts, extra), parts)
 
 
-def stores(form: str, folder: Path, points: bool, latents: bool) -> list[Store]:
-    """The stores of a run; the first takes images (or the points of a toy), the second latents.
+def stores(form: str, folder: Path, point: Point) -> list[Store]:
+    """Where the samples of a run go.
 
     Arguments:
-        form: png, zip or npz.
+        form: of images: png, zip or npz. The points of a toy are kept as numbers.
         folder: of the run.
-        points: whether the samples are points, which are kept as numbers whatever the form.
-        latents: whether the final latents are kept too.
+        point: whose samples they are; its configuration says whether latents are kept.
     """
-    if points:
-        first: Store = Arrays(folder, "samples", "samples", False, "labels", "seeds")
-    elif form == "npz":
-        first = Arrays(folder, "images", "arr_0", True, "arr_1", None)
-    else:
-        first = {"png": PngFolder, "zip": Zip}[form](folder)
-    if not latents:
-        return [first]
-    return [first, Arrays(folder, "latents", "latents", False, "labels", "seeds")]
+    if point.model.space == "points":
+        return [Arrays(folder, "samples", "samples", False, "labels", "seeds")]
+    kept: list[Store] = []
+    if not point.latents_alone:
+        if form == "npz":
+            kept.append(Arrays(folder, "images", "arr_0", True, "arr_1", None))
+        else:
+            kept.append({"png": PngFolder, "zip": Zip}[form](folder))
+    if point.settings.config["latents"]:
+        kept.append(Arrays(folder, "latents", "latents", False, "labels", "seeds", of_latents=True))
+    return kept
 
 
 def _part(block: Path, suffix: str) -> Path:

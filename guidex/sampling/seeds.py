@@ -13,7 +13,9 @@ from torch import Tensor
 
 from guidex.errors import UsageError
 
-SEED_LIMIT = 2**32  # PyTorch's CPU generators look at the low 32 bits only
+SEED_LIMIT = 2**63
+# EDM2 takes seeds modulo 2^32, and PyTorch's CPU generators look at no more bits than these.
+_MODULUS = 2**32
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def start(
     """Noise and labels of a batch of seeds.
 
     Arguments:
-        seeds: one per image, 0 ... 2^32 - 1.
+        seeds: one per image, 0 ... 2^63 - 1; they count modulo 2^32.
         shape: shape of one sample.
         num_classes: number of classes; 0 for none.
         labels: the classes to make, one per seed, or None to draw each from its seed.
@@ -78,7 +80,7 @@ def start(
     """
     noise, drawn, states = [], [], []
     for seed in seeds:
-        generator = torch.Generator(generator_device).manual_seed(seed)
+        generator = torch.Generator(generator_device).manual_seed(seed % _MODULUS)
         noise.append(torch.randn(shape, generator=generator, device=generator_device))
         if num_classes > 0:
             label = torch.randint(num_classes, [], generator=generator, device=generator_device)
@@ -108,7 +110,7 @@ def parse_seeds(text: str | int | Sequence[str | int]) -> list[int]:
             )
         low, high = int(first), int(last) if dash else int(first)
         if high < low or high >= SEED_LIMIT:
-            raise UsageError(f"seeds {part!r}: the range must increase and stay below 2^32")
+            raise UsageError(f"seeds {part!r}: the range must increase and stay below 2^63")
         seeds.extend(range(low, high + 1))
     if len(set(seeds)) != len(seeds):
         raise UsageError("a seed is given twice; each seed makes one image")

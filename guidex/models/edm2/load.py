@@ -1,7 +1,7 @@
 """EDM2 networks from checkpoints: a file of your own, or one of the published ones by its name.
 
 Published networks are float16, and so were the numbers published with them; that is the default
-here, on every device. CPUs compute float16 slowly (about 4 times float32): use dtype float32 there.
+here, on every device. CPUs compute float16 several times slower than float32: use float32 there.
 """
 
 from collections.abc import Mapping
@@ -45,9 +45,8 @@ def edm2(
         sha256: that the file must have, or None.
         dtype: in which the U-Net computes.
         folded: use the inference form, which computes the same up to rounding, and faster.
-        compile: use torch.compile: a minute or more at first, for each size of batch that occurs,
-            and faster after it. Sizes of batches and blocks that divide the number of seeds (or
-            of the block) keep it to one.
+        compile: use torch.compile, which takes its time once for every size of batch that occurs.
+            There is only one where `batch` divides `block`, and `block` the number of seeds.
 
     Returns:
         The network on the CPU; 1 or 3 channels are pixels in [-1, 1], other numbers latents.
