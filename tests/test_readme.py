@@ -55,15 +55,22 @@ def test_the_method_of_ones_own_works(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_commands_of_the_readme_are_understood(words: list[str], tmp_path: Path) -> None:
+def test_commands_of_the_readme_are_understood(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command, *rest = words
     rest = [word.replace("MY_IMAGES", str(tmp_path)) for word in rest]
     if command == "sweep":
         plan_table(rest)
     elif command == "sample" and "--cfg" not in rest:
+        rest = [word for word in rest if word != "--plan"]
         assert main(["sample", "--plan", *rest]) == 0
     elif command == "eval":
         assert split_axes(rest[1:])[1] == []
+    elif command in ("ref", "convert", "ema"):
+        # All is well with the words but that there is no such file.
+        assert main([command, *rest]) == 2
+        assert rest[0].rstrip("/") in capsys.readouterr().err
     else:
         assert main([command, *rest]) == 0
 
