@@ -124,10 +124,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words of the command line; None for those of the process.
     """
     options = _parser().parse_args(arguments)
-    # Threads of a tensor operation that wait for each other by spinning take the cores from
-    # whatever else runs here: on two busy cores that made small operations up to 50 times slower.
-    # It has to be said before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = os.environ.get("GUIDEX_DEBUG") == "1"
     try:
         _dispatch(options)

@@ -17,12 +17,13 @@ from guidex.reports.grids import sample_grid
 from guidex.runs.blocks import Batch, Block, cut, run_block
 from guidex.runs.drawings import draw_toy, toy_panel
 from guidex.runs.folder import read_json, require_space, run_folder, write_json
+from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, Settings, check, load, models_on
 from guidex.runs.progress import Progress
 from guidex.runs.provenance import output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
 from guidex.runs.table import plan_table, print_plans
-from guidex.runs.writers import FORMATS, Store, Threads, image_name, stores
+from guidex.runs.writers import FORMATS, Threads, image_name, stores
 from guidex.sampling.trajectories import Outcome
 
 _KINDS = {"points": "points", "pixels": "images", "latents": "images"}
@@ -59,10 +60,9 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
         if config["latents"] and point.model.space != "latents":
             raise UsageError("latents=true: this model has none; its samples are its output")
         blocks = cut(settings.seeds, settings.labels, config["block"])
-        kept = stores(config["format"], folder, point)
-        _make_blocks(point, blocks, kept, folder, rank)
+        _make_blocks(point, blocks, folder, rank)
         if all(block.path(folder / "blocks", ".json").exists() for block in blocks):
-            _finish(point, blocks, kept, folder)
+            _finish(point, blocks, folder)
             print(f"{len(settings.seeds)} {_kind(point)} in {folder}")
 
 
@@ -83,9 +83,7 @@ def _plan_table(words: Sequence[str], plan_only: bool) -> None:
     print_plans(table)
 
 
-def _make_blocks(
-    point: Point, blocks: Sequence[Block], kept: Sequence[Store], folder: Path, rank: Rank
-) -> None:
+def _make_blocks(point: Point, blocks: Sequence[Block], folder: Path, rank: Rank) -> None:
     """Make every block of this process that is not there yet."""
     records = folder / "blocks"
     records.mkdir(exist_ok=True)
@@ -98,27 +96,26 @@ def _make_blocks(
         return
     require_space(folder, left * point.bytes_per_sample)
     with Progress("sampling", total, total - left, _kind(point), quiet=not rank.first) as progress:
-        batch = Batch(point.settings.config["batch"])
-        for block in missing:
-            _make_block(point, block, batch, kept, records, progress)
+        config = point.settings.config
+        batch = Batch(config["batch"])
+
+        def work(block: Block, tick: Tick) -> None:
+            _make_block(point, block, batch, folder, tick)
+
+        for _ in in_parallel(work, missing, point.model, config["device"], progress.update):
+            pass  # a block's record says that it is done
 
 
-def _make_block(
-    point: Point,
-    block: Block,
-    batch: Batch,
-    kept: Sequence[Store],
-    records: Path,
-    progress: Progress,
-) -> None:
+def _make_block(point: Point, block: Block, batch: Batch, folder: Path, tick: Tick) -> None:
     """Sample a block and write it; its record comes last and makes it count."""
     began = time.perf_counter()
     seeds: list[int] = []
     labels: list[int | None] = []
     shown = max(0, SHOWN - block.first)
     preview = []
+    records, kept = folder / "blocks", stores(point.settings.config["format"], folder, point)
     with Threads() as threads:
-        for part, classes, [outcome] in run_block([point], block, batch, shown, progress.update):
+        for part, classes, [outcome] in run_block([point], block, batch, shown, tick):
             left = max(0, shown - len(seeds))
             seeds += part
             labels += [None] * len(part) if classes is None else classes.tolist()
@@ -136,7 +133,7 @@ def _make_block(
     write_json(block.path(records, ".json"), record)
 
 
-def _finish(point: Point, blocks: Sequence[Block], kept: Sequence[Store], folder: Path) -> None:
+def _finish(point: Point, blocks: Sequence[Block], folder: Path) -> None:
     """Everything that is made from all blocks together. Of several processes, the last comes
     here."""
     settings = point.settings
@@ -145,7 +142,7 @@ def _finish(point: Point, blocks: Sequence[Block], kept: Sequence[Store], folder
     labels = [label for record in records for label in record["labels"]]
     classes = None if None in labels else np.array(labels)
     with FileLock(folder / ".finish.lock"):
-        for store in kept:
+        for store in stores(settings.config["format"], folder, point):
             store.finish(paths, settings.seeds, classes)
         _write_labels(folder, settings, labels)
         write_json(

@@ -34,6 +34,7 @@ from guidex.runs.measure import (
     repeats_of,
     settings_of,
 )
+from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, load, models_on
 from guidex.runs.progress import Progress
 from guidex.runs.provenance import output_folder, provenance
@@ -151,13 +152,22 @@ def _sample(cohorts: Sequence[Cohort], folder: Path) -> None:
     require_space(folder, needed)
     _print_shared(cohorts)
     with Progress("sampling", total, total - left) as progress:
-        batches = {id(cohort): Batch(cohort.config["batch"]) for cohort in cohorts}
-        for cohort, block in todo:
-            cohort.records.mkdir(parents=True, exist_ok=True)
-            arrays = _run(cohort.tasks, block, batches[id(cohort)], progress)
-            atomic_write(
-                block.path(cohort.records, ".npz"), lambda file, a=arrays: np.savez(file, **a)
-            )
+        for cohort in cohorts:
+            blocks = [block for other, block in todo if other is cohort]
+            _sample_cohort(cohort, blocks, progress)
+
+
+def _sample_cohort(cohort: Cohort, blocks: Sequence[Block], progress: Progress) -> None:
+    cohort.records.mkdir(parents=True, exist_ok=True)
+    batch = Batch(cohort.config["batch"])
+    model, device = cohort.tasks[0].point.model, cohort.config["device"]
+
+    def work(block: Block, tick: Tick) -> dict[str, np.ndarray]:
+        return _run(cohort.tasks, block, batch, tick)
+
+    for block, arrays in in_parallel(work, blocks, model, device, progress.update):
+        path = block.path(cohort.records, ".npz")
+        atomic_write(path, lambda file, arrays=arrays: np.savez(file, **arrays))
 
 
 def _print_shared(cohorts: Sequence[Cohort]) -> None:
@@ -171,15 +181,13 @@ def _print_shared(cohorts: Sequence[Cohort]) -> None:
         print(f"{taken} of {alone} steps are taken, the rest is shared between points")
 
 
-def _run(
-    tasks: Sequence[Task], block: Block, batch: Batch, progress: Progress
-) -> dict[str, np.ndarray]:
+def _run(tasks: Sequence[Task], block: Block, batch: Batch, tick: Tick) -> dict[str, np.ndarray]:
     """All points for a block's seeds, as arrays to be kept."""
     kept = max(0, tasks[0].point.settings.config["gallery"] - block.first)
     parts: dict[str, list[Tensor]] = {}
     seconds = np.zeros(len(tasks))
     points = [task.point for task in tasks]
-    for _, labels, outcomes in run_block(points, block, batch, kept, progress.update):
+    for _, labels, outcomes in run_block(points, block, batch, kept, tick):
         if labels is not None:
             parts.setdefault("labels", []).append(labels)
         for k, (task, outcome) in enumerate(zip(tasks, outcomes, strict=True)):
@@ -213,9 +221,15 @@ def _rows(entries: Sequence[Entry], cohorts: Sequence[Cohort], folder: Path) -> 
     total = sum(len(cohort.tasks) for cohort in cohorts)
     with Progress("measuring", total, unit="points") as progress:
         for cohort in cohorts:
-            for position, task in enumerate(cohort.tasks):
-                made[task.index] = _row(cohort, position, folder)
-                progress.update(1)
+
+            def work(position: int, tick: Tick, cohort: Cohort = cohort) -> Row:
+                row = _row(cohort, position, folder)
+                tick(1)
+                return row
+
+            positions, model = range(len(cohort.tasks)), cohort.tasks[0].point.model
+            for position, row in in_parallel(work, positions, model, "cpu", progress.update):
+                made[cohort.tasks[position].index] = row
     return [
         made[index] if index in made else _missing_row(index, entry)
         for index, entry in enumerate(entries)
