@@ -53,6 +53,8 @@ class Batch:
         """
         if used == 1:
             raise GuidexError("the device has too little memory for a single image") from error
+        if self.size <= used // 2:
+            return  # another thread has done so
         self.size = used // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
