@@ -1,0 +1,26 @@
+"""`guidex list layers`: the self-attention layers of a model, for perturbed-attention guidance."""
+
+from collections.abc import Sequence
+
+from guidex.config import compose
+from guidex.errors import UsageError
+from guidex.instantiate import Models, instantiate
+
+
+def layers(words: Sequence[str]) -> list[str]:
+    """Names of a model's self-attention layers, in the order in which x passes them.
+
+    Arguments:
+        words: Hydra overrides that choose the model, such as "model=edm2-img512-s".
+
+    Raises:
+        UsageError: there are none, or no such model.
+        GuidexError: its checkpoint cannot be had or read.
+    """
+    composed = compose("sample", ["guidance=none", *words])
+    model = instantiate(composed.config["model"], "model", Models(finish=lambda model: model))
+    if not model.attention_layers:
+        raise UsageError(
+            f"model={composed.choices['model']} has no self-attention layers; EDM2 models have some"
+        )
+    return list(model.attention_layers)
