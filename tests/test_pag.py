@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from edm2_networks import TINY, relative, tiny_model
 from helpers import Calls, two_classes
-from test_edm2_network import TINY, noisy, relative, tiny_model
 from torch import Tensor
 
 from guidex.config import Composed
@@ -39,6 +39,12 @@ SOLVER = Heun(grid=Karras(steps=4, sigma_max=5.0))
 def model(request: pytest.FixtureRequest) -> EDM2:
     plain = tiny_model()
     return fold(plain) if request.param == "folded" else plain
+
+
+def noisy(batch: int, sigma: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    shape = (batch, TINY.img_channels, TINY.img_resolution, TINY.img_resolution)
+    return (0.5 + sigma) * torch.randn(shape, generator=generator, dtype=dtype)
 
 
 def pag(model: EDM2, layers: list[str] | str, w: float = 3.0, mode: Mode = "identity") -> Guidance:
@@ -464,6 +470,19 @@ def test_layers_of_a_model_are_listed(monkeypatch):
     names = runs_layers.layers(["model=some"])
     assert names[:3] == [f"enc.16x16_block{i}" for i in range(3)]
     assert names[6] == "dec.4x4_in0" and len(names) == 15
+
+
+@pytest.mark.parametrize("model", ["edm2-img512-xxl", "edm2-img64-s"])
+def test_layers_of_published_networks_are_listed_without_them(model, monkeypatch):
+    monkeypatch.setattr(runs_layers, "instantiate", None)
+    names = runs_layers.layers([f"model={model}"])
+    blocks = [f"16x16_block{i}" for i in range(4)], [f"8x8_block{i}" for i in range(4)]
+    encoder = [f"enc.{name}" for name in (*blocks[0][:3], *blocks[1][:3])]
+    assert names == [
+        *encoder,
+        "dec.8x8_in0",
+        *(f"dec.{name}" for name in (*blocks[1], *blocks[0])),
+    ]
 
 
 def test_a_model_without_attention_has_no_layers_to_list():
