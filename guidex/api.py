@@ -11,10 +11,22 @@ from guidex.evaluation.frechet import Frechet, frechet_distance
 from guidex.evaluation.prdc import PRDC
 from guidex.evaluation.sources import model_features
 from guidex.evaluation.toys import ToyQuality
-from guidex.guidance.directions import ClassifierGradient, Difference, Direction
+from guidex.guidance.directions import (
+    ClassifierGradient,
+    Difference,
+    Direction,
+    PerturbedAttention,
+)
 from guidex.guidance.guidance import Guidance, Guided, Term
-from guidex.guidance.methods import classifier, difference, none, single
+from guidex.guidance.methods import (
+    classifier,
+    difference,
+    none,
+    perturbed_attention,
+    single,
+)
 from guidex.guidance.plan import Plan
+from guidex.guidance.queries import Query
 from guidex.guidance.rules import APG, Extrapolate, Offset, Rescale, Rule
 from guidex.guidance.schedules import Constant, Cosine, Hole, Interval, Linear, Product, Schedule
 from guidex.models.denoiser import Denoiser, ExactDenoiser
@@ -57,9 +69,11 @@ __all__ = [
     "Linear",
     "Log",
     "Offset",
+    "PerturbedAttention",
     "Pixels",
     "Plan",
     "Product",
+    "Query",
     "Rescale",
     "Rule",
     "Schedule",
@@ -74,6 +88,7 @@ __all__ = [
     "mixture1d",
     "model_features",
     "none",
+    "perturbed_attention",
     "sample",
     "single",
     "to_float",

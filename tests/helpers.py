@@ -1,5 +1,6 @@
 """What several test files share: golden numbers, small exact models, a grid, a counter."""
 
+import functools
 import inspect
 from collections import Counter
 from collections.abc import Iterator
@@ -69,18 +70,20 @@ class Open(Bounded):
 
 
 class Calls:
-    """Counts the images that watched networks are called with."""
+    """Counts the images that watched networks are called with: of an EDM2 its U-Net, which takes
+    several predictions of an image at once."""
 
     def __init__(self) -> None:
         self.images: Counter[int] = Counter()
 
     def watch(self, network: nn.Module) -> nn.Module:
         """Count from now on."""
-        network.register_forward_pre_hook(self._count)
+        called = getattr(network, "unet", network)
+        called.register_forward_pre_hook(functools.partial(self._count, id(network)))
         return network
 
     def __getitem__(self, network: nn.Module) -> int:
         return self.images[id(network)]
 
-    def _count(self, network: nn.Module, arguments: tuple) -> None:
-        self.images[id(network)] += len(arguments[0])
+    def _count(self, network: int, module: nn.Module, arguments: tuple) -> None:
+        self.images[network] += len(arguments[0])

@@ -7,16 +7,18 @@ and are finite; no state is left behind; plan and cost agree with the calls actu
 import functools
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from edm2_networks import TINY, tiny_model
 from helpers import Calls, starts
 from torch import Tensor, nn
 
+from guidex.assets.checkpoints import Checkpoint, write_checkpoint
 from guidex.config import compose
 from guidex.errors import UsageError
 from guidex.guidance.guidance import Guidance, Guided
@@ -231,8 +233,34 @@ def test_every_model_knows_its_facts(name, images):
 @pytest.mark.parametrize("guidance", options("guidance"))
 @pytest.mark.parametrize("model", EXACT)
 def test_every_model_under_every_guidance(model, guidance, images):
-    result = check_contract(words_of("model", model, images), [f"guidance={guidance}"])
+    words = words_of("model", model, images)
+    if keys_ending([*words, f"guidance={guidance}"], ".layers"):
+        with pytest.raises(UsageError, match="^guidance.*no self-attention layers"):
+            run([*words, f"guidance={guidance}"])
+        return
+    result = check_contract(words, [f"guidance={guidance}"])
     assert result.plan.guided.any() == (guidance != "none")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What chooses a tiny network with attention, and one without classes as its reference."""
+    folder, words = tmp_path_factory.mktemp("networks"), ["model=edm2-tiny"]
+    for key, config in {
+        "model.checkpoint": TINY,
+        "model.references.unconditional.checkpoint": replace(TINY, label_dim=0, model_channels=8),
+    }.items():
+        path = folder / f"{key}.safetensors"
+        weights = tiny_model(config).state_dict()
+        write_checkpoint(Checkpoint(asdict(config), weights, {"source": "random"}), path)
+        words.append(f"{key}={path}")
+    return words
+
+
+@pytest.mark.parametrize("guidance", ["cfg", "cfg_pag", "pag", "sigma_scaling"])
+def test_a_network_that_answers_several_questions_at_once(guidance, tiny):
+    result = check_contract(tiny, [f"guidance={guidance}"])
+    assert result.plan.guided.any()
 
 
 @pytest.mark.parametrize("name", NETWORKS)

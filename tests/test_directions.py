@@ -8,7 +8,8 @@ from helpers import gaussian
 from torch import Tensor
 
 from guidex.errors import UsageError
-from guidex.guidance.directions import ClassifierGradient, Difference
+from guidex.guidance.directions import ClassifierGradient, Difference, Direction
+from guidex.guidance.queries import answer
 from guidex.models.classifier import BayesClassifier
 from guidex.models.denoiser import ExactDenoiser
 from guidex.models.kernel import kernel
@@ -26,11 +27,18 @@ def noisy(model: ExactDenoiser, sigma: float, count: int = 12) -> tuple[Tensor, 
     return clean + sigma * noise, labels
 
 
+def at(
+    direction: Direction, x: Tensor, sigma: float, labels: Tensor | None, main: Tensor
+) -> Tensor:
+    """The direction, with the predictions that it asks for."""
+    return direction(x, sigma, labels, main, *answer(direction.queries, x, sigma, labels))
+
+
 def test_a_difference_leads_away_from_the_reference():
     main, reference = fractal2d(), fractal2d(conditional=False)
     x, labels = noisy(main, 0.3)
     prediction = main(x, 0.3, labels)
-    direction = Difference(reference)(x, 0.3, labels, prediction)
+    direction = at(Difference(reference), x, 0.3, labels, prediction)
     assert torch.equal(direction, prediction - reference(x, 0.3))
     assert direction.abs().max() > 0.1
 
@@ -39,9 +47,21 @@ def test_the_reference_is_asked_for_the_same_class():
     main, weaker = fractal2d(), fractal2d(blur=0.1)
     x, labels = noisy(main, 0.3)
     prediction = main(x, 0.3, labels)
-    direction = Difference(weaker)(x, 0.3, labels, prediction)
+    direction = at(Difference(weaker), x, 0.3, labels, prediction)
     assert torch.equal(direction, prediction - weaker(x, 0.3, labels))
     assert not torch.equal(direction, prediction - weaker(x, 0.3, 1 - labels))
+
+
+@pytest.mark.parametrize("pair", ["kernel", "fractal"])
+def test_one_network_without_labels_is_its_own_reference(pair):
+    conditional, unconditional = PAIRS[pair]()
+    x, labels = noisy(conditional, 0.5)
+    main = conditional(x, 0.5, labels)
+    direction = at(Difference(conditional, drop_labels=True), x, 0.5, labels, main)
+    assert torch.equal(direction, main - conditional(x, 0.5, None))
+    two_networks = at(Difference(unconditional), x, 0.5, labels, main)
+    torch.testing.assert_close(direction, two_networks, rtol=1e-9, atol=1e-11)
+    assert direction.abs().max() > 0.01
 
 
 # Score coefficients on x for N(0, s^2) with s = 0.5, w = 4, k = 1.2: plain and guided.
@@ -53,7 +73,7 @@ def test_sigma_scaling_is_a_difference_of_scores(sigma, plain, guided):
     model = gaussian(std=0.5)
     x = torch.tensor([[-2.0], [0.7], [1.0]], dtype=torch.float64)
     main = model(x, sigma)
-    direction = Difference(model, k=1.2)(x, sigma, None, main)
+    direction = at(Difference(model, k=1.2), x, sigma, None, main)
     torch.testing.assert_close((main - x) / sigma**2, plain * x, rtol=1e-3, atol=0)
     score = (main + 3 * direction - x) / sigma**2
     torch.testing.assert_close(score, guided * x, rtol=1e-3, atol=0)
@@ -65,7 +85,7 @@ def test_sigma_scaling_always_pulls_inward(sigma, k):
     """-x (1 / (s^2 + sigma^2) - 1 / (s^2 + k^2 sigma^2)) sigma^2, at any noise level."""
     model = gaussian(std=0.5)
     x = torch.tensor([[1.5]], dtype=torch.float64)
-    direction = Difference(model, k=k)(x, sigma, None, model(x, sigma))
+    direction = at(Difference(model, k=k), x, sigma, None, model(x, sigma))
     coefficient = 1 / (0.25 + sigma**2) - 1 / (0.25 + (k * sigma) ** 2)
     assert coefficient > 0
     torch.testing.assert_close(direction, -(sigma**2) * coefficient * x, rtol=1e-8, atol=1e-13)
@@ -74,7 +94,7 @@ def test_sigma_scaling_always_pulls_inward(sigma, k):
 def test_sigma_scaling_by_1_is_a_plain_difference():
     model = gaussian()
     x = torch.randn(5, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    direction = Difference(model, k=1.0)(x, 0.3, None, model(x, 0.3))
+    direction = at(Difference(model, k=1.0), x, 0.3, None, model(x, 0.3))
     assert (direction == 0).all()
 
 
@@ -100,7 +120,7 @@ def test_an_exact_classifier_is_classifier_free_guidance(pair, sigma):
     x, labels = noisy(conditional, sigma)
     labels = labels.roll(1)  # of their own class, samples at low noise need no guidance
     main = conditional(x, sigma, labels)
-    free = Difference(unconditional)(x, sigma, labels, main)
+    free = at(Difference(unconditional), x, sigma, labels, main)
     classifier = ClassifierGradient(BayesClassifier(conditional, unconditional))
     with torch.no_grad():  # as in sampling
         found = classifier(x, sigma, labels, main)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from guidex.errors import UsageError
+from guidex.guidance.queries import Query
+from guidex.models.attention import Mode, Perturbation
 from guidex.models.classifier import BayesClassifier
 from guidex.models.denoiser import Denoiser
 
@@ -18,17 +20,24 @@ class Direction(ABC):
     """The interface.
 
     Attributes:
-        evaluations: evaluations of a reference network that one call makes.
+        queries: predictions that it needs beside the main one. They are made before it is asked
+            for, all those of one network at once, so that one call of it can serve them.
+        evaluations: evaluations of a reference network that one call takes, queries included.
         gflops: cost of one call for one image, 10^9 floating-point operations.
+        zero: whether it is 0 everywhere, so that no weight makes it guidance.
     """
 
+    queries: tuple[Query, ...] = ()
     evaluations: int = 1
     gflops: float
+    zero: bool = False
 
     @abstractmethod
-    def __call__(self, x: Tensor, sigma: float, labels: Tensor | None, main: Tensor) -> Tensor:
+    def __call__(
+        self, x: Tensor, sigma: float, labels: Tensor | None, main: Tensor, *predictions: Tensor
+    ) -> Tensor:
         """The direction at x [B, *shape], given the main prediction there, main = D(x; sigma,
-        labels)."""
+        labels), and those it asked for, one per query."""
 
 
 class Difference(Direction):
@@ -43,22 +52,70 @@ class Difference(Direction):
 
     Arguments:
         reference: denoiser of the same shape as the main one; it may be the main one itself if k >
-            1.
+            1 or its labels are dropped.
         k: factor on the reference's noise level; positive.
+        drop_labels: ask the reference without a class: classifier-free guidance by one network that
+            has been trained both ways.
     """
 
-    def __init__(self, reference: Denoiser, k: float = 1.0) -> None:
+    def __init__(self, reference: Denoiser, k: float = 1.0, drop_labels: bool = False) -> None:
         if not k > 0:
             raise UsageError(f"k scales the reference's noise level and must be positive, not {k}")
         self.reference = reference
         self.k = k
         self.gflops = reference.gflops
+        self.queries = (Query(reference, k, drop_labels),)
 
-    def __call__(self, x: Tensor, sigma: float, labels: Tensor | None, main: Tensor) -> Tensor:
-        reference = self.reference(x, self.k * sigma, labels)
+    def __call__(
+        self, x: Tensor, sigma: float, labels: Tensor | None, main: Tensor, reference: Tensor
+    ) -> Tensor:
         if self.k == 1:
             return main - reference
         return (main - x) - (reference - x) / self.k**2
+
+
+class PerturbedAttention(Direction):
+    """D_main - D_ref, the reference being the same network with the attention maps of some layers
+    perturbed: perturbed-attention guidance (Ahn et al. 2024, arXiv 2403.17377).
+
+    w - 1 is the paper's scale s. Both predictions come from one call of the network.
+
+    Arguments:
+        reference: the main model; it must have self-attention layers.
+        layers: name of the layer to perturb, or a pattern with * and ?, or a list of them; [] is no
+            guidance. `guidex list layers` shows the names.
+        mode, ratio, std, seed: how, see guidex.models.attention.Perturbation.
+
+    Raises:
+        UsageError: a layer that the model does not have, a value out of range.
+    """
+
+    def __init__(
+        self,
+        reference: Denoiser,
+        layers: str | list[str],
+        mode: Mode = "identity",
+        ratio: float = 0.25,
+        std: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        names = (layers,) if isinstance(layers, str) else tuple(layers)
+        perturbation = Perturbation(names, mode, ratio, std, seed)
+        if isinstance(reference, Denoiser):  # not where a plan is checked, without any model
+            perturbation.chosen(reference.attention_layers)
+        self.reference = reference
+        self.zero = len(perturbation.layers) == 0
+        self.evaluations = 0 if self.zero else 1
+        self.gflops = 0.0 if self.zero else reference.gflops
+        self.queries = () if self.zero else (Query(reference, perturbation=perturbation),)
+
+    def __call__(
+        self, x: Tensor, sigma: float, labels: Tensor | None, main: Tensor, *predictions: Tensor
+    ) -> Tensor:
+        if self.zero:
+            return torch.zeros_like(main)
+        (perturbed,) = predictions
+        return main - perturbed
 
 
 class ClassifierGradient(Direction):

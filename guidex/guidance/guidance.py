@@ -1,6 +1,7 @@
 """Guidance: a sum of directions, each with its own schedule, joined by a rule."""
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 from guidex.errors import UsageError
 from guidex.guidance.directions import Direction
 from guidex.guidance.plan import Plan
+from guidex.guidance.queries import Query, answer
 from guidex.guidance.rules import Offset, Rule
 from guidex.guidance.schedules import Schedule
 from guidex.guidance.timeline import Timeline
@@ -21,6 +23,11 @@ class Term:
 
     direction: Direction
     schedule: Schedule
+
+    def plan(self, timeline: Timeline) -> np.ndarray:
+        """The schedule's weights; 1 everywhere for a direction that is 0."""
+        weights = self.schedule.plan(timeline)
+        return np.where(np.isnan(weights), weights, 1.0) if self.direction.zero else weights
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Guidance:
 
     def plan(self, timeline: Timeline) -> Plan:
         """All weights on a sampler's grid."""
-        weights = [term.schedule.plan(timeline) for term in self.terms.values()]
+        weights = [term.plan(timeline) for term in self.terms.values()]
         costs = tuple(term.direction.evaluations for term in self.terms.values())
         return Plan(timeline, np.array(weights).reshape(-1, *timeline.evaluations.shape), costs)
 
@@ -78,17 +85,18 @@ class Guided:
         Returns:
             The guided prediction x0 [B, *shape] in the dtype of x, and the rule's memory.
         """
-        main = self.main(x, sigma, labels)
         omegas = self.plan.weights[:, step, stage] - 1
         if np.isnan(omegas).any():
             raise UsageError(f"the plan has no evaluation {stage} in step {step}")
-        offsets = [
-            Offset(k, float(omega), term.direction(x, sigma, labels, main))
-            for k, (omega, term) in enumerate(
-                zip(omegas, self.guidance.terms.values(), strict=True)
-            )
-            if omega != 0
-        ]
-        if not offsets:
+        terms = zip(omegas.tolist(), self.guidance.terms.values(), strict=True)
+        active = [(k, omega, term.direction) for k, (omega, term) in enumerate(terms) if omega != 0]
+        queries = [query for _, _, direction in active for query in direction.queries]
+        main, *rest = answer([Query(self.main), *queries], x, sigma, labels)
+        if not active:
             return main, state
+        predictions = iter(rest)
+        offsets = []
+        for k, omega, direction in active:
+            own = islice(predictions, len(direction.queries))
+            offsets.append(Offset(k, omega, direction(x, sigma, labels, main, *own)))
         return self.guidance.rule(main, offsets, state)

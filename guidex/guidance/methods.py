@@ -1,9 +1,15 @@
 """Guidance methods of one direction, as the YAMLs name them."""
 
-from guidex.guidance.directions import ClassifierGradient, Difference, Direction
+from guidex.guidance.directions import (
+    ClassifierGradient,
+    Difference,
+    Direction,
+    PerturbedAttention,
+)
 from guidex.guidance.guidance import Guidance, Term
 from guidex.guidance.rules import Extrapolate, Rule
 from guidex.guidance.schedules import Schedule
+from guidex.models.attention import Mode
 from guidex.models.classifier import BayesClassifier
 from guidex.models.denoiser import Denoiser
 
@@ -13,9 +19,29 @@ def none() -> Guidance:
     return Guidance({}, Extrapolate())
 
 
-def difference(reference: Denoiser, schedule: Schedule, rule: Rule, k: float = 1.0) -> Guidance:
+def difference(
+    reference: Denoiser,
+    schedule: Schedule,
+    rule: Rule,
+    k: float = 1.0,
+    drop_labels: bool = False,
+) -> Guidance:
     """Away from a reference: CFG, autoguidance, sigma scaling (see directions.Difference)."""
-    return single(Difference(reference, k), schedule, rule)
+    return single(Difference(reference, k, drop_labels), schedule, rule)
+
+
+def perturbed_attention(
+    reference: Denoiser,
+    schedule: Schedule,
+    rule: Rule,
+    layers: str | list[str],
+    mode: Mode = "identity",
+    ratio: float = 0.25,
+    std: float = 1.0,
+    seed: int = 0,
+) -> Guidance:
+    """Away from the same network with perturbed self-attention (directions.PerturbedAttention)."""
+    return single(PerturbedAttention(reference, layers, mode, ratio, std, seed), schedule, rule)
 
 
 def classifier(reference: BayesClassifier, schedule: Schedule, rule: Rule) -> Guidance:

@@ -6,10 +6,30 @@ grad log p(x; sigma) = (D(x; sigma) - x) / sigma^2.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from guidex.errors import UsageError
+from guidex.models.attention import NO_LAYERS, Perturbation
+
+
+@dataclass(frozen=True)
+class View:
+    """How a denoiser is asked about x.
+
+    Attributes:
+        sigma: noise level.
+        labels: classes [B], int64, or None for the prediction without a class.
+        perturbation: of its self-attention, or None.
+    """
+
+    sigma: float
+    labels: Tensor | None
+    perturbation: Perturbation | None = None
 
 
 class Denoiser(nn.Module, ABC):
@@ -23,6 +43,7 @@ class Denoiser(nn.Module, ABC):
         space: what a sample is: "pixels" of an image in [-1, 1], "latents" of a decoder, or
             "points": the coordinates of a toy.
         gflops: 10^9 floating-point operations of one evaluation (one image), 2 per multiply-add.
+        attention_layers: names of the self-attention layers that can be perturbed.
     """
 
     shape: tuple[int, ...]
@@ -32,6 +53,7 @@ class Denoiser(nn.Module, ABC):
     sigma_max: float
     gflops: float
     space: Literal["pixels", "latents", "points"] = "pixels"
+    attention_layers: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
@@ -45,6 +67,21 @@ class Denoiser(nn.Module, ABC):
         Returns:
             The denoised prediction x0 [B, *shape], in the dtype of x.
         """
+
+    def joint(self, x: Tensor, views: Sequence[View]) -> list[Tensor]:
+        """Denoise the same x [B, *shape] several times, an evaluation each: one after the other,
+        unless a network can do it in one call.
+
+        Returns:
+            A prediction [B, *shape] for each view. That of a lone view without perturbation is
+            `forward`'s, bit for bit.
+
+        Raises:
+            UsageError: a perturbation of what the model does not have.
+        """
+        if any(view.perturbation is not None for view in views):
+            raise UsageError(NO_LAYERS)
+        return [self(x, view.sigma, view.labels) for view in views]
 
 
 class ExactDenoiser(Denoiser):

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from guidex.config import Composed, Config
 from guidex.errors import GuidexError, UsageError
-from guidex.guidance.directions import Difference
 from guidex.guidance.guidance import Guidance, Guided
 from guidex.guidance.plan import Plan
 from guidex.instantiate import Models, content_key, instantiate
@@ -123,8 +122,7 @@ class Point:
         """Source and SHA-256 of the files that the networks come from, by role; for results."""
         networks = {"main": self.model}
         for name, term in self.guidance.terms.items():
-            if isinstance(term.direction, Difference):
-                networks[name] = term.direction.reference
+            networks.update((name, query.network) for query in term.direction.queries)
         found = {name: getattr(network, "checkpoint", None) for name, network in networks.items()}
         return {name: checkpoint for name, checkpoint in found.items() if checkpoint is not None}
 
@@ -157,9 +155,9 @@ def load(settings: Settings, models: Models, latents_suffice: bool = False) -> P
             raise UsageError(f"labels={label}: the classes of this model are {allowed}")
     _check_range(model, settings.plan, 1.0)
     for term in guidance.terms.values():
-        if isinstance(term.direction, Difference):
-            _check_reference(model, term.direction.reference)
-            _check_range(term.direction.reference, settings.plan, term.direction.k)
+        for query in term.direction.queries:
+            _check_reference(model, query.network)
+            _check_range(query.network, settings.plan, query.k)
     try:
         decoder = None if model.space == "points" else _decoder(settings, model, models)
     except GuidexError as error:

@@ -17,6 +17,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from guidex.models.attention import Changes
 from guidex.models.edm2.layers import MPConv, learned_gain
 from guidex.models.edm2.network import EDM2, UNet
 
@@ -30,12 +31,14 @@ class FoldedUNet(nn.Module):
         self.modulation = modulation
         self.widths = [block.out_channels for block in unet.blocks()]
 
-    def forward(self, x: Tensor, c_noise: Tensor, classes: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, c_noise: Tensor, classes: Tensor, changes: Changes | None = None
+    ) -> Tensor:
         """x [B, C, H, W], c_noise [B], classes [B, label_dim] -> [B, C, H, W], as UNet.forward."""
         emb = self.unet.embed(c_noise, classes)
         modulations = self.modulation(emb).to(x.dtype).split(self.widths, dim=1)
         x = x.contiguous(memory_format=torch.channels_last)
-        return self.unet.trunk(x, modulations).contiguous()
+        return self.unet.trunk(x, modulations, changes).contiguous()
 
 
 def fold(model: EDM2) -> EDM2:

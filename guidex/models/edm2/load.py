@@ -46,7 +46,8 @@ def edm2(
         dtype: in which the U-Net computes.
         folded: use the inference form, which computes the same up to rounding, and faster.
         compile: use torch.compile, which takes its time once for every size of batch that occurs.
-            There is only one where `batch` divides `block`, and `block` the number of seeds.
+            There is only one where `batch` divides `block`, and `block` the number of seeds, and
+            another where guidance asks the network for several predictions at once.
 
     Returns:
         The network on the CPU; 1 or 3 channels are pixels in [-1, 1], other numbers latents.

@@ -5,7 +5,7 @@ Karras et al. 2024 (arXiv 2312.02696): figure 21, configuration G; preconditioni
 checkpoints, so that `load_state_dict` takes theirs.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from math import sqrt
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from guidex.errors import UsageError
-from guidex.models.denoiser import Denoiser
+from guidex.models.attention import Change, Changes, stacked
+from guidex.models.denoiser import Denoiser, View
 from guidex.models.edm2.layers import (
     Block,
     Fourier,
@@ -214,6 +215,16 @@ class UNet(nn.Module):
             block for block in (*self.enc.values(), *self.dec.values()) if isinstance(block, Block)
         ]
 
+    def attention_shapes(self) -> dict[str, tuple[int, int]]:
+        """Heads and tokens of every self-attention layer, by the name of its block."""
+        shapes = {}
+        for part, blocks in (("enc", self.enc), ("dec", self.dec)):
+            for name, block in blocks.items():
+                if isinstance(block, Block) and block.heads > 0:
+                    resolution = int(name.partition("x")[0])
+                    shapes[f"{part}.{name}"] = (block.heads, resolution**2)
+        return shapes
+
     def embed(self, c_noise: Tensor, classes: Tensor | None) -> Tensor:
         """c_noise [B], classes [B, label_dim] (one-hot; zeros: no class) -> embedding [B, E]."""
         emb = self.emb_noise(self.emb_fourier(c_noise))
@@ -221,26 +232,38 @@ class UNet(nn.Module):
             emb = emb + self.emb_label(classes)
         return F.silu(emb)
 
-    def trunk(self, x: Tensor, modulations: Iterable[Tensor]) -> Tensor:
+    def trunk(
+        self, x: Tensor, modulations: Iterable[Tensor], changes: Changes | None = None
+    ) -> Tensor:
         """x [B, C, H, W], a modulation [B, channels] per block -> [B, C, H, W] (no `out_gain`)."""
         modulations = iter(modulations)
+        changes = {} if changes is None else changes
         # A constant channel lets the convolutions, which have no biases, make one.
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         skips = []
-        for layer in self.enc.values():
-            x = layer(x, next(modulations)) if isinstance(layer, Block) else layer(x)
+        for name, layer in self.enc.items():
+            if isinstance(layer, Block):
+                x = layer(x, next(modulations), changes.get(f"enc.{name}"))
+            else:
+                x = layer(x)
             skips.append(x)
-        for block in self.dec.values():
+        for name, block in self.dec.items():
             if block.joins_skip:
                 x = mp_cat(x, skips.pop(), self.concat_balance)
-            x = block(x, next(modulations))
+            x = block(x, next(modulations), changes.get(f"dec.{name}"))
         return self.out_conv(x)
 
-    def forward(self, x: Tensor, c_noise: Tensor, classes: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        classes: Tensor | None,
+        changes: Changes | None = None,
+    ) -> Tensor:
         """x [B, C, H, W], c_noise [B], classes [B, label_dim] or None -> [B, C, H, W]."""
         emb = self.embed(c_noise, classes)
         modulations = [block.modulation(emb).to(x.dtype) for block in self.blocks()]
-        return self.trunk(x, modulations) * learned_gain(self.out_gain, self.out_conv)
+        return self.trunk(x, modulations, changes) * learned_gain(self.out_gain, self.out_conv)
 
 
 def _encoder(config: Config, block: Callable[..., Block]) -> tuple[nn.ModuleDict, list[int]]:
@@ -327,6 +350,8 @@ class EDM2(Denoiser):
         self.unet = UNet(config)
         self.logvar_fourier = Fourier(config.logvar_channels)
         self.logvar_linear = MPConv(config.logvar_channels, 1, None)
+        self._attention_shapes = self.unet.attention_shapes()
+        self.attention_layers = tuple(self._attention_shapes)
 
     @property
     def gflops(self) -> float:
@@ -343,13 +368,47 @@ class EDM2(Denoiser):
         sigmas = torch.full(x.shape[:1], sigma, dtype=x.dtype, device=x.device)
         return self.predict(x, sigmas, classes)
 
-    def predict(self, x: Tensor, sigma: Tensor, classes: Tensor | None) -> Tensor:
+    def joint(self, x: Tensor, views: Sequence[View]) -> list[Tensor]:
+        """Denoise the same x several times in one call of the U-Net; see Denoiser."""
+        if len(views) == 1 and views[0].perturbation is None:
+            return super().joint(x, views)
+        count = len(x)
+        sigma = torch.cat([x.new_full((count,), view.sigma) for view in views])
+        classes = torch.cat([self._classes(view.labels, x) for view in views])
+        repeated = x.repeat(len(views), 1, 1, 1)
+        return list(self.predict(repeated, sigma, classes, self._changes(views, x)).split(count))
+
+    def _classes(self, labels: Tensor | None, x: Tensor) -> Tensor:
+        if labels is None or self.num_classes == 0:
+            return x.new_zeros(len(x), self.num_classes)
+        return F.one_hot(labels, self.num_classes).to(x.dtype)
+
+    def _changes(self, views: Sequence[View], x: Tensor) -> Changes:
+        """How the rows of a joint call attend, in the layers that some view perturbs."""
+        changes: dict[str, list[Change | None]] = {}
+        for i, view in enumerate(views):
+            if view.perturbation is None:
+                continue
+            for layer in view.perturbation.chosen(self.attention_layers):
+                heads, tokens = self._attention_shapes[layer]
+                change = view.perturbation.change(layer, heads, tokens, view.sigma, x.device)
+                changes.setdefault(layer, [None] * len(views))[i] = change
+        return {layer: stacked(parts, len(x)) for layer, parts in changes.items()}
+
+    def predict(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        classes: Tensor | None,
+        changes: Changes | None = None,
+    ) -> Tensor:
         """Denoise with a noise level and a class vector for each sample.
 
         Arguments:
             x: noisy samples [B, *shape], float32 or float64.
             sigma: noise levels [B], above 0, in the dtype of x.
             classes: weights of the classes [B, num_classes] (one-hot; zeros: no class), or None.
+            changes: how rows attend, by layer, where not as usual.
 
         Returns:
             The denoised prediction [B, *shape], in the dtype of x.
@@ -361,7 +420,7 @@ class EDM2(Denoiser):
         c_skip = self.sigma_data**2 / variance
         c_out = level * self.sigma_data / variance.sqrt()
         c_in = 1 / variance.sqrt()
-        raw = self.unet((c_in * x).to(self.dtype), _c_noise(sigma), classes.float())
+        raw = self.unet((c_in * x).to(self.dtype), _c_noise(sigma), classes.float(), changes)
         return c_skip * x + c_out * raw.to(x.dtype)
 
     def uncertainty(self, sigma: Tensor) -> Tensor:

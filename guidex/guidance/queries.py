@@ -1,0 +1,45 @@
+"""Queries: the predictions that an evaluation of guidance needs, made in as few calls as can be."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from guidex.models.attention import Perturbation
+from guidex.models.denoiser import Denoiser, View
+
+
+@dataclass(frozen=True)
+class Query:
+    """A prediction that is wanted, whatever the x, noise level and class.
+
+    Attributes:
+        network: who makes it.
+        k: factor on the noise level.
+        drop_labels: whether it is made without a class.
+        perturbation: of the network's self-attention, or None.
+    """
+
+    network: Denoiser
+    k: float = 1.0
+    drop_labels: bool = False
+    perturbation: Perturbation | None = None
+
+    def view(self, sigma: float, labels: Tensor | None) -> View:
+        """What it is at a noise level, for classes [B] or None."""
+        return View(self.k * sigma, None if self.drop_labels else labels, self.perturbation)
+
+
+def answer(
+    queries: Sequence[Query], x: Tensor, sigma: float, labels: Tensor | None
+) -> list[Tensor]:
+    """The predictions at x [B, *shape], in the order of the queries; each network is asked once, in
+    the order of its first query."""
+    places: dict[int, list[int]] = {}
+    for i, query in enumerate(queries):
+        places.setdefault(id(query.network), []).append(i)
+    answers: dict[int, Tensor] = {}
+    for own in places.values():
+        views = [queries[i].view(sigma, labels) for i in own]
+        answers.update(zip(own, queries[own[0]].network.joint(x, views), strict=True))
+    return [answers[i] for i in range(len(queries))]

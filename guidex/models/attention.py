@@ -1,0 +1,162 @@
+"""Self-attention, and what perturbed-attention guidance does to it (Ahn et al. 2024, arXiv
+2403.17377).
+
+A perturbation is an argument of a network's call, for some rows of the batch; the network itself is
+never changed, so nothing has to be put back.
+"""
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from guidex.errors import UsageError
+from guidex.presets import nearest
+
+Mode = Literal["identity", "mask", "off_diagonal", "noise"]
+
+NO_LAYERS = "this model has no self-attention layers that could be perturbed; EDM2 models have some"
+
+
+class Change(NamedTuple):
+    """A perturbation worked out for one layer.
+
+    Attributes:
+        mode: as of Perturbation.
+        matrix: [1, heads, N, N] for N tokens: where to look (bool) for the two masks, what to add
+            to the attention map (float32) for noise; None for identity.
+    """
+
+    mode: Mode
+    matrix: Tensor | None
+
+
+class Rows(NamedTuple):
+    """Consecutive rows of a batch that attend in the same way; change is None where as usual."""
+
+    count: int
+    change: Change | None
+
+
+Changes = Mapping[str, Sequence[Rows]]
+"""All rows of a batch, for each layer in which some are perturbed."""
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """What happens to the attention maps A = softmax(q k^T / sqrt(d)) of some layers.
+
+    - "identity": A becomes the identity, so that the output is the values. The published method.
+    - "mask": every entry is left out with probability `ratio` before the softmax, so that rows
+      still sum to 1. A row without entries looks at its diagonal.
+    - "off_diagonal": the same, except for the diagonal, which stays; ratio 1 is the identity.
+    - "noise": A + std * n with n ~ N(0, 1).
+
+    The last three are the paper's ablations (table 9). Random numbers depend on `seed`, the layer
+    and the noise level alone, and are the same for all images of a batch (the authors draw new ones
+    for each): so a perturbed network is a function of what it is given, as all denoisers are, and
+    an image does not depend on its batch. They are drawn on the CPU, equal for all devices.
+
+    Attributes:
+        layers: names of layers, or patterns with * and ?.
+        ratio: of the two masks, 0 ... 1.
+        std: of the noise, >= 0.
+        seed: of the random modes, >= 0.
+    """
+
+    layers: tuple[str, ...]
+    mode: Mode = "identity"
+    ratio: float = 0.25
+    std: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.layers:
+            if not isinstance(name, str):
+                raise UsageError(f"layers are names such as dec.8x8_in0, not {name!r}")
+        if self.mode not in get_args(Mode):
+            raise UsageError(f"mode must be one of {', '.join(get_args(Mode))}, not {self.mode!r}")
+        if not 0 <= self.ratio <= 1:
+            raise UsageError(f"ratio is a share of entries and lies in 0 ... 1, not {self.ratio}")
+        if not 0 <= self.std < float("inf"):
+            raise UsageError(f"std is a standard deviation and must be >= 0, not {self.std}")
+        if self.seed < 0:
+            raise UsageError(f"seed must be a whole number >= 0, not {self.seed}")
+
+    def chosen(self, known: Collection[str]) -> list[str]:
+        """The perturbed ones of a network's layers, in its order.
+
+        Raises:
+            UsageError: a name or pattern that is none of them.
+        """
+        if not known:
+            raise UsageError(NO_LAYERS)
+        for name in self.layers:
+            if not any(fnmatchcase(layer, name) for layer in known):
+                raise UsageError(f"no self-attention layer is called {name}{nearest(name, known)}")
+        return [layer for layer in known if any(fnmatchcase(layer, name) for name in self.layers)]
+
+    def change(
+        self, layer: str, heads: int, tokens: int, sigma: float, device: torch.device
+    ) -> Change:
+        """What it is at a layer for a noise level."""
+        if self.mode == "identity":
+            return Change(self.mode, None)
+        generator = torch.Generator().manual_seed(self._seed_at(layer, sigma))
+        shape = (1, heads, tokens, tokens)
+        if self.mode == "noise":
+            matrix = self.std * torch.randn(shape, generator=generator)
+        else:
+            matrix = torch.rand(shape, generator=generator) >= self.ratio
+            empty = ~matrix.any(dim=-1)
+            kept = empty if self.mode == "mask" else torch.ones_like(empty)
+            matrix.diagonal(dim1=-2, dim2=-1).logical_or_(kept)
+        return Change(self.mode, matrix.to(device))
+
+    def _seed_at(self, layer: str, sigma: float) -> int:
+        text = f"{self.seed} {layer} {float(sigma)!r}"
+        # 32 bits are all that PyTorch's CPU generators look at.
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def stacked(changes: Sequence[Change | None], count: int) -> tuple[Rows, ...]:
+    """The rows of a batch that is made of parts of `count` rows, with a change each or none."""
+    rows: list[Rows] = []
+    for change in changes:
+        if rows and change is None and rows[-1].change is None:
+            rows[-1] = Rows(rows[-1].count + count, None)
+        else:
+            rows.append(Rows(count, change))
+    return tuple(rows)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, rows: Sequence[Rows] | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, changed for some rows of the batch.
+
+    Arguments:
+        q, k, v: queries, keys and values of N tokens, [B, heads, N, d], floating point.
+        rows: all B rows in order; None where no row is perturbed.
+
+    Returns:
+        [B, heads, N, d], in the dtype of v.
+    """
+    if rows is None:
+        return F.scaled_dot_product_attention(q, k, v)
+    counts = [part.count for part in rows]
+    parts = zip(rows, q.split(counts), k.split(counts), v.split(counts), strict=True)
+    return torch.cat([_attend(part.change, *qkv) for part, *qkv in parts])
+
+
+def _attend(change: Change | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if change is None:
+        return F.scaled_dot_product_attention(q, k, v)
+    if change.mode == "identity":
+        return v
+    if change.mode == "noise":
+        return F.scaled_dot_product_attention(q, k, v) + change.matrix.to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=change.matrix)

@@ -1,0 +1,490 @@
+"""Perturbed-attention guidance: by hand, in one call with the main prediction, without traces."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from edm2_networks import TINY, relative, tiny_model
+from helpers import Calls, two_classes
+from torch import Tensor
+
+from guidex.config import Composed
+from guidex.errors import UsageError
+from guidex.guidance.directions import Difference, PerturbedAttention
+from guidex.guidance.guidance import Guidance, Guided, Term
+from guidex.guidance.methods import none, perturbed_attention
+from guidex.guidance.queries import Query, answer
+from guidex.guidance.rules import APG, Extrapolate, Rescale
+from guidex.guidance.schedules import Constant, Interval
+from guidex.instantiate import Placeholder
+from guidex.models.attention import Mode, Perturbation, attention, stacked
+from guidex.models.denoiser import View
+from guidex.models.edm2 import layers as edm2_layers
+from guidex.models.edm2.folded import fold
+from guidex.models.edm2.network import EDM2
+from guidex.runs import layers as runs_layers
+from guidex.sampling.grids import Karras
+from guidex.sampling.solvers import Euler, Heun
+from guidex.sampling.trajectories import sample
+
+LAYERS = ("enc.8x8_block0", "dec.8x8_in0", "dec.8x8_block0", "dec.8x8_block1")
+MODES = ("identity", "mask", "off_diagonal", "noise")
+SIGMA = 0.7
+LABELS = torch.tensor([4, 0, 2])
+SEEDS = [3, 0, 8]
+SOLVER = Heun(grid=Karras(steps=4, sigma_max=5.0))
+
+
+@pytest.fixture(scope="module", params=["plain", "folded"])
+def model(request: pytest.FixtureRequest) -> EDM2:
+    plain = tiny_model()
+    return fold(plain) if request.param == "folded" else plain
+
+
+def noisy(batch: int, sigma: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    shape = (batch, TINY.img_channels, TINY.img_resolution, TINY.img_resolution)
+    return (0.5 + sigma) * torch.randn(shape, generator=generator, dtype=dtype)
+
+
+def pag(model: EDM2, layers: list[str] | str, w: float = 3.0, mode: Mode = "identity") -> Guidance:
+    return perturbed_attention(model, Constant(w=w), Extrapolate(), layers, mode)
+
+
+def alone(model: EDM2, x: Tensor, view: View) -> Tensor:
+    [x0] = model.joint(x, [view])
+    return x0
+
+
+# The attention map
+
+
+def maps(perturbation: Perturbation, tokens: int = 40) -> tuple[Tensor, Tensor]:
+    """Attention maps [3, 2, N, N], plain and perturbed, in the middle of a larger batch.
+
+    Of values that are the unit vectors, attention returns its map.
+    """
+    batch, heads = 3, 2
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 3 * batch, heads, tokens, tokens, generator=generator)
+    v = torch.eye(tokens).expand(3 * batch, heads, -1, -1)
+    change = perturbation.change("layer", heads, tokens, SIGMA, torch.device("cpu"))
+    rows = stacked([None, change, None], batch)
+    found = attention(q, k, v, rows)
+    plain = (q @ k.mT / tokens**0.5).softmax(-1)
+    torch.testing.assert_close(found[:batch], plain[:batch])
+    torch.testing.assert_close(found[-batch:], plain[-batch:])
+    return plain[batch : 2 * batch], found[batch : 2 * batch]
+
+
+def test_identity_returns_the_values():
+    _, found = maps(Perturbation(("*",)))
+    assert torch.equal(found, torch.eye(40).expand_as(found))
+
+
+@pytest.mark.parametrize("mode", ["mask", "off_diagonal"])
+@pytest.mark.parametrize("ratio", [0.25, 0.8])
+def test_masked_rows_are_renormalised(mode, ratio):
+    plain, found = maps(Perturbation(("*",), mode, ratio), tokens=64)
+    kept = found > 0
+    expected = plain * kept / (plain * kept).sum(-1, keepdim=True)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found.sum(-1), torch.ones(found.shape[:-1]))
+    off_diagonal = ~torch.eye(64, dtype=torch.bool)
+    entries = kept[0][:, off_diagonal]  # 2 heads: 8064 entries
+    assert 1 - entries.float().mean().item() == pytest.approx(ratio, abs=4 * 0.5 / 8064**0.5)
+    diagonal = kept[0].diagonal(dim1=-2, dim2=-1)
+    assert diagonal.all() == (mode == "off_diagonal")
+    assert torch.equal(kept, kept[:1].expand_as(kept))  # the same for all images
+    assert not torch.equal(kept[:, 0], kept[:, 1])  # but not for all heads
+
+
+@pytest.mark.parametrize("mode", ["mask", "off_diagonal"])
+def test_the_ends_of_the_ratio(mode):
+    plain, found = maps(Perturbation(("*",), mode, ratio=0.0))
+    torch.testing.assert_close(found, plain)
+    _, found = maps(Perturbation(("*",), mode, ratio=1.0))
+    assert torch.equal(found, torch.eye(40).expand_as(found))
+
+
+def test_noise_is_added_to_the_map():
+    plain, found = maps(Perturbation(("*",), "noise", std=0.3), tokens=64)
+    noise = found - plain
+    assert noise[0].std().item() == pytest.approx(0.3, rel=0.03)
+    assert noise[0].mean().item() == pytest.approx(0, abs=4 * 0.3 / 8192**0.5)
+    torch.testing.assert_close(noise, noise[:1].expand_as(noise))
+    plain, found = maps(Perturbation(("*",), "noise", std=0.0))
+    torch.testing.assert_close(found, plain)
+
+
+@pytest.mark.parametrize("mode", ["mask", "off_diagonal", "noise"])
+def test_random_numbers_follow_from_seed_layer_and_noise_level(mode):
+    def matrix(seed: int = 0, layer: str = "a", sigma: float = SIGMA) -> Tensor:
+        perturbation = Perturbation((layer,), mode, seed=seed)
+        return perturbation.change(layer, 2, 16, sigma, torch.device("cpu")).matrix
+
+    before = torch.get_rng_state()
+    first = matrix()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    assert torch.equal(matrix(), first)
+    for other in (matrix(seed=1), matrix(layer="b"), matrix(sigma=0.71)):
+        assert not torch.equal(other, first)
+
+
+def test_neighbours_without_change_are_one():
+    change = Perturbation(("*",)).change("layer", 1, 4, SIGMA, torch.device("cpu"))
+    rows = stacked([None, None, change, change, None], 3)
+    assert [(part.count, part.change is change) for part in rows] == [
+        (6, False),
+        (3, True),
+        (3, True),
+        (3, False),
+    ]
+
+
+# The network
+
+
+@pytest.mark.parametrize("layer", range(4), ids=LAYERS)
+def test_identity_is_the_network_with_that_map_replaced(model, layer, monkeypatch):
+    """softmax(q k^T / sqrt(d)) of one layer is replaced by the identity, by hand."""
+    x = noisy(3, SIGMA)
+    view = View(SIGMA, LABELS, Perturbation((LAYERS[layer],)))
+    perturbed, plain = alone(model, x, view), model(x, SIGMA, LABELS)
+    calls = []
+
+    def by_hand(q: Tensor, k: Tensor, v: Tensor, rows: None) -> Tensor:
+        weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+        if len(calls) == layer:
+            weights = torch.eye(q.shape[-2]).expand_as(weights)
+        calls.append(rows)
+        return weights @ v
+
+    monkeypatch.setattr(edm2_layers, "attention", by_hand)
+    assert relative(perturbed, model(x, SIGMA, LABELS)) < 1e-5
+    assert len(calls) == len(LAYERS)
+    assert relative(perturbed, plain) > 1e-3
+
+
+def views() -> list[View]:
+    perturbed = [
+        View(SIGMA, LABELS, Perturbation(("dec.*", "enc.8x8_block0"), mode)) for mode in MODES
+    ]
+    others = [
+        View(1.2 * SIGMA, LABELS),
+        View(SIGMA, None, Perturbation(("dec.8x8_in0",))),
+        View(1.2 * SIGMA, LABELS, Perturbation(("dec.*",), "noise")),
+    ]
+    return [View(SIGMA, LABELS), View(SIGMA, None), *perturbed, *others]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_call_equals_separate_ones(model, dtype):
+    x = noisy(3, SIGMA, dtype)
+    found = model.joint(x, views())
+    for view, x0 in zip(views(), found, strict=True):
+        assert (x0.shape, x0.dtype) == (x.shape, dtype)
+        assert relative(x0, alone(model, x, view)) < 1e-5
+    for i, x0 in enumerate(found):
+        for other in found[:i]:
+            assert relative(x0, other) > 1e-3
+
+
+def test_a_lone_view_is_the_network_itself(model):
+    x, changes = noisy(3, SIGMA), []
+    hook = model.unet.register_forward_pre_hook(lambda _, arguments: changes.append(arguments[3]))
+    assert torch.equal(alone(model, x, View(SIGMA, LABELS)), model(x, SIGMA, LABELS))
+    assert torch.equal(alone(model, x, View(SIGMA, None)), model(x, SIGMA))
+    hook.remove()
+    assert changes == [None] * 4  # one graph for a compiled network
+
+
+def test_every_layer_is_perturbed_on_its_own(model):
+    assert model.attention_layers == LAYERS
+    x, plain = noisy(3, SIGMA), model(noisy(3, SIGMA), SIGMA, LABELS)
+    found = [alone(model, x, View(SIGMA, LABELS, Perturbation((name,)))) for name in LAYERS]
+    for i, x0 in enumerate(found):
+        assert relative(x0, plain) > 1e-3
+        assert all(relative(x0, other) > 1e-3 for other in found[:i])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_image_does_not_depend_on_its_batch(model, mode):
+    x, perturbation = noisy(3, SIGMA), Perturbation(("*",), mode)
+    whole = alone(model, x, View(SIGMA, LABELS, perturbation))
+    part = alone(model, x[1:2], View(SIGMA, LABELS[1:2], perturbation))
+    assert relative(part, whole[1:2]) < 1e-5
+
+
+@pytest.mark.parametrize("label_dim", [5, 0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_folded_network_equals_the_plain_one(label_dim, dtype):
+    plain = tiny_model(replace(TINY, label_dim=label_dim), dtype)
+    x = noisy(3, SIGMA)
+    found = zip(plain.joint(x, views()), fold(plain).joint(x, views()), strict=True)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    assert all(relative(folded, x0) < tolerance for x0, folded in found)
+
+
+def test_the_folded_network_with_perturbed_rows_is_one_graph():
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    folded, x = fold(tiny_model()), noisy(3, SIGMA)
+    expected = [folded.joint(x, [replace(v, sigma=s) for v in views()]) for s in (0.3, 0.4, 0.5)]
+    folded.unet.compile(backend=backend, fullgraph=True, dynamic=False)
+    for sigma, x0s in zip((0.3, 0.4, 0.5), expected, strict=True):
+        found = folded.joint(x, [replace(view, sigma=sigma) for view in views()])
+        torch.testing.assert_close(found, x0s)
+    assert len(graphs) == 1
+    torch._dynamo.reset()
+
+
+# Guidance
+
+
+def guided(model: EDM2, guidance: Guidance) -> Guided:
+    return Guided(model, guidance, guidance.plan(SOLVER.timeline()))
+
+
+def test_the_direction_leads_away_from_the_perturbed_prediction(model):
+    x = noisy(3, SIGMA)
+    main = model(x, SIGMA, LABELS)
+    perturbed = alone(model, x, View(SIGMA, LABELS, Perturbation(("dec.8x8_in0",))))
+    x0, _ = guided(model, pag(model, "dec.*_in0", w=3.5))(x, SIGMA, LABELS, 0, 0)
+    assert relative(x0, main + 2.5 * (main - perturbed)) < 1e-5
+    assert relative(x0, main) > 1e-2
+
+
+@pytest.mark.parametrize("same_network", [True, False])
+@pytest.mark.parametrize("order", [["cfg", "pag"], ["pag", "cfg"]])
+def test_cfg_and_pag_add_up(model, same_network, order):
+    """D + (w_cfg - 1) (D - D_uncond) + (w_pag - 1) (D - D_perturbed), the paper's equation 14."""
+    reference = model if same_network else tiny_model(replace(TINY, model_channels=8))
+    terms = {
+        "cfg": Term(Difference(reference, drop_labels=True), Constant(w=1.5)),
+        "pag": Term(PerturbedAttention(model, ["dec.*", "enc.*"], "mask"), Constant(w=4.0)),
+    }
+    x = noisy(3, SIGMA)
+    main = model(x, SIGMA, LABELS)
+    perturbed = alone(model, x, View(SIGMA, LABELS, Perturbation(("*",), "mask")))
+    expected = main + 0.5 * (main - reference(x, SIGMA)) + 3 * (main - perturbed)
+    guidance = Guidance({name: terms[name] for name in order}, Extrapolate())
+    x0, _ = guided(model, guidance)(x, SIGMA, LABELS, 0, 0)
+    assert relative(x0, expected) < 1e-5
+
+
+class Rows:
+    """The rows of every call of a network's U-Net."""
+
+    def __init__(self, model: EDM2) -> None:
+        self.calls: list[int] = []
+        self.handle = model.unet.register_forward_pre_hook(self._count)
+
+    def _count(self, module: torch.nn.Module, arguments: tuple) -> None:
+        self.calls.append(len(arguments[0]))
+
+
+def test_one_call_of_the_network_serves_all_that_is_asked_of_it(model):
+    guidance = Guidance(
+        {
+            "cfg": Term(Difference(model, drop_labels=True), Constant(w=2.0)),
+            "pag": Term(PerturbedAttention(model, "*"), Interval(w=2.0, lo=1, hi=2, unit="step")),
+            "sigma_scaling": Term(Difference(model, k=1.2), Constant(w=1.0)),
+        },
+        Extrapolate(),
+    )
+    rows = Rows(model)
+    sample(model, guidance, Euler(grid=SOLVER.grid), SEEDS, [4, 0, 2])
+    rows.handle.remove()
+    # Weight 1 is not asked for, and the perturbed prediction within its interval alone.
+    assert rows.calls == [2 * 3, 3 * 3, 3 * 3, 2 * 3]
+
+
+def test_an_evaluation_without_guidance_is_the_network_alone(model):
+    interval = Interval(w=3.0, lo=3, hi=3, unit="step")
+    guidance = perturbed_attention(model, interval, Extrapolate(), "*")
+    rows = Rows(model)
+    sample(model, guidance, Euler(grid=SOLVER.grid), SEEDS)
+    rows.handle.remove()
+    assert rows.calls == [3, 3, 3, 6]
+    x = noisy(3, SIGMA)
+    assert torch.equal(guided(model, guidance)(x, SIGMA, LABELS, 0, 0)[0], model(x, SIGMA, LABELS))
+
+
+@pytest.mark.parametrize("w", [1.0, 3.0])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_evaluations_are_those_of_the_plan(mode, w):
+    calls = Calls()
+    main, reference = calls.watch(tiny_model()), calls.watch(tiny_model())
+    terms = {
+        "pag": Term(PerturbedAttention(main, "dec.*", mode), Constant(w=w)),
+        "other": Term(Difference(reference), Constant(w=w)),
+        "nothing": Term(PerturbedAttention(main, []), Constant(w=w)),
+    }
+    guidance = Guidance(terms, Extrapolate())
+    plan = guidance.plan(SOLVER.timeline())
+    x, _ = sample(main, guidance, SOLVER, SEEDS)
+    acting = 0 if w == 1 else plan.evaluations_main
+    assert plan.evaluations_ref == [acting, acting, 0]
+    assert calls[main] == (plan.evaluations_main + acting) * len(SEEDS)
+    assert calls[reference] == acting * len(SEEDS)
+    assert guidance.gflops(plan) == acting * (main.gflops + reference.gflops)
+    unguided, _ = sample(main, none(), SOLVER, SEEDS)
+    assert torch.equal(x, unguided) == (w == 1)
+    assert x.isfinite().all()
+
+
+@pytest.mark.parametrize("rule", [Extrapolate(), APG(momentum=-0.5), Rescale(phi=0.3)])
+def test_no_layer_is_no_guidance(model, rule):
+    guidance = perturbed_attention(model, Constant(w=5.0), rule, [])
+    plan = guidance.plan(SOLVER.timeline())
+    assert plan.describe() == "no guided step of 4; 7 evaluations per image"
+    assert guidance.gflops(plan) == 0
+    found, unguided = (sample(model, one, SOLVER, SEEDS)[0] for one in (guidance, none()))
+    assert torch.equal(found, unguided)
+    x = noisy(3, SIGMA)
+    direction = PerturbedAttention(model, [])
+    assert (direction.queries, direction.evaluations, direction.gflops) == ((), 0, 0.0)
+    assert (direction(x, SIGMA, LABELS, x) == 0).all()
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, None])
+def test_nothing_is_left_behind(model, failure, monkeypatch):
+    x = noisy(3, SIGMA)
+    before, state = model(x, SIGMA, LABELS), model.state_dict()
+    weights = {name: tensor.clone() for name, tensor in state.items()}
+    calls = []
+
+    def fails(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3 and failure is not None:
+            raise failure("in the middle of a call")
+        return attention(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(edm2_layers, "attention", fails)
+        call = guided(model, pag(model, "*", mode="off_diagonal"))
+        if failure is None:
+            call(x, SIGMA, LABELS, 0, 0)
+        else:
+            with pytest.raises(failure):
+                call(x, SIGMA, LABELS, 0, 0)
+    assert len(calls) == (4 if failure is None else 3)
+    assert torch.equal(model(x, SIGMA, LABELS), before)
+    assert model.state_dict().keys() == weights.keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_networks_are_asked_once_and_answers_keep_the_order():
+    one, other = tiny_model(), tiny_model(replace(TINY, model_channels=8))
+    x = noisy(3, SIGMA)
+    queries = [Query(one), Query(other), Query(one, k=1.1), Query(other, drop_labels=True)]
+    counts = Rows(one), Rows(other)
+    found = answer(queries, x, SIGMA, LABELS)
+    assert [rows.calls for rows in counts] == [[6], [6]]
+    expected = [
+        one(x, SIGMA, LABELS),
+        other(x, SIGMA, LABELS),
+        one(x, 1.1 * SIGMA, LABELS),
+        other(x, SIGMA),
+    ]
+    assert all(relative(x0, y0) < 1e-5 for x0, y0 in zip(found, expected, strict=True))
+
+
+def test_exact_denoisers_are_asked_one_by_one_bit_for_bit():
+    main, reference = two_classes(), two_classes(conditional=False)
+    x, labels = torch.randn(4, 2, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
+    found = answer([Query(main), Query(reference), Query(main, k=1.3)], x, SIGMA, labels)
+    expected = main(x, SIGMA, labels), reference(x, SIGMA, labels), main(x, 1.3 * SIGMA, labels)
+    assert all(torch.equal(x0, y0) for x0, y0 in zip(found, expected, strict=True))
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (["8x8_in0"], "no self-attention layer is called 8x8_in0; did you mean dec.8x8_in0"),
+        (["dec.*", "enc.9*"], r"called enc.9\*"),
+        ("dec.8x8_up", "called dec.8x8_up; did you mean"),
+        ([7], "layers are names such as dec.8x8_in0, not 7"),
+    ],
+)
+def test_unknown_layers_are_refused(model, layers, message):
+    with pytest.raises(UsageError, match=message):
+        PerturbedAttention(model, layers)
+
+
+def test_unknown_layers_are_refused_by_the_network_as_well(model):
+    view = View(SIGMA, LABELS, Perturbation(("middle",)))
+    with pytest.raises(UsageError, match="called middle; there are dec.8x8_block0"):
+        model.joint(noisy(3, SIGMA), [view])
+
+
+def test_a_model_without_attention_is_refused():
+    for layers in (["dec.8x8_in0"], []):
+        with pytest.raises(UsageError, match="no self-attention layers"):
+            PerturbedAttention(two_classes(), layers)
+    with pytest.raises(UsageError, match="no self-attention layers"):
+        two_classes().joint(torch.zeros(1, 2), [View(SIGMA, None, Perturbation(("a",)))])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"mode": "blur"}, "mode must be one of identity, mask, off_diagonal, noise, not 'blur'"),
+        ({"ratio": 1.5}, "ratio .* lies in 0 ... 1, not 1.5"),
+        ({"ratio": float("nan")}, "ratio .* not nan"),
+        ({"std": -1.0}, "std .* must be >= 0, not -1.0"),
+        ({"std": float("inf")}, "std .* not inf"),
+        ({"seed": -1}, "seed must be a whole number >= 0, not -1"),
+    ],
+)
+def test_bad_options_are_refused(model, option, message):
+    with pytest.raises(UsageError, match=message):
+        PerturbedAttention(model, "*", **option)
+
+
+def test_a_plan_needs_no_network():
+    guidance = perturbed_attention(Placeholder(), Constant(w=2.0), Extrapolate(), ["any"])
+    assert guidance.plan(SOLVER.timeline()).evaluations_ref == [7]
+
+
+# guidex list layers
+
+
+def test_layers_of_a_model_are_listed(monkeypatch):
+    shape = {"img_resolution": 32, "img_channels": 3, "label_dim": 2, "model_channels": 8}
+    config = {"_target_": "guidex.models.edm2.network.Config", "channels_per_head": 8, **shape}
+    model = {"_target_": "guidex.models.edm2.network.EDM2", "config": config}
+    composed = Composed({"model": model}, {"model": "some"})
+    monkeypatch.setattr(runs_layers, "compose", lambda command, words: composed)
+    names = runs_layers.layers(["model=some"])
+    assert names[:3] == [f"enc.16x16_block{i}" for i in range(3)]
+    assert names[6] == "dec.4x4_in0" and len(names) == 15
+
+
+@pytest.mark.parametrize("model", ["edm2-img512-xxl", "edm2-img64-s"])
+def test_layers_of_published_networks_are_listed_without_them(model, monkeypatch):
+    monkeypatch.setattr(runs_layers, "instantiate", None)
+    names = runs_layers.layers([f"model={model}"])
+    blocks = [f"16x16_block{i}" for i in range(4)], [f"8x8_block{i}" for i in range(4)]
+    encoder = [f"enc.{name}" for name in (*blocks[0][:3], *blocks[1][:3])]
+    assert names == [
+        *encoder,
+        "dec.8x8_in0",
+        *(f"dec.{name}" for name in (*blocks[1], *blocks[0])),
+    ]
+
+
+def test_a_model_without_attention_has_no_layers_to_list():
+    with pytest.raises(UsageError, match="model=mixture1d has no self-attention layers"):
+        runs_layers.layers(["model=mixture1d"])
