@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import guidex
-from guidex.errors import GuidexError
+from guidex.errors import GuidexError, UsageError
 from guidex.presets import KINDS, listing
 
 _OVERRIDES = """\
@@ -114,7 +114,15 @@ _COMMANDS = {
     "ema": Command(_EMA, "WORD", False, False, "guidex.runs.ema:ema_command"),
 }
 
-_LIST = "List presets, with one line on each.\n\nkinds: " + ", ".join(KINDS)
+_LIST = f"""\
+List presets, with one line on each: {", ".join(KINDS)}.
+
+`guidex list layers model=…` names the self-attention layers of a model, for perturbed attention.
+
+examples:
+  guidex list schedules
+  guidex list layers model=edm2-img512-s
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -176,12 +184,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("kind", nargs="?", metavar="KIND")
+    command.add_argument("words", nargs="*", metavar="OVERRIDE")
     return parser
 
 
 def _dispatch(options: argparse.Namespace) -> None:
     if options.command == "list":
-        _list(options.kind)
+        _list(options.kind, options.words)
         return
     command = _COMMANDS[options.command]
     if command.configured and options.cfg:
@@ -195,7 +204,14 @@ def _dispatch(options: argparse.Namespace) -> None:
         run(options.words)
 
 
-def _list(kind: str | None) -> None:
+def _list(kind: str | None, words: Sequence[str]) -> None:
+    if kind == "layers":
+        from guidex.runs.layers import layers
+
+        print("\n".join(layers(words)))
+        return
+    if words:
+        raise UsageError(f"guidex list {kind} takes no overrides, but {' '.join(words)} is given")
     for name in KINDS if kind is None else [kind]:
         rows = listing(name)
         if kind is None:
