@@ -341,8 +341,8 @@ def test_a_reference_or_decoder_for_other_samples_is_refused(place, capsys):
         checkpoint = Checkpoint(asdict(config), tiny_model(config).state_dict(), {"source": name})
         write_checkpoint(checkpoint, place / f"{name}.safetensors")
     words = ["sample", "model=edm2", "model.checkpoint=net.safetensors", "device=cpu"]
-    assert main([*words, "out=a"]) == 2
-    assert "decoder=pixels makes images of pixels" in capsys.readouterr().err
+    assert main([*words, "decoder=pixels", "out=a"]) == 2
+    assert "decoder=pixels shows samples [1 or 3, H, W]" in capsys.readouterr().err
     for reference, found in (("rgb", r"[3, 16, 16] of 5"), ("few", r"[4, 16, 16] of 2")):
         file = f"guidance.reference.checkpoint={reference}.safetensors"
         assert main([*words, "guidance=cfg", file, f"out={reference}"]) == 2

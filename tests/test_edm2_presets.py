@@ -122,7 +122,7 @@ def test_networks_of_imagenet_64(size):
     value, file = IMG64[size]
     config = compose("sample", [f"model=edm2-img64-{size}", "guidance=none"]).config
     assert checkpoints(config) == (url(file), None)
-    assert config["decoder"]["_target_"] == "guidex.models.decoders.Pixels"
+    assert config["decoder"]["pixels"]["_target_"] == "guidex.models.decoders.Pixels"
     assert f"FID: {value} " in describe("model", f"edm2-img64-{size}")
 
 
@@ -172,7 +172,7 @@ def test_a_reference_that_is_not_published_is_asked_for(model, guidance):
 @pytest.mark.parametrize("name", [name for name in options("model") if name.startswith("edm2-")])
 def test_models_choose_guidance_and_decoder_that_they_can_have(name):
     settings = sampled(f"model={name}")
-    decoder = "sd_vae" if "img512" in name else "pixels"
+    decoder = "sd_vae" if "img512" in name else "auto"
     assert settings.choices["decoder"] == decoder
     assert (checkpoints(settings.config)[1] is None) == (settings.method == "none")
 

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +127,28 @@ def test_errors_of_threads_come_back() -> None:
         for k in range(3 * WAITING):
             threads.submit(lambda k=k: done.append(k))
     assert sorted(done) == list(range(3 * WAITING))
+
+
+def test_latents_are_kept_where_nothing_can_decode_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edm2_networks import TINY, tiny_model
+
+    from guidex.assets.checkpoints import Checkpoint, write_checkpoint
+
+    monkeypatch.setenv("GUIDEX_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    network = Checkpoint(asdict(TINY), tiny_model(TINY).state_dict(), {"source": "test"})
+    write_checkpoint(network, tmp_path / "net.safetensors")
+    words = ["sample", "model=edm2", f"model.checkpoint={tmp_path / 'net.safetensors'}"]
+    words += ["model.dtype=float32", "seeds=0-4", "block=2", "sampler.grid.steps=3"]
+    words += ["sampler.dtype=float32"]
+    assert main([*words, f"out={tmp_path / 'run'}"]) == 2
+    assert "decoder=sd_vae decoder.path=" in capsys.readouterr().err or not find_spec("diffusers")
+    assert main([*words, "latents=true", f"out={tmp_path / 'run'}"]) == 0
+    assert "images are not made, latents are" in capsys.readouterr().err
+    with np.load(tmp_path / "run" / "latents.npz") as arrays:
+        assert arrays["latents"].shape == (5, *tiny_model(TINY).shape)
+        assert arrays["latents"].dtype == np.float32
+        assert arrays["seeds"].tolist() == [0, 1, 2, 3, 4] and arrays["labels"].shape == (5,)
+    assert not (tmp_path / "run" / "grid.png").exists()

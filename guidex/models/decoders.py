@@ -1,6 +1,7 @@
 """Decoders: from what a model samples to the images that people and metrics look at."""
 
 import re
+import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal
@@ -155,13 +156,17 @@ def _read_vae(path: str, dtype: torch.dtype) -> Any:
     failure = "no such folder"
     for place, local_only in attempts:
         try:
-            return AutoencoderKL.from_pretrained(
-                place,
-                use_safetensors=True,  # never a pickle
-                local_files_only=local_only,
-                low_cpu_mem_usage=False,
-                torch_dtype=dtype,
-            )
+            with warnings.catch_warnings():
+                # diffusers asks its hub for things that the hub has given up; that is theirs to
+                # mend.
+                warnings.filterwarnings("ignore", module=r"huggingface_hub\.")
+                return AutoencoderKL.from_pretrained(
+                    place,
+                    use_safetensors=True,  # never a pickle
+                    local_files_only=local_only,
+                    low_cpu_mem_usage=False,
+                    torch_dtype=dtype,
+                )
         except OSError as error:
             failure = str(error).splitlines()[0]
         # Damaged or foreign files: every library on the way has exceptions of its own.
@@ -172,5 +177,6 @@ def _read_vae(path: str, dtype: torch.dtype) -> Any:
     raise UsageError(
         f"there is no VAE at {path} ({failure:.200}). Download config.json and "
         f"diffusion_pytorch_model.safetensors from https://huggingface.co/{name}/tree/main on a "
-        "machine that can, put both into one folder, and give it: decoder.path=FOLDER"
+        "machine that can, put both into one folder, and give it: "
+        "decoder=sd_vae decoder.path=FOLDER"
     )

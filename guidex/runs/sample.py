@@ -18,7 +18,7 @@ from guidex.runs.blocks import Batch, Block, cut, run_block
 from guidex.runs.drawings import draw_toy, toy_panel
 from guidex.runs.folder import read_json, require_space, run_folder, write_json
 from guidex.runs.parallel import Tick, in_parallel
-from guidex.runs.points import Point, Settings, check, load, models_on
+from guidex.runs.points import Point, check, load, models_on
 from guidex.runs.progress import Progress
 from guidex.runs.provenance import output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
@@ -144,7 +144,7 @@ def _finish(point: Point, blocks: Sequence[Block], folder: Path) -> None:
     with FileLock(folder / ".finish.lock"):
         for store in stores(settings.config["format"], folder, point):
             store.finish(paths, settings.seeds, classes)
-        _write_labels(folder, settings, labels)
+        _write_labels(folder, point, labels)
         write_json(
             folder / "summary.json",
             {
@@ -163,12 +163,13 @@ def _finish(point: Point, blocks: Sequence[Block], folder: Path) -> None:
             _write_grid(point, folder, previews, labels)
 
 
-def _write_labels(folder: Path, settings: Settings, labels: Sequence[int | None]) -> None:
+def _write_labels(folder: Path, point: Point, labels: Sequence[int | None]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["seed", "label", "file"])
-    for seed, label in zip(settings.seeds, labels, strict=True):
-        writer.writerow([seed, "" if label is None else label, f"images/{image_name(seed)}"])
+    for seed, label in zip(point.settings.seeds, labels, strict=True):
+        file = "" if point.latents_alone else f"images/{image_name(seed)}"
+        writer.writerow([seed, "" if label is None else label, file])
     atomic_write(folder / "labels.csv", lambda file: file.write(text.getvalue().encode()))
 
 
