@@ -7,7 +7,7 @@ OUT-uncond.safetensors without classes, for CFG, and OUT-weaker.safetensors, nar
 autoguidance. They sample noise, but through everything that a real network goes through.
 """
 
-import sys
+import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -57,4 +57,6 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "outputs/edm2-tiny.safetensors"))
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("out", nargs="?", default="outputs/edm2-tiny.safetensors", type=Path)
+    main(parser.parse_args().out)
