@@ -28,6 +28,7 @@ examples:
   guidex sample guidance=interval guidance.schedule.lo=0.2 guidance.schedule.hi=2 --plan
   guidex sample model=kernel model.data=MY_IMAGES guidance=autoguidance out=samples
   guidex sample model=fractal2d guidance=autoguidance sampler.grid.sigma_max=5
+  guidex sample eval=true guidance=cfg seeds=0-1799
 """
 
 _SWEEP = f"""\
@@ -35,8 +36,8 @@ Sample and measure a table of points on the same seeds; write a table, plots and
 
 {_OVERRIDES}
 A key with several values is an axis: w=1,1.5,2  hi=range(1,5)  guidance=cfg,interval. All
-    combinations
-are run (sweep.mode=zip pairs them instead). Without any axis, the default experiment is run.
+combinations are run (sweep.mode=zip pairs them instead). Without any axis, the default experiment
+is run.
 
 examples:
   guidex sweep
@@ -46,13 +47,27 @@ examples:
   guidex sweep experiment=interval/fig2
 """
 
-_EVAL = """\
+
+def _protocols() -> str:
+    """What `guidex list protocols` shows, for the help of eval."""
+    rows = listing("protocols")
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)
+
+
+_EVAL = f"""\
 Measure images (a folder, zip or npz) against a reference: images, or a model that knows its data.
 
 examples:
   guidex eval outputs/sample/cfg-1a2b3c4d ref=digits
   guidex eval fakes.zip ref=reals/ detector=pixels metrics=[frechet,prdc] metrics.prdc.k=5
   guidex eval samples.npz ref=fractal2d detector=coordinates metrics=[frechet,toy]
+  guidex eval fakes/ ref=img512.pkl protocol=edm2
+  guidex eval fakes/ detector=inception_logits metrics=[inception_score]
+
+To compare with a paper, choose its protocol, which is a set of detectors and metrics:
+
+{_protocols()}
 """
 
 _REF = """\

@@ -28,6 +28,7 @@ from guidex.presets import config_dir, is_group, nearest, options
 Config = dict[str, Any]
 
 LIST_GROUPS = ("metrics",)  # of which several presets may be chosen together
+OPTIONAL_GROUPS = ("experiment", "protocol")  # of which none may be chosen, as null
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,14 @@ def compose(command: str, words: Sequence[str]) -> Composed:
                 f"for a list, write {override.key_or_group}=[…]"
             )
         (groups if _is_group(override) else values).append(override)
-    # `experiment=null` is what the root says already; Hydra has no way to say it again.
-    groups = [one for one in groups if one.key_or_group != "experiment" or one.value() is not None]
+    # To choose none is what roots say by themselves; Hydra has no way to say it again.
+    none = [one for one in groups if one.key_or_group in OPTIONAL_GROUPS and one.value() is None]
+    groups = [one for one in groups if one not in none]
     cfg, choices = _compose_groups(command, tuple(o.input_line for o in groups))
+    for group in {one.key_or_group for one in none} & {"protocol"}:  # an experiment may choose one
+        cfg.pop(group, None)
+        choices[group] = "None"
+    _require_one_way(groups, choices)
     # A part taken over from elsewhere is copied once a key inside it is set, so that comes last.
     for override in sorted(values, key=lambda one: _is_taken_over(cfg, one)):
         _set(cfg, override, choices)
@@ -82,6 +88,17 @@ def compose(command: str, words: Sequence[str]) -> Composed:
         raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     _require_all(config)
     return Composed(config, choices)
+
+
+def _require_one_way(groups: Sequence[Override], choices: dict[str, str]) -> None:
+    """Refuse to choose what a protocol replaces."""
+    protocol = choices.get("protocol", "None")
+    for override in groups:
+        if protocol != "None" and override.key_or_group in ("detector", "metrics"):
+            raise UsageError(
+                f"{override.input_line}: protocol={protocol} has detectors and metrics of its own; "
+                "change them under protocol.…, or say protocol=null"
+            )
 
 
 def _require_all(data: Any, key: str = "") -> None:
@@ -209,7 +226,7 @@ def _check_choice(override: Override) -> None:
     if isinstance(value, list) and group not in LIST_GROUPS:
         raise UsageError(f"{override.input_line}: choose one {group}")
     for name in value if isinstance(value, list) else [value]:
-        if name is None and group == "experiment":
+        if name is None and group in OPTIONAL_GROUPS:
             continue
         if str(name) not in options(group):
             given = _as_text(name)

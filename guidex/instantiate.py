@@ -9,6 +9,7 @@ key that is wrong.
 import importlib
 import inspect
 import json
+import math
 import types
 import typing
 from collections.abc import Callable
@@ -19,9 +20,14 @@ from guidex.presets import nearest
 
 
 class Placeholder:
-    """Stands in for a model while a plan is checked, before anything is loaded."""
+    """Stands in for a model while a plan is checked, before anything is loaded.
 
-    gflops = 0.0
+    Attributes:
+        gflops: 10^9 floating-point operations of an evaluation; NaN where that is not known yet.
+    """
+
+    def __init__(self, gflops: float = math.nan) -> None:
+        self.gflops = gflops
 
 
 class Models:
@@ -29,16 +35,21 @@ class Models:
 
     Arguments:
         finish: what is done to a new model (moved to a device), or None to make placeholders only.
+        gflops: what a placeholder costs, by its model's configuration.
     """
 
-    def __init__(self, finish: Callable[[Any], Any] | None) -> None:
-        self._finish = finish
+    def __init__(
+        self,
+        finish: Callable[[Any], Any] | None,
+        gflops: Callable[[dict[str, Any]], float] = lambda config: math.nan,
+    ) -> None:
+        self._finish, self._gflops = finish, gflops
         self._made: dict[str, Any] = {}
 
     def get(self, config: dict[str, Any], make: Callable[[], Any]) -> Any:
         """The model of a configuration, made on first use."""
         if self._finish is None:
-            return Placeholder()
+            return Placeholder(self._gflops(config))
         identity = content_key(config)
         if identity not in self._made:
             self._made[identity] = self._finish(make())

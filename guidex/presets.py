@@ -18,6 +18,7 @@ KINDS = {
     "decoders": "decoder",
     "detectors": "detector",
     "metrics": "metrics",
+    "protocols": "protocol",
     "experiments": "experiment",
 }
 

@@ -245,3 +245,16 @@ def test_no_axes_make_one_point(mode):
 def test_show_prints_what_can_be_set():
     text = show("sample", ["guidance=cfg", "guidance.schedule.w=1.5,2"])
     assert "w: 1.5" in text and "seeds: 0-63" in text
+
+
+def test_a_protocol_replaces_detector_and_metrics():
+    table, words = "experiment=interval/table1", ["detector=inception"]
+    assert list(compose("sweep", [table]).config["protocol"]) == ["fid", "fd_dinov2"]
+    with pytest.raises(UsageError, match="protocol=edm2 has detectors and metrics of its own"):
+        compose("sweep", [table, *words])
+    freed = compose("sweep", [table, "protocol=null", *words])
+    assert "protocol" not in freed.config and freed.choices["protocol"] == "None"
+    assert freed.config["detector"]["features"] == "pool3"
+    assert "protocol" in compose("sweep", [table]).config
+    with pytest.raises(UsageError, match="there is no protocol=edm; did you mean edm2"):
+        compose("eval", ["protocol=edm", "images=a"])

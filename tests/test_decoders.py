@@ -102,9 +102,43 @@ def test_float16_agrees(folder, decoder):
     assert difference.abs().max() <= 2
 
 
+def test_channels_last_changes_rounding_alone(folder, decoder):
+    planar = StabilityVAE(str(folder), batch=2)
+    planar.vae.to(memory_format=torch.contiguous_format)
+    weights = [vae.decoder.conv_in.weight for vae in (decoder.vae, planar.vae)]
+    last = torch.channels_last
+    assert [weight.is_contiguous(memory_format=last) for weight in weights] == [True, False]
+    values = [one.vae.decode(one.raw(latents())).sample for one in (decoder, planar)]
+    torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiled_decoder_meets_one_size_of_batch(folder, decoder, monkeypatch):
+    """With a compiler that only captures; what fills up a batch is cut off again."""
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append([tuple(value.shape) for value in inputs if value.ndim == 4][-1])
+        return graph
+
+    def compile_eagerly(module, **options):
+        assert options == {"dynamic": False}
+        call = torch.compile(module._call_impl, backend=backend, fullgraph=True, **options)
+        module._compiled_call_impl = call
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+    compiled = StabilityVAE(str(folder), batch=2, compile=True)
+    for count in (5, 1, 2):
+        x = latents(count)
+        assert (compiled(x).int() - decoder(x).int()).abs().max() <= 1
+        assert compiled(x).shape == decoder(x).shape
+    assert len(seen) == 1
+
+
 def test_infinite_values_are_told(folder, decoder):
     with pytest.raises(GuidexError, match="not a number$"):
         decoder(latents(1) * float("nan"))
+    with pytest.raises(GuidexError, match="not a number$"):
+        decoder(torch.cat([latents(1) * float("nan"), latents(3)]))  # not only in the last part
     with pytest.raises(GuidexError, match="use decoder.dtype=float32"):
         StabilityVAE(str(folder), dtype="float16")(latents(1) * float("nan"))
 

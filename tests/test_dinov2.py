@@ -12,8 +12,8 @@ from torch import Tensor
 
 from guidex.errors import GuidexError, UsageError
 from guidex.evaluation import dinov2 as module
-from guidex.evaluation.dinov2 import Architecture, DINOv2, dinov2, resize_by_pillow, swiglu_width
-from guidex.evaluation.networks import NetworkDetector
+from guidex.evaluation.dinov2 import SIDE, Architecture, DINOv2, dinov2, swiglu_width
+from guidex.evaluation.networks import NetworkDetector, resize_by_pillow
 from guidex.evaluation.weights import Weights
 
 pytest.importorskip("timm", reason="timm is not installed")
@@ -199,12 +199,12 @@ def test_position_embeddings_are_sampled_by_the_scale_factor() -> None:
 
 def test_pillows_resize_is_pillows() -> None:
     samples = images(3, 300, 100)
-    for found, pixels in zip(resize_by_pillow(samples), samples, strict=True):
+    for found, pixels in zip(resize_by_pillow(samples, SIDE), samples, strict=True):
         image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
         resized = np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC))
         assert np.array_equal(found.permute(1, 2, 0).numpy(), resized)
     same = images(2, 224, 224)
-    assert torch.equal(resize_by_pillow(same), same)
+    assert torch.equal(resize_by_pillow(same, SIDE), same)
 
 
 def test_the_two_resizes_differ_in_features_and_name(
@@ -232,7 +232,7 @@ def test_names_and_sizes() -> None:
         for size in module.ARCHITECTURES
         for resize in ("torch", "pil")
     }
-    names = {key: detector._name for key, detector in built.items()}
+    names = {key: detector.name for key, detector in built.items()}
     assert names["l", "torch"] == "dinov2"
     assert names["l", "pil"] == "dinov2_pil"
     assert names["g", "pil"] == "dinov2_g_pil"

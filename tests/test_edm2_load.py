@@ -1,7 +1,9 @@
 """EDM2 networks from files: the same function from every form, and errors that name the file."""
 
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -14,8 +16,17 @@ from guidex.assets.progress import download_bar
 from guidex.errors import GuidexError, UsageError
 from guidex.instantiate import Models, instantiate
 from guidex.models.edm2 import load
-from guidex.models.edm2.load import checkpoint_of, edm2, network_of, released, released_source
-from guidex.models.edm2.network import EDM2
+from guidex.models.edm2.load import (
+    CHANNELS,
+    GFLOPS,
+    checkpoint_of,
+    edm2,
+    known_gflops,
+    network_of,
+    released,
+    released_source,
+)
+from guidex.models.edm2.network import EDM2, Config, count_gflops
 
 LABELS = torch.tensor([0, 4])
 
@@ -112,7 +123,8 @@ def test_weights_without_a_recorded_hash_are_told_by_that_of_their_file(tmp_path
 
 
 def test_the_network_compiles_as_one_graph(snapshots, monkeypatch):
-    """With a compiler that only captures; one graph per size of batch, whatever the noise level."""
+    """With a compiler that only captures; one graph per size of batch, whatever the noise level
+    and however many sizes there are."""
     graphs = []
 
     def backend(graph, inputs):
@@ -130,7 +142,10 @@ def test_the_network_compiles_as_one_graph(snapshots, monkeypatch):
     with torch.no_grad():
         assert torch.equal(denoised(compiled), denoised(plain))
         compiled(torch.randn(2, *compiled.shape, dtype=torch.float64), 0.3)
-    assert len(graphs) == 1
+        assert len(graphs) == 1
+        for count in range(3, 13):  # by itself, torch gives up after 8
+            compiled(torch.randn(count, *compiled.shape), 0.3)
+    assert len(graphs) == 11
 
 
 # Errors
@@ -258,3 +273,43 @@ def test_checkpoint_of_a_configuration():
     assert checkpoint_of({"_target_": f"{target}.edm2", "checkpoint": "a.pkl"}) == "a.pkl"
     assert checkpoint_of({"_target_": f"{target}.edm2", "checkpoint": "???"}) is None
     assert checkpoint_of({"_target_": "guidex.models.kernel.kernel", "data": "digits"}) is None
+
+
+# Channels of a sample and classes: latents, latents without classes, pixels.
+@pytest.mark.parametrize(
+    "kind, sizes", [((4, 1000), CHANNELS), ((4, 0), ["s"]), ((3, 1000), ["s"])]
+)
+def test_the_cost_of_published_networks_is_what_is_counted(kind, sizes):
+    assert list(CHANNELS) == list(GFLOPS) == list(get_args(load.Size))
+    for size in sizes:
+        config = Config(64, *kind, model_channels=CHANNELS[size])
+        assert GFLOPS[size] == pytest.approx(count_gflops(config), rel=5e-4)
+
+
+def test_the_cost_of_a_configuration():
+    target = load.__name__
+    assert known_gflops({"_target_": f"{target}.released", "size": "s"}) == 201.6
+    assert known_gflops({"_target_": f"{target}.released", "size": "xxl"}) == 1093.8
+    assert math.isnan(known_gflops({"_target_": f"{target}.released", "size": "???"}))
+    assert math.isnan(known_gflops({"_target_": f"{target}.edm2", "checkpoint": "a.pkl"}))
+    assert math.isnan(known_gflops({"_target_": "guidex.models.kernel.kernel", "size": "s"}))
+
+
+def test_a_plan_tells_the_cost_where_it_is_known(capsys):
+    from guidex.cli import main
+
+    words = [
+        "guidance=interval",
+        "guidance.schedule.lo=0.28",
+        "guidance.schedule.hi=2.90",
+        "--plan",
+    ]
+    assert main(["sample", "model=edm2-img512-s", *words]) == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    cost = 63 * GFLOPS["s"] + 14 * GFLOPS["xs"]
+    assert line.endswith(f"w 3; {cost:,.0f} GFLOP per image (2 per multiply-add)")
+    assert main(["sweep", "model=edm2-img512-s", "guidance=none,pag", "--plan"]) == 0
+    out = capsys.readouterr().out
+    assert f" {63 * GFLOPS['s']:,.0f} GFLOP" in out and f" {126 * GFLOPS['s']:,.0f} GFLOP" in out
+    assert main(["sample", "model=digits", *words]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith("evaluations per image; w 3")

@@ -1,4 +1,5 @@
-"""Features on disk: found for the same images and detector, and for no others."""
+"""Features on disk: found for the same images and detector, and for no others; made in blocks that
+several processes share."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -9,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from guidex.assets.image_set import array_images
+from guidex.assets.image_set import ImageSet, array_images
+from guidex.evaluation import feature_cache, sources
 from guidex.evaluation.detectors import Identity, Pixels
-from guidex.evaluation.feature_cache import cached_features
+from guidex.evaluation.feature_cache import FeatureStore
 from guidex.evaluation.networks import NetworkDetector
-from guidex.evaluation.sources import file_features, image_features, model_features
+from guidex.evaluation.sources import Looking, image_features, model_features, open_samples
 from guidex.evaluation.weights import Weights
 from guidex.models.kernel import KernelDenoiser
 
@@ -26,65 +28,56 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "features"
 
 
-class Counting:
-    """Computes features, and counts how often."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self) -> Tensor:
-        self.calls += 1
-        return torch.full((3, 4), float(self.calls))
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (feature_cache, sources):
+        monkeypatch.setattr(module, "BLOCK", 4)
 
 
-def test_computed_once(cache: Path) -> None:
-    compute = Counting()
-    for _ in range(3):
-        assert torch.equal(cached_features("f", IDENTITY, 3, compute), torch.ones(3, 4))
-    assert compute.calls == 1
+ONES = torch.ones(3, 4)
+
+
+def test_kept_once(cache: Path) -> None:
+    assert FeatureStore("f", IDENTITY, 3).read() is None
+    assert torch.equal(FeatureStore("f", IDENTITY, 3).keep({0: ONES}), ONES)
+    assert torch.equal(FeatureStore("f", IDENTITY, 3).read(), ONES)
     assert [file.name[:10] for file in cache.iterdir()] == ["inception-"]
 
 
 def test_everything_that_features_depend_on_is_in_the_key() -> None:
-    compute = Counting()
     others: dict[str, Any] = {
         "name": "dinov2",
-        "dim": 4,
+        "dim": 5,
         "resize": "thirds",
         "weights": "cd" * 32,
         "precision": "float16",
         "compiled": True,
     }
     assert others.keys() == {field.name for field in fields(Identity)}
-    changed = {name for name, value in others.items() if getattr(IDENTITY, name) != value}
-    cached_features("f", IDENTITY, 3, compute)
-    for name in changed:
-        cached_features("f", replace(IDENTITY, **{name: others[name]}), 3, compute)
-    cached_features("g", IDENTITY, 3, compute)
-    assert compute.calls == 2 + len(changed)
-    cached_features("f", IDENTITY, 3, compute)
-    assert compute.calls == 2 + len(changed)
+    FeatureStore("f", IDENTITY, 3).keep({0: ONES})
+    for name, value in others.items():
+        assert FeatureStore("f", replace(IDENTITY, **{name: value}), 3).read() is None
+    assert FeatureStore("g", IDENTITY, 3).read() is None
+    assert FeatureStore("f", IDENTITY, 3).read() is not None
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "another"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "another", "rows"])
 def test_a_damaged_file_is_made_again(
     cache: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    compute = Counting()
-    cached_features("f", IDENTITY, 3, compute)
+    store = FeatureStore("f", IDENTITY, 3)
+    store.keep({0: ONES[:2] if damage == "rows" else ONES})
     (file,) = cache.iterdir()
     if damage == "another":  # copied over by someone, say
-        cached_features("g", IDENTITY, 3, compute)
+        FeatureStore("g", IDENTITY, 3).keep({0: ONES})
         (other,) = set(cache.iterdir()) - {file}
         file.write_bytes(other.read_bytes())
-    else:
+    elif damage != "rows":
         file.write_bytes(file.read_bytes()[:-7] if damage == "cut" else b"")
-    before = compute.calls
-    again = cached_features("f", IDENTITY, 3, compute)
-    assert compute.calls == before + 1
-    assert torch.equal(again, torch.full((3, 4), float(before + 1)))
+    assert store.read() is None
     assert "making it again" in caplog.text
-    assert torch.equal(cached_features("f", IDENTITY, 3, compute), again)
+    store.keep({0: 2 * ONES})
+    assert torch.equal(store.read(), 2 * ONES)
 
 
 def test_a_cache_that_cannot_be_written_costs_a_warning(
@@ -92,8 +85,21 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(
 ) -> None:
     cache.parent.mkdir()
     cache.write_bytes(b"a file where the folder should be")
-    assert cached_features("f", IDENTITY, 3, Counting()).shape == (3, 4)
+    assert torch.equal(FeatureStore("f", IDENTITY, 3).keep({0: ONES}), ONES)
     assert "not kept" in caplog.text
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_blocks_become_one_file(cache: Path) -> None:
+    store, values = FeatureStore("f", IDENTITY, 6), torch.arange(24.0).view(6, 4)
+    assert store.read_block(0) is None
+    store.keep_block(1, values[4:])
+    assert torch.equal(FeatureStore("f", IDENTITY, 6).read_block(1), values[4:])
+    assert store.read() is None
+    store.keep({1: values[4:], 0: values[:4]})
+    assert torch.equal(store.read(), values)
+    assert torch.equal(store.read_block(0), values[:4])  # a process that is still at work
+    assert [path.suffix for path in cache.iterdir()] == [".safetensors"]
 
 
 # In use
@@ -108,13 +114,13 @@ class Means(nn.Module):
 
 
 class Watched(NetworkDetector):
-    """A detector that counts the images that it sees."""
+    """A detector that counts the images that it sees, and may fail after some."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "means") -> None:
         (folder / "w.pth").write_bytes(b"weights")
-        self.seen = 0
+        self.seen, self.most = 0, 10**9
         super().__init__(
-            name="means",
+            name=name,
             dim=3,
             resize="none",
             package="torch",
@@ -127,11 +133,17 @@ class Watched(NetworkDetector):
 
     def _count(self, images: Tensor) -> Tensor:
         self.seen += len(images)
+        if self.seen > self.most:
+            raise KeyboardInterrupt
         return images
 
 
 def pixels(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+
+
+def means(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array).float().mean(dim=(1, 2))
 
 
 def test_a_second_look_at_the_same_images_needs_no_network(tmp_path: Path, cache: Path) -> None:
@@ -141,8 +153,9 @@ def test_a_second_look_at_the_same_images_needs_no_network(tmp_path: Path, cache
     detector = Watched(tmp_path)
 
     def look(name: str, cache: bool = True) -> Any:
-        path = str(tmp_path / name)
-        return file_features(path, detector, resize=None, bad="error", batch=4, cache=cache)[0]
+        samples = open_samples(str(tmp_path / name), resize=None, bad="error")
+        [features] = samples.features([detector], Looking(batch=4, cache=cache))
+        return features
 
     first = look("a.npz")
     assert detector.seen == 10
@@ -158,8 +171,63 @@ def test_a_second_look_at_the_same_images_needs_no_network(tmp_path: Path, cache
     assert len(list(cache.iterdir())) == 2
 
 
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("batch", [1, 3, 4, 100])
+def test_the_batch_changes_nothing(tmp_path: Path, batch: int) -> None:
+    how = Looking(batch=batch, cache=False)
+    [features] = image_features(array_images(pixels(10)), [Watched(tmp_path)], how)
+    torch.testing.assert_close(features.values, means(pixels(10)))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_images_are_decoded_once_for_all_detectors(tmp_path: Path) -> None:
+    decoded: list[int] = []
+    images: ImageSet = array_images(pixels(10))
+    images.digests, load = [b"known"] * 10, images.load
+    images.load = lambda index: decoded.append(index) or load(index)
+    detectors = [Watched(tmp_path), Pixels(), Watched(tmp_path, "others")]
+    sets = image_features(images, detectors, Looking(batch=3))
+    assert sorted(decoded) == list(range(10))
+    assert [features.detector for features in sets] == ["means", "pixels", "others"]
+    for features in (sets[0], sets[2]):
+        torch.testing.assert_close(features.values, means(pixels(10)))
+    assert sets[1].values.shape == (10, 48)
+    # Of two detectors, one of which knows the images, only the other looks at them.
+    added = Watched(tmp_path, "third")
+    image_features(images, [detectors[0], added], Looking())
+    assert (detectors[0].seen, added.seen, len(decoded)) == (10, 10, 20)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_pass_that_was_stopped_goes_on(tmp_path: Path, cache: Path) -> None:
+    images, detector = array_images(pixels(18)), Watched(tmp_path)
+    detector.most = 11
+    with pytest.raises(KeyboardInterrupt):
+        image_features(images, [detector], Looking(batch=2))
+    assert detector.seen == 12
+    again = Watched(tmp_path)
+    [features] = image_features(images, [again], Looking(batch=2))
+    assert again.seen == 10  # two blocks of four are there
+    torch.testing.assert_close(features.values, means(pixels(18)))
+    assert [path.suffix for path in cache.iterdir()] == [".safetensors"]
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_several_processes_share_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = array_images(pixels(18))
+    others = [Watched(tmp_path) for _ in range(2)]
+    for rank, detector in enumerate(others, start=1):
+        detector.most = 6 if rank == 1 else 4  # all of its own, and then it dies
+        with pytest.raises(KeyboardInterrupt):
+            image_features(images, [detector], Looking(rank=rank, ranks=3, batch=4))
+    first = Watched(tmp_path)
+    [features] = image_features(images, [first], Looking(rank=0, ranks=3, batch=4))
+    assert first.seen == 18 - 6 - 4
+    torch.testing.assert_close(features.values, means(pixels(18)))
+
+
 def test_without_a_network_nothing_is_kept(cache: Path) -> None:
-    image_features(array_images(pixels(5)), Pixels(), batch=2, cache=True)
+    image_features(array_images(pixels(5)), [Pixels()], Looking(batch=2))
     assert not cache.exists()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from guidex.errors import UsageError
 from guidex.evaluation.features import FeatureSet, check_reference
 from guidex.evaluation.frechet import Frechet, _redraws, frechet_distance, student_quantile
-from guidex.evaluation.statistics import GaussianStatistics
+from guidex.evaluation.statistics import GaussianStatistics, gram
 
 GOLDEN = Path(__file__).parent / "golden" / "frechet.npz"
 
@@ -50,9 +50,19 @@ def test_batches_of_any_size_merge_to_the_statistics_of_the_whole(sizes: list[in
 
 
 def test_more_rows_than_are_converted_at_a_time() -> None:
-    values = normal(9000, 3).float()
+    # Sorted, so that the first rows have another mean than the last.
+    values = normal(9000, 3).sort(dim=0).values.float()
     expected = torch.from_numpy(np.cov(values.double().numpy().T))
+    torch.testing.assert_close(of(values).mean, values.double().mean(0), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(of(values).covariance, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (1, 4), (200, 70), (70, 200)])
+def test_products_of_a_matrix_with_itself(shape: tuple[int, int]) -> None:
+    for values in (normal(*shape), normal(*shape[::-1]).T, normal(2 * shape[0], shape[1])[::2]):
+        found = gram(values)
+        torch.testing.assert_close(found, values.T @ values)
+        assert torch.equal(found, found.T)
 
 
 def test_a_large_offset_costs_no_digits() -> None:

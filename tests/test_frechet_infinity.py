@@ -72,6 +72,14 @@ def test_reproducible_and_by_seed() -> None:
     assert numbers[0] == numbers[1] != numbers[2]
 
 
+def test_the_real_side_is_decomposed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decomposed, eigh = [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda a: decomposed.append(a) or eigh(a))
+    fake = feature_set(normal(100, DIM))
+    FrechetInfinity(sizes=4, smallest=30)(real=exact_real(), fake=fake)
+    assert len(decomposed) == 1
+
+
 def test_refusals() -> None:
     real, fake = exact_real(), feature_set(normal(100, DIM))
     with pytest.raises(UsageError, match="8 features need at least 16 images"):

@@ -100,12 +100,66 @@ def test_logits_are_those_of_torch_fidelity(file: Path, reference: tuple[Tensor,
     torch.testing.assert_close(values, reference[1], rtol=1e-6, atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def spatial(file: Path) -> NetworkDetector:
+    return inception(str(file), features="spatial")
+
+
+def test_spatial_features_are_seven_channels_of_mixed_6(
+    file: Path, spatial: NetworkDetector
+) -> None:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    extractor = FeatureExtractorInceptionV3(
+        "reference", ["2048"], feature_extractor_weights_path=file
+    )
+    # The TensorFlow graph's blocks by its own names, in the order in which images pass them.
+    blocks = [name for name, _ in extractor.named_children() if name.startswith("Mixed")]
+    names = ["mixed", *(f"mixed_{number}" for number in range(1, 11))]
+    block = getattr(extractor, dict(zip(names, blocks, strict=True))["mixed_6"])
+    seen = []
+    block.branch1x1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        extractor(images(3))
+    assert seen[0].shape == (3, 192, 17, 17)
+    expected = seen[0].permute(0, 2, 3, 1)[..., :7].reshape(3, 2023)  # as ADM: NHWC, [..., :7]
+
+    name, values = spatial(images(3))
+    assert name == spatial.identity.name == "inception_spatial"
+    assert values.dtype == torch.float32
+    assert values.shape == (3, spatial.identity.dim) == (3, 2023)
+    assert values[1, 7 * (17 * 4 + 5) + 6] == pytest.approx(float(seen[0][1, 6, 4, 5]), rel=1e-5)
+    assert (values >= 0).all() and values.std() > 0.1
+    torch.testing.assert_close(values, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_nothing_behind_the_spatial_features_is_computed(spatial: NetworkDetector) -> None:
+    spatial(images(1))
+    passed = []
+    for name, module in spatial._network.extractor.named_modules():
+        if name.startswith("Mixed_") and name.endswith(".conv"):
+            module.register_forward_hook(lambda *_, name=name: passed.append(name))
+    spatial(images(1))
+    assert passed[-2].startswith("Mixed_6c.") and passed[-1] == "Mixed_6d.branch.conv"
+
+
+def test_half_precision_of_a_single_image_keeps_its_shape(
+    file: Path, spatial: NetworkDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = spatial(images(1))[1]
+    half = inception(str(file), features="spatial", precision="bfloat16")
+    monkeypatch.setattr(half, "_network", spatial._network)
+    rounded = half(images(1))[1]
+    assert (rounded.dtype, rounded.shape) == (torch.float32, (1, 2023))
+    assert 1e-4 < (rounded - exact).norm() / exact.norm() < 0.05
+
+
 def test_the_same_folder_has_the_distance_that_torch_fidelity_tells(
     file: Path, detector: NetworkDetector, tmp_path: Path
 ) -> None:
     from torch_fidelity import calculate_metrics
 
-    from guidex.evaluation.sources import file_features
+    from guidex.evaluation.sources import Looking, open_samples
 
     for side, seed in (("real", 1), ("fake", 2)):
         (tmp_path / side).mkdir()
@@ -124,12 +178,10 @@ def test_the_same_folder_has_the_distance_that_torch_fidelity_tells(
         save_cpu_ram=True,  # no worker processes
         verbose=False,
     )["frechet_inception_distance"]
-    sets = {
-        side: file_features(
-            str(tmp_path / side), detector, resize=None, bad="error", batch=4, cache=False
-        )[0]
-        for side in ("real", "fake")
-    }
+    sets = {}
+    for side in ("real", "fake"):
+        samples = open_samples(str(tmp_path / side), resize=None, bad="error")
+        [sets[side]] = samples.features([detector], Looking(batch=4, cache=False))
     ours = frechet_distance(real=sets["real"].statistics, fake=sets["fake"].statistics)
     assert theirs > 1
     assert ours == pytest.approx(theirs, rel=1e-6)

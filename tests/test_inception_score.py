@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from guidex.errors import UsageError
-from guidex.evaluation.features import FeatureSet
+from guidex.evaluation.features import FeatureSet, check_detector
 from guidex.evaluation.inception_score import InceptionScore, inception_score
+from guidex.evaluation.kid import KID
 
 
 def logits_of(values: Tensor, detector: str = "inception_logits") -> FeatureSet:
@@ -68,6 +69,14 @@ def test_every_image_is_in_one_part() -> None:
     found = InceptionScore(splits=3, shuffle=False)(real=fake, fake=fake)
     assert found["is_inception_logits"] == pytest.approx(1)
     assert found["is_std_inception_logits"] == pytest.approx(0, abs=1e-12)
+
+
+def test_another_detector_is_refused_before_any_image_is_looked_at() -> None:
+    check_detector(InceptionScore(), "inception_logits")
+    check_detector(KID(), "inception")
+    for detector in ("inception", None):
+        with pytest.raises(UsageError, match="InceptionScore.*use detector=inception_logits"):
+            check_detector(InceptionScore(), detector)
 
 
 def test_refusals() -> None:

@@ -183,7 +183,10 @@ def test_placeholders_stand_in_for_models():
     [term] = guidance.terms.values()
     assert isinstance(term.direction.reference, Placeholder)
     plan = guidance.plan(make(HEUN).timeline())
-    assert plan.evaluations_main == 7 and guidance.gflops(plan) == 0
+    assert plan.evaluations_main == 7 and math.isnan(term.direction.gflops)
+    models = Models(finish=None, gflops=lambda config: 2.0 if config["h"] == 0.3 else 0.0)
+    [term] = instantiate({**CFG, "reference": missing}, "guidance", models).terms.values()
+    assert term.direction.gflops == 2.0
 
 
 def test_content_keys():

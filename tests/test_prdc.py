@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from guidex.errors import UsageError
+from guidex.evaluation import prdc as module
 from guidex.evaluation.features import FeatureSet, check_reference
 from guidex.evaluation.prdc import PRDC, nearest_neighbours, prdc
 from guidex.evaluation.statistics import GaussianStatistics
@@ -118,6 +119,43 @@ def test_near_duplicates_far_from_the_origin_keep_their_digits() -> None:
     expected = by_definition(real, fake, 3, "<")
     assert 0.1 < expected["recall"] < 0.9
     assert prdc(real=real, fake=fake, k=3, tile=32) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("doubts", [0.0, 1.0])
+@pytest.mark.parametrize("rule", ["<", "<="])
+def test_products_in_float32_change_no_number(
+    rule: str, doubts: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Within a cluster, all comparisons are closer than float32 products: they are decided one by
+    # one, or any of them sends its tiles to float64.
+    monkeypatch.setattr(module, "_DOUBTS", doubts)
+    centres = 100 * normal(20, 64).repeat(20, 1)
+    real = (centres + 0.02 * normal(400, 64, seed=1)).float()
+    fake = (centres + 0.02 * normal(400, 64, seed=2)).float()
+    expected = by_definition(real, fake, 3, rule)
+    assert 0.1 < expected["precision"] < 1 and 0.1 < expected["recall"] < 1
+    assert prdc(real=real, fake=fake, k=3, rule=rule, tile=150) == pytest.approx(expected)
+    assert prdc(real=real.double(), fake=fake.double(), k=3, rule=rule) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("scale", [1e-22, 1e-3, 1e16])
+def test_float32_features_of_any_size(scale: float) -> None:
+    real, fake = (scale * normal(90, 12, seed=seed).float() for seed in (0, 1))
+    expected = by_definition(real, fake, 3, "<")
+    assert 0 < expected["precision"] < 1
+    assert prdc(real=real, fake=fake, k=3) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("apart", [0.0, 1000.0])
+def test_neighbours_of_float32_features_are_those_of_float64(apart: float) -> None:
+    # In two sets far apart, float32 products cannot tell the points of one set from each other.
+    points = (apart * (torch.arange(300) % 2)[:, None] + normal(300, 40)).float()
+    distances, indices = nearest_neighbours(queries=None, points=points, k=4, tile=128)
+    points = points.double()
+    table = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    expected = table.fill_diagonal_(torch.inf).sort(dim=1)
+    torch.testing.assert_close(distances, expected.values[:, :4].square())
+    assert torch.equal(indices, expected.indices[:, :4])
 
 
 @pytest.mark.parametrize(("rule", "density"), [("<", 1.0), ("<=", 4 / 3)])

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from guidex.config import compose
 from guidex.errors import GuidexError, UsageError
 from guidex.evaluation import references, statistics_files
-from guidex.evaluation.detectors import Automatic, Pixels
-from guidex.evaluation.features import FeatureSet
+from guidex.evaluation.detectors import Automatic, Detector, Pixels
+from guidex.evaluation.features import FeatureSet, require_labels, require_values
 from guidex.evaluation.frechet import frechet_distance
 from guidex.evaluation.networks import NetworkDetector
 from guidex.evaluation.protocol import concerns
-from guidex.evaluation.references import describe, reference_features
-from guidex.evaluation.sources import file_features
+from guidex.evaluation.references import describe
+from guidex.evaluation.sources import Looking, detector_record, open_samples
 from guidex.evaluation.statistics import GaussianStatistics
 from guidex.evaluation.statistics_files import read_statistics, write_statistics
 from guidex.evaluation.weights import Weights
@@ -32,7 +32,18 @@ from guidex.runs.measure import Detectors
 from guidex.runs.reference import make_reference
 
 DIM = 6
-READ: dict[str, Any] = {"resize": None, "bad": "error", "batch": 8, "cache": False}
+HOW = Looking(batch=8, cache=False)
+
+
+def reference_features(path: str, detector: Detector) -> tuple[FeatureSet, dict[str, Any]]:
+    [found] = references.reference_features(path, [detector], resize=None, bad="error", how=HOW)
+    return found
+
+
+def file_features(path: str, detector: Detector) -> tuple[FeatureSet, dict[str, Any]]:
+    samples = open_samples(path, resize=None, bad="error")
+    [features] = samples.features([detector], HOW)
+    return features, samples.about | detector_record(detector)
 
 
 class Halves(nn.Module):
@@ -107,7 +118,7 @@ def assert_moments(features: FeatureSet, expected: dict[str, np.ndarray]) -> Non
 def test_edm2(tmp_path: Path, dtype: type) -> None:
     path = edm2(tmp_path / "img512.pkl", dtype)
     for name, seed in (("inception", 1), ("dinov2", 2)):
-        features, about = reference_features(str(path), network(tmp_path, name), **READ)
+        features, about = reference_features(str(path), network(tmp_path, name))
         assert (features.detector, features.count, features.values) == (name, 50_000, None)
         assert_moments(features, moments(seed, dtype=dtype))
         assert about["count"] == 50_000
@@ -121,21 +132,21 @@ def test_edm2(tmp_path: Path, dtype: type) -> None:
 def test_edm2_is_refused_for_other_detectors_and_resizes(tmp_path: Path, detector: str) -> None:
     path = edm2(tmp_path / "img512.pkl")
     with pytest.raises(UsageError, match="inception and dinov2, not of " + detector):
-        reference_features(str(path), network(tmp_path, detector), **READ)
+        reference_features(str(path), network(tmp_path, detector))
 
 
 def test_statistics_are_not_for_pixels(tmp_path: Path) -> None:
     path = edm2(tmp_path / "img512.pkl")
     with pytest.raises(UsageError, match="choose detector=inception or detector=dinov2"):
-        reference_features(str(path), Automatic(), **READ)
+        reference_features(str(path), Automatic())
     with pytest.raises(UsageError, match="not of pixels"):
-        reference_features(str(path), Pixels(), **READ)
+        reference_features(str(path), Pixels())
 
 
 def test_statistics_of_another_dimension_are_refused(tmp_path: Path) -> None:
     path = edm2(tmp_path / "a.pkl", fid=moments(dim=7))
     with pytest.raises(UsageError, match="statistics of 7 features, and inception has 6"):
-        reference_features(str(path), network(tmp_path), **READ)
+        reference_features(str(path), network(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +164,7 @@ def test_statistics_of_another_dimension_are_refused(tmp_path: Path) -> None:
 def test_damaged_edm2(tmp_path: Path, change: dict[str, object], text: str) -> None:
     path = edm2(tmp_path / "a.pkl", **change)
     with pytest.raises(GuidexError, match=rf"a\.pkl.*{text}"):
-        reference_features(str(path), network(tmp_path), **READ)
+        reference_features(str(path), network(tmp_path))
 
 
 def test_nothing_in_a_pickle_is_run(tmp_path: Path) -> None:
@@ -163,25 +174,25 @@ def test_nothing_in_a_pickle_is_run(tmp_path: Path) -> None:
 
     path = edm2(tmp_path / "a.pkl", extra=Malicious())
     with pytest.raises(GuidexError, match="Nothing in the file was run"):
-        reference_features(str(path), network(tmp_path), **READ)
+        reference_features(str(path), network(tmp_path))
     assert not (tmp_path / "made").exists()
 
 
 def test_edm_and_pytorch_fid_are_of_inception(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **moments(3))
-    features, about = reference_features(str(tmp_path / "a.npz"), network(tmp_path), **READ)
+    features, about = reference_features(str(tmp_path / "a.npz"), network(tmp_path))
     assert_moments(features, moments(3))
     assert features.values is None
     assert features.count == 0
     assert about["count"] is None
     assert "number of images not recorded" in describe(about)
     with pytest.raises(UsageError, match="statistics of inception, not of dinov2"):
-        reference_features(str(tmp_path / "a.npz"), network(tmp_path, "dinov2"), **READ)
+        reference_features(str(tmp_path / "a.npz"), network(tmp_path, "dinov2"))
 
 
 def test_an_unknown_number_of_images_changes_no_distance(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **moments(3))
-    real, _ = reference_features(str(tmp_path / "a.npz"), network(tmp_path), **READ)
+    real, _ = reference_features(str(tmp_path / "a.npz"), network(tmp_path))
     known = GaussianStatistics.from_moments(
         count=50_000,
         mean=torch.from_numpy(moments(3)["mu"]),
@@ -196,7 +207,7 @@ def test_adm_has_statistics_and_images(tmp_path: Path) -> None:
     images, path = pixels(9), tmp_path / "virtual.npz"
     np.savez(path, **moments(4), mu_s=np.zeros(3), sigma_s=np.eye(3), arr_0=images)
     detector = network(tmp_path)
-    features, about = reference_features(str(path), detector, **READ)
+    features, about = reference_features(str(path), detector)
     assert_moments(features, moments(4))
     expected = detector(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))[1]
     assert torch.equal(features.values, expected)
@@ -204,9 +215,47 @@ def test_adm_has_statistics_and_images(tmp_path: Path) -> None:
     assert about["count"] is None  # of the statistics, which are of more images
     assert "single features of 9, array" in describe(about)
 
-    features, about = reference_features(str(path), network(tmp_path, "dinov2"), **READ)
+    features, about = reference_features(str(path), network(tmp_path, "dinov2"))
     assert features.given_statistics is None
     assert about["count"] == 9
+
+
+def test_adm_has_statistics_for_sfid(tmp_path: Path) -> None:
+    images, path, spatial = pixels(9), tmp_path / "virtual.npz", moments(5)
+    of_spatial = {"mu_s": spatial["mu"], "sigma_s": spatial["sigma"]}
+    np.savez(path, **moments(4), **of_spatial, arr_0=images)
+    detector = network(tmp_path, "inception_spatial")
+    features, _ = reference_features(str(path), detector)
+    assert features.detector == "inception_spatial"
+    assert_moments(features, spatial)
+    expected = detector(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))[1]
+    assert torch.equal(features.values, expected)
+    features, _ = reference_features(str(path), network(tmp_path))
+    assert_moments(features, moments(4))
+
+    # Without images, there are only statistics; without those for sFID, it is refused.
+    np.savez(tmp_path / "a.npz", **moments(4), **of_spatial)
+    features, _ = reference_features(str(tmp_path / "a.npz"), detector)
+    assert_moments(features, spatial)
+    np.savez(tmp_path / "a.npz", **moments(4), mu_s=spatial["mu"])
+    with pytest.raises(UsageError, match="of inception, not of inception_spatial"):
+        reference_features(str(tmp_path / "a.npz"), detector)
+    np.savez(tmp_path / "a.npz", **moments(4), **{**of_spatial, "sigma_s": np.eye(DIM, dtype=int)})
+    with pytest.raises(GuidexError, match=r"a\.npz: its sigma_s is no array"):
+        reference_features(str(tmp_path / "a.npz"), detector)
+
+
+def test_messages_do_not_make_up_a_number_of_images(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **moments(3))
+    real, _ = reference_features(str(tmp_path / "a.npz"), network(tmp_path))
+    told = r"detector inception, number of images not known\)"
+    with pytest.raises(UsageError, match=told):
+        require_values(real, side="real", metric="PRDC")
+    with pytest.raises(UsageError, match=told):
+        require_labels(real, side="real", metric="KNNAccuracy")
+    known = FeatureSet.from_values(detector="d", values=torch.zeros(5, 2))
+    with pytest.raises(UsageError, match=r"detector d, 5 images\)"):
+        require_labels(known, side="real", metric="KNNAccuracy")
 
 
 def test_a_url_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +263,7 @@ def test_a_url_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     asked = []
     monkeypatch.setattr(references, "fetch", lambda url, progress: asked.append(url) or path)
     url = "https://example.org/img512.pkl"
-    features, about = reference_features(url, network(tmp_path), **READ)
+    features, about = reference_features(url, network(tmp_path))
     assert asked == [about["path"]] == [url]
     assert features.count == 50_000
 
@@ -223,8 +272,8 @@ def test_images_are_images(tmp_path: Path) -> None:
     detector = network(tmp_path)
     np.savez(tmp_path / "a.npz", pixels(5))
     path = folder_of(tmp_path / "folder", pixels(5))
-    one, about = reference_features(str(path), detector, **READ)
-    other, _ = reference_features(str(tmp_path / "a.npz"), detector, **READ)
+    one, about = reference_features(str(path), detector)
+    other, _ = reference_features(str(tmp_path / "a.npz"), detector)
     assert torch.equal(one.values, other.values)
     assert about["count"] == 5
     assert about["shape"] == [3, 8, 8]
@@ -250,14 +299,14 @@ def test_damaged_npz(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch)
         assert path.stat().st_size < 2**14
     texts = {"bomb": "at most 1048576", "integers": "its mu is no array", "objects": "pickle"}
     with pytest.raises(GuidexError, match=rf"a\.npz.*{texts.get(case, 'cannot be read')}"):
-        reference_features(str(path), network(tmp_path), **READ)
+        reference_features(str(path), network(tmp_path))
 
 
 # Our own
 
 
 def write_own(path: Path, images: Path, detector: object, keep_features: bool = False) -> None:
-    features, about = file_features(str(images), detector, **READ)
+    features, about = file_features(str(images), detector)
     write_statistics(path, features, about, keep_features=keep_features)
 
 
@@ -265,8 +314,8 @@ def write_own(path: Path, images: Path, detector: object, keep_features: bool = 
 def test_own_files_are_what_they_were_made_of(tmp_path: Path, keep_features: bool) -> None:
     detector, images = network(tmp_path), folder_of(tmp_path / "images", pixels(20))
     write_own(tmp_path / "a.npz", images, detector, keep_features)
-    direct, _ = file_features(str(images), detector, **READ)
-    found, about = reference_features(str(tmp_path / "a.npz"), detector, **READ)
+    direct, _ = file_features(str(images), detector)
+    found, about = reference_features(str(tmp_path / "a.npz"), detector)
     assert (found.detector, found.count) == ("inception", 20)
     torch.testing.assert_close(found.statistics.mean, direct.statistics.mean)
     torch.testing.assert_close(found.statistics.covariance, direct.statistics.covariance)
@@ -294,22 +343,22 @@ def test_own_files_of_other_weights_or_resizes_are_refused(tmp_path: Path) -> No
     images = folder_of(tmp_path / "images", pixels(20))
     write_own(tmp_path / "a.npz", images, network(tmp_path))
     with pytest.raises(UsageError, match="another weights"):
-        reference_features(str(tmp_path / "a.npz"), network(tmp_path, scale=2.0), **READ)
+        reference_features(str(tmp_path / "a.npz"), network(tmp_path, scale=2.0))
     other = network(tmp_path)
     other._resize = "thirds"
     with pytest.raises(UsageError, match=r"another way to resize \(halves there, thirds here\)"):
-        reference_features(str(tmp_path / "a.npz"), other, **READ)
+        reference_features(str(tmp_path / "a.npz"), other)
     with pytest.raises(UsageError, match="statistics of inception, not of dinov2"):
-        reference_features(str(tmp_path / "a.npz"), network(tmp_path, "dinov2"), **READ)
+        reference_features(str(tmp_path / "a.npz"), network(tmp_path, "dinov2"))
     with pytest.raises(UsageError, match="choose detector=inception"):
-        reference_features(str(tmp_path / "a.npz"), Automatic(), **READ)
+        reference_features(str(tmp_path / "a.npz"), Automatic())
 
 
 def test_own_files_of_pixels_go_with_the_automatic_detector(tmp_path: Path) -> None:
     images = folder_of(tmp_path / "images", pixels(20, size=2))
     write_own(tmp_path / "a.npz", images, Automatic())
     for detector in (Automatic(), Pixels()):
-        features, _ = reference_features(str(tmp_path / "a.npz"), detector, **READ)
+        features, _ = reference_features(str(tmp_path / "a.npz"), detector)
         assert (features.detector, features.dim) == ("pixels", 12)
 
 
@@ -332,7 +381,7 @@ def test_damaged_own_files(tmp_path: Path, change: dict[str, np.ndarray], text: 
         arrays = {**file, **change}
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(GuidexError, match=rf"a\.npz.*({text})"):
-        reference_features(str(tmp_path / "a.npz"), network(tmp_path), **READ)
+        reference_features(str(tmp_path / "a.npz"), network(tmp_path))
 
 
 # Doubts
@@ -392,7 +441,7 @@ def test_every_detector_is_made_without_its_weights(name: str) -> None:
     assert detectors.get(config_with(f"detector={name}")) is detector
     assert detectors.get(config | {"device": "meta"}) is not detector
     if isinstance(detector, NetworkDetector):
-        assert detector._name == name  # the column says which preset it was
+        assert detector.name == name  # the column says which preset it was
 
 
 def test_detectors_of_other_settings_are_others() -> None:

@@ -172,6 +172,7 @@ def test_metric_columns_keep_their_companions_beside_them():
         ("fdx", "fdx", ""),
         ("vendi_pixels", "vendi_pixels", ""),
         ("kid_pixels", "KID (pixels)", "↓"),
+        ("cmmd_clip", "CMMD (clip)", "↓"),
         ("fd_infinity_pixels", "FD∞ (pixels)", "↓"),
     ],
 )

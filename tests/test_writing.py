@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +18,7 @@ from guidex.cli import main
 from guidex.models.kernel import KernelDenoiser
 from guidex.runs.folder import run_folder
 from guidex.runs.ranks import Rank
-from guidex.runs.writers import WAITING, Threads
+from guidex.runs.writers import WAITING, Arriving, Jobs, Threads
 
 SAMPLE = ["sample", "seeds=0-19", "block=6", "batch=4", "sampler.grid.steps=4", "guidance=cfg"]
 
@@ -127,6 +129,53 @@ def test_errors_of_threads_come_back() -> None:
         for k in range(3 * WAITING):
             threads.submit(lambda k=k: done.append(k))
     assert sorted(done) == list(range(3 * WAITING))
+
+
+def test_the_last_job_of_a_block_comes_after_all_its_others() -> None:
+    blocks = 20
+    done: list[list[str]] = [[] for _ in range(blocks)]
+    with Threads() as threads:
+        for order in done:
+            jobs = Jobs(threads)
+            for k in range(7):
+                jobs.submit(
+                    lambda order=order, k=k: (time.sleep(k % 3 * 1e-3), order.append("job"))
+                )
+            jobs.close(lambda order=order: order.append("last"))
+    assert done == [["job"] * 7 + ["last"]] * blocks
+    empty: list[str] = []
+    with Threads() as threads:
+        Jobs(threads).close(lambda: empty.append("last"))
+    assert empty == ["last"]
+
+
+def test_the_sampler_goes_on_while_a_block_is_written() -> None:
+    written, going_on = threading.Event(), threading.Event()
+    with Threads() as threads:
+        jobs = Jobs(threads)
+        jobs.submit(lambda: going_on.wait(60))
+        jobs.close(written.set)
+        assert not written.is_set()
+        going_on.set()
+    assert written.is_set()
+
+
+def test_a_block_is_not_recorded_after_a_failure() -> None:
+    def fail() -> None:
+        raise OSError("no such disk")
+
+    recorded: list[bool] = []
+    with pytest.raises(OSError, match="no such disk"):
+        with Threads() as threads:
+            jobs = Jobs(threads)
+            jobs.submit(fail)
+            jobs.close(lambda: recorded.append(True))
+    assert recorded == []
+
+
+def test_what_is_on_the_cpu_has_arrived() -> None:
+    samples = torch.arange(6).view(2, 3)
+    np.testing.assert_array_equal(Arriving(samples).numpy(), samples.numpy())
 
 
 def test_latents_are_kept_where_nothing_can_decode_them(

@@ -1,6 +1,7 @@
 """An image set: images of one shape in a fixed order, decoded when asked for."""
 
 import hashlib
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -67,26 +68,36 @@ class ImageSet:
         return self._stack(map(self.load, indices), len(indices))
 
     def batches(self, batch_size: int, workers: int | None = None) -> Iterator[Pixels]:
-        """All images in order, decoded by threads up to a batch ahead of the consumer.
-
-        Arguments:
-            batch_size: images per batch; the last batch may have fewer.
-            workers: threads; None for one per available core, at most 16. Neither number changes
-                a pixel.
-
-        Returns:
-            An iterator over new arrays uint8 [n,C,H,W].
+        """All images in order, `batch_size` at a time, the last batch maybe fewer; see `stacks`.
 
         Raises:
             UsageError: a number below 1.
+        """
+        if batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size}, yet it must be at least 1.")
+        count = len(self)
+        groups = [range(k, min(k + batch_size, count)) for k in range(0, count, batch_size)]
+        return self.stacks(groups, workers)
+
+    def stacks(self, groups: Sequence[range], workers: int | None = None) -> Iterator[Pixels]:
+        """Groups of images, decoded by threads up to a group ahead of the consumer.
+
+        Arguments:
+            groups: indices of images (0 ... N-1).
+            workers: threads; None for one per available core, at most 16. It changes no pixel.
+
+        Returns:
+            An iterator over new arrays uint8 [n,C,H,W], one per group.
+
+        Raises:
+            UsageError: a number of workers below 1.
             GuidexError: a file has changed since the set was opened.
         """
         workers = default_workers() if workers is None else workers
-        for name, value in (("batch_size", batch_size), ("workers", workers)):
-            if value < 1:
-                raise UsageError(f"{name} is {value}, yet it must be at least 1.")
+        if workers < 1:
+            raise UsageError(f"workers is {workers}, yet it must be at least 1.")
         quiet_pillow()
-        return self._batches(batch_size, workers)
+        return self._stacks(groups, workers)
 
     def fingerprint(self) -> str:
         """SHA-256, in hex, of what the set holds: shape, pixels in order, and labels.
@@ -107,10 +118,11 @@ class ImageSet:
             total.update(b"labels" + self.labels.astype("<i8").tobytes())
         return total.hexdigest()
 
-    def _batches(self, batch_size: int, workers: int) -> Iterator[Pixels]:
-        images = map_ahead(self.load, range(len(self)), workers, batch_size + workers)
-        for start in range(0, len(self), batch_size):
-            yield self._stack(images, min(batch_size, len(self) - start))
+    def _stacks(self, groups: Sequence[range], workers: int) -> Iterator[Pixels]:
+        ahead = max(map(len, groups), default=0) + workers
+        images = map_ahead(self.load, itertools.chain.from_iterable(groups), workers, ahead)
+        for group in groups:
+            yield self._stack(images, len(group))
 
     def _stack(self, images: Iterator[Pixels], count: int) -> Pixels:
         batch = np.empty((count, *self.shape), dtype=np.uint8)

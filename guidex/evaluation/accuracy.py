@@ -25,9 +25,11 @@ class KNNAccuracy:
         k: voters per fake, 1 or more.
     """
 
+    needs_reference: ClassVar[bool] = True
     needs_values: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
     needs_truth: ClassVar[bool] = False
+    needs_detector: ClassVar[str | None] = None
 
     def __init__(self, k: int = 5) -> None:
         check_whole("k", k, least=1)

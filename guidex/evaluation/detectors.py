@@ -33,7 +33,14 @@ class Identity:
 
 
 class Detector(Protocol):
-    """The interface: a pure function of one batch or a whole set."""
+    """The interface: a pure function of one batch or a whole set.
+
+    Attributes:
+        name: features of equal names compare, and columns end in it; None where it depends on the
+            samples.
+    """
+
+    name: str | None
 
     @property
     def identity(self) -> Identity | None:
@@ -67,6 +74,7 @@ class _WithoutNetwork:
 class Pixels(_WithoutNetwork):
     """The pixels themselves, scaled to [-1, 1] and flattened; D = C H W. For small images."""
 
+    name = "pixels"
     identity = Identity("pixels")
 
     def __call__(self, samples: Tensor) -> tuple[str, Tensor]:
@@ -80,6 +88,7 @@ class Pixels(_WithoutNetwork):
 class Coordinates(_WithoutNetwork):
     """The coordinates of a toy's points themselves; D = d."""
 
+    name = "coordinates"
     identity = Identity("coordinates")
 
     def __call__(self, samples: Tensor) -> tuple[str, Tensor]:
@@ -93,7 +102,7 @@ class Coordinates(_WithoutNetwork):
 class Automatic(_WithoutNetwork):
     """Pixels for images, Coordinates for points."""
 
-    identity = None
+    name = identity = None
 
     def __call__(self, samples: Tensor) -> tuple[str, Tensor]:
         detector = Pixels() if samples.dtype == torch.uint8 else Coordinates()

@@ -9,20 +9,16 @@ Two ways of resizing images are in use, and their numbers do not compare: "torch
 with antialiasing on floating-point pixels) and "pil" (dgm-eval: Pillow's bicubic on 8-bit pixels).
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
-from guidex.assets.codec import from_pixels
-from guidex.assets.image_set import default_workers
 from guidex.errors import GuidexError
-from guidex.evaluation.networks import NetworkDetector, Precision
+from guidex.evaluation.networks import NetworkDetector, Precision, resize_by_pillow
 from guidex.evaluation.weights import Weights, optional
 
 SIDE = 224
@@ -94,7 +90,7 @@ def dinov2(
         package="timm",
         weights=Weights(f"DINOv2 ViT-{size}/14", weights, url),
         build=lambda file: DINOv2(file, architecture),
-        prepare=resize_by_pillow if resize == "pil" else lambda images: images,
+        prepare=partial(resize_by_pillow, side=SIDE) if resize == "pil" else lambda images: images,
         precision=precision,
         compile=compile,
     )
@@ -126,20 +122,6 @@ class DINOv2(nn.Module):
         if images.shape[2:] != (SIDE, SIDE):
             x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True)
         return self.vit((x / 255 - self.mean) / self.std).float()
-
-
-def resize_by_pillow(images: Tensor) -> Tensor:
-    """Images uint8 [B, 3, H, W] to [B, 3, 224, 224], uint8, by Pillow's bicubic filter."""
-
-    def resized(pixels: np.ndarray) -> np.ndarray:
-        image = from_pixels(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        return np.asarray(image).transpose(2, 0, 1)
-
-    if images.shape[2:] == (SIDE, SIDE):
-        return images
-    # Pillow lets go of Python's lock while it resizes.
-    with ThreadPoolExecutor(default_workers()) as pool:
-        return torch.from_numpy(np.stack(list(pool.map(resized, images.cpu().numpy()))))
 
 
 def _vit(architecture: Architecture) -> nn.Module:

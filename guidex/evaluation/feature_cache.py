@@ -2,18 +2,23 @@
 
 They lie in features/ of guidex's cache folder (see `guidex.assets.cache`), one file for what a
 detector made of a set of images. Its name is a hash of all that they depend on: the pixels and
-their order, the detector, the hash of its weights, resize, precision and compilation. Any of the
-files may be deleted at any time.
+their order, the detector, the hash of its weights, resize, precision and compilation. While they
+are being made, blocks of them lie in a folder of the same name, so that a run that was stopped goes
+on where it was, and several processes take different blocks. Any of the files may be deleted at any
+time.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -24,13 +29,14 @@ from guidex.evaluation.detectors import Identity
 
 FORMAT = "1"  # changes where features would, with all else the same
 
+BLOCK = 1024
+"""Images whose features are kept together while a set is being looked at."""
+
 log = logging.getLogger(__name__)
 
 
-def cached_features(
-    fingerprint: str, identity: Identity, count: int, compute: Callable[[], Tensor]
-) -> Tensor:
-    """Features from the cache, or else computed and kept there.
+class FeatureStore:
+    """Where the features of one set of images by one detector are kept.
 
     A file that is damaged, or a folder that cannot be written, costs a warning and no more.
 
@@ -38,39 +44,70 @@ def cached_features(
         fingerprint: of the images, such as `ImageSet.fingerprint` gives.
         identity: of a detector with a network.
         count: number of images N.
-        compute: gives the features, float32 [N, D], on the CPU.
     """
-    key = {"format": FORMAT, "images": fingerprint, **asdict(identity)}
-    path = _path(key)
-    if path.is_file():
-        features = _read(path, key)
-        if features is not None and features.shape == (count, identity.dim):
-            return features
+
+    def __init__(self, fingerprint: str, identity: Identity, count: int) -> None:
+        self.identity, self.count = identity, count
+        self._key = {"format": FORMAT, "images": fingerprint, **asdict(identity)}
+        digest = hashlib.sha256(_text(self._key).encode()).hexdigest()
+        self._path = cache_dir() / "features" / f"{identity.name}-{digest[:32]}.safetensors"
+        self._parts = self._path.with_suffix(".parts")
+
+    def read(self) -> Tensor | None:
+        """All features, float32 [N, D], if they are there."""
+        return self._read(self._path, self._key, slice(0, self.count), self.count)
+
+    def read_block(self, block: int) -> Tensor | None:
+        """The features of images BLOCK * block and on, if they are there."""
+        rows = slice(BLOCK * block, min(BLOCK * (block + 1), self.count))
+        if self._path.is_file():  # another process has finished
+            return self._read(self._path, self._key, rows, self.count)
+        size = rows.stop - rows.start
+        return self._read(self._part(block), self._key_of(block), slice(0, size), size)
+
+    def keep_block(self, block: int, features: Tensor) -> None:
+        """Keep the features of a block, on the CPU."""
+        self._write(self._part(block), self._key_of(block), features)
+
+    def keep(self, blocks: Mapping[int, Tensor]) -> Tensor:
+        """Keep all features, given as all blocks, in one file; returns them joined."""
+        features = torch.cat([blocks[block] for block in sorted(blocks)])
+        if not self._path.is_file():
+            self._write(self._path, self._key, features)
+        shutil.rmtree(self._parts, ignore_errors=True)
+        return features
+
+    def _key_of(self, block: int) -> dict[str, object]:
+        return {**self._key, "block": block}
+
+    def _part(self, block: int) -> Path:
+        return self._parts / f"{block:06d}.safetensors"
+
+    def _write(self, path: Path, key: dict[str, object], features: Tensor) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = safetensors.torch.save({"features": features}, {"key": _text(key)})
+            atomic_write(path, lambda file: file.write(content))
+        except (OSError, GuidexError) as error:
+            log.warning("Features are not kept for the next time: %s", error)
+
+    def _read(self, path: Path, key: dict[str, object], rows: slice, count: int) -> Tensor | None:
+        """Some rows of a file that should hold `count` of them."""
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                if (file.metadata() or {}).get("key") == _text(key):
+                    features = file.get_slice("features")
+                    if features.get_shape() == [count, self.identity.dim]:
+                        return features[rows]
+        except (OSError, SafetensorError):
+            pass
         log.warning("%s is damaged or of another kind; making it again.", path)
-    features = compute()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = safetensors.torch.save({"features": features}, {"key": _text(key)})
-        atomic_write(path, lambda file: file.write(content))
-    except (OSError, GuidexError) as error:
-        log.warning("Features are not kept for the next time: %s", error)
-    return features
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return None
 
 
 def _text(key: dict[str, object]) -> str:
     return json.dumps(key, sort_keys=True)
-
-
-def _path(key: dict[str, object]) -> Path:
-    digest = hashlib.sha256(_text(key).encode()).hexdigest()
-    return cache_dir() / "features" / f"{key['name']}-{digest[:32]}.safetensors"
-
-
-def _read(path: Path, key: dict[str, object]) -> Tensor | None:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            if (file.metadata() or {}).get("key") != _text(key):
-                return None
-            return file.get_tensor("features")
-    except (OSError, SafetensorError):
-        return None

@@ -4,6 +4,7 @@ The way of the data is images -> features (detector) -> statistics -> metric. A 
 called as metric(real=..., fake=...) that returns named numbers and keeps nothing.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Protocol
@@ -22,7 +23,7 @@ class FeatureSet:
 
     Attributes:
         detector: name of the detector; columns end in it (fd_<detector>).
-        count: number of images N in the set.
+        count: number of images N in the set; 0 where a file of statistics does not tell.
         values: features [N, D], float32 or float64, finite; None where only statistics are known.
             On the CPU, or wherever they were put: metrics run on the device of the values.
         labels: class of each image [N], int64 (for fakes: the class asked for); None if unknown.
@@ -97,6 +98,19 @@ class FeatureSet:
         """A reference of which only mean and covariance are known."""
         return cls(detector, statistics.count, None, None, statistics, None)
 
+    def to(self, device: str | torch.device) -> "FeatureSet":
+        """The same on a device, where metrics of it are then computed; the truth stays where it
+        is."""
+        held = (self.values, self.labels, self.given_statistics and self.given_statistics.mean)
+        if all(tensor is None or tensor.device == torch.device(device) for tensor in held):
+            return self
+        return dataclasses.replace(
+            self,
+            values=None if self.values is None else self.values.to(device),
+            labels=None if self.labels is None else self.labels.to(device),
+            given_statistics=self.given_statistics and self.given_statistics.to(device),
+        )
+
     @cached_property
     def statistics(self) -> GaussianStatistics:
         """Those given, or those of the values; computed once."""
@@ -115,14 +129,23 @@ class Metric(Protocol):
 
     The needs are known without any image, so a reference that lacks something is refused by
     `check_reference` before the first image is made.
+
+    Attributes:
+        needs_reference: whether it looks at the real set at all.
+        needs_values, needs_labels, needs_truth: whether it needs single features of the real set,
+            its labels, or its exact distribution.
+        needs_detector: name of the only detector that it is defined for, or None for any.
     """
 
+    needs_reference: ClassVar[bool]
     needs_values: ClassVar[bool]
     needs_labels: ClassVar[bool]
     needs_truth: ClassVar[bool]
+    needs_detector: ClassVar[str | None]
 
-    def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-        """Numbers by column name, in the order of the columns."""
+    def __call__(self, *, real: FeatureSet | None, fake: FeatureSet) -> dict[str, float]:
+        """Numbers by column name, in the order of the columns; real may be None where it needs no
+        reference."""
         ...
 
 
@@ -136,6 +159,16 @@ def check_share(name: str, value: float) -> None:
     """Raise UsageError unless an option is a number between 0 and 1."""
     if not isinstance(value, float) or not 0 < value < 1:
         raise UsageError(f"{name} is {value!r}; it must be a number above 0 and below 1.")
+
+
+def check_detector(metric: Metric, detector: str | None) -> None:
+    """Raise UsageError where the metric is defined for another detector alone.
+
+    Arguments:
+        detector: its name; None where it depends on the samples.
+    """
+    if metric.needs_detector is not None:
+        require_detector(detector, metric.needs_detector, metric=type(metric).__name__)
 
 
 def check_reference(metric: Metric, real: FeatureSet) -> None:
@@ -163,13 +196,21 @@ def check_comparable(*, real: FeatureSet, fake: FeatureSet) -> None:
         )
 
 
+def require_detector(detector: str | None, needed: str, *, metric: str) -> None:
+    """Raise UsageError unless a detector, by its name, is the one that a metric is defined for."""
+    if detector != needed:
+        raise UsageError(
+            f"{metric} is defined for features of {needed}, and these are of "
+            f"{detector or 'another detector'}; use detector={needed}, or leave the metric out."
+        )
+
+
 def require_values(features: FeatureSet, *, side: str, metric: str) -> Tensor:
     """The features [N, D]; raises UsageError where only statistics are known."""
     if features.values is None:
         raise UsageError(
             f"{metric} compares single images, but of the {side} set only statistics are known "
-            f"(detector {features.detector}, {features.count} images). Give the images or their "
-            "features, or leave the metric out."
+            f"({_described(features)}). Give the images or their features, or leave the metric out."
         )
     return features.values
 
@@ -178,8 +219,8 @@ def require_labels(features: FeatureSet, *, side: str, metric: str) -> Tensor:
     """The labels [N]; raises UsageError where there are none."""
     if features.labels is None:
         raise UsageError(
-            f"{metric} compares classes, but the {side} set (detector {features.detector}, "
-            f"{features.count} images) has no labels. Give a labelled set, or leave the metric out."
+            f"{metric} compares classes, but the {side} set ({_described(features)}) has no "
+            "labels. Give a labelled set, or leave the metric out."
         )
     return features.labels
 
@@ -192,3 +233,8 @@ def require_truth(features: FeatureSet, *, metric: str) -> ExactDenoiser:
             f"{features.detector}) has none. Use it with a toy model, or leave the metric out."
         )
     return features.truth
+
+
+def _described(features: FeatureSet) -> str:
+    images = "number of images not known" if features.count == 0 else f"{features.count} images"
+    return f"detector {features.detector}, {images}"

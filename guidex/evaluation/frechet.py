@@ -4,7 +4,7 @@
 arXiv 1706.08500, equation 6), with N - 1 covariances and in float64.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import ClassVar, Literal
@@ -20,7 +20,7 @@ from guidex.evaluation.features import (
     check_whole,
     require_values,
 )
-from guidex.evaluation.statistics import GaussianStatistics
+from guidex.evaluation.statistics import GaussianStatistics, gram
 
 JACKKNIFE_BLOCKS = 20
 
@@ -60,9 +60,11 @@ class Frechet:
         seed: of the blocks and redraws.
     """
 
+    needs_reference: ClassVar[bool] = True
     needs_values: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     needs_truth: ClassVar[bool] = False
+    needs_detector: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -166,7 +168,17 @@ def frechet_distance(*, real: GaussianStatistics, fake: GaussianStatistics) -> f
     Raises:
         UsageError: fewer than 2 images, different D, or a matrix that is no covariance.
     """
-    return _Target.of(real).distance(fake)
+    (distance,) = frechet_distances(real=real, fakes=[fake])
+    return distance
+
+
+def frechet_distances(
+    *, real: GaussianStatistics, fakes: Iterable[GaussianStatistics]
+) -> list[float]:
+    """As `frechet_distance`, for each of the fakes, which need not be in memory together; what
+    depends on the real side alone is computed once."""
+    target = _Target.of(real)
+    return [target.distance(fake) for fake in fakes]
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,6 +218,7 @@ class _Target:
     def distance(self, fake: GaussianStatistics) -> float:
         if fake.dim != len(self.mean):
             raise UsageError(f"real has {len(self.mean)} features, fake {fake.dim}.")
+        fake = fake.to(self.mean.device)
         covariance = fake.covariance
         # S_r S_f has the eigenvalues of the symmetric R^T S_f R, besides zeros.
         eigenvalues = torch.linalg.eigvalsh(self.root.mT @ covariance @ self.root)
@@ -226,13 +239,14 @@ def _redraws(
     """
     count = len(values)
     generator = torch.Generator().manual_seed(seed)
-    centred = values.double() - mean.to(values.device)
+    mean = mean.to(values.device)
+    centred = values.double() - mean
     for _ in range(resamples):
         drawn = torch.randint(count, (count,), generator=generator)
         times = drawn.bincount(minlength=count).to(centred)
         shift = times @ centred / count
-        scatter = centred.T @ (centred * times[:, None]) - count * torch.outer(shift, shift)
-        yield GaussianStatistics(count, mean + shift.cpu(), scatter.cpu())
+        scatter = gram(centred * times.sqrt()[:, None]) - count * torch.outer(shift, shift)
+        yield GaussianStatistics(count, mean + shift, scatter)
 
 
 def student_quantile(probability: float, freedom: int) -> float:

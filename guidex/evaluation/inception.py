@@ -1,8 +1,12 @@
-"""Inception-v3 of 2015-12-05, the network of FID, KID and the Inception score.
+"""Inception-v3 of 2015-12-05, the network of FID, sFID, KID and the Inception score.
 
 The weights are TensorFlow's, and the network is torch-fidelity's `inception-v3-compat`, which
 differs from torchvision's Inception in its pooling. It resizes by itself, as the TensorFlow graph
 did: bilinear to 299 x 299 without antialiasing, from float32 pixels.
+
+sFID (Nash et al. 2021, arXiv 2103.03841) is the Fréchet distance of features that still know where
+they are. As ADM's evaluator takes them, they are the first 7 channels of the TensorFlow graph's
+`mixed_6/conv:0` at 17 x 17 places, flattened as height, width, channel.
 """
 
 import io
@@ -22,17 +26,20 @@ URL = (
 )
 PREFIX = "6726825d"
 
+SPATIAL_CHANNELS = 7
+
 # Name of the detector, name of the layer in torch-fidelity, and number of features.
 _LAYERS = {
     "pool3": ("inception", "2048", 2048),
     # Without the bias of the last layer: what the Inception score has always been computed from.
     "logits": ("inception_logits", "logits_unbiased", 1008),
+    "spatial": ("inception_spatial", "768", SPATIAL_CHANNELS * 17 * 17),
 }
 
 
 def inception(
     weights: str | None = None,
-    features: Literal["pool3", "logits"] = "pool3",
+    features: Literal["pool3", "logits", "spatial"] = "pool3",
     precision: Precision = "float32",
     compile: bool = False,
 ) -> NetworkDetector:
@@ -41,7 +48,7 @@ def inception(
     Arguments:
         weights: path or URL of a file like the published one, or None for that one (95 MB).
         features: "pool3", 2048 numbers, for FID, KID, precision and recall; "logits", 1008
-            numbers, for the Inception score.
+            numbers, for the Inception score; "spatial", 2023 numbers, for sFID.
         precision, compile: see `NetworkDetector`.
     """
     name, layer, dim = _LAYERS[features]
@@ -51,18 +58,22 @@ def inception(
         resize="bilinear without antialiasing to 299 (TensorFlow 1)",
         package="torch_fidelity",
         weights=Weights("Inception-v3 (2015-12-05)", weights, URL, PREFIX),
-        build=lambda file: Inception(file, layer),
+        build=lambda file: (
+            SpatialInception(file) if features == "spatial" else Inception(file, layer)
+        ),
         prepare=lambda images: images,
         precision=precision,
         compile=compile,
     )
 
 
-class Inception(nn.Module):
-    """torch-fidelity's network with one of its layers as output.
+class Extractor(nn.Module):
+    """A network of torch-fidelity with one of its layers as output.
 
     Arguments:
         weights: of all layers.
+        module: torch-fidelity's module.
+        network: its class.
         layer: torch-fidelity's name of the layer.
 
     Raises:
@@ -70,18 +81,16 @@ class Inception(nn.Module):
         GuidexError: the weights are those of another network.
     """
 
-    def __init__(self, weights: Weights, layer: str) -> None:
+    def __init__(self, weights: Weights, module: str, network: str, layer: str) -> None:
         super().__init__()
-        module = optional("torch_fidelity.feature_extractor_inceptionv3")
+        make = getattr(optional(f"torch_fidelity.{module}"), network)
         # torch-fidelity would unpickle the user's file, and run what it holds. It gets a file
         # instead that was written here from nothing but tensors.
         file = io.BytesIO()
         torch.save(weights.read(), file)
         file.seek(0)
         try:
-            self.extractor = module.FeatureExtractorInceptionV3(
-                "inception-v3-compat", [layer], feature_extractor_weights_path=file
-            )
+            self.extractor = make(network, [layer], feature_extractor_weights_path=file)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise GuidexError(
@@ -93,3 +102,42 @@ class Inception(nn.Module):
         """Features [B, D], float32, of images uint8 [B, 3, H, W]."""
         (features,) = self.extractor(images)
         return features
+
+
+class Inception(Extractor):
+    """Inception-v3; arguments as for `Extractor`."""
+
+    def __init__(self, weights: Weights, layer: str) -> None:
+        super().__init__(
+            weights, "feature_extractor_inceptionv3", "FeatureExtractorInceptionV3", layer
+        )
+
+
+class SpatialInception(Inception):
+    """Inception-v3 as far as the features of sFID, of which nothing behind is computed.
+
+    The graph's eleven blocks mixed, mixed_1, ... mixed_10 are torch-fidelity's Mixed_5b to 5d, 6a
+    to 6e and 7a to 7c in this order, so that mixed_6 is Mixed_6d; its conversion of the weights
+    pairs them so, too. Of a block, `conv` is what lies in none of the towers: the 1 x 1 branch.
+    The node of that very name is the last one of its scope (Conv2D, batchnorm, CheckNumerics,
+    control_dependency, conv), behind the ReLU.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        # The layer "768" is the mean over all places of what leaves Mixed_6e.
+        super().__init__(weights, _LAYERS["spatial"][1])
+        self.extractor.Mixed_6d = _Leading(self.extractor.Mixed_6d.branch1x1)
+        self.extractor.Mixed_6e = nn.Identity()
+
+
+class _Leading(nn.Module):
+    """The first channels of a branch, all as channels of a single place, whose mean they are."""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, 7 H W, 1, 1]."""
+        leading = self.branch(x)[:, :SPATIAL_CHANNELS]
+        return leading.permute(0, 2, 3, 1).flatten(1)[:, :, None, None]

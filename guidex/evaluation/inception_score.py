@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from guidex.errors import UsageError
-from guidex.evaluation.features import FeatureSet, check_whole, require_values
+from guidex.evaluation.features import FeatureSet, check_whole, require_detector, require_values
 
 DETECTOR = "inception_logits"
 
@@ -26,9 +26,11 @@ class InceptionScore:
         seed: of the order; torch-fidelity's is 2020.
     """
 
+    needs_reference: ClassVar[bool] = False
     needs_values: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     needs_truth: ClassVar[bool] = False
+    needs_detector: ClassVar[str | None] = DETECTOR
 
     def __init__(self, splits: int = 10, shuffle: bool = True, seed: int = 2020) -> None:
         check_whole("splits", splits, least=1)
@@ -37,17 +39,13 @@ class InceptionScore:
         self.shuffle = shuffle
         self.seed = seed
 
-    def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
+    def __call__(self, *, real: FeatureSet | None, fake: FeatureSet) -> dict[str, float]:
         """is_inception_logits, 1 ... 1008, and is_std_inception_logits; of the fakes.
 
         Raises:
             UsageError: features that are not logits, or fewer images than parts.
         """
-        if fake.detector != DETECTOR:
-            raise UsageError(
-                f"the Inception score is computed from the logits of Inception-v3, and the "
-                f"features are of {fake.detector}; use detector={DETECTOR}."
-            )
+        require_detector(fake.detector, DETECTOR, metric="InceptionScore")
         logits = require_values(fake, side="fake", metric="InceptionScore")
         if len(logits) < self.splits:
             raise UsageError(

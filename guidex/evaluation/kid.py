@@ -27,9 +27,11 @@ class KID:
         seed: of the subsets; torch-fidelity's is 2020.
     """
 
+    needs_reference: ClassVar[bool] = True
     needs_values: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
     needs_truth: ClassVar[bool] = False
+    needs_detector: ClassVar[str | None] = None
 
     def __init__(self, subsets: int = 100, subset_size: int = 1000, seed: int = 2020) -> None:
         check_whole("subsets", subsets, least=1)

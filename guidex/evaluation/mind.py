@@ -26,9 +26,11 @@ class MIND:
         seed: of the directions and the subset; torch-fidelity's is 2020.
     """
 
+    needs_reference: ClassVar[bool] = True
     needs_values: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
     needs_truth: ClassVar[bool] = False
+    needs_detector: ClassVar[str | None] = None
 
     def __init__(self, projections: int = 1000, seed: int = 2020) -> None:
         check_whole("projections", projections, least=1)

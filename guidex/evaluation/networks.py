@@ -1,12 +1,17 @@
 """Detectors that are networks: what they have in common, whatever the network."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import Literal, Self
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from guidex.assets.codec import from_pixels
+from guidex.assets.image_set import default_workers
 from guidex.errors import UsageError
 from guidex.evaluation.detectors import Identity
 from guidex.evaluation.weights import Weights, check_installed
@@ -51,7 +56,7 @@ class NetworkDetector:
         precision: Precision,
         compile: bool,
     ) -> None:
-        self._name, self._dim, self._resize = name, dim, resize
+        self.name, self._dim, self._resize = name, dim, resize
         self._package = package
         self._weights, self._build, self._prepare = weights, build, prepare
         self._precision, self._compile = precision, compile
@@ -67,7 +72,7 @@ class NetworkDetector:
         """
         check_installed(self._package)
         return Identity(
-            name=self._name,
+            name=self.name,
             dim=self._dim,
             resize=self._resize,
             weights=self._weights.sha256,
@@ -93,7 +98,7 @@ class NetworkDetector:
         """
         if samples.dtype != torch.uint8 or samples.ndim != 4 or samples.shape[1] not in (1, 3):
             raise UsageError(
-                f"detector={self._name} looks at images, but these are "
+                f"detector={self.name} looks at images, but these are "
                 f"{str(samples.dtype).removeprefix('torch.')} {list(samples.shape)}; "
                 "use detector=coordinates for points"
             )
@@ -105,7 +110,7 @@ class NetworkDetector:
                 self._network(self._prepare(part).to(self._device, non_blocking=True))
                 for part in images.split(PASS)
             ]
-        return self._name, torch.cat(parts)
+        return self.name, torch.cat(parts)
 
     def _made(self) -> Callable[[Tensor], Tensor]:
         network = self._build(self._weights).eval().requires_grad_(False).to(self._device)
@@ -133,3 +138,17 @@ def full_float32() -> Iterator[None]:
         yield
     finally:
         cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+def resize_by_pillow(images: Tensor, side: int) -> Tensor:
+    """Images uint8 [B, 3, H, W] to [B, 3, side, side], uint8, by Pillow's bicubic filter."""
+
+    def resized(pixels: np.ndarray) -> np.ndarray:
+        image = from_pixels(pixels).resize((side, side), Image.Resampling.BICUBIC)
+        return np.asarray(image).transpose(2, 0, 1)
+
+    if images.shape[2:] == (side, side):
+        return images
+    # Pillow lets go of Python's lock while it resizes.
+    with ThreadPoolExecutor(default_workers()) as pool:
+        return torch.from_numpy(np.stack(list(pool.map(resized, images.cpu().numpy()))))

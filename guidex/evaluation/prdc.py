@@ -3,29 +3,47 @@ al. 2020, arXiv 2002.09797), and the tiled nearest-neighbour search behind them.
 
 Digits. A distance as |a|^2 + |b|^2 - 2ab is one matrix product, but loses the digits that cancel:
 near-identical images get a distance of rounding noise, and copies do not get zero. So features are
-centred (distances do not change, the cancelling terms shrink), products are in float64, and every
-comparison closer than the product's error bound is decided again from sum (a - b)^2, which loses
-nothing. Distances that still agree to rounding are equal: inside under "<=", outside under "<".
+centred (distances do not change, the cancelling terms shrink), and every comparison closer than the
+product's error bound is decided again from sum (a - b)^2 in float64, which loses nothing. Distances
+that still agree to rounding are equal: inside under "<=", outside under "<".
+
+Speed. So the products of float32 features may be of float32 and the results are still exact; where
+their bound leaves too much to be decided again, they are of float64.
 
 Memory. Features stay as they are; beside them there are a few tiles of `tile` x D and of `tile` x
-`tile` float64 numbers, and 2 k numbers per image, whatever the number of images: about 110 MB for
-50,000 x 50,000 images with 2048 features at the default tile.
+`tile` numbers, and 2 k numbers per image, whatever the number of images: for 50,000 x 50,000 images
+with 2048 features about 100 MB on a CPU, and 1 GB on a GPU, where tiles are larger.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from guidex.errors import UsageError
 from guidex.evaluation.features import FeatureSet, check_comparable, check_whole, require_values
+from guidex.evaluation.networks import full_float32
 from guidex.evaluation.statistics import refuse_nonfinite
 
-TILE = 1024
+# Rows of a tile: on a CPU, tiles stay in its cache; on a GPU, they keep all of it busy.
+CPU_TILE, GPU_TILE = 1024, 4096
 
 # Numbers that pairs being decided again may hold at a time: 32 MiB of float64 on each side.
 _PAIRS = 2**22
+
+# Where float32 leaves more than this share of the pairs of two tiles to be decided again, a product
+# in float64 costs less than deciding them.
+_DOUBTS = 1 / 4096
+
+# Neighbours beyond the k-th that a search in float32 looks at, to be sure that it has missed none.
+_SPARE = 8
+
+# Squares of larger features might overflow in float32.
+_LARGEST = 1e15
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -40,16 +58,33 @@ class PRDC:
     Arguments:
         k: neighbour that sets the radius of a ball, 1 or more.
         rule: whether the surface of a ball is outside ("<") or inside ("<=").
+        reals, fakes: at most as many images of each side, chosen at random; None for all.
+        seed: of the choice.
     """
 
+    needs_reference: ClassVar[bool] = True
     needs_values: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
     needs_truth: ClassVar[bool] = False
+    needs_detector: ClassVar[str | None] = None
 
-    def __init__(self, k: int = 3, rule: Literal["<", "<="] = "<") -> None:
+    def __init__(
+        self,
+        k: int = 3,
+        rule: Literal["<", "<="] = "<",
+        reals: int | None = None,
+        fakes: int | None = None,
+        seed: int = 0,
+    ) -> None:
         _check_options(k, rule)
+        for name, value in (("reals", reals), ("fakes", fakes)):
+            if value is not None:
+                check_whole(name, value, least=k + 1)
+        check_whole("seed", seed, least=0)
         self.k = k
         self.rule = rule
+        self.reals, self.fakes = reals, fakes
+        self.seed = seed
 
     def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         """precision_, recall_, density_ and coverage_<detector>.
@@ -59,16 +94,22 @@ class PRDC:
         """
         check_comparable(real=real, fake=fake)
         results = prdc(
-            real=require_values(real, side="real", metric="PRDC"),
-            fake=require_values(fake, side="fake", metric="PRDC"),
+            real=self._chosen(require_values(real, side="real", metric="PRDC"), self.reals),
+            fake=self._chosen(require_values(fake, side="fake", metric="PRDC"), self.fakes),
             k=self.k,
             rule=self.rule,
         )
         return {f"{name}_{real.detector}": value for name, value in results.items()}
 
+    def _chosen(self, values: Tensor, most: int | None) -> Tensor:
+        if most is None or len(values) <= most:
+            return values
+        order = np.random.default_rng(self.seed).permutation(len(values))[:most]
+        return values[torch.from_numpy(np.sort(order)).to(values.device)]
+
 
 def prdc(
-    *, real: Tensor, fake: Tensor, k: int, rule: Literal["<", "<="] = "<", tile: int = TILE
+    *, real: Tensor, fake: Tensor, k: int, rule: Literal["<", "<="] = "<", tile: int | None = None
 ) -> dict[str, float]:
     """Precision, recall, density, coverage.
 
@@ -82,7 +123,8 @@ def prdc(
         fake: features [M, D], on the same device.
         k: 1 or more, less than N and M.
         rule: "<": a distance equal to the radius is outside (prdc, dgm-eval); "<=": inside.
-        tile: rows of each set in memory as float64 at a time; no effect on the result.
+        tile: rows of each set that are compared at a time, or None for what suits the device; no
+            effect on the result.
 
     Returns:
         precision, recall and coverage in 0 ... 1 and density >= 0, in the order of the name.
@@ -102,6 +144,7 @@ def prdc(
         raise UsageError(
             f"real features have {real.shape[1]} dimensions, fake ones {fake.shape[1]}."
         )
+    tile = _tile_on(real.device) if tile is None else tile
     real_radii = _squared_radii(real, k, tile)
     fake_radii = _squared_radii(fake, k, tile)
 
@@ -109,10 +152,10 @@ def prdc(
     recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
     covered = torch.zeros_like(recalled)
     memberships = torch.zeros((), dtype=torch.int64, device=real.device)
-    centre = _centre(real)
+    centre, dtype = _centre(real), _working_dtype(real, fake)
     for rows in _slices(len(real), tile):
         for cols in _slices(len(fake), tile):
-            pair = _TilePair(real[rows], fake[cols], centre)
+            pair = _TilePair(real[rows], fake[cols], centre, dtype)
             in_real_ball = pair.inside(real_radii[rows, None], rule)
             in_fake_ball = pair.inside(fake_radii[None, cols], rule)
             precise[cols] |= in_real_ball.any(dim=0)
@@ -128,7 +171,7 @@ def prdc(
 
 
 def nearest_neighbours(
-    *, queries: Tensor | None, points: Tensor, k: int, tile: int = TILE
+    *, queries: Tensor | None, points: Tensor, k: int, tile: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """The k points nearest to each query, nearest first.
 
@@ -136,29 +179,69 @@ def nearest_neighbours(
         queries: features [Q, D], or None for each of the points among the others.
         points: features [P, D], same device; at least k of them (k + 1 where queries is None).
         k: 1 or more.
-        tile: rows in memory as float64 at a time; no effect on the result.
+        tile: rows that are compared at a time, or None for what suits the device; no effect on
+            the result.
 
     Returns:
         Squared distances [Q, k], float64, free of cancellation, and row numbers [Q, k], int64.
     """
     starts = points if queries is None else queries
-    centre = _centre(points)
+    tile = _tile_on(points.device) if tile is None else tile
+    centre, dtype = _centre(points), _working_dtype(starts, points)
     distances = torch.empty(len(starts), k, dtype=torch.float64, device=starts.device)
     indices = torch.empty(len(starts), k, dtype=torch.int64, device=starts.device)
     for rows in _slices(len(starts), tile):
-        near, near_indices = distances[rows, :0], indices[rows, :0]
-        for cols in _slices(len(points), tile):
-            squared = _TilePair(starts[rows], points[cols], centre).squared
-            if queries is None and rows == cols:
-                squared.fill_diagonal_(torch.inf)
-            part, part_indices = _smallest(squared, k)
-            near, order = _smallest(torch.cat([near, part], dim=1), k)
-            near_indices = torch.cat([near_indices, part_indices + cols.start], dim=1)
-            near_indices = near_indices.gather(1, order)
-        exact = _exact_columns(starts[rows], points, near_indices)
-        distances[rows], order = exact.sort(dim=1, stable=True)
-        indices[rows] = near_indices.gather(1, order)
+        search = _Search(starts[rows], points, k, tile, centre, rows if queries is None else None)
+        near, near_indices, certain = search.run(dtype)
+        if not certain:
+            near, near_indices, _ = search.run(torch.float64)
+        distances[rows], indices[rows] = near, near_indices
     return distances, indices
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """The nearest neighbours of one tile of queries.
+
+    Attributes:
+        queries: features [T, D].
+        points: features [P, D].
+        k: number of neighbours.
+        tile: of the points.
+        centre: amid the points, [D].
+        own: rows of the points that the queries are, and that do not count as their own
+            neighbours; None where they are others.
+    """
+
+    queries: Tensor
+    points: Tensor
+    k: int
+    tile: int
+    centre: Tensor
+    own: slice | None
+
+    def run(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, bool]:
+        """Squared distances [T, k], float64, row numbers [T, k], and whether it is certain that no
+        point is nearer; products are in `dtype`."""
+        there = len(self.points) - (self.own is not None)
+        wanted = self.k if dtype == torch.float64 else min(self.k + _SPARE, there)
+        near = torch.empty(len(self.queries), 0, dtype=dtype, device=self.queries.device)
+        indices = near.long()
+        slack = near.new_zeros(len(near), 1)
+        for cols in _slices(len(self.points), self.tile):
+            pair = _TilePair(self.queries, self.points[cols], self.centre, dtype)
+            if self.own == cols:
+                pair.squared.fill_diagonal_(torch.inf)
+            part, part_indices = _smallest(pair.squared, wanted)
+            near, order = _smallest(torch.cat([near, part], dim=1), wanted)
+            indices = torch.cat([indices, part_indices + cols.start], dim=1).gather(1, order)
+            slack = torch.maximum(slack, pair.slack_a)
+        exact, order = _exact_columns(self.queries, self.points, indices).sort(dim=1, stable=True)
+        # Of the points that were passed over, none is nearer than the last that was not.
+        certain = wanted == there or bool(
+            (exact[:, self.k - 1 : self.k] <= near[:, -1:] - slack).all()
+        )
+        return exact[:, : self.k], indices.gather(1, order)[:, : self.k], certain
 
 
 def _smallest(squared: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -186,30 +269,37 @@ class _TilePair:
     """Squared distances from one tile of rows to another, with their error bound.
 
     Attributes:
-        squared: [Ta, Tb], float64, as the matrix product gives them.
+        squared: [Ta, Tb], as the matrix product in `dtype` gives them.
         slack_a, slack_b: [Ta, 1] and [1, Tb]; by row or by column, squared is wrong by less.
     """
 
-    def __init__(self, a: Tensor, b: Tensor, centre: Tensor) -> None:
-        self._a, self._b = a, b
-        a, b = a.double() - centre, b.double() - centre
+    def __init__(self, a: Tensor, b: Tensor, centre: Tensor, dtype: torch.dtype) -> None:
+        self._a, self._b, self._centre, self._dtype = a, b, centre, dtype
+        a, b = (values.to(dtype) - centre.to(dtype) for values in (a, b))
         norms_a = a.square().sum(dim=1)[:, None]
         norms_b = b.square().sum(dim=1)[None, :]
-        self.squared = torch.addmm(norms_b, a, b.T, alpha=-2).add_(norms_a)
+        with full_float32():
+            self.squared = torch.addmm(norms_b, a, b.T, alpha=-2).add_(norms_a)
         # A sum of D products is wrong by at most D eps sum |products| (Higham 2002, eq. 3.5): here
-        # 2 (D + 8) eps (|a|^2 + |b|^2) for the three terms, and twice that for the ties below.
-        bound = 8 * (a.shape[1] + 4) * _EPS
-        self.slack_a = bound * (norms_a + norms_b.max())
-        self.slack_b = bound * (norms_b + norms_a.max())
+        # 2 (D + 12) eps (|a|^2 + |b|^2) for the three terms and what centring has rounded, and as
+        # much of float64's eps, thrice, for the ties below. What is too small for the dtype is
+        # lost besides.
+        dim, numbers = a.shape[1], torch.finfo(dtype)
+        bound, lost = 2 * (dim + 12) * (numbers.eps + 3 * _EPS), dim * numbers.tiny
+        self.slack_a = bound * (norms_a + norms_b.max()) + lost
+        self.slack_b = bound * (norms_b + norms_a.max()) + lost
 
     def inside(self, squared_radii: Tensor, rule: Literal["<", "<="]) -> Tensor:
         """Which pairs lie within a radius: [Ta, Tb], bool, for radii [Ta, 1] or [1, Tb]."""
         slack = self.slack_a if squared_radii.shape[1] == 1 else self.slack_b
-        inside = self.squared < squared_radii - slack
-        doubtful = (self.squared <= squared_radii + slack).logical_xor_(inside)
+        inside = self.squared < (squared_radii - slack).to(self._dtype)
+        doubtful = (self.squared <= (squared_radii + slack).to(self._dtype)).logical_xor_(inside)
+        pairs = doubtful.nonzero()
+        if self._dtype == torch.float32 and len(pairs) > _DOUBTS * doubtful.numel():
+            return self._in_float64.inside(squared_radii, rule)
         radii = squared_radii.expand_as(inside)
-        for pairs in doubtful.nonzero().split(max(_PAIRS // self._a.shape[1], 1)):
-            i, j = pairs.unbind(1)
+        for some in pairs.split(max(_PAIRS // self._a.shape[1], 1)):
+            i, j = some.unbind(1)
             exact = _exact_squared(self._a[i].double(), self._b[j].double())
             tie = 2 * (self._a.shape[1] + 2) * _EPS * radii[i, j]
             if rule == "<":
@@ -218,10 +308,27 @@ class _TilePair:
                 inside[i, j] = exact <= radii[i, j] + tie
         return inside
 
+    @cached_property
+    def _in_float64(self) -> "_TilePair":
+        return _TilePair(self._a, self._b, self._centre, torch.float64)
+
 
 def _centre(values: Tensor) -> Tensor:
     """Any point amid the values, [D]; it need not be exact, since distances do not depend on it."""
-    return values.mean(dim=0).double()
+    return values.mean(dim=0)
+
+
+def _working_dtype(*sets: Tensor) -> torch.dtype:
+    """That of the products: float32 where all features are, and small enough to be squared."""
+    if all(values.dtype == torch.float32 for values in sets):
+        largest = max(float(torch.linalg.vector_norm(values, torch.inf)) for values in sets)
+        if largest < _LARGEST:
+            return torch.float32
+    return torch.float64
+
+
+def _tile_on(device: torch.device) -> int:
+    return CPU_TILE if device.type == "cpu" else GPU_TILE
 
 
 def _slices(count: int, tile: int) -> Iterator[slice]:

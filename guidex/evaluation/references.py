@@ -4,7 +4,7 @@ Statistics are of one detector and one way to resize, and compare with no other;
 where they do not fit, before any image goes through a network.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +14,56 @@ from guidex.assets.progress import download_bar
 from guidex.errors import UsageError
 from guidex.evaluation.detectors import Detector, Identity
 from guidex.evaluation.features import FeatureSet
-from guidex.evaluation.sources import file_features, image_features
+from guidex.evaluation.sources import Looking, detector_record, image_features, open_samples
 from guidex.evaluation.statistics_files import StatisticsFile, read_statistics
 
 
 def reference_features(
-    source: str, detector: Detector, *, resize: int | None, bad: str, batch: int, cache: bool
-) -> tuple[FeatureSet, dict[str, Any]]:
-    """The real side of a comparison, and what there is to know about it.
+    source: str, detectors: Sequence[Detector], *, resize: int | None, bad: str, how: Looking
+) -> list[tuple[FeatureSet, dict[str, Any]]]:
+    """The real side of a comparison for each detector, and what there is to know about it.
 
-    Where only statistics are known, the set has no values; its count is 0 where the number of
+    Where only statistics are known, a set has no values; its count is 0 where the number of
     images is not recorded.
 
     Arguments:
         source: path or URL of statistics (see `statistics_files`), of images, or of a toy's points.
-        detector: what looks at images, and what statistics must be of.
-        resize, bad, batch, cache: as for `file_features`; statistics are what they are.
+        detectors: what looks at images, and what statistics must be of.
+        resize, bad: as for `open_samples`; statistics are what they are.
+        how: how images get to detectors.
 
     Raises:
         UsageError: no such file, or statistics of another detector, resize, weights or dimension.
         GuidexError: a damaged file.
     """
     path = _fetched(source) if "://" in source else Path(source)
-    file, identity = read_statistics(path), detector.identity
+    file = read_statistics(path)
+    if file is not None:
+        return [_of_file(source, path, file, one, resize, bad, how) for one in detectors]
+    samples = open_samples(str(path), resize=resize, bad=bad)
+    sets = samples.features(detectors, how)
+    return [
+        (features, samples.about | detector_record(detector))
+        for features, detector in zip(sets, detectors, strict=True)
+    ]
+
+
+def _of_file(
+    source: str,
+    path: Path,
+    file: StatisticsFile,
+    detector: Detector,
+    resize: int | None,
+    bad: str,
+    how: Looking,
+) -> tuple[FeatureSet, dict[str, Any]]:
+    """What a file of statistics holds for a detector."""
+    identity = detector.identity
     # Of ADM's files, detectors other than Inception take the images alone.
-    foreign = file is not None and identity is not None and identity.name not in file.statistics
-    if file is None or (file.has_images and foreign):
-        return file_features(str(path), detector, resize=resize, bad=bad, batch=batch, cache=cache)
+    if file.has_images and identity is not None and identity.name not in file.statistics:
+        samples = open_samples(str(path), resize=resize, bad=bad)
+        [features] = samples.features([detector], how)
+        return features, samples.about | detector_record(detector)
     name = _chosen(file, identity, path)
     about = {
         "path": source,
@@ -60,7 +83,7 @@ def reference_features(
         "shape": list(images.shape),
         "formats": sorted(images.kinds),
     }
-    features = image_features(images, detector, batch=batch, cache=cache)
+    [features] = image_features(images, [detector], how)
     return FeatureSet.from_values(
         detector=name,
         values=features.values,
@@ -112,10 +135,11 @@ def _chosen(file: StatisticsFile, identity: Identity | None, path: Path) -> str:
 def describe(about: Mapping[str, Any]) -> str:
     """In one line: what it is, N, resolution, detector, resize and hash."""
     count, shape = about.get("count"), about.get("shape")
-    parts = [
-        "number of images not recorded" if count is None else f"{count:,} images",
-        "resolution not recorded" if shape is None else f"{shape[2]}x{shape[1]}",
-    ]
+    parts = ["number of images not recorded" if count is None else f"{count:,} images"]
+    if shape is not None:
+        parts.append(f"{shape[2]}x{shape[1]}")
+    elif "kind" in about:
+        parts.append("resolution not recorded")
     if "features" in about:
         parts.append(f"single features of {about['features']:,}")
     if about.get("formats"):

@@ -1,9 +1,12 @@
 """Where samples to be measured come from: files of images, files of points, models that know the
-truth."""
+truth. Images are decoded once for all detectors that look at them."""
 
 import dataclasses
 import hashlib
 import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,57 +18,203 @@ from guidex.assets.image_set import ImageSet
 from guidex.assets.images import open_images
 from guidex.errors import GuidexError, UsageError
 from guidex.evaluation.detectors import Detector, detect
-from guidex.evaluation.feature_cache import cached_features
+from guidex.evaluation.feature_cache import BLOCK, FeatureStore
 from guidex.evaluation.features import FeatureSet
 from guidex.models.denoiser import ExactDenoiser
 
 DRAWS = 10_000  # true samples of a toy that its reference is made of
 
 
-def file_features(
-    path: str, detector: Detector, *, resize: int | None, bad: str, batch: int, cache: bool
-) -> tuple[FeatureSet, dict[str, object]]:
-    """Features of what lies in a file or folder, and what there is to know about it.
+@dataclass(frozen=True)
+class Looking:
+    """How images get to detectors.
+
+    Attributes:
+        batch: images per batch; no effect on features.
+        cache: whether features of networks are kept on disk for the next time.
+        rank, ranks: number of this process among those that look at the same images and share
+            the cache. Each begins with other blocks, and ends with all features.
+    """
+
+    batch: int = 512
+    cache: bool = True
+    rank: int = 0
+    ranks: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Samples in a file or folder, opened, before any detector looks at them.
+
+    Attributes:
+        path: as given.
+        images: the images, or None.
+        points: points [N, d] and labels [N] or None of a toy, where there are no images.
+    """
+
+    path: str
+    images: ImageSet | None
+    points: tuple[Tensor, Tensor | None] | None
+
+    @cached_property
+    def about(self) -> dict[str, object]:
+        """What there is to know about them, as plain data."""
+        if self.images is None:
+            return {"path": self.path, "count": len(self.points[0]), "skipped": 0}
+        return {
+            "path": self.path,
+            "count": len(self.images),
+            "shape": list(self.images.shape),
+            "formats": sorted(self.images.kinds),
+            "skipped": len(self.images.skipped),
+            "sha256": self.images.fingerprint(),
+        }
+
+    def one(self) -> Tensor:
+        """Something like the first sample [1, ...]; enough to see whether a detector takes it."""
+        if self.images is None:
+            return self.points[0][:1]
+        return torch.zeros(1, *self.images.shape, dtype=torch.uint8)
+
+    def features(self, detectors: Sequence[Detector], how: Looking) -> list[FeatureSet]:
+        """The features of all detectors, on the CPU; images are decoded once for all of them."""
+        if self.images is None:
+            return [detect(detector, *self.points, how.batch) for detector in detectors]
+        return image_features(self.images, detectors, how)
+
+
+def open_samples(path: str, *, resize: int | None, bad: str) -> Samples:
+    """Open a folder, zip or npz of images, or the samples.npz of a toy.
 
     Arguments:
-        path: a folder, zip or npz of images, or the samples.npz of a toy.
-        detector: what looks at them.
+        path: where they are.
         resize: side that images are resized to, or None.
         bad: "error" or "skip", for unreadable images.
-        batch: images per batch.
-        cache: whether features of networks are kept on disk for the next time.
+
+    Raises:
+        UsageError, GuidexError: as `guidex.assets.images.open_images`.
     """
     points = _read_points(Path(path))
     if points is not None:
-        features = detect(detector, *points, batch)
-        return features, {"path": path, "count": features.count, "skipped": 0}
-    images = open_images(path, bad=bad, resize=resize)
-    features = image_features(images, detector, batch=batch, cache=cache)
-    return features, {
-        "path": path,
-        "count": len(images),
-        "shape": list(images.shape),
-        "formats": sorted(images.kinds),
-        "skipped": len(images.skipped),
-        "sha256": images.fingerprint(),
-        **detector_record(detector),
-    }
+        return Samples(path, None, points)
+    return Samples(path, open_images(path, bad=bad, resize=resize), None)
 
 
-def image_features(images: ImageSet, detector: Detector, *, batch: int, cache: bool) -> FeatureSet:
-    """Features of a set of images, from the cache if they are there; the result is on the CPU."""
+def image_features(
+    images: ImageSet, detectors: Sequence[Detector], how: Looking
+) -> list[FeatureSet]:
+    """Features of a set of images by each detector, from the cache if they are there; on the
+    CPU."""
     labels = None if images.labels is None else torch.as_tensor(images.labels, dtype=torch.int64)
-    identity = detector.identity
-    if identity is not None and identity.weights is not None and cache:
-        values = cached_features(
-            images.fingerprint(),
-            identity,
-            len(images),
-            lambda: _image_values(images, detector, batch)[1],
-        )
-        return FeatureSet.from_values(detector=identity.name, values=values, labels=labels)
-    name, values = _image_values(images, detector, batch)
-    return FeatureSet.from_values(detector=name, values=values, labels=labels)
+    identities = [detector.identity for detector in detectors]
+    stores: dict[int, FeatureStore] = {}
+    found: dict[int, tuple[str, Tensor]] = {}
+    for k, identity in enumerate(identities):
+        if how.cache and identity is not None and identity.weights is not None:
+            stores[k] = FeatureStore(images.fingerprint(), identity, len(images))
+            whole = stores[k].read()
+            if whole is not None:
+                found[k] = identity.name, whole
+    missing = {k: detector for k, detector in enumerate(detectors) if k not in found}
+    found |= _Pass(images, missing, stores, how).run()
+    return [
+        FeatureSet.from_values(detector=name, values=values, labels=labels)
+        for name, values in (found[k] for k in range(len(detectors)))
+    ]
+
+
+class _Pass:
+    """One pass of detectors over a set of images, block by block.
+
+    Arguments:
+        images: the set.
+        detectors: by number.
+        stores: where features are kept, of those detectors that have a network.
+        how: batch, and which blocks are this process's.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        detectors: Mapping[int, Detector],
+        stores: Mapping[int, FeatureStore],
+        how: Looking,
+    ) -> None:
+        self._images, self._detectors, self._how = images, detectors, how
+        self._stores = {k: store for k, store in stores.items() if k in detectors}
+        self._done: dict[int, dict[int, Tensor]] = {k: {} for k in detectors}
+        self._names: dict[int, str] = {}
+
+    def run(self) -> dict[int, tuple[str, Tensor]]:
+        """Name of the detector and features [N, D] by the number of the detector."""
+        if not self._detectors:
+            return {}
+        blocks = range(-(-len(self._images) // BLOCK))
+        own = [block for block in blocks if block % self._how.ranks == self._how.rank]
+        with tqdm(
+            total=len(self._images),
+            desc="features",
+            unit="image",
+            delay=2,
+            leave=False,
+            disable=None if self._how.rank == 0 else True,
+        ) as bar:
+            self._make(own, bar)
+            # Of the others' blocks, those that nobody has finished, beginning with the last.
+            for block in sorted(set(blocks) - set(own), reverse=True):
+                self._make([block], bar)
+        return {k: (self._names[k], self._joined(k)) for k in self._detectors}
+
+    def _make(self, blocks: Sequence[int], bar: tqdm) -> None:
+        """Find the features of blocks in the stores, and make those that are not there."""
+        lacking = {block: self._lacking(block) for block in blocks}
+        bar.update(sum(self._size(block) for block in blocks if not lacking[block]))
+        todo = [block for block in blocks if lacking[block]]
+        parts: dict[int, list[Tensor]] = {k: [] for k in self._detectors}
+        for block, pixels in self._pixels(todo):
+            for k in lacking[block]:
+                self._names[k], features = self._detectors[k](pixels)
+                parts[k].append(features)
+            bar.update(len(pixels))
+            if sum(map(len, parts[lacking[block][0]])) == self._size(block):
+                for k in lacking[block]:
+                    self._keep(k, block, torch.cat(parts[k]).cpu())
+                    parts[k] = []
+
+    def _pixels(self, blocks: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """Batches of images, each of one block, read ahead across blocks."""
+        starts = [
+            (block, first, min(first + self._how.batch, BLOCK * block + self._size(block)))
+            for block in blocks
+            for first in range(BLOCK * block, BLOCK * block + self._size(block), self._how.batch)
+        ]
+        batches = self._images.stacks([range(first, last) for _, first, last in starts])
+        for (block, _, _), pixels in zip(starts, batches, strict=True):
+            images = torch.from_numpy(pixels)
+            # From pinned memory, the copy to a GPU goes on while the next batch is decoded.
+            yield block, images.pin_memory() if torch.cuda.is_available() else images
+
+    def _lacking(self, block: int) -> list[int]:
+        """The detectors whose features of a block are not there; takes those that are."""
+        for k, store in self._stores.items():
+            features = store.read_block(block)
+            if features is not None:
+                self._names[k] = store.identity.name
+                self._done[k][block] = features
+        return [k for k in self._detectors if block not in self._done[k]]
+
+    def _keep(self, k: int, block: int, features: Tensor) -> None:
+        self._done[k][block] = features
+        if k in self._stores:
+            self._stores[k].keep_block(block, features)
+
+    def _joined(self, k: int) -> Tensor:
+        if k in self._stores:
+            return self._stores[k].keep(self._done[k])
+        return torch.cat([self._done[k][block] for block in sorted(self._done[k])])
+
+    def _size(self, block: int) -> int:
+        return min(BLOCK, len(self._images) - BLOCK * block)
 
 
 def model_features(model: object, detector: Detector, seed: int = 0) -> FeatureSet:
@@ -81,12 +230,10 @@ def model_features(model: object, detector: Detector, seed: int = 0) -> FeatureS
     if identity is None or identity.weights is None:
         features = detect(detector, samples, labels)
     else:
-        values = cached_features(
-            _digest(samples),
-            identity,
-            len(samples),
-            lambda: detect(detector, samples, None).values,
-        )
+        store = FeatureStore(_digest(samples), identity, len(samples))
+        values = store.read()
+        if values is None:
+            values = store.keep({0: detect(detector, samples, None).values})
         features = FeatureSet.from_values(detector=identity.name, values=values, labels=labels)
     return dataclasses.replace(features, truth=model if model.space == "points" else None)
 
@@ -97,18 +244,6 @@ def detector_record(detector: Detector) -> dict[str, object]:
     if identity is None or identity.weights is None:
         return {}
     return {"detector": dataclasses.asdict(identity)}
-
-
-def _image_values(images: ImageSet, detector: Detector, batch: int) -> tuple[str, Tensor]:
-    name, parts = "", []
-    with tqdm(
-        total=len(images), desc="features", unit="image", delay=2, leave=False, disable=None
-    ) as bar:
-        for pixels in images.batches(batch):
-            name, values = detector(torch.from_numpy(pixels))
-            parts.append(values.cpu())
-            bar.update(len(pixels))
-    return name, torch.cat(parts)
 
 
 def _digest(samples: Tensor) -> str:

@@ -36,14 +36,25 @@ def refuse_nonfinite(values: Tensor, *, first_row: int = 0) -> None:
             )
 
 
+def gram(values: Tensor) -> Tensor:
+    """values^T values, [D, D], of float64 values [N, D].
+
+    On a CPU by NumPy, which computes one half of it, and is nearly twice as fast as torch.
+    """
+    if values.device.type != "cpu":
+        return values.T @ values
+    array = values.numpy()
+    return torch.from_numpy(array.T @ array)
+
+
 @dataclass(frozen=True, eq=False)
 class GaussianStatistics:
     """What a Gaussian fit needs to know of N feature vectors.
 
     Attributes:
         count: N >= 0.
-        mean: [D], float64, on the CPU.
-        scatter: sum of (x - mean)(x - mean)^T, [D, D], float64, on the CPU.
+        mean: [D], float64, on the CPU, or wherever it was put.
+        scatter: sum of (x - mean)(x - mean)^T, [D, D], float64, on the same device.
     """
 
     count: int
@@ -73,7 +84,8 @@ class GaussianStatistics:
 
     @classmethod
     def from_features(cls, values: Tensor, *, first_row: int = 0) -> "GaussianStatistics":
-        """Statistics of features [N, D] of any floating dtype on any device, N >= 0.
+        """Statistics of features [N, D] of any floating dtype on any device, N >= 0. They are on
+        the device of the features, or on the CPU where that device has no float64.
 
         Arguments:
             values: one batch, or the whole set.
@@ -88,14 +100,18 @@ class GaussianStatistics:
                 "[N, D] are needed."
             )
         refuse_nonfinite(values, first_row=first_row)
-        total = cls.empty(values.shape[1])
-        for _, block in _blocks(values):
-            # The CPU, because float64 is slow on many accelerators and absent on some.
-            block = block.to(device="cpu", dtype=torch.float64)
-            mean = block.mean(dim=0)
-            centred = block - mean
-            total = total.merge(cls(len(block), mean, centred.T @ centred))
-        return total
+        device = "cpu" if values.device.type == "mps" else values.device
+        mean = torch.zeros(values.shape[1], dtype=torch.float64, device=device)
+        scatter = mean.new_zeros(len(mean), len(mean))
+        for start, block in _blocks(values):
+            block = block.to(device=device, dtype=torch.float64)
+            own = block.mean(dim=0)
+            # As in merge, but in place.
+            shift, share = own - mean, len(block) / (start + len(block))
+            scatter += gram(block - own)
+            scatter.addr_(shift, shift, alpha=start * share)
+            mean += shift * share
+        return cls(values.shape[0], mean, scatter)
 
     @classmethod
     def from_moments(cls, *, count: int, mean: Tensor, covariance: Tensor) -> "GaussianStatistics":
@@ -119,6 +135,10 @@ class GaussianStatistics:
                 f"(entries differ by up to {float(asymmetry):.3g}); is it another matrix?"
             )
         return statistics
+
+    def to(self, device: str | torch.device) -> "GaussianStatistics":
+        """The same on a device, which must have float64."""
+        return GaussianStatistics(self.count, self.mean.to(device), self.scatter.to(device))
 
     @property
     def dim(self) -> int:

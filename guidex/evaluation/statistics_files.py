@@ -1,5 +1,6 @@
 """Files of statistics: EDM2's .pkl (FID and FD_DINOv2), the .npz with `mu` and `sigma` of EDM,
-pytorch-fid and others (FID), ADM's .npz (those, and images under `arr_0`), and guidex's own .npz.
+pytorch-fid and others (FID), ADM's .npz (those, `mu_s` and `sigma_s` for sFID, and images under
+`arr_0`), and guidex's own .npz.
 
 Nothing in them is trusted: no pickle is executed, and arrays have limits.
 """
@@ -25,6 +26,9 @@ FORMAT = 1  # of guidex's own files
 
 # EDM2's names of its two distances, and the detectors that they are computed with.
 _EDM2 = {"fid": "inception", "fd_dinov2": "dinov2"}
+
+# Detectors of published .npz, and what follows on the names mu and sigma there.
+_PUBLISHED = {"inception": "", "inception_spatial": "_s"}
 
 # Bytes of mu, sigma or the record: a covariance of 16,000 features.
 _ARRAY_LIMIT = 2 * 2**30
@@ -88,7 +92,7 @@ def write_statistics(
     Arguments:
         path: FILE.npz.
         features: of at least 2 images.
-        about: what `file_features` told of them.
+        about: what `Samples.about` and `detector_record` tell of them.
         keep_features: also write single features and labels, which precision, recall and other
             metrics need; 4 N D bytes.
     """
@@ -137,10 +141,12 @@ def _read_edm2(path: Path) -> StatisticsFile:
 def _read_published(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
     """Of Inception by convention: the file does not say what network its features are of."""
     has_images = "arr_0" in arrays.files
-    moments = _moments(*_mu_and_sigma(arrays), None)
-    return StatisticsFile(
-        "ADM" if has_images else "mu and sigma", {"inception": moments}, None, has_images
-    )
+    statistics = {
+        name: _moments(*_mu_and_sigma(arrays, suffix), None, suffix)
+        for name, suffix in _PUBLISHED.items()
+        if {f"mu{suffix}", f"sigma{suffix}"} <= set(arrays.files)
+    }
+    return StatisticsFile("ADM" if has_images else "mu and sigma", statistics, None, has_images)
 
 
 def _read_own(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
@@ -199,8 +205,9 @@ def _array(arrays: np.lib.npyio.NpzFile, key: str, limit: int) -> np.ndarray:
     return arrays[key]
 
 
-def _mu_and_sigma(arrays: np.lib.npyio.NpzFile) -> tuple[np.ndarray, np.ndarray]:
-    return _array(arrays, "mu", _ARRAY_LIMIT), _array(arrays, "sigma", _ARRAY_LIMIT)
+def _mu_and_sigma(arrays: np.lib.npyio.NpzFile, suffix: str = "") -> tuple[np.ndarray, np.ndarray]:
+    mu, sigma = (_array(arrays, f"{key}{suffix}", _ARRAY_LIMIT) for key in ("mu", "sigma"))
+    return mu, sigma
 
 
 def _tensor(
@@ -216,10 +223,10 @@ def _tensor(
     return torch.from_numpy(array)
 
 
-def _moments(mu: object, sigma: object, count: int | None) -> GaussianStatistics:
+def _moments(mu: object, sigma: object, count: int | None, suffix: str = "") -> GaussianStatistics:
     for key, array in (("mu", mu), ("sigma", sigma)):
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-            raise GuidexError(f"its {key} is no array of floating-point numbers.")
+            raise GuidexError(f"its {key}{suffix} is no array of floating-point numbers.")
     return GaussianStatistics.from_moments(
         count=_NOMINAL_COUNT if count is None else count,
         mean=torch.from_numpy(mu.astype(np.float64)),

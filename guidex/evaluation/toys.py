@@ -52,9 +52,11 @@ class ToyQuality:
         seed: of the true draws.
     """
 
+    needs_reference: ClassVar[bool] = True
     needs_values: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     needs_truth: ClassVar[bool] = True
+    needs_detector: ClassVar[str | None] = None
 
     def __init__(
         self,

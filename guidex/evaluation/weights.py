@@ -59,8 +59,8 @@ class Weights:
         sha256 = file_sha256(path)
         if self.source == self.url and not sha256.startswith(self.prefix):
             raise GuidexError(
-                f"{path} is not the published file: its SHA-256 is {sha256}, and by the name in "
-                f"{self.url} it begins with {self.prefix}. Delete it to download it again."
+                f"{path} is not the published file {self.url}: its SHA-256 is {sha256}, and that "
+                f"of the publisher begins with {self.prefix}. Delete it to download it again."
             )
         return path, sha256
 

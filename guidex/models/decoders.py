@@ -74,6 +74,8 @@ class StabilityVAE(Decoder):
             diffusion_pytorch_model.safetensors), or its name on huggingface.co.
         dtype: of the VAE. EDM2's numbers are of float32; float16 is faster, and can overflow.
         batch: latents that are decoded at once.
+        compile: use torch.compile, which takes its time once. Fewer latents than `batch` are then
+            filled up, so that nothing is compiled again for them.
 
     Raises:
         UsageError: no diffusers, nothing at the path or under the name, a batch below 1, or a VAE
@@ -92,18 +94,23 @@ class StabilityVAE(Decoder):
         path: str = SD_VAE,
         dtype: Literal["float32", "float16"] = "float32",
         batch: int = 8,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if batch < 1:
             raise UsageError(f"batch is {batch}; it must be at least 1")
         self.dtype = getattr(torch, dtype)
         self.batch = batch
-        self.vae = _read_vae(path, self.dtype).eval().requires_grad_(False)
+        self.compiled = compile
+        vae = _read_vae(path, self.dtype).eval().requires_grad_(False)
+        self.vae = vae.to(memory_format=torch.channels_last)
         if self.vae.config.latent_channels != len(self.RAW_MEAN):
             raise UsageError(
                 f"the VAE at {path} has {self.vae.config.latent_channels} latent channels; "
                 f"EDM2's have {len(self.RAW_MEAN)}"
             )
+        if compile:
+            self.vae.decoder.compile(dynamic=False)
         scale = self.FINAL_STD / torch.tensor(self.RAW_STD)
         self.register_buffer("scale", scale.view(-1, 1, 1))
         self.register_buffer("bias", (-torch.tensor(self.RAW_MEAN) * scale).view(-1, 1, 1))
@@ -124,16 +131,22 @@ class StabilityVAE(Decoder):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         self.image_shape(tuple(x.shape[1:]))
-        return torch.cat([self._decode(part) for part in self.raw(x).split(self.batch)])
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        images = self.vae.decode(latents.to(self.dtype)).sample.float()
-        if not images.isfinite().all():
+        parts = [self._decode(part) for part in self.raw(x).split(self.batch)]
+        # Asked once: every answer is waited for until the device has done all that it was given.
+        if not torch.stack([finite for _, finite in parts]).all():
             raise GuidexError(
                 "the VAE made values that are infinite or not a number"
                 + ("; use decoder.dtype=float32" if self.dtype == torch.float16 else "")
             )
-        return (images.clamp(0, 1) * 255).to(torch.uint8)
+        return torch.cat([images for images, _ in parts])
+
+    def _decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Images, uint8, of at most `batch` latents, and whether their values were finite."""
+        count = len(latents)
+        if self.compiled and count < self.batch:
+            latents = torch.cat([latents, latents[-1:].expand(self.batch - count, -1, -1, -1)])
+        values = self.vae.decode(latents.to(self.dtype)).sample[:count].float()
+        return (values.clamp(0, 1) * 255).to(torch.uint8), values.isfinite().all()
 
 
 def _read_vae(path: str, dtype: torch.dtype) -> Any:

@@ -87,6 +87,7 @@ KINDS: dict[str, tuple[str, Direction | None, int | None]] = {
     "fd": ("FD", "lower", None),
     "kid_std": ("KID deviation", None, None),
     "kid": ("KID", "lower", None),
+    "cmmd": ("CMMD", "lower", None),
     "is_std": ("IS deviation", None, None),
     "is": ("IS", "higher", None),
     "mind": ("MIND", "lower", None),

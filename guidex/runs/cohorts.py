@@ -9,9 +9,8 @@ import numpy as np
 
 from guidex.config import Config
 from guidex.errors import GuidexError
-from guidex.evaluation.detectors import Detector
-from guidex.evaluation.features import FeatureSet, Metric
 from guidex.runs.blocks import Block
+from guidex.runs.measure import Measure
 from guidex.runs.points import Point
 
 
@@ -22,23 +21,21 @@ class Task:
     Attributes:
         index: of its row.
         point: what is sampled.
-        detector: what looks at the samples.
-        metrics: by name; none if only images are wanted.
-        real: the reference, or None without metrics.
-        about_real: what there is to know about the reference.
+        measures: what is measured, a detector each.
     """
 
     index: int
     point: Point
-    detector: Detector
-    metrics: dict[str, Metric]
-    real: FeatureSet | None
-    about_real: dict[str, object]
+    measures: list[Measure]
 
     @property
     def keeps_features(self) -> bool:
         """Whether features go to disk: to be measured, or as the points of a toy."""
-        return self.real is not None or self.point.model.space == "points"
+        return self.is_measured or self.point.model.space == "points"
+
+    @property
+    def is_measured(self) -> bool:
+        return any(measure.metrics for measure in self.measures)
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def _draw_toy(cohort: Cohort, path: Path) -> list[Path]:
         panels = []
         for k in range(first, min(first + MOST_PANELS, len(tasks))):
             settings = tasks[k].point.settings
-            samples = cohort.gathered(f"features_{k}", axis=0)
+            samples = cohort.gathered(f"features0_{k}", axis=0)
             trajectories = cohort.gathered(f"path_{k}", axis=1)
             name = title(settings.values, settings.method)
             panels.append(toy_panel(name, settings.plan, samples, labels, trajectories))

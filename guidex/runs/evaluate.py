@@ -1,6 +1,5 @@
 """`guidex eval`: metrics of images that exist, against a reference."""
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,24 +7,16 @@ from pathlib import Path
 from guidex.config import Config, compose
 from guidex.errors import UsageError
 from guidex.evaluation.features import FeatureSet, check_comparable
-from guidex.evaluation.protocol import concerns
 from guidex.evaluation.references import describe
-from guidex.evaluation.sources import file_features
+from guidex.evaluation.sources import Looking, Samples, detector_record, open_samples
 from guidex.presets import options
 from guidex.reports.rows import Row
 from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.folder import VOLATILE, run_folder
-from guidex.runs.measure import (
-    Detectors,
-    References,
-    check_metrics,
-    make_metrics,
-    measure,
-    reference_models,
-    settings_of,
-)
+from guidex.runs.measure import Measure, Measures, settings_of, warn
 from guidex.runs.points import positive, resolve_device
 from guidex.runs.provenance import output_folder, provenance
+from guidex.runs.ranks import this_rank
 
 
 def evaluate(words: Sequence[str]) -> None:
@@ -40,40 +31,30 @@ def evaluate(words: Sequence[str]) -> None:
     config = compose("eval", path_first("images", words)).config
     images = str(config["images"])
     check_images(config, images)
-    batch = positive(config, "batch")
     config["device"] = resolve_device(config["device"])
-    detector = Detectors().get(config)
-    metrics = make_metrics(config)
-    if not metrics:
+    rank, how = this_rank(), looking(config)
+    samples = open_samples(images, resize=config["resize"], bad=config["bad"])
+    measures = Measures(how).get(config)
+    if not any(one.metrics for one in measures):
         raise UsageError(f"no metrics chosen; there are {', '.join(options('metrics'))}")
-    real, about_real = References(reference_models(), batch).get(config, detector, None)
-    print(f"real: {describe(about_real)}")
-    check_metrics(metrics, real)
+    warnings = _check(samples, measures, quiet=not rank.first)
     volatile = (*VOLATILE, "device", "cache")
     identity = {"command": "eval", **{k: v for k, v in config.items() if k not in volatile}}
     folder = output_folder(config["out"], "eval", Path(images).resolve().name, identity)
-    with run_folder(folder, identity, bool(config["overwrite"])):
+    with run_folder(folder, identity, bool(config["overwrite"]), rank):
         began = time.perf_counter()
-        fake, about_fake = file_features(
-            images,
-            detector,
-            resize=config["resize"],
-            bad=config["bad"],
-            batch=batch,
-            cache=config["cache"],
-        )
-        print(f"fake: {describe(about_fake)}")
-        check_comparable(real=real, fake=fake)
-        warnings = _warn(fake, about_real, about_fake)
-        values = measure(metrics, real, [fake])
+        fakes = samples.features([one.detector for one in measures], how)
+        if not rank.first:
+            return  # this process has done its share; the first one measures
+        values = _values(measures, fakes)
         row = Row(
             point=0,
             values={},
             guidance="",
-            images=fake.count,
+            images=fakes[0].count,
             repeats=1,
             metrics=values,
-            settings=settings_of(config, real, about_real),
+            settings=settings_of(measures),
             evals_main=0,
             evals_ref=0,
             gflops=0.0,
@@ -82,32 +63,57 @@ def evaluate(words: Sequence[str]) -> None:
             plan={},
             config={
                 **config,
-                "reals": about_real,
-                "source": about_fake,
+                "reals": [one.about_real for one in measures],
+                "source": samples.about,
+                "detectors": [detector_record(one.detector) for one in measures],
                 "warnings": warnings,
             },
             provenance=provenance(config),
         )
         files = write_tables([row], folder)
-    print(f"{images} against {row.settings['reference']}\n{terminal_table([row])}\n")
+    print(f"{images} against {row.settings.get('reference', 'nothing')}\n{terminal_table([row])}\n")
     for file in files:
         print(file)
 
 
-def _warn(
-    fake: FeatureSet, about_real: dict[str, object], about_fake: dict[str, object]
-) -> list[str]:
-    """Say what keeps the numbers from being compared with published ones."""
-    warnings = concerns(
-        real=about_real,
-        fake=about_fake,
-        detector=fake.detector,
-        dim=fake.dim,
-        network="detector" in about_fake,
+def _check(samples: Samples, measures: Sequence[Measure], quiet: bool) -> list[str]:
+    """Tell what is compared, refuse what cannot be, and doubt what should not be, before any image
+    goes through a network; returns the doubts."""
+    warnings = []
+    for told in dict.fromkeys(describe(one.about_real) for one in measures if one.about_real):
+        if not quiet:
+            print(f"real: {told}")
+    if not quiet:
+        records = [detector_record(one.detector) for one in measures]
+        print(f"fake: {describe(samples.about | (records[0] if len(records) == 1 else {}))}")
+    for one in measures:
+        identity = one.detector.identity
+        if identity is None or identity.weights is None:
+            one.check_samples(samples.one())
+        dim = 0 if one.real is None else one.real.dim
+        warnings += one.concerns(samples.about, dim)
+    if not quiet:
+        warn(warnings)
+    return list(dict.fromkeys(warnings))
+
+
+def _values(measures: Sequence[Measure], fakes: Sequence[FeatureSet]) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for one, fake in zip(measures, fakes, strict=True):
+        if one.real is not None:
+            check_comparable(real=one.real, fake=fake)
+        values |= one.values([fake])
+    return values
+
+
+def looking(config: Config) -> Looking:
+    """How images get to detectors, from the keys batch and cache, and from torchrun."""
+    rank = this_rank()
+    if rank.count > 1 and not config["cache"]:
+        raise UsageError("cache=false: several processes share their work by way of the cache")
+    return Looking(
+        batch=positive(config, "batch"), cache=config["cache"], rank=rank.index, ranks=rank.count
     )
-    for warning in warnings:
-        print(f"guidex: warning: {warning}", file=sys.stderr)
-    return warnings
 
 
 def check_images(config: Config, images: str) -> None:

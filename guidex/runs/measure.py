@@ -1,21 +1,102 @@
-"""Metrics of feature sets, over repeats."""
+"""What is measured, by what, against what: detectors, metrics and references of a configuration."""
 
 import dataclasses
 import statistics
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from guidex.config import Config, compose
 from guidex.errors import UsageError
-from guidex.evaluation.detectors import Detector
-from guidex.evaluation.features import FeatureSet, Metric, check_reference
+from guidex.evaluation.detectors import Detector, detect
+from guidex.evaluation.features import (
+    FeatureSet,
+    Metric,
+    check_comparable,
+    check_detector,
+    check_reference,
+)
+from guidex.evaluation.protocol import concerns
 from guidex.evaluation.references import reference_features
-from guidex.evaluation.sources import detector_record, model_features
+from guidex.evaluation.sources import Looking, detector_record, model_features
 from guidex.instantiate import Models, content_key, instantiate
 from guidex.models.denoiser import Denoiser
 from guidex.presets import nearest, options
 from guidex.runs.points import models_on
+
+# What is known of a set of images, as plain data.
+About = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One detector and what is computed from its features.
+
+    Attributes:
+        config: whose keys detector, metrics and ref made it.
+        detector: what looks at samples.
+        metrics: by name.
+        real: the reference, on the device; None where no metric needs one.
+        about_real: what there is to know about the reference.
+    """
+
+    config: Config
+    detector: Detector
+    metrics: dict[str, Metric]
+    real: FeatureSet | None
+    about_real: About
+
+    @property
+    def name(self) -> str:
+        """Of the detector, in which columns end."""
+        return str(self.detector.name) if self.real is None else self.real.detector
+
+    def check_samples(self, sample: Tensor) -> None:
+        """Refuse samples that will not compare with the reference, by one of the same shape."""
+        fake = detect(self.detector, sample, None)
+        if self.real is not None:
+            check_comparable(real=self.real, fake=fake)
+
+    def values(self, fakes: Sequence[FeatureSet]) -> dict[str, float]:
+        """All metrics; of several repeats the median, with minimum and maximum as further
+        columns."""
+        results = [self._values(fake.to(self.config["device"])) for fake in fakes]
+        if len(results) == 1:
+            return results[0]
+        summary: dict[str, float] = {}
+        for name in results[0]:
+            values = [result[name] for result in results]
+            summary[name] = statistics.median(values)
+            summary[f"{name}_min"], summary[f"{name}_max"] = min(values), max(values)
+        return summary
+
+    def _values(self, fake: FeatureSet) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for metric in self.metrics.values():
+            values |= metric(real=self.real, fake=fake)
+        return values
+
+    def concerns(self, about_fake: About, dim: int) -> list[str]:
+        """What keeps the numbers from being compared with published ones.
+
+        Arguments:
+            about_fake: what there is to know about the samples.
+            dim: number of features.
+        """
+        if self.real is None:
+            return []
+        record = detector_record(self.detector)
+        return concerns(
+            real=self.about_real,
+            fake=about_fake | record,
+            detector=self.real.detector,
+            dim=dim,
+            network=len(record) > 0,
+        )
 
 
 class Detectors:
@@ -33,112 +114,165 @@ class Detectors:
         return self._made[key]
 
 
-class References:
-    """Reference sets, each made once.
+class Measures:
+    """What configurations measure; detectors and references are made once.
 
     Arguments:
-        models: where models that know their data come from.
-        batch: images per batch.
+        how: how images of references get to detectors.
     """
 
-    def __init__(self, models: Models, batch: int) -> None:
-        self._models, self._batch = models, batch
-        self._made: dict[str, tuple[FeatureSet, dict[str, object]]] = {}
+    def __init__(self, how: Looking) -> None:
+        self._how = how
+        self._detectors = Detectors()
+        self._models: dict[str, Models] = {}  # for references, by device
+        self._made: dict[str, tuple[FeatureSet, About]] = {}
 
-    def get(
-        self, config: Config, detector: Detector, model: Denoiser | None, name: str = ""
-    ) -> tuple[FeatureSet, dict[str, object]]:
-        """The reference of a configuration: `ref: auto`, a path or URL, or a model's name.
+    def get(self, config: Config, model: Denoiser | None = None, name: str = "") -> list[Measure]:
+        """What a configuration measures: that of its protocol, or of its detector and metrics.
 
         Arguments:
-            config: has ref and detector, maybe model, resize, bad and cache.
-            detector: made from the configuration.
-            model: what "auto" stands for.
+            config: has detector, metrics, protocol, ref and device, maybe model, resize, bad.
+            model: what `ref: auto` stands for.
             name: the model's name, for people.
 
         Raises:
-            UsageError: no such path or model.
+            UsageError: no metrics at all, no such reference, or one that lacks what a metric needs.
+            GuidexError: a damaged file.
         """
-        names = ("ref", "detector", "model", "resize", "bad")
-        key = content_key({name: config.get(name) for name in names})
-        if key not in self._made:
-            self._made[key] = self._make(config, detector, model, name)
-        return self._made[key]
+        configs = _configs(config)
+        detectors = [self._detectors.get(one) for one in configs]
+        metrics = [instantiate(one["metrics"], "metrics", Models(finish=None)) for one in configs]
+        needed = [any(metric.needs_reference for metric in some.values()) for some in metrics]
+        for detector, some in zip(detectors, metrics, strict=True):
+            for metric in some.values():
+                check_detector(metric, detector.name)
+        asked = [
+            (one, detector)
+            for one, detector, need in zip(configs, detectors, needed, strict=True)
+            if need
+        ]
+        self._make(asked, model, name)
+        measures = []
+        for one, detector, some, need in zip(configs, detectors, metrics, needed, strict=True):
+            real, about = self._made[_key(one)] if need else (None, {})
+            for metric in some.values() if real is not None else ():
+                check_reference(metric, real)
+            measures.append(Measure(one, detector, some, real, about))
+        return measures
 
     def _make(
-        self, config: Config, detector: Detector, model: Denoiser | None, name: str
-    ) -> tuple[FeatureSet, dict[str, object]]:
-        ref = str(config["ref"])
+        self, asked: Sequence[tuple[Config, Detector]], model: Denoiser | None, name: str
+    ) -> None:
+        """Make the references that are not there yet, each source once for all detectors."""
+        sources: dict[str, list[tuple[Config, Detector]]] = {}
+        for config, detector in asked:
+            if _key(config) not in self._made:
+                sources.setdefault(str(config["ref"]), []).append((config, detector))
+        for ref, group in sources.items():
+            detectors = [detector for _, detector in group]
+            found = self._references(ref, group[0][0], detectors, model, name)
+            for (config, _), reference in zip(group, found, strict=True):
+                features, about = reference
+                # Metrics are computed on the device.
+                self._made[_key(config)] = features.to(config["device"]), about
+
+    def _references(
+        self,
+        ref: str,
+        config: Config,
+        detectors: Sequence[Detector],
+        model: Denoiser | None,
+        name: str,
+    ) -> list[tuple[FeatureSet, About]]:
+        """The references of one source: `auto`, a path or URL, or a model's name."""
+        if config["ref"] is None:
+            raise UsageError("ref must be given, for example ref=FOLDER or ref=STATISTICS.npz")
         if ref == "auto" and model is not None:
-            features = model_features(model, detector)
-            return features, self._about(name, features, detector)
+            return [_of_model(model, name, detector) for detector in detectors]
         if Path(ref).exists() or "://" in ref:
             return reference_features(
                 ref,
-                detector,
+                detectors,
                 resize=config.get("resize"),
                 bad=config.get("bad", "error"),
-                batch=self._batch,
-                cache=config.get("cache", True),
+                how=self._how,
             )
         if ref not in options("model"):
             known = nearest(ref, options("model"))
             raise UsageError(f"ref={ref}: no such file or folder, and no model of that name{known}")
-        named = instantiate(
-            compose("sample", [f"model={ref}"]).config["model"], "model", self._models
+        found = compose("sample", [f"model={ref}"]).config["model"]
+        device = config["device"]
+        models = self._models.setdefault(device, models_on(device))
+        named = instantiate(found, "model", models)
+        return [_of_model(named, ref, detector) for detector in detectors]
+
+
+def _configs(config: Config) -> list[Config]:
+    """A configuration for each detector of the protocol; without one, itself."""
+    protocol = config.get("protocol")
+    if not protocol:
+        return [config]
+    configs = []
+    for part in protocol.values():
+        ref = config["ref"] if part["ref"] is None else part["ref"]
+        configs.append(
+            {**config, "detector": part["detector"], "metrics": part["metrics"], "ref": ref}
         )
-        features = model_features(named, detector)
-        return features, self._about(ref, features, detector)
-
-    def _about(self, name: str, features: FeatureSet, detector: Detector) -> dict[str, object]:
-        return {"model": name, "count": features.count, **detector_record(detector)}
+    return configs
 
 
-def make_metrics(config: Config) -> dict[str, Metric]:
-    """The metrics of a configuration, by name."""
-    return instantiate(config["metrics"], "metrics", Models(finish=None))
+def _key(config: Config) -> str:
+    """What a reference depends on, and where it is."""
+    names = ["ref", "detector", "resize", "bad", "device"]
+    names += ["model"] if config["ref"] == "auto" else []
+    return content_key({name: config.get(name) for name in names})
 
 
-def check_metrics(metrics: dict[str, Metric], real: FeatureSet) -> None:
-    """Refuse a reference that lacks what a metric needs, before any image is made."""
-    for metric in metrics.values():
-        check_reference(metric, real)
+def _of_model(model: Denoiser, name: str, detector: Detector) -> tuple[FeatureSet, About]:
+    features = model_features(model, detector)
+    return features, {"model": name, "count": features.count, **detector_record(detector)}
 
 
-def measure(
-    metrics: dict[str, Metric], real: FeatureSet, fakes: Sequence[FeatureSet]
-) -> dict[str, float]:
-    """All metrics; of several repeats the median, with minimum and maximum as further columns."""
-    results = [
-        {
-            name: value
-            for metric in metrics.values()
-            for name, value in metric(real=real, fake=fake).items()
-        }
-        for fake in fakes
-    ]
-    if len(results) == 1:
-        return results[0]
-    summary: dict[str, float] = {}
-    for name in results[0]:
-        values = [result[name] for result in results]
-        summary[name] = statistics.median(values)
-        summary[f"{name}_min"], summary[f"{name}_max"] = min(values), max(values)
-    return summary
+def warn(warnings: Sequence[str]) -> None:
+    """Say each of them once, on stderr."""
+    for warning in dict.fromkeys(warnings):
+        print(f"guidex: warning: {warning}", file=sys.stderr)
 
 
-def settings_of(config: Config, real: FeatureSet, about: dict[str, object]) -> dict[str, Any]:
+def settings_of(measures: Sequence[Measure]) -> dict[str, Any]:
     """How a row was measured, in short; its configuration says it in full."""
-    settings: dict[str, Any] = {"detector": real.detector, "reference": _reference(about)}
+    names = [one.name for one in measures]
+    found = [{"detector": one.name, **_settings(one)} for one in measures]
+    merged: dict[str, Any] = {}
+    for key in dict.fromkeys(key for one in found for key in one):
+        values = [one.get(key) for one in found]
+        if key == "detector" or len(set(values)) == 1:
+            merged[key] = ", ".join(dict.fromkeys(values))
+        else:
+            merged[key] = ", ".join(
+                f"{value} ({name})"
+                for value, name in zip(values, names, strict=True)
+                if value is not None
+            )
+    return merged
+
+
+def _settings(measure: Measure) -> dict[str, str]:
+    config, metrics = measure.config, measure.config["metrics"]
+    settings = {} if measure.real is None else {"reference": _reference(measure.about_real)}
     if config["detector"].get("precision", "float32") != "float32":
         settings["precision"] = config["detector"]["precision"]
-    metrics = config["metrics"]
     if "frechet" in metrics and metrics["frechet"]["confidence"] != "none":
         settings["FD interval without finite-sample bias"] = (
             f"{metrics['frechet']['confidence']} {metrics['frechet']['level']}"
         )
     if "prdc" in metrics:
-        settings["precision/recall"] = f"k={metrics['prdc']['k']}, {metrics['prdc']['rule']}"
+        options = metrics["prdc"]
+        text = f"k={options['k']}, {options['rule']}"
+        for side in ("real", "fake"):
+            if options[f"{side}s"] is not None:
+                text += f", at most {options[f'{side}s']} {side}"
+        settings["precision/recall"] = text
     if "accuracy" in metrics:
         settings["accuracy"] = f"k={metrics['accuracy']['k']}"
     if "toy" in metrics:
@@ -146,7 +280,7 @@ def settings_of(config: Config, real: FeatureSet, about: dict[str, object]) -> d
     return settings
 
 
-def _reference(about: dict[str, object]) -> str:
+def _reference(about: About) -> str:
     name = about.get("model", about.get("path"))
     count = about["count"]
     return f"{name} ({'N not recorded' if count is None else count})"
@@ -164,8 +298,3 @@ def repeats_of(features: FeatureSet, repeats: int) -> list[FeatureSet]:
             )
         )
     return parts
-
-
-def reference_models() -> Models:
-    """Models for references on the CPU, where metrics are computed."""
-    return models_on("cpu")

@@ -16,6 +16,7 @@ from guidex.guidance.plan import Plan
 from guidex.instantiate import Models, content_key, instantiate
 from guidex.models.decoders import Decoder
 from guidex.models.denoiser import Denoiser
+from guidex.models.edm2.load import known_gflops
 from guidex.runs.folder import VOLATILE
 from guidex.runs.ranks import this_rank
 from guidex.sampling.seeds import SEED_LIMIT, parse_seeds
@@ -35,6 +36,8 @@ class Settings:
         plan: all guidance weights.
         seeds: one per image.
         labels: class of each image as asked for, or None to draw it from the seed.
+        gflops: cost of one image, 10^9 floating-point operations, 2 per multiply-add; NaN where it
+            is not known before the networks are loaded.
     """
 
     config: Config
@@ -44,6 +47,14 @@ class Settings:
     plan: Plan
     seeds: list[int]
     labels: list[int] | None
+    gflops: float
+
+    def describe(self) -> str:
+        """The plan in one line, and what an image costs where that is known."""
+        if math.isnan(self.gflops):
+            return self.plan.describe()
+        cost = f"{self.gflops:,.0f} GFLOP per image (2 per multiply-add)"
+        return f"{self.plan.describe()}; {cost}"
 
     @property
     def method(self) -> str:
@@ -60,8 +71,9 @@ class Settings:
 
     @property
     def identity(self) -> Config:
-        """What decides the results."""
-        return {key: value for key, value in self.config.items() if key not in VOLATILE}
+        """What decides the results: the kind of a device, but not its number."""
+        kept = {key: value for key, value in self.config.items() if key not in VOLATILE}
+        return {**kept, "device": kept["device"].partition(":")[0]}
 
 
 def check(composed: Composed, values: dict[str, str]) -> Settings:
@@ -71,7 +83,7 @@ def check(composed: Composed, values: dict[str, str]) -> Settings:
         UsageError: naming the key.
     """
     config = composed.config
-    models = Models(finish=None)
+    models = Models(finish=None, gflops=known_gflops)
     solver = instantiate(config["sampler"], "sampler", models)
     guidance = instantiate(config["guidance"], "guidance", models)
     seeds = _all_seeds(config)
@@ -82,7 +94,8 @@ def check(composed: Composed, values: dict[str, str]) -> Settings:
         raise UsageError(f"rng must be device or cpu, not {config['rng']!r}")
     config["device"] = resolve_device(config["device"])
     plan = guidance.plan(solver.timeline())
-    return Settings(config, composed.choices, values, solver, plan, seeds, labels)
+    gflops = known_gflops(config["model"]) * plan.evaluations_main + guidance.gflops(plan)
+    return Settings(config, composed.choices, values, solver, plan, seeds, labels, gflops)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ from pathlib import Path
 from guidex.config import Config, compose
 from guidex.errors import UsageError
 from guidex.evaluation.references import describe
-from guidex.evaluation.sources import file_features
+from guidex.evaluation.sources import detector_record, open_samples
 from guidex.evaluation.statistics_files import write_statistics
-from guidex.runs.evaluate import check_images, path_first
+from guidex.runs.evaluate import check_images, looking, path_first
 from guidex.runs.folder import require_space
 from guidex.runs.measure import Detectors
-from guidex.runs.points import positive, resolve_device
+from guidex.runs.points import resolve_device
+from guidex.runs.ranks import this_rank
 
 
 def make_reference(words: Sequence[str]) -> None:
@@ -28,18 +29,16 @@ def make_reference(words: Sequence[str]) -> None:
     check_images(config, data)
     dest = _destination(config)
     config["device"] = resolve_device(config["device"])
-    features, about = file_features(
-        data,
-        Detectors().get(config),
-        resize=config["resize"],
-        bad=config["bad"],
-        batch=positive(config, "batch"),
-        cache=config["cache"],
-    )
+    how, detector = looking(config), Detectors().get(config)
+    samples = open_samples(data, resize=config["resize"], bad=config["bad"])
+    [features] = samples.features([detector], how)
+    if not this_rank().first:
+        return  # this process has done its share
     if features.count < 2:
         raise UsageError(f"{data} has one image; statistics need at least 2")
     singles = features.count * features.dim * 4 if config["features"] else 0
     require_space(dest.parent, features.dim**2 * 8 + singles)
+    about = samples.about | detector_record(detector)
     write_statistics(dest, features, about, keep_features=config["features"])
     print(f"{describe(about)}\n{dest}")
 

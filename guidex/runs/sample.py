@@ -11,7 +11,7 @@ import numpy as np
 from filelock import FileLock
 
 from guidex.assets.atomic import atomic_write
-from guidex.config import compose
+from guidex.config import compose, parse
 from guidex.errors import UsageError
 from guidex.reports.grids import sample_grid
 from guidex.runs.blocks import Batch, Block, cut, run_block
@@ -22,9 +22,9 @@ from guidex.runs.points import Point, check, load, models_on
 from guidex.runs.progress import Progress
 from guidex.runs.provenance import output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
+from guidex.runs.sweep import sweep
 from guidex.runs.table import plan_table, print_plans
-from guidex.runs.writers import FORMATS, Threads, image_name, stores
-from guidex.sampling.trajectories import Outcome
+from guidex.runs.writers import FORMATS, Arriving, Jobs, Threads, image_name, stores
 
 _KINDS = {"points": "points", "pixels": "images", "latents": "images"}
 SHOWN = 64  # images, or trajectories of a toy, in grid.png
@@ -35,12 +35,17 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
     """Run the command.
 
     Arguments:
-        words: Hydra overrides.
+        words: Hydra overrides. With `eval=true`, samples are measured instead of kept, and the
+            other words are those of a sweep of one point.
         plan_only: print the plan and stop.
 
     Raises:
         UsageError, GuidexError: before any work where possible.
     """
+    if _is_measured(words):
+        others = [word for word in words if word.partition("=")[0] != "eval"]
+        sweep(others, plan_only, default=None)
+        return
     if _names_a_table(words):
         _plan_table(words, plan_only)
         return
@@ -50,7 +55,7 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
         raise UsageError(f"format must be one of {', '.join(FORMATS)}, not {config['format']!r}")
     rank = this_rank()
     if rank.first:
-        print(settings.plan.describe())
+        print(settings.describe())
     if plan_only:
         return
     identity = {"command": "sample", **settings.identity}
@@ -60,10 +65,19 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
         if config["latents"] and point.model.space != "latents":
             raise UsageError("latents=true: this model has none; its samples are its output")
         blocks = cut(settings.seeds, settings.labels, config["block"])
-        _make_blocks(point, blocks, folder, rank)
+        make_blocks(point, blocks, folder, rank)
         if all(block.path(folder / "blocks", ".json").exists() for block in blocks):
             _finish(point, blocks, folder)
             print(f"{len(settings.seeds)} {_kind(point)} in {folder}")
+
+
+def _is_measured(words: Sequence[str]) -> bool:
+    """Whether the words say eval=true."""
+    given = [parse(word).value() for word in words if word.partition("=")[0] == "eval"]
+    for value in given:
+        if not isinstance(value, bool):
+            raise UsageError(f"eval must be true or false, not {value!r}")
+    return given[-1:] == [True]
 
 
 def _names_a_table(words: Sequence[str]) -> bool:
@@ -83,7 +97,7 @@ def _plan_table(words: Sequence[str], plan_only: bool) -> None:
     print_plans(table)
 
 
-def _make_blocks(point: Point, blocks: Sequence[Block], folder: Path, rank: Rank) -> None:
+def make_blocks(point: Point, blocks: Sequence[Block], folder: Path, rank: Rank) -> None:
     """Make every block of this process that is not there yet."""
     records = folder / "blocks"
     records.mkdir(exist_ok=True)
@@ -95,42 +109,51 @@ def _make_blocks(point: Point, blocks: Sequence[Block], folder: Path, rank: Rank
     if not missing:
         return
     require_space(folder, left * point.bytes_per_sample)
-    with Progress("sampling", total, total - left, _kind(point), quiet=not rank.first) as progress:
+    bar = Progress("sampling", total, total - left, _kind(point), quiet=not rank.first)
+    with bar as progress, Threads() as threads:
         config = point.settings.config
         batch = Batch(config["batch"])
 
         def work(block: Block, tick: Tick) -> None:
-            _make_block(point, block, batch, folder, tick)
+            _make_block(point, block, batch, folder, threads, tick)
 
         for _ in in_parallel(work, missing, point.model, config["device"], progress.update):
             pass  # a block's record says that it is done
 
 
-def _make_block(point: Point, block: Block, batch: Batch, folder: Path, tick: Tick) -> None:
-    """Sample a block and write it; its record comes last and makes it count."""
+def _make_block(
+    point: Point, block: Block, batch: Batch, folder: Path, threads: Threads, tick: Tick
+) -> None:
+    """Sample a block and hand it to the threads; its record comes last and makes it count."""
     began = time.perf_counter()
     seeds: list[int] = []
     labels: list[int | None] = []
     shown = max(0, SHOWN - block.first)
-    preview = []
+    preview: list[Arriving] = []
     records, kept = folder / "blocks", stores(point.settings.config["format"], folder, point)
-    with Threads() as threads:
-        for part, classes, [outcome] in run_block([point], block, batch, shown, tick):
-            left = max(0, shown - len(seeds))
-            seeds += part
-            labels += [None] * len(part) if classes is None else classes.tolist()
-            images = point.decoded(outcome.x).cpu().numpy()
-            for store in kept:
-                store.write(threads, part, outcome.x.cpu().numpy() if store.of_latents else images)
-            if left > 0 and not point.latents_alone:
-                preview.append(images[:left] if point.model.space != "points" else _paths(outcome))
-    for store in kept:
-        store.close(block.path(records, ".json"))
-    if preview:
-        whole = np.concatenate(preview)
-        atomic_write(block.path(records, ".preview.npy"), lambda file: np.save(file, whole))
+    jobs = Jobs(threads)
+    for part, classes, [outcome] in run_block([point], block, batch, shown, tick):
+        left = max(0, shown - len(seeds))
+        seeds += part
+        labels += [None] * len(part) if classes is None else classes.tolist()
+        images = point.decoded(outcome.x)
+        arriving = Arriving(images)
+        for store in kept:
+            store.write(jobs, part, Arriving(outcome.x) if store.of_latents else arriving)
+        if left > 0 and not point.latents_alone:
+            points = point.model.space == "points"
+            preview.append(Arriving(outcome.path.transpose(0, 1) if points else images[:left]))
     record = {"seeds": seeds, "labels": labels, "seconds": time.perf_counter() - began}
-    write_json(block.path(records, ".json"), record)
+
+    def finish() -> None:
+        for store in kept:
+            store.close(block.path(records, ".json"))
+        if preview:
+            whole = np.concatenate([part.numpy() for part in preview])
+            atomic_write(block.path(records, ".preview.npy"), lambda file: np.save(file, whole))
+        write_json(block.path(records, ".json"), record)
+
+    jobs.close(finish)
 
 
 def _finish(point: Point, blocks: Sequence[Block], folder: Path) -> None:
@@ -191,11 +214,6 @@ def _write_grid(
     for seed, label in zip(settings.seeds[: len(preview)], labels, strict=False):
         captions.append(f"seed {seed}" + ("" if label is None else f" · class {label}"))
     sample_grid(preview, captions, folder / "grid.png", columns=None)
-
-
-def _paths(outcome: Outcome) -> np.ndarray:
-    """Recorded trajectories, a row each [R, steps + 1, d]."""
-    return outcome.path.transpose(0, 1).cpu().numpy()
 
 
 def _kind(point: Point) -> str:

@@ -1,9 +1,8 @@
 """`guidex sweep`: a table of points, all on the same seeds, measured and drawn.
 
 The way of the data: points -> cohorts (same noise, model and solver) -> blocks of seeds, in which
-    all points
-of a cohort run together and share the steps they agree in -> features on disk -> metrics -> rows
--> table, plots and grids.
+all points of a cohort run together and share the steps they agree in -> features on disk -> metrics
+-> rows -> table, plots and grids.
 """
 
 import time
@@ -12,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from guidex.assets.atomic import atomic_write
-from guidex.evaluation.detectors import Detector, detect
-from guidex.evaluation.features import FeatureSet, check_comparable
+from guidex.evaluation.detectors import detect
+from guidex.evaluation.features import FeatureSet
+from guidex.evaluation.references import describe
+from guidex.evaluation.sources import Looking
 from guidex.instantiate import Models
 from guidex.reports.rows import Row
 from guidex.reports.tables import terminal_table, write_tables
@@ -24,36 +26,30 @@ from guidex.runs.blocks import Batch, Block, cut, run_block
 from guidex.runs.cohorts import Cohort, Task
 from guidex.runs.drawings import draw
 from guidex.runs.folder import VOLATILE, read_json, require_space, run_folder, write_json
-from guidex.runs.measure import (
-    Detectors,
-    References,
-    check_metrics,
-    make_metrics,
-    measure,
-    reference_models,
-    repeats_of,
-    settings_of,
-)
+from guidex.runs.measure import Measures, repeats_of, settings_of, warn
 from guidex.runs.parallel import Tick, in_parallel
-from guidex.runs.points import Point, load, models_on
+from guidex.runs.points import load, models_on
 from guidex.runs.progress import Progress
 from guidex.runs.provenance import output_folder, provenance
-from guidex.runs.table import Entry, Table, plan_table, print_plans
+from guidex.runs.ranks import Rank, this_rank
+from guidex.runs.table import DEFAULT_EXPERIMENT, Entry, Table, plan_table, print_plans
 from guidex.sampling.trajectories import shared_steps
 
 
-def sweep(words: Sequence[str], plan_only: bool) -> None:
+def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_EXPERIMENT) -> None:
     """Run the command.
 
     Arguments:
         words: Hydra overrides; those with several values are the axes.
         plan_only: print the plan of every point and stop.
+        default: experiment that is run where the words name none and have no axis.
 
     Raises:
         UsageError, GuidexError: before any work where possible.
     """
-    table = plan_table(words)
-    _print_size(table)
+    table, rank = plan_table(words, default), this_rank()
+    if rank.first:
+        _print_size(table)
     if plan_only:
         print_plans(table)
         return
@@ -67,12 +63,15 @@ def sweep(words: Sequence[str], plan_only: bool) -> None:
         },
     }
     folder = output_folder(config["out"], "sweep", table.name, identity)
-    with run_folder(folder, identity, bool(config["overwrite"])):
-        tasks = _prepare(table)
+    with run_folder(folder, identity, bool(config["overwrite"]), rank):
+        tasks = _prepare(table, rank)
         cohorts = _cohorts(tasks, folder)
-        _sample(cohorts, folder)
-        rows = _rows(table.entries, cohorts, folder)
-        files = [*write_tables(rows, folder), *draw(rows, cohorts, folder)]
+        _sample(cohorts, folder, rank)
+        if not all(_is_done(cohort, block) for cohort in cohorts for block in cohort.blocks):
+            return  # other processes are at work; the last one finishes
+        with FileLock(folder / ".finish.lock"):
+            rows = _rows(table.entries, cohorts, folder)
+            files = [*write_tables(rows, folder), *draw(rows, cohorts, folder)]
     print(f"\n{terminal_table(rows)}\n")
     for file in files:
         print(file)
@@ -88,10 +87,10 @@ def _print_size(table: Table) -> None:
     )
 
 
-def _prepare(table: Table) -> list[Task]:
+def _prepare(table: Table, rank: Rank) -> list[Task]:
     """Load models and references; whatever is wrong with them shows here."""
     stores: dict[str, Models] = {}
-    references, detectors = References(reference_models(), batch=1024), Detectors()
+    measures = Measures(Looking(rank=rank.index, ranks=rank.count))
     tasks = []
     for index, entry in enumerate(table.entries):
         if entry.settings is None:
@@ -99,22 +98,33 @@ def _prepare(table: Table) -> list[Task]:
         config = entry.settings.config
         device = config["device"]
         point = load(entry.settings, stores.setdefault(device, models_on(device)))
-        detector = detectors.get(config)
-        metrics = make_metrics(config)
-        if not metrics:
-            tasks.append(Task(index, point, detector, {}, None, {}))
-            continue
-        real, about = references.get(config, detector, point.model, entry.settings.choices["model"])
-        check_metrics(metrics, real)
-        _check_detector(point, detector, real)
-        tasks.append(Task(index, point, detector, metrics, real, about))
+        found = measures.get(config, point.model, entry.settings.choices["model"])
+        blank = torch.zeros(1, *point.model.shape, device=device)
+        for one in found if any(one.metrics for one in found) else ():
+            one.check_samples(point.decoded(blank))
+        tasks.append(Task(index, point, found))
+    if rank.first:
+        _tell(tasks)
     return tasks
 
 
-def _check_detector(point: Point, detector: Detector, real: FeatureSet) -> None:
-    """Refuse a reference that the samples will not compare with, by a sample of the same shape."""
-    blank = torch.zeros(1, *point.model.shape, device=point.settings.config["device"])
-    check_comparable(real=real, fake=detect(detector, point.decoded(blank), None))
+def _tell(tasks: Sequence[Task]) -> None:
+    """Say what is compared with, where it comes from files, and what to doubt."""
+    told: dict[str, None] = {}
+    doubts: dict[str, None] = {}
+    for task in tasks:
+        settings = task.point.settings
+        fake = {"count": len(settings.seeds) // settings.config["repeats"], "formats": ["array"]}
+        if task.point.decoder is not None:
+            fake["shape"] = list(task.point.decoder.image_shape(task.point.model.shape))
+        for one in task.measures:
+            if "path" in one.about_real:
+                told[f"real: {describe(one.about_real)}"] = None
+            if one.real is not None:
+                doubts |= dict.fromkeys(one.concerns(fake, one.real.dim))
+    for line in told:
+        print(line)
+    warn(list(doubts))
 
 
 def _cohorts(tasks: Sequence[Task], folder: Path) -> list[Cohort]:
@@ -129,29 +139,34 @@ def _cohorts(tasks: Sequence[Task], folder: Path) -> list[Cohort]:
     return cohorts
 
 
-def _sample(cohorts: Sequence[Cohort], folder: Path) -> None:
-    """Make every block that is not there yet."""
-    total = sum(cohort.images for cohort in cohorts)
-    todo = [
-        (cohort, block)
-        for cohort in cohorts
-        for block in cohort.blocks
-        if not block.path(cohort.records, ".npz").exists()
+def _is_done(cohort: Cohort, block: Block) -> bool:
+    return block.path(cohort.records, ".npz").exists()
+
+
+def _sample(cohorts: Sequence[Cohort], folder: Path, rank: Rank) -> None:
+    """Make every block of this process that is not there yet."""
+    own = [
+        (cohort, block) for cohort in cohorts for block in cohort.blocks if rank.takes(block.index)
     ]
-    left = sum(len(block.seeds) * len(cohort.tasks) for cohort, block in todo)
+    todo = [(cohort, block) for cohort, block in own if not _is_done(cohort, block)]
+    total, left = (
+        sum(len(block.seeds) * len(cohort.tasks) for cohort, block in some) for some in (own, todo)
+    )
     if left < total:
         print(f"{total - left} of {total} images are there already")
     if not todo:
         return
     needed = sum(
-        len(block.seeds) * task.real.dim * 4
+        len(block.seeds) * one.real.dim * 4
         for cohort, block in todo
         for task in cohort.tasks
-        if task.real is not None
+        for one in task.measures
+        if one.real is not None
     )
     require_space(folder, needed)
-    _print_shared(cohorts)
-    with Progress("sampling", total, total - left) as progress:
+    if rank.first:
+        _print_shared(cohorts)
+    with Progress("sampling", total, total - left, quiet=not rank.first) as progress:
         for cohort in cohorts:
             blocks = [block for other, block in todo if other is cohort]
             _sample_cohort(cohort, blocks, progress)
@@ -206,12 +221,14 @@ def _run(tasks: Sequence[Task], block: Block, batch: Batch, tick: Tick) -> dict[
 def _keep(task: Task, x: Tensor, path: Tensor | None, shown: int) -> dict[str, Tensor]:
     """What a block keeps of a point's samples: features, and for the first seeds what is to be
     seen."""
+    samples = task.point.decoded(x)
+    kept = {}
+    if task.keeps_features:
+        for m, one in enumerate(task.measures):
+            kept[f"features{m}"] = detect(one.detector, samples, None).values
     if task.point.model.space == "points":
-        kept = {"features": detect(task.detector, x, None).values}
         return kept if path is None else {**kept, "path": path}
-    images = task.point.decoded(x)
-    kept = {"features": detect(task.detector, images, None).values} if task.keeps_features else {}
-    return {**kept, "gallery": images[:shown]} if shown else kept
+    return {**kept, "gallery": samples[:shown]} if shown else kept
 
 
 def _rows(entries: Sequence[Entry], cohorts: Sequence[Cohort], folder: Path) -> list[Row]:
@@ -228,7 +245,8 @@ def _rows(entries: Sequence[Entry], cohorts: Sequence[Cohort], folder: Path) -> 
                 return row
 
             positions, model = range(len(cohort.tasks)), cohort.tasks[0].point.model
-            for position, row in in_parallel(work, positions, model, "cpu", progress.update):
+            device = cohort.config["device"]
+            for position, row in in_parallel(work, positions, model, device, progress.update):
                 made[cohort.tasks[position].index] = row
     return [
         made[index] if index in made else _missing_row(index, entry)
@@ -241,17 +259,19 @@ def _row(cohort: Cohort, position: int, folder: Path) -> Row:
     settings, plan = task.point.settings, task.point.settings.plan
     config = settings.config
     record = folder / "metrics" / f"{task.index:06d}.json"
-    if task.real is not None and not record.exists():
-        fakes = repeats_of(features_of(cohort, position), config["repeats"])
-        write_json(record, measure(task.metrics, task.real, fakes))
+    if task.is_measured and not record.exists():
+        values: dict[str, float] = {}
+        for m, one in enumerate(task.measures):
+            values |= one.values(repeats_of(features_of(cohort, position, m), config["repeats"]))
+        write_json(record, values)
     return Row(
         point=task.index,
         values=typed(settings.values),
         guidance=settings.method,
         images=len(settings.seeds) // config["repeats"],
         repeats=config["repeats"],
-        metrics={} if task.real is None else read_json(record),
-        settings={} if task.real is None else settings_of(config, task.real, task.about_real),
+        metrics=read_json(record) if task.is_measured else {},
+        settings=settings_of(task.measures) if task.is_measured else {},
         evals_main=plan.evaluations_main,
         evals_ref=sum(plan.evaluations_ref),
         gflops=task.point.gflops,
@@ -283,12 +303,12 @@ def _missing_row(index: int, entry: Entry) -> Row:
     )
 
 
-def features_of(cohort: Cohort, position: int) -> FeatureSet:
-    """All features of a point, from the blocks on disk."""
+def features_of(cohort: Cohort, position: int, measure: int) -> FeatureSet:
+    """All features of a point by the detector of one of its measures, from the blocks on disk."""
     labels = cohort.labels()
     return FeatureSet.from_values(
-        detector=cohort.tasks[position].real.detector,
-        values=torch.from_numpy(cohort.gathered(f"features_{position}", axis=0)),
+        detector=cohort.tasks[position].measures[measure].name,
+        values=torch.from_numpy(cohort.gathered(f"features{measure}_{position}", axis=0)),
         labels=None if labels is None else torch.from_numpy(labels),
     )
 

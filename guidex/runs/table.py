@@ -42,18 +42,24 @@ class Table:
         return "-".join(key.rpartition(".")[2].replace("/", "-") for key in keys) or "point"
 
 
-def plan_table(words: Sequence[str]) -> Table:
+def plan_table(words: Sequence[str], default: str | None = DEFAULT_EXPERIMENT) -> Table:
     """Compose and check every point.
 
-    Without an experiment and without any axis, the default experiment is taken. Axes on the
-    command line replace those of the experiment that have the same key, and multiply the others.
+    Axes on the command line replace those of the experiment that have the same key, and multiply
+    the others.
+
+    Arguments:
+        words: Hydra overrides.
+        default: experiment that is taken without any axis and without another experiment, or None
+            for a table of one point.
 
     Raises:
         UsageError: in any point; but in a table of bounds, combinations with lo >= hi are left out.
     """
     fixed, axes = split_axes(words)
-    if not axes and not any(word.partition("=")[0] == "experiment" for word in fixed):
-        fixed = [f"experiment={DEFAULT_EXPERIMENT}", *fixed]
+    chosen = any(word.partition("=")[0] == "experiment" for word in fixed)
+    if default is not None and not axes and not chosen:
+        fixed = [f"experiment={default}", *fixed]
     base = compose("sweep", fixed)
     swept = base.config["sweep"]
     if swept["mode"] not in ("grid", "zip"):
@@ -74,7 +80,7 @@ def print_plans(table: Table) -> None:
         if entry.settings is None:
             print(f"{values}: left out, {entry.missing}")
         else:
-            print(f"{values or entry.settings.method}: {entry.settings.plan.describe()}")
+            print(f"{values or entry.settings.method}: {entry.settings.describe()}")
 
 
 def _axes(table: dict[str, object], given: Sequence[Axis], fixed: Sequence[str]) -> list[Axis]:

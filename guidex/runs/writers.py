@@ -11,6 +11,8 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from guidex.assets.atomic import atomic_write
 from guidex.assets.codec import from_pixels, write_png
@@ -31,7 +33,7 @@ def image_name(seed: int) -> str:
 class Threads:
     """Runs small jobs in threads, at most WAITING ahead; errors come back to the caller.
 
-    Used as a context manager around a block: leaving it waits until everything is written.
+    Used as a context manager around a run: leaving it waits until everything is written.
     """
 
     def __init__(self) -> None:
@@ -82,6 +84,66 @@ class Threads:
             raise self._errors[0]
 
 
+class Jobs:
+    """The jobs of one block, and a last one that is done after all of them, also in a thread, while
+    the next block is made.
+
+    Arguments:
+        threads: do the jobs.
+    """
+
+    def __init__(self, threads: Threads) -> None:
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._left = 0
+        self._last: Callable[[], None] | None = None
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Run a job soon; waits and raises as Threads.submit does."""
+        self._add(job, last=None)
+
+    def close(self, last: Callable[[], None]) -> None:
+        """There are no more jobs; `last` is run once all others are done, and never after a
+        failure of one."""
+        self._add(lambda: None, last)
+
+    def _add(self, job: Callable[[], None], last: Callable[[], None] | None) -> None:
+        with self._lock:
+            self._left += 1
+            self._last = last
+        self._threads.submit(lambda: self._do(job))
+
+    def _do(self, job: Callable[[], None]) -> None:
+        job()
+        with self._lock:
+            self._left -= 1
+            last = self._last if self._left == 0 else None
+        if last is not None:
+            last()
+
+
+class Arriving:
+    """Samples on their way from a device to memory; nobody waits for them before they are wanted.
+
+    Arguments:
+        samples: on any device; those on the CPU are there already.
+    """
+
+    def __init__(self, samples: Tensor) -> None:
+        self._samples = samples.to("cpu", non_blocking=True)  # pinned memory, if from a GPU
+        self._arrived: torch.cuda.Event | None = None
+        if samples.is_cuda:
+            # Blocking: threads that wait sleep, and leave the cores to those that compute.
+            self._arrived = torch.cuda.Event(blocking=True)
+            self._arrived.record(torch.cuda.current_stream(samples.device))
+
+    def numpy(self) -> np.ndarray:
+        """The samples as an array, once they have arrived."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._samples.numpy()
+
+
 class Store(ABC):
     """A form in which samples are kept: parts beside each block's record, then one final file.
 
@@ -92,13 +154,13 @@ class Store(ABC):
     of_latents = False
 
     @abstractmethod
-    def write(self, threads: Threads, seeds: Sequence[int], samples: np.ndarray) -> None:
+    def write(self, jobs: Jobs, seeds: Sequence[int], samples: Arriving) -> None:
         """Take samples of the block at hand: images uint8 [n, C, H, W], or numbers [n, ...]."""
 
     @abstractmethod
     def close(self, block: Path) -> None:
-        """Keep what was taken, under the block's path with a suffix of its own; threads are
-        done."""
+        """Keep what was taken, under the block's path with a suffix of its own; the block's jobs
+        are done."""
 
     @abstractmethod
     def finish(
@@ -113,11 +175,11 @@ class PngFolder(Store):
     def __init__(self, folder: Path) -> None:
         self.images = folder / "images"
 
-    def write(self, threads: Threads, seeds: Sequence[int], samples: np.ndarray) -> None:
-        for seed, image in zip(seeds, samples, strict=True):
+    def write(self, jobs: Jobs, seeds: Sequence[int], samples: Arriving) -> None:
+        for k, seed in enumerate(seeds):
             path = self.images / image_name(seed)
             path.parent.mkdir(parents=True, exist_ok=True)
-            threads.submit(lambda path=path, image=image: write_png(path, image))
+            jobs.submit(lambda path=path, k=k: write_png(path, samples.numpy()[k]))
 
     def close(self, block: Path) -> None:
         del block
@@ -135,11 +197,11 @@ class Zip(Store):
         self.path = folder / "images.zip"
         self.encoded: dict[str, bytes] = {}
 
-    def write(self, threads: Threads, seeds: Sequence[int], samples: np.ndarray) -> None:
-        for seed, image in zip(seeds, samples, strict=True):
+    def write(self, jobs: Jobs, seeds: Sequence[int], samples: Arriving) -> None:
+        for k, seed in enumerate(seeds):
             name = f"images/{image_name(seed)}"
             self.encoded[name] = b""  # the order of the seeds, whichever thread is first
-            threads.submit(lambda name=name, image=image: self._encode(name, image))
+            jobs.submit(lambda name=name, k=k: self._encode(name, samples.numpy()[k]))
 
     def close(self, block: Path) -> None:
         entries, self.encoded = self.encoded, {}
@@ -192,13 +254,15 @@ class Arrays(Store):
         self.with_labels, self.with_seeds = with_labels, with_seeds
         self.of_latents = of_latents
         self.suffix = f".{name}.npy"
-        self.taken: list[np.ndarray] = []
+        self.taken: list[Arriving] = []
 
-    def write(self, threads: Threads, seeds: Sequence[int], samples: np.ndarray) -> None:
-        self.taken.append(samples.transpose(0, 2, 3, 1) if self.channels_last else samples)
+    def write(self, jobs: Jobs, seeds: Sequence[int], samples: Arriving) -> None:
+        self.taken.append(samples)
 
     def close(self, block: Path) -> None:
-        whole, self.taken = np.concatenate(self.taken), []
+        whole, self.taken = np.concatenate([samples.numpy() for samples in self.taken]), []
+        if self.channels_last:
+            whole = whole.transpose(0, 2, 3, 1)
         atomic_write(_part(block, self.suffix), lambda file: np.save(file, whole))
 
     def finish(

@@ -8,18 +8,23 @@ What is folded, once, when the network is loaded:
 - the order of q, k and v into the weights of their convolution, so that each is one slice;
 - the `emb_gain`, `emb_linear` and "+ 1" of all blocks into one linear layer with a bias.
 
-The weights are channels-last in the network's dtype; the embedding stays in float32. What remains
-between the convolutions is elementwise, and its factors cost nothing once a compiler fuses it.
+The weights are channels-last in the network's dtype; the embedding stays in float32. The few
+channels of a sample, in and out, are filled up to eight with weights of zero. What remains between
+the convolutions is elementwise, and its factors cost nothing once a compiler fuses it.
 """
 
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from guidex.models.attention import Changes
 from guidex.models.edm2.layers import MPConv, learned_gain
 from guidex.models.edm2.network import EDM2, UNet
+
+# Tensor cores take the channels of half precision by eights; for others, copies are made each time.
+LANES = 8
 
 
 class FoldedUNet(nn.Module):
@@ -37,8 +42,9 @@ class FoldedUNet(nn.Module):
         """x [B, C, H, W], c_noise [B], classes [B, label_dim] -> [B, C, H, W], as UNet.forward."""
         emb = self.unet.embed(c_noise, classes)
         modulations = self.modulation(emb).to(x.dtype).split(self.widths, dim=1)
+        channels = x.shape[1]
         x = x.contiguous(memory_format=torch.channels_last)
-        return self.unet.trunk(x, modulations, changes).contiguous()
+        return self.unet.trunk(x, modulations, changes)[:, :channels].contiguous()
 
 
 def fold(model: EDM2) -> EDM2:
@@ -57,13 +63,25 @@ def fold(model: EDM2) -> EDM2:
     for name, layer in model.unet.named_modules():
         if isinstance(layer, MPConv):
             unet.set_submodule(name, _plain(layer.effective_weight(), model.dtype))
-    out_gain = learned_gain(model.unet.out_gain, model.unet.out_conv)
-    unet.out_conv = _plain(model.unet.out_conv.effective_weight() * out_gain, model.dtype)
+    _fill_lanes(unet, model)
     unet.out_gain = None
     for block in unet.blocks():
         block.emb_gain = block.emb_linear = None
     folded.unet = FoldedUNet(unet, _modulation(model.unet))
     return folded
+
+
+def _fill_lanes(unet: UNet, model: EDM2) -> None:
+    """Make the first and the last convolution, with `out_gain`, of multiples of LANES channels."""
+    name, first = next(iter(model.unet.enc.items()))
+    weight = first.effective_weight()
+    missing = -weight.shape[1] % LANES
+    unet.constants = 1 + missing
+    unet.enc[name] = _plain(F.pad(weight, (0, 0, 0, 0, 0, missing)), model.dtype)
+    weight = model.unet.out_conv.effective_weight()
+    weight = weight * learned_gain(model.unet.out_gain, model.unet.out_conv)
+    missing = -weight.shape[0] % LANES
+    unet.out_conv = _plain(F.pad(weight, (0, 0, 0, 0, 0, 0, 0, missing)), model.dtype)
 
 
 def _modulation(unet: UNet) -> nn.Linear:

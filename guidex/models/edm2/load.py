@@ -4,6 +4,7 @@ Published networks are float16, and so were the numbers published with them; tha
 here, on every device. CPUs compute float16 several times slower than float32: use float32 there.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -25,6 +26,14 @@ Size = Literal["xxs", "xs", "s", "m", "l", "xl", "xxl"]
 
 ROOT = "https://nvlabs-fi-cdn.nvidia.com/edm2/posthoc-reconstructions"
 """Where the networks of the EDM2 and autoguidance papers are published."""
+
+CHANNELS = {"xxs": 64, "xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384, "xxl": 448}
+"""`Config.model_channels` of the published sizes."""
+
+GFLOPS = {"xxs": 22.69, "xs": 89.9, "s": 201.6, "m": 357.9, "l": 558.7, "xl": 804.0, "xxl": 1093.8}
+"""10^9 floating-point operations of one evaluation, 2 per multiply-add (papers often count 1), as
+`count_gflops` finds them to four digits; pixels or latents, with or without classes. Counting takes
+a second, which a plan should not."""
 
 # Networks of pixels have the channels of an image; the latents of Stable Diffusion's VAE have 4.
 PIXEL_CHANNELS = (1, 3)
@@ -63,8 +72,18 @@ def edm2(
     if folded:
         model = fold(model)
     if compile:
-        model.unet.compile(dynamic=False)
+        compile_network(model)
     return model
+
+
+def compile_network(model: EDM2) -> None:
+    """Use torch.compile for a network from now on, anew for each size of batch."""
+    import torch._dynamo.config
+
+    # Torch goes on without compiling beyond this number, towards which the sizes of batches of all
+    # networks of a process count together: those of a table may be many.
+    torch._dynamo.config.recompile_limit = 64
+    model.unet.compile(dynamic=False)
 
 
 def released(
@@ -127,6 +146,14 @@ def checkpoint_of(config: Mapping[str, Any]) -> str | None:
     if not values or "???" in values:
         return None
     return values[0] if target == "edm2" else released_source(*values)
+
+
+def known_gflops(config: Mapping[str, Any]) -> float:
+    """10^9 floating-point operations of one evaluation of the model of a configuration, as far as
+    they are known before anything is loaded: NaN for all but published networks."""
+    if config.get("_target_") != f"{__name__}.released":
+        return math.nan
+    return GFLOPS.get(config["size"], math.nan)
 
 
 def obtain(checkpoint: str, sha256: str | None = None) -> Path:

@@ -186,6 +186,7 @@ class UNet(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.concat_balance = config.concat_balance
+        self.constants = 1
         noise_channels = config.levels[0].channels
         emb_channels = max(level.channels for level in config.levels)
         noise_share, label_share = mp_sum_weights(config.label_balance)
@@ -239,7 +240,7 @@ class UNet(nn.Module):
         modulations = iter(modulations)
         changes = {} if changes is None else changes
         # A constant channel lets the convolutions, which have no biases, make one.
-        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        x = F.pad(x, (0, 0, 0, 0, 0, self.constants), value=1.0)
         skips = []
         for name, layer in self.enc.items():
             if isinstance(layer, Block):

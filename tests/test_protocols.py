@@ -1,0 +1,220 @@
+"""Protocols: several detectors on the same images, told apart in one row; and evaluation by several
+processes, and straight from sampling."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from guidex.cli import main
+from guidex.config import compose
+from guidex.errors import UsageError
+from guidex.evaluation.sources import Looking
+from guidex.presets import options
+from guidex.runs.evaluate import evaluate
+from guidex.runs.measure import Measures
+
+pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed")
+pytest.importorskip("timm", reason="timm is not installed")
+
+from test_dinov2 import hub_tensors
+from test_inception import random_weights
+
+from guidex.evaluation.dinov2 import ARCHITECTURES
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Words that give random weights to EDM2's two detectors, the second one small."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.save(random_weights(), folder / "inception.pth")
+    torch.save(hub_tensors(ARCHITECTURES["s"]), folder / "dinov2.pth")
+    return [
+        f"protocol.fid.detector.weights={folder / 'inception.pth'}",
+        f"protocol.fd_dinov2.detector.weights={folder / 'dinov2.pth'}",
+        "protocol.fd_dinov2.detector.size=s",
+    ]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two folders of images, the reals and the fakes."""
+    folders = []
+    for seed, name in enumerate(("reals", "fakes")):
+        folder = tmp_path_factory.mktemp(name)
+        rng = np.random.default_rng(seed)
+        for index in range(12):
+            pixels = rng.integers(0, 256 - 40 * seed, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{index:03d}.png")
+        folders.append(folder)
+    return folders[0], folders[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One cache for all tests here, so that images go through the networks once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GUIDEX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def row_of(folder: Path) -> dict[str, Any]:
+    (row,) = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    return json.loads(row)
+
+
+def test_both_distances_in_one_row(
+    sets: tuple[Path, Path],
+    weights: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    reals, fakes = sets
+    words = [str(fakes), f"ref={reals}", "protocol=interval", *weights]
+    evaluate([*words, f"out={tmp_path / 'both'}"])
+    row = row_of(tmp_path / "both")
+    assert list(row["metrics"])[:3] == ["fd_inception", "fd_dinov2_s", "precision_dinov2_s"]
+    assert row["settings"]["detector"] == "inception, dinov2_s"
+    assert row["settings"]["reference"] == f"{reals} (12)"
+    assert row["settings"]["precision/recall"] == "k=3, < (dinov2_s)"
+    assert len(row["config"]["reals"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.count("fake: ") == 1 and captured.out.count("real: ") == 2
+    assert "FD (inception)" in captured.out and "FD (dinov2_s)" in captured.out
+    assert "12 fake images and 384 features of dinov2_s" in captured.err
+
+    alone = [
+        str(fakes),
+        f"ref={reals}",
+        "detector=dinov2_s",
+        weights[1].replace("protocol.fd_dinov2.", ""),
+        "metrics=[frechet,prdc]",
+    ]
+    evaluate([*alone, f"out={tmp_path / 'alone'}"])
+    metrics = row_of(tmp_path / "alone")["metrics"]
+    assert metrics == {name: row["metrics"][name] for name in metrics}
+    assert metrics["fd_dinov2_s"] > 0
+
+
+def test_parts_of_a_protocol_may_have_their_own_reference(
+    sets: tuple[Path, Path], weights: list[str], tmp_path: Path
+) -> None:
+    reals, fakes = sets
+    words = [f"ref={reals}", f"protocol.fid.ref={fakes}", "protocol=edm2", *weights]
+    evaluate([str(fakes), *words, f"out={tmp_path / 'own'}"])
+    row = row_of(tmp_path / "own")
+    assert row["metrics"]["fd_inception"] == pytest.approx(0, abs=1e-6)
+    assert row["metrics"]["fd_dinov2_s"] > 0
+    assert row["settings"]["reference"] == f"{fakes} (12) (inception), {reals} (12) (dinov2_s)"
+
+
+def test_the_inception_score_needs_no_reference(
+    sets: tuple[Path, Path], weights: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["detector=inception_logits", weights[0].replace("protocol.fid.", "")]
+    evaluate([str(sets[1]), *words, "metrics=[inception_score]", f"out={tmp_path}"])
+    assert 1 <= row_of(tmp_path)["metrics"]["is_inception_logits"] <= 1008
+    assert "against nothing" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="ref must be given"):
+        evaluate([str(sets[1]), *words, "metrics=[frechet]"])
+    wrong = [str(sets[1]), "detector=inception", "metrics=[inception_score]"]
+    with pytest.raises(UsageError, match="use detector=inception_logits"):
+        evaluate(wrong)
+
+
+@pytest.mark.parametrize("name", options("protocol"))
+def test_every_protocol_is_made_without_its_weights(name: str) -> None:
+    config = compose("eval", [f"protocol={name}", "images=a", "ref=none"]).config
+    with pytest.raises(UsageError, match="ref=none: no such file"):
+        Measures(Looking()).get(config | {"device": "cpu"})
+
+
+def test_images_of_another_size_are_refused_at_once(
+    sets: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guidex.runs.evaluate.Samples.features", lambda *_: pytest.fail("too late"))
+    with pytest.raises(UsageError, match="64 dimensions, fake ones 768"):
+        evaluate([str(sets[1]), "ref=digits", f"out={tmp_path}"])
+
+
+SAMPLE = [
+    "sample",
+    "eval=true",
+    "guidance=cfg",
+    "seeds=0-11",
+    "block=3",
+    "batch=3",
+    "sampler.grid.steps=4",
+    "gallery=2",
+]
+
+
+def test_samples_go_straight_to_all_detectors(
+    weights: list[str], sets: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*SAMPLE, "protocol=edm2", f"ref={sets[0]}", *weights]
+    assert main([*words, f"out={tmp_path / 'straight'}"]) == 0
+    row = row_of(tmp_path / "straight")
+    assert list(row["metrics"]) == ["fd_inception", "fd_dinov2_s"]
+    assert not (tmp_path / "straight" / "images").exists()
+    assert "8x8x1" in capsys.readouterr().err  # a doubt, told before sampling
+    # The same numbers as by way of files.
+    sampled = [word for word in SAMPLE if word.partition("=")[0] not in ("eval", "gallery")]
+    assert main([*sampled, f"out={tmp_path / 'files'}"]) == 0
+    evaluate(
+        [
+            str(tmp_path / "files"),
+            f"ref={sets[0]}",
+            "protocol=edm2",
+            *weights,
+            f"out={tmp_path / 'by-files'}",
+        ]
+    )
+    by_files = row_of(tmp_path / "by-files")["metrics"]
+    assert by_files == pytest.approx(row["metrics"], rel=1e-4)
+
+
+def torchrun(words: list[str]) -> subprocess.CompletedProcess[str]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return subprocess.run(
+        [*launch, "-m", "guidex", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_two_processes_measure_as_one(tmp_path: Path) -> None:
+    for out in ("one", "two"):
+        words = [*SAMPLE, f"out={tmp_path / out}"]
+        if out == "one":
+            assert main(words) == 0
+            continue
+        done = torchrun(words)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("points of 12 images") == 1
+    assert row_of(tmp_path / "one")["metrics"] == row_of(tmp_path / "two")["metrics"]
+
+
+def test_two_processes_evaluate_as_one(
+    sets: tuple[Path, Path], weights: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GUIDEX_CACHE", str(tmp_path / "cache"))
+    reals, fakes = sets
+    words = ["eval", str(fakes), f"ref={reals}", "detector=inception", "metrics=[frechet]"]
+    words += [weights[0].replace("protocol.fid.", "")]
+    done = torchrun([*words, f"out={tmp_path / 'two'}"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("real: ") == done.stdout.count("fake: ") == 1
+    assert done.stdout.count("rows.jsonl") == 1
+    assert main([*words, f"out={tmp_path / 'one'}"]) == 0
+    assert row_of(tmp_path / "one")["metrics"] == row_of(tmp_path / "two")["metrics"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([*words, "cache=false", f"out={tmp_path / 'none'}"]) == 2
