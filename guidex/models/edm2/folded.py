@@ -23,7 +23,7 @@ from guidex.models.attention import Changes
 from guidex.models.edm2.layers import MPConv, learned_gain
 from guidex.models.edm2.network import EDM2, UNet
 
-# Tensor cores take the channels of half precision by eights; for others, copies are made each time.
+# Tensor cores take the channels of half precision by eights.
 LANES = 8
 
 
