@@ -260,3 +260,11 @@ def test_repeats_show_median_and_spread(tmp_path: Path) -> None:
     assert metrics["fd_pixels"] == pytest.approx(sorted(singles)[1])
     assert metrics["fd_pixels_min"] == pytest.approx(min(singles))
     assert metrics["fd_pixels_max"] == pytest.approx(max(singles))
+
+
+def test_a_failure_names_the_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["model=mixture1d", "guidance=cfg", "guidance.schedule.w=2,1e300", "seeds=0-3"]
+    words += ["metrics=[]", "sampler.grid.steps=4", f"out={tmp_path}"]
+    assert main(["sweep", *words]) == 1
+    assert "in step 0" in (error := capsys.readouterr().err)
+    assert "at the point guidance.schedule.w=1e+300" in error

@@ -6,7 +6,7 @@ all points of a cohort run together and share the steps they agree in -> feature
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from guidex.assets.atomic import atomic_write
+from guidex.errors import GuidexError
 from guidex.evaluation.detectors import detect
 from guidex.evaluation.features import FeatureSet
 from guidex.evaluation.references import describe
@@ -28,12 +29,14 @@ from guidex.runs.drawings import draw
 from guidex.runs.folder import VOLATILE, read_json, require_space, run_folder, write_json
 from guidex.runs.measure import Measures, repeats_of, settings_of, warn
 from guidex.runs.parallel import Tick, in_parallel
-from guidex.runs.points import load, models_on
+from guidex.runs.points import Point, load, models_on
 from guidex.runs.progress import Progress
 from guidex.runs.provenance import output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
 from guidex.runs.table import DEFAULT_EXPERIMENT, Entry, Table, plan_table, print_plans
-from guidex.sampling.trajectories import shared_steps
+from guidex.sampling.trajectories import NonFinite, Outcome, shared_steps
+
+_Made = tuple[list[int], Tensor | None, list[Outcome]]
 
 
 def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_EXPERIMENT) -> None:
@@ -202,7 +205,7 @@ def _run(tasks: Sequence[Task], block: Block, batch: Batch, tick: Tick) -> dict[
     parts: dict[str, list[Tensor]] = {}
     seconds = np.zeros(len(tasks))
     points = [task.point for task in tasks]
-    for _, labels, outcomes in run_block(points, block, batch, kept, tick):
+    for _, labels, outcomes in _named(run_block(points, block, batch, kept, tick), points):
         if labels is not None:
             parts.setdefault("labels", []).append(labels)
         for k, (task, outcome) in enumerate(zip(tasks, outcomes, strict=True)):
@@ -216,6 +219,16 @@ def _run(tasks: Sequence[Task], block: Block, batch: Batch, tick: Tick) -> dict[
         for name, part in parts.items()
     }
     return {**arrays, "seconds": seconds}
+
+
+def _named(batches: Iterator[_Made], points: Sequence[Point]) -> Iterator[_Made]:
+    """The batches; a failure says at which point it was."""
+    try:
+        yield from batches
+    except NonFinite as error:
+        values = points[error.run].settings.values
+        at = " ".join(f"{key}={value}" for key, value in values.items())
+        raise GuidexError(f"{error}\n  at the point {at}" if at else str(error)) from error
 
 
 def _keep(task: Task, x: Tensor, path: Tensor | None, shown: int) -> dict[str, Tensor]:

@@ -56,7 +56,16 @@ class Outcome:
 
 
 class NonFinite(GuidexError):
-    """A sample became infinite or not a number."""
+    """A sample became infinite or not a number.
+
+    Arguments:
+        message: naming the seed and the step.
+        run: number of a run that the sample is of.
+    """
+
+    def __init__(self, message: str, run: int) -> None:
+        super().__init__(message)
+        self.run = run
 
 
 def shared_steps(runs: Sequence[Run], steps: int) -> int:
@@ -118,7 +127,7 @@ class _Tree:
         )
         self.sigmas = solver.sigmas()
         self.outcomes: dict[int, Outcome] = {}
-        self.finite: list[tuple[int, Tensor]] = []
+        self.finite: list[tuple[int, int, Tensor]] = []  # step, run, whether a row is
 
     def grow(
         self, group: list[int], i: int, state: State, memory: Any, path: list[Tensor], spent: float
@@ -134,7 +143,7 @@ class _Tree:
             began = time.perf_counter()
             state, memory = self.advance(self.runs[group[0]].guided, i, state, memory)
             spent += (time.perf_counter() - began) / len(group)
-            self.finite.append((i, torch.isfinite(state.x).flatten(1).all(1)))
+            self.finite.append((i, group[0], torch.isfinite(state.x).flatten(1).all(1)))
             path = [*path, state.x[: self.record]]
             self.tick(len(state.x) * len(group) / (len(self.sigmas) - 1))
             i += 1
@@ -154,16 +163,17 @@ class _Tree:
 
     def check(self, seeds: Sequence[int]) -> None:
         """Look for non-finite values, once per batch so that a device never waits between steps."""
-        if torch.stack([finite for _, finite in self.finite]).all():
+        if torch.stack([finite for _, _, finite in self.finite]).all():
             return
-        step, finite = min(
-            ((i, finite) for i, finite in self.finite if not finite.all()), key=lambda item: item[0]
+        step, run, finite = min(
+            (entry for entry in self.finite if not entry[2].all()), key=lambda entry: entry[0]
         )
         seed = seeds[int((~finite).nonzero()[0])]
         raise NonFinite(
             f"seed {seed} became infinite or not a number in step {step} "
             f"(sigma {self.sigmas[step]:.4g} → {self.sigmas[step + 1]:.4g}); "
-            "a smaller guidance weight, or dtype float64, may help"
+            "a smaller guidance weight may help, or float32 where a network computes in half precision",
+            run,
         )
 
 
