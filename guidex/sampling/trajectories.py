@@ -172,7 +172,7 @@ class _Tree:
         raise NonFinite(
             f"seed {seed} became infinite or not a number in step {step} "
             f"(sigma {self.sigmas[step]:.4g} → {self.sigmas[step + 1]:.4g}); "
-            "a smaller guidance weight may help, or float32 where a network computes in half precision",
+            "a smaller guidance weight may help, or float32 for a network in half precision",
             run,
         )
 
