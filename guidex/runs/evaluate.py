@@ -90,8 +90,7 @@ def _check(samples: Samples, measures: Sequence[Measure], quiet: bool) -> list[s
         identity = one.detector.identity
         if identity is None or identity.weights is None:
             one.check_samples(samples.one())
-        dim = 0 if one.real is None else one.real.dim
-        warnings += one.concerns(samples.about, dim)
+        warnings += one.concerns(samples.about)
     if not quiet:
         warn(warnings)
     return list(dict.fromkeys(warnings))

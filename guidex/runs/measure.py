@@ -55,6 +55,11 @@ class Measure:
         """Of the detector, in which columns end."""
         return str(self.detector.name) if self.real is None else self.real.detector
 
+    @property
+    def dim(self) -> int:
+        """Number of features."""
+        return self.detector.identity.dim if self.real is None else self.real.dim
+
     def check_samples(self, sample: Tensor) -> None:
         """Refuse samples that will not compare with the reference, by one of the same shape."""
         fake = detect(self.detector, sample, None)
@@ -80,12 +85,11 @@ class Measure:
             values |= metric(real=self.real, fake=fake)
         return values
 
-    def concerns(self, about_fake: About, dim: int) -> list[str]:
+    def concerns(self, about_fake: About) -> list[str]:
         """What keeps the numbers from being compared with published ones.
 
         Arguments:
             about_fake: what there is to know about the samples.
-            dim: number of features.
         """
         if self.real is None:
             return []
@@ -94,7 +98,7 @@ class Measure:
             real=self.about_real,
             fake=about_fake | record,
             detector=self.real.detector,
-            dim=dim,
+            dim=self.dim,
             network=len(record) > 0,
         )
 

@@ -123,8 +123,8 @@ def _tell(tasks: Sequence[Task]) -> None:
         for one in task.measures:
             if "path" in one.about_real:
                 told[f"real: {describe(one.about_real)}"] = None
-            if one.real is not None:
-                doubts |= dict.fromkeys(one.concerns(fake, one.real.dim))
+            if one.metrics:
+                doubts |= dict.fromkeys(one.concerns(fake))
     for line in told:
         print(line)
     warn(list(doubts))
@@ -160,14 +160,16 @@ def _sample(cohorts: Sequence[Cohort], folder: Path, rank: Rank) -> None:
     if not todo:
         return
     needed = sum(
-        len(block.seeds) * one.real.dim * 4
+        len(block.seeds) * one.dim * 4
         for cohort, block in todo
         for task in cohort.tasks
         for one in task.measures
-        if one.real is not None
+        if one.metrics
     )
     require_space(folder, needed)
     if rank.first:
+        if needed >= 2**30:
+            print(f"features will take {needed / 2**30:.1f} GiB in {folder}")
         _print_shared(cohorts)
     with Progress("sampling", total, total - left, quiet=not rank.first) as progress:
         for cohort in cohorts:
