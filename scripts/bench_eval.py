@@ -1,16 +1,18 @@
 """What evaluation costs: guidex beside torch-fidelity, a matrix square root and full tables of
 distances, on the same images and features; and what the precision of a detector does to a distance.
 
-Run on a CPU (about 3 minutes on two cores), or at the scale of papers on a GPU (about 9 minutes):
+Run on a CPU (3 minutes on two cores), or at the scale of papers on a GPU, where each line should
+fit into ten minutes:
 
     python scripts/bench_eval.py
-    python scripts/bench_eval.py --device cuda --images 50000 --features 50000
+    python scripts/bench_eval.py --device cuda --sections end --images 50000
+    python scripts/bench_eval.py --device cuda --sections frechet prdc precision --features 50000
 
 Every contestant runs in a process started for it alone, so that its peak of memory is its own.
-Packages are imported and inputs read before the clock starts; what takes less than 10 s runs again,
+Packages are imported and inputs read before the clock starts; what takes less than 5 s runs again,
 and the fastest run counts. torch-fidelity keeps features for a second evaluation only under a name
-that the user vouches for; it is not given one. Nothing is downloaded. Sections and rows are printed
-as Markdown, as soon as they are measured.
+that the user vouches for; it is not given one. On a GPU, it computes convolutions in TF32, and
+guidex in float32. Nothing is downloaded. Rows are Markdown, printed as soon as they are measured.
 """
 
 import argparse
@@ -35,7 +37,7 @@ import torch.nn.functional as F
 from bench_tools import describe, head, reported, row, say, wait
 from torch import Tensor
 
-from guidex.assets.codec import write_png
+from guidex.assets.codec import from_pixels
 from guidex.assets.image_set import default_workers, map_ahead
 from guidex.evaluation.dinov2 import dinov2
 from guidex.evaluation.frechet import frechet_distance
@@ -46,6 +48,7 @@ from guidex.evaluation.statistics import GaussianStatistics
 
 SECTIONS = ("end", "frechet", "prdc", "precision")
 K = 3  # neighbours
+AGAIN = 5.0  # seconds within which a contestant runs again
 
 Values = dict[str, float]
 
@@ -77,7 +80,7 @@ def main() -> None:
         args.folder = Path(folder)
         if args.weights is None:
             args.weights = write_random_inception(args.folder / "inception.pth")
-            say("\nInception has random weights: times are those of the published ones.")
+            say("Inception has random weights; its speed does not depend on them.")
         for section in args.sections:
             with reported(section):
                 {
@@ -95,7 +98,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
-    parser.add_argument("--images", type=int, default=160, help="of each side, end to end")
+    parser.add_argument("--images", type=int, default=100, help="of each side, end to end")
     parser.add_argument("--size", type=int, default=64, help="side of the images")
     parser.add_argument("--features", type=int, default=8000, help="of each side, in section prdc")
     parser.add_argument("--looks", type=int, help="images of each side, in section precision")
@@ -105,8 +108,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--float16", action=argparse.BooleanOptionalAction)
     args = parser.parse_args()
     on_cpu = torch.device(args.device).type == "cpu"
+    if not on_cpu and not torch.cuda.is_available():
+        parser.error(f"there is no {args.device} here")
     if args.looks is None:
-        args.looks = 64 if on_cpu else 10_000
+        args.looks = 32 if on_cpu else 10_000
     # CPUs compile for a minute, and have no fast arithmetic for float16.
     args.compile = not on_cpu if args.compile is None else args.compile
     args.float16 = not on_cpu if args.float16 is None else args.float16
@@ -116,14 +121,13 @@ def arguments() -> argparse.Namespace:
 # Processes
 
 
-def contest(
+def in_process(
     device: str,
     prepare: Callable[..., Callable[[], Values]],
     *inputs: object,
-    again: float = 10.0,
+    again: float,
 ) -> Outcome:
-    """Run what `prepare` makes of its inputs, in a process of its own: up to three times, as long
-    as runs begin within `again` seconds."""
+    """See `Contest.run`."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_run, device, prepare, inputs, again).result()
 
@@ -134,8 +138,12 @@ def _run(
     inputs: tuple[object, ...],
     again: float,
 ) -> Outcome:
+    # A spawned process would spawn torch-fidelity's readers, which takes them longer than to read.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     warnings.simplefilter("ignore")
     device = torch.device(device_name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     torch.zeros(1, device=device)  # starts CUDA
     contestant = prepare(*inputs)
     before, seconds, began = _resident(), [], time.perf_counter()
@@ -160,21 +168,51 @@ def _resident() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
 
 
-def head_of_contest(title: str, *values: str) -> None:
-    columns = ("seconds", "times faster", "GB at the peak", "GB beyond inputs", "GB on the GPU")
-    head(title, "contestant", *columns, *values)
+class Contest:
+    """A table of contestants, the first one being the baseline. One that fails costs its row only.
 
+    Arguments:
+        title: above the table.
+        values: names of the values that are shown.
+    """
 
-def row_of_contest(name: str, outcome: Outcome, baseline: Outcome, *values: str) -> None:
-    row(
-        name,
-        outcome.seconds,
-        baseline.seconds / outcome.seconds,
-        outcome.memory,
-        outcome.added,
-        outcome.device_memory,
-        *(f"{outcome.values[value]:.8g}" if value in outcome.values else None for value in values),
-    )
+    def __init__(self, title: str, *values: str) -> None:
+        self.values = values
+        self.outcomes: list[Outcome | None] = []
+        columns = ("seconds", "times faster", "GB at the peak", "GB beyond inputs", "GB on the GPU")
+        head(title, "contestant", *columns, *values)
+
+    def run(
+        self,
+        name: str,
+        device: str,
+        prepare: Callable[..., Callable[[], Values]],
+        *inputs: object,
+        again: float = AGAIN,
+    ) -> None:
+        """Run what `prepare` makes of its inputs, in a process of its own: up to three times, as
+        long as runs begin within `again` seconds."""
+        self.outcomes.append(None)
+        with reported(name):
+            self.outcomes[-1] = outcome = in_process(device, prepare, *inputs, again=again)
+            first, found = self.outcomes[0], outcome.values
+            row(
+                name,
+                outcome.seconds,
+                None if first is None else first.seconds / outcome.seconds,
+                outcome.memory,
+                outcome.added,
+                outcome.device_memory,
+                *(f"{found[name]:.8g}" if name in found else None for name in self.values),
+            )
+
+    def compare(self, number: int) -> None:
+        """A row of what a contestant's values differ by from the baseline's, relative to them."""
+        first, other = self.outcomes[0], self.outcomes[number]
+        if first is not None and other is not None:
+            pairs = [(first.values[name], other.values[name]) for name in self.values]
+            cells = (f"{(b - a) / max(abs(a), 1e-30):.1e}" for a, b in pairs)
+            row("relative difference", *[None] * 5, *cells)
 
 
 # Images and weights
@@ -198,7 +236,7 @@ def write_pictures(folder: Path, count: int, size: int, side: str) -> Path:
     def write(first: int) -> None:
         images = pictures(min(500, count - first), size, side, first)
         for index, image in enumerate(images.numpy(), first):
-            write_png(folder / f"{index:06d}.png", image)
+            from_pixels(image).save(folder / f"{index:06d}.png")
 
     for _ in map_ahead(write, range(0, count, 500), default_workers(), 2 * default_workers()):
         pass
@@ -234,28 +272,24 @@ def write_random_inception(path: Path) -> str:
 def end_to_end(args: argparse.Namespace) -> None:
     """Two folders of images to distances."""
     columns = {"FID": "fd", "KID": "kid", "precision": "precision", "recall": "recall"}
-    head_of_contest(
-        f"End to end: {args.images:,} against {args.images:,} PNG files of {args.size}x{args.size}",
-        *columns,
-    )
+    count, size = args.images, args.size
+    table = Contest(f"End to end: {count:,} against {count:,} PNG files of {size}x{size}", *columns)
     real, fake = (
-        write_pictures(args.folder / side, args.images, args.size, side)
-        for side in ("real", "fake")
+        write_pictures(args.folder / side, count, size, side) for side in ("real", "fake")
     )
-    paths = str(real), str(fake), args.weights
-    subset = min(1000, args.images)
-    theirs = contest(args.device, torch_fidelity_folders, args.device, *paths, subset, again=0)
-    row_of_contest("torch-fidelity: fid, kid, prc", theirs, theirs, *columns)
+    look, subset = (args.device, str(real), str(fake), args.weights), min(1000, count)
+    table.run(
+        "torch-fidelity: fid, kid, prc", args.device, torch_fidelity_folders, *look, subset, again=0
+    )
     metrics = ["metrics=[frechet,kid,prdc]", f"metrics.kid.subset_size={subset}"]
     metrics += [f"metrics.prdc.k={K}", "metrics.prdc.rule='<='"]
-    work = str(args.folder / "work")
-    look = args.device, *paths, work
-    ours = contest(args.device, guidex_folders, *look, metrics, columns, again=0)
-    row_of_contest("guidex eval: the same", ours, theirs, *columns)
-    mind = contest(args.device, guidex_folders, *look, ["metrics=mind"], {}, again=0)
-    row_of_contest("guidex eval again: mind", mind, theirs, *columns)
-    differences = (f"{ours.values[name] / theirs.values[name] - 1:.1e}" for name in columns)
-    row("relative difference", *[None] * 5, *differences)
+    look = *look, str(args.folder / "work")
+    table.run(
+        "guidex eval: the same", args.device, guidex_folders, *look, metrics, columns, again=0
+    )
+    mind = ["metrics=mind"]
+    table.run("guidex eval again: mind", args.device, guidex_folders, *look, mind, {}, again=0)
+    table.compare(1)
 
 
 def torch_fidelity_folders(
@@ -326,18 +360,16 @@ def guidex_folders(
 def frechet_distances(args: argparse.Namespace) -> None:
     """From statistics of 2048 features."""
     for title, count in (("of full rank", 20_000), ("of rank 999", 1000)):
-        head_of_contest(f"Fréchet distance of 2048 features, covariances {title}", "value")
+        table = Contest(f"Fréchet distance of 2048 features, covariances {title}", "value")
         files = []
         for side in ("real", "fake"):
             statistics = GaussianStatistics.from_features(activations(count, 2048, side))
             files.append(str(args.folder / f"{side}-{count}.npz"))
             np.savez(files[-1], count=count, mean=statistics.mean, scatter=statistics.scatter)
-        baseline = contest("cpu", square_root, *files)
-        row_of_contest("scipy.linalg.sqrtm", baseline, baseline, "value")
-        outcome = contest("cpu", eigenvalues, *files)
-        row_of_contest("eigvals (torch-fidelity)", outcome, baseline, "value")
-        outcome = contest(args.device, symmetric, args.device, *files)
-        row_of_contest("guidex", outcome, baseline, "value")
+        table.run("scipy.linalg.sqrtm", "cpu", square_root, *files)
+        table.run("eigvals (torch-fidelity)", "cpu", eigenvalues, *files)
+        table.run("guidex", args.device, symmetric, args.device, *files)
+        table.compare(2)
 
 
 def activations(count: int, dim: int, side: str) -> Tensor:
@@ -396,20 +428,18 @@ def symmetric(device: str, real: str, fake: str) -> Callable[[], Values]:
 
 def precision_and_recall(args: argparse.Namespace) -> None:
     """From features of 1024 dimensions."""
-    count, columns = args.features, ("precision", "recall")
-    head_of_contest(f"Precision and recall, {count:,} x {count:,} x 1024, k = {K}, <=", *columns)
+    count = args.features
+    table = Contest(
+        f"Precision and recall, {count:,} x {count:,} x 1024, k = {K}, <=", "precision", "recall"
+    )
     files = []
     for side in ("real", "fake"):
         files.append(str(args.folder / f"features-{side}.npy"))
         np.save(files[-1], activations(count, 1024, side))
-    full = contest(args.device, full_tables, args.device, *files)
-    row_of_contest("torch.cdist, full tables", full, full, *columns)
-    theirs = contest(args.device, torch_fidelity_features, args.device, *files)
-    row_of_contest("torch-fidelity", theirs, full, *columns)
-    ours = contest(args.device, guidex_features, args.device, *files)
-    row_of_contest("guidex", ours, full, *columns)
-    differences = (f"{ours.values[name] - full.values[name]:.1e}" for name in columns)
-    row("difference of guidex and full tables", *[None] * 5, *differences)
+    table.run("torch.cdist, full tables", args.device, full_tables, args.device, *files)
+    table.run("torch-fidelity", args.device, torch_fidelity_features, args.device, *files)
+    table.run("guidex", args.device, guidex_features, args.device, *files)
+    table.compare(2)
 
 
 def _features(device: str, path: str) -> Tensor:
@@ -450,36 +480,36 @@ def guidex_features(device: str, real: str, fake: str) -> Callable[[], Values]:
 
 def precision_of_detectors(args: argparse.Namespace) -> None:
     """The same images by the same network in several kinds of arithmetic."""
+    changes = ("of features", "of the distance", "where only fakes are so")
     head(
         f"Precision of detectors, {args.looks:,} against {args.looks:,} images",
         "network",
         "images/s",
-        "change of features",
         "distance",
-        "change of distance",
-        "where fakes alone are so",
+        *(f"change {what}" for what in changes),
     )
-    variants = [("float32", False), ("float32", True), ("bfloat16", False), ("bfloat16", True)]
-    variants += [("float16", False), ("float16", True)]
+    variants = [("float32", False), ("bfloat16", False)]
+    variants += [("float16", False)] if args.float16 else []
+    variants += [("float32", True)] if args.compile else []
     networks = {"inception": args.weights, "dinov2": args.dinov2_weights}
     for network, weights in networks.items():
         exact: dict[str, Tensor] = {}
         for precision, compiled in variants if weights is not None else ():
-            if (compiled and not args.compile) or (precision == "float16" and not args.float16):
-                continue
+            name = f"{network} {precision}{' compiled' if compiled else ''}"
             path = str(args.folder / "looks")
             look = network, weights, precision, compiled, args.looks, args.size, args.device, path
-            outcome = contest(args.device, looked_at, *look)
-            found = {side: torch.load(f"{path}-{side}.pt") for side in ("real", "fake")}
-            exact = exact or found
-            row(
-                f"{network} {precision}{' compiled' if compiled else ''}",
-                2 * args.looks / outcome.seconds,
-                f"{_change(exact, found):.1e}",
-                f"{_distance(found, found):.6g}",
-                f"{_distance(found, found) / _distance(exact, exact) - 1:+.1e}",
-                f"{_distance(exact, found) / _distance(exact, exact) - 1:+.1e}",
-            )
+            with reported(name):
+                outcome = in_process(args.device, looked_at, *look, again=AGAIN)
+                found = {side: torch.load(f"{path}-{side}.pt") for side in ("real", "fake")}
+                exact = exact or found
+                row(
+                    name,
+                    2 * args.looks / outcome.seconds,
+                    f"{_distance(found, found):.6g}",
+                    f"{_change(exact, found):.1e}",
+                    f"{_distance(found, found) / _distance(exact, exact) - 1:+.1e}",
+                    f"{_distance(exact, found) / _distance(exact, exact) - 1:+.1e}",
+                )
     say(
         "\nFeatures: root of the mean squared change over that of the features about their mean. "
         "Distances: relative to float32."

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from guidex.evaluation.accuracy import KNNAccuracy
+from guidex.evaluation.cmmd import CMMD
 from guidex.evaluation.features import FeatureSet, Metric
 from guidex.evaluation.frechet import Frechet
 from guidex.evaluation.frechet_infinity import FrechetInfinity
@@ -88,6 +89,7 @@ METRICS: dict[str, Metric] = {
     "prdc": PRDC(),
     "accuracy": KNNAccuracy(),
     "inception score": InceptionScore(),
+    "cmmd": CMMD(),
 }
 
 

@@ -12,7 +12,7 @@ their bound leaves too much to be decided again, they are of float64.
 
 Memory. Features stay as they are; beside them there are a few tiles of `tile` x D and of `tile` x
 `tile` numbers, and 2 k numbers per image, whatever the number of images: for 50,000 x 50,000 images
-with 2048 features about 100 MB on a CPU, and 1 GB on a GPU, where tiles are larger.
+with 2048 features about 150 MB on a CPU, and 1 GB on a GPU, where tiles are larger.
 """
 
 from collections.abc import Iterator

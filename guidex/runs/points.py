@@ -219,7 +219,7 @@ def models_on(device: str) -> Models:
 
 
 def resolve_device(device: str) -> str:
-    """ "auto" to the device there is; any other as it is.
+    """ "auto" to the device there is, "cuda" to the one of this process; any other as it is.
 
     Raises:
         UsageError: no such device.
@@ -227,11 +227,15 @@ def resolve_device(device: str) -> str:
     if device == "auto":
         return f"cuda:{this_rank().local}" if torch.cuda.is_available() else "cpu"
     try:
-        kind = torch.device(device).type
+        given = torch.device(device)
     except RuntimeError as error:
         raise UsageError(f"device must be auto, cpu, cuda or cuda:N, not {device!r}") from error
-    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+    if given.type not in ("cpu", "cuda") or (
+        given.type == "cuda" and not torch.cuda.is_available()
+    ):
         raise UsageError(f"device={device} is not available here; use auto or cpu")
+    if given.type == "cuda" and given.index is None:
+        return f"cuda:{this_rank().local}"
     return device
 
 
