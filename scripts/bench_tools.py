@@ -1,4 +1,5 @@
-"""What scripts/bench_edm2.py measures with: clocks, rows of Markdown, random networks and a VAE."""
+"""What scripts/bench_edm2.py and bench_eval.py measure with: clocks, rows of Markdown, random
+networks and a VAE."""
 
 import contextlib
 import os
