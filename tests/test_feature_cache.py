@@ -1,6 +1,7 @@
 """Features on disk: found for the same images and detector, and for no others; made in blocks that
 several processes share."""
 
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,22 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(
     cache.write_bytes(b"a file where the folder should be")
     assert torch.equal(FeatureStore("f", IDENTITY, 3).keep({0: ONES}), ONES)
     assert "not kept" in caplog.text
+
+
+def test_beyond_a_limit_the_longest_unused_are_deleted(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = [FeatureStore(name, IDENTITY, 3) for name in "abc"]
+    for age, store in enumerate(reversed(stores[:2])):
+        store.keep({0: ONES})
+        os.utime(store._path, (1000 - age, 1000 - age))
+    assert stores[0].read() is not None  # used just now
+    monkeypatch.setattr(feature_cache, "LIMIT", 2 * stores[0]._path.stat().st_size)
+    stores[2].keep({0: ONES})
+    assert [store.read() is not None for store in stores] == [True, False, True]
+    monkeypatch.setattr(feature_cache, "LIMIT", 1)
+    FeatureStore("d", IDENTITY, 3).keep({0: ONES})
+    assert len(list(cache.iterdir())) == 1  # the newest stays, however large
 
 
 @pytest.mark.usefixtures("small_blocks")

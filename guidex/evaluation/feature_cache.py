@@ -5,13 +5,14 @@ detector made of a set of images. Its name is a hash of all that they depend on:
 their order, the detector, the hash of its weights, resize, precision and compilation. While they
 are being made, blocks of them lie in a folder of the same name, so that a run that was stopped goes
 on where it was, and several processes take different blocks. Any of the files may be deleted at any
-time.
+time; beyond LIMIT bytes, guidex deletes those that have not been used for the longest time.
 """
 
 import contextlib
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -31,6 +32,8 @@ FORMAT = "1"  # changes where features would, with all else the same
 
 BLOCK = 1024
 """Images whose features are kept together while a set is being looked at."""
+
+LIMIT = 20 * 2**30
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +58,11 @@ class FeatureStore:
 
     def read(self) -> Tensor | None:
         """All features, float32 [N, D], if they are there."""
-        return self._read(self._path, self._key, slice(0, self.count), self.count)
+        features = self._read(self._path, self._key, slice(0, self.count), self.count)
+        if features is not None:
+            with contextlib.suppress(OSError):  # in a folder of somebody else's, say
+                os.utime(self._path)
+        return features
 
     def read_block(self, block: int) -> Tensor | None:
         """The features of images BLOCK * block and on, if they are there."""
@@ -75,6 +82,7 @@ class FeatureStore:
         if not self._path.is_file():
             self._write(self._path, self._key, features)
         shutil.rmtree(self._parts, ignore_errors=True)
+        _drop_old(self._path)
         return features
 
     def _key_of(self, block: int) -> dict[str, object]:
@@ -107,6 +115,18 @@ class FeatureStore:
         with contextlib.suppress(OSError):
             path.unlink()
         return None
+
+
+def _drop_old(newest: Path) -> None:
+    """Delete features beyond LIMIT, but not the newest ones; blocks that are being made stay."""
+    total = 0
+    with contextlib.suppress(OSError):
+        used = [(path.stat(), path) for path in newest.parent.glob("*.safetensors")]
+        for status, path in sorted(used, key=lambda one: one[0].st_mtime, reverse=True):
+            total += status.st_size
+            if total > LIMIT and path != newest:
+                path.unlink()
+                log.info("%s is deleted: %s holds more than %d bytes", path, path.parent, LIMIT)
 
 
 def _text(key: dict[str, object]) -> str:
