@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,8 +15,10 @@ import torch
 
 from guidex.assets.images import open_images
 from guidex.cli import main
+from guidex.config import compose
 from guidex.models.kernel import KernelDenoiser
 from guidex.runs.folder import run_folder
+from guidex.runs.points import check
 from guidex.runs.ranks import Rank
 from guidex.runs.writers import WAITING, Arriving, Jobs, Threads
 
@@ -201,3 +203,12 @@ def test_latents_are_kept_where_nothing_can_decode_them(
         assert arrays["latents"].dtype == np.float32
         assert arrays["seeds"].tolist() == [0, 1, 2, 3, 4] and arrays["labels"].shape == (5,)
     assert not (tmp_path / "run" / "grid.png").exists()
+
+
+def test_the_number_of_a_gpu_is_no_part_of_a_run() -> None:
+    settings = check(compose("sample", []), {})
+    cpu, first, second = (
+        replace(settings, config={**settings.config, "device": device}).identity
+        for device in ("cpu", "cuda:0", "cuda:1")
+    )
+    assert cpu != first == second

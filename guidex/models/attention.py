@@ -116,7 +116,9 @@ class Perturbation:
             empty = ~matrix.any(dim=-1)
             kept = empty if self.mode == "mask" else torch.ones_like(empty)
             matrix.diagonal(dim1=-2, dim2=-1).logical_or_(kept)
-        return Change(self.mode, matrix.to(device))
+        if device.type == "cuda":
+            matrix = matrix.pin_memory()  # from where the copy is not waited for
+        return Change(self.mode, matrix.to(device, non_blocking=True))
 
     def _seed_at(self, layer: str, sigma: float) -> int:
         text = f"{self.seed} {layer} {float(sigma)!r}"
