@@ -245,3 +245,17 @@ def test_a_reference_of_statistics_alone_is_refused() -> None:
         check_reference(PRDC(), real)
     with pytest.raises(UsageError, match="PRDC.*only statistics are known"):
         PRDC()(real=real, fake=feature_set(normal(50, 4)))
+
+
+def test_at_most_so_many_images() -> None:
+    real, fake = feature_set(normal(60, 3)), feature_set(normal(50, 3, seed=1))
+    whole = PRDC()(real=real, fake=fake)
+    assert PRDC(reals=60, fakes=1000)(real=real, fake=fake) == whole
+    some = PRDC(reals=20, fakes=10)(real=real, fake=fake)
+    assert some == PRDC(reals=20, fakes=10)(real=real, fake=fake) != whole
+    assert some != PRDC(reals=20, fakes=10, seed=1)(real=real, fake=fake)
+    assert some["precision_d"] * 10 == pytest.approx(round(some["precision_d"] * 10))
+    assert some["recall_d"] * 20 == pytest.approx(round(some["recall_d"] * 20))
+    for options in ({"reals": 3}, {"fakes": 0}, {"reals": 10.5}, {"seed": -1}):
+        with pytest.raises(UsageError, match=next(iter(options))):
+            PRDC(k=3, **options)

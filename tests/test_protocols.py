@@ -115,6 +115,24 @@ def test_parts_of_a_protocol_may_have_their_own_reference(
     assert row["settings"]["reference"] == f"{fakes} (12) (inception), {reals} (12) (dinov2_s)"
 
 
+def test_adm(sets: tuple[Path, Path], weights: list[str], tmp_path: Path) -> None:
+    images = np.random.default_rng(2).integers(0, 256, (9, 16, 16, 3), dtype=np.uint8)
+    moments = {"mu": np.zeros(2048), "sigma": np.eye(2048)}
+    moments |= {"mu_s": np.zeros(2023), "sigma_s": np.eye(2023)}
+    np.savez(tmp_path / "virtual.npz", **moments, arr_0=images)
+    file = weights[0].partition("=")[2]
+    words = [f"protocol.{part}.detector.weights={file}" for part in ("fid", "sfid", "is")]
+    words += ["protocol=adm", f"ref={tmp_path / 'virtual.npz'}", f"out={tmp_path / 'out'}"]
+    evaluate([str(sets[1]), *words])
+    row = row_of(tmp_path / "out")
+    expected = "fd_inception precision_inception recall_inception density_inception"
+    expected += " coverage_inception fd_inception_spatial is_inception_logits"
+    expected += " is_std_inception_logits"
+    assert list(row["metrics"]) == expected.split()
+    assert row["settings"]["precision/recall"] == "k=3, <=, 9 real (inception)"
+    assert "N not recorded" in row["settings"]["reference"]
+
+
 def test_the_inception_score_needs_no_reference(
     sets: tuple[Path, Path], weights: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -273,9 +273,11 @@ def _settings(measure: Measure) -> dict[str, str]:
     if "prdc" in metrics:
         options = metrics["prdc"]
         text = f"k={options['k']}, {options['rule']}"
-        for side in ("real", "fake"):
-            if options[f"{side}s"] is not None:
-                text += f", at most {options[f'{side}s']} {side}"
+        used = min(measure.real.count, options["reals"] or measure.real.count)
+        if used != measure.about_real["count"]:
+            text += f", {used} real"
+        if options["fakes"] is not None:
+            text += f", at most {options['fakes']} fake"
         settings["precision/recall"] = text
     if "accuracy" in metrics:
         settings["accuracy"] = f"k={metrics['accuracy']['k']}"
