@@ -6,7 +6,7 @@ all points of a cohort run together and share the steps they agree in -> feature
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -102,13 +102,25 @@ def _prepare(table: Table, rank: Rank) -> list[Task]:
         device = config["device"]
         point = load(entry.settings, stores.setdefault(device, models_on(device)))
         found = measures.get(config, point.model, entry.settings.choices["model"])
-        blank = torch.zeros(1, *point.model.shape, device=device)
-        for one in found if any(one.metrics for one in found) else ():
-            one.check_samples(point.decoded(blank))
         tasks.append(Task(index, point, found))
+    _check_samples(tasks)
     if rank.first:
         _tell(tasks)
     return tasks
+
+
+def _check_samples(tasks: Sequence[Task]) -> None:
+    """Send a blank sample of each kind through all that will look at samples."""
+    kinds: dict[Hashable, Task] = {}
+    for task in tasks:
+        if task.is_measured:
+            lookers = tuple((id(one.detector), id(one.real)) for one in task.measures)
+            kinds[task.point.decoder, task.point.model.shape, lookers] = task
+    for task in kinds.values():
+        model, device = task.point.model, task.point.settings.config["device"]
+        samples = task.point.decoded(torch.zeros(1, *model.shape, device=device))
+        for one in task.measures:
+            one.check_samples(samples)
 
 
 def _tell(tasks: Sequence[Task]) -> None:
