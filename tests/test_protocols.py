@@ -154,6 +154,27 @@ def test_every_protocol_is_made_without_its_weights(name: str) -> None:
         Measures(Looking()).get(config | {"device": "cpu"})
 
 
+def test_by_default_what_is_possible_is_measured(
+    sets: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reals, fakes = sets
+    assert main(["eval", str(fakes), f"ref={reals}", f"out={tmp_path / 'a'}"]) == 0
+    assert "accuracy is left out" in capsys.readouterr().out
+    row = row_of(tmp_path / "a")
+    assert "fd_pixels" in row["metrics"] and "accuracy_pixels" not in row["metrics"]
+    assert "accuracy" not in row["settings"]
+    words = ["eval", str(fakes), f"ref={reals}", "metrics=[frechet,accuracy]"]
+    assert main([*words, f"out={tmp_path / 'b'}"]) == 2
+    assert "has no labels" in capsys.readouterr().err
+    # References that know their classes do not help samples that do not.
+    np.savez(tmp_path / "reals.npz", images=np.zeros((9, 2, 2, 3), np.uint8), labels=np.arange(9))
+    np.savez(tmp_path / "fakes.npz", images=np.ones((9, 2, 2, 3), np.uint8))
+    words = ["eval", str(tmp_path / "fakes.npz"), f"ref={tmp_path / 'reals.npz'}"]
+    assert main([*words, f"out={tmp_path / 'c'}"]) == 0
+    assert "needs classes of the samples" in capsys.readouterr().out
+    assert main([*words, "metrics=[accuracy]", f"out={tmp_path / 'd'}"]) == 2
+
+
 def test_images_of_another_size_are_refused_at_once(
     sets: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

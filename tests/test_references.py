@@ -487,7 +487,8 @@ def test_eval_refuses_statistics_without_single_features_at_once(tmp_path: Path)
     reals = folder_of(tmp_path / "reals", pixels(30, size=2))
     make_reference([str(reals), f"dest={tmp_path / 'real.npz'}"])
     with pytest.raises(UsageError, match="PRDC compares single images"):
-        evaluate([str(reals), f"ref={tmp_path / 'real.npz'}", f"out={tmp_path / 'out'}"])
+        words = [str(reals), f"ref={tmp_path / 'real.npz'}", f"out={tmp_path / 'out'}"]
+        evaluate([*words, "metrics=[prdc]"])
     assert not (tmp_path / "out").exists()
 
 

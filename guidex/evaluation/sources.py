@@ -70,6 +70,13 @@ class Samples:
             "sha256": self.images.fingerprint(),
         }
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether their classes are known."""
+        if self.images is None:
+            return self.points[1] is not None
+        return self.images.labels is not None
+
     def one(self) -> Tensor:
         """Something like the first sample [1, ...]; enough to see whether a detector takes it."""
         if self.images is None:

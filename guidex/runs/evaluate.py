@@ -13,7 +13,7 @@ from guidex.presets import options
 from guidex.reports.rows import Row
 from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.folder import VOLATILE, run_folder
-from guidex.runs.measure import Measure, Measures, settings_of, warn
+from guidex.runs.measure import Measure, Measures, are_metrics_chosen, settings_of, warn
 from guidex.runs.points import positive, resolve_device
 from guidex.runs.provenance import output_folder, provenance
 from guidex.runs.ranks import this_rank
@@ -34,7 +34,8 @@ def evaluate(words: Sequence[str]) -> None:
     config["device"] = resolve_device(config["device"])
     rank, how = this_rank(), looking(config)
     samples = open_samples(images, resize=config["resize"], bad=config["bad"])
-    measures = Measures(how).get(config)
+    chosen, labelled = are_metrics_chosen(words), samples.has_labels
+    measures = Measures(how).get(config, chosen=chosen, labelled=labelled)
     if not any(one.metrics for one in measures):
         raise UsageError(f"no metrics chosen; there are {', '.join(options('metrics'))}")
     warnings = _check(samples, measures, quiet=not rank.first)

@@ -130,14 +130,26 @@ class Measures:
         self._detectors = Detectors()
         self._models: dict[str, Models] = {}  # for references, by device
         self._made: dict[str, tuple[FeatureSet, About]] = {}
+        self._told: set[str] = set()
 
-    def get(self, config: Config, model: Denoiser | None = None, name: str = "") -> list[Measure]:
+    def get(
+        self,
+        config: Config,
+        model: Denoiser | None = None,
+        name: str = "",
+        *,
+        chosen: bool = True,
+        labelled: bool = True,
+    ) -> list[Measure]:
         """What a configuration measures: that of its protocol, or of its detector and metrics.
 
         Arguments:
             config: has detector, metrics, protocol, ref and device, maybe model, resize, bad.
             model: what `ref: auto` stands for.
             name: the model's name, for people.
+            chosen: whether somebody chose the metrics. Of those by default, what the reference or
+                the samples lack something for is left out, with a notice.
+            labelled: whether the samples have classes.
 
         Raises:
             UsageError: no metrics at all, no such reference, or one that lacks what a metric needs.
@@ -159,10 +171,33 @@ class Measures:
         measures = []
         for one, detector, some, need in zip(configs, detectors, metrics, needed, strict=True):
             real, about = self._made[_key(one)] if need else (None, {})
-            for metric in some.values() if real is not None else ():
-                check_reference(metric, real)
+            if real is not None:
+                some = self._possible(some, real, chosen, labelled)
             measures.append(Measure(one, detector, some, real, about))
         return measures
+
+    def _possible(
+        self, metrics: dict[str, Metric], real: FeatureSet, chosen: bool, labelled: bool
+    ) -> dict[str, Metric]:
+        """The metrics that the reference and the samples have all for."""
+        possible = {}
+        for name, metric in metrics.items():
+            try:
+                check_reference(metric, real)
+                if metric.needs_labels and not labelled:
+                    raise UsageError(f"{type(metric).__name__} needs classes of the samples.")
+                possible[name] = metric
+            except UsageError as error:
+                if chosen:
+                    raise
+                self._tell(f"{name} is left out: {error}")
+        return possible
+
+    def _tell(self, notice: str) -> None:
+        """Print it, once, by the first process."""
+        if notice not in self._told and self._how.rank == 0:
+            print(notice)
+        self._told.add(notice)
 
     def _make(
         self, asked: Sequence[tuple[Config, Detector]], model: Denoiser | None, name: str
@@ -209,6 +244,12 @@ class Measures:
         models = self._models.setdefault(device, models_on(device))
         named = instantiate(found, "model", models)
         return [_of_model(named, ref, detector) for detector in detectors]
+
+
+def are_metrics_chosen(words: Sequence[str]) -> bool:
+    """Whether the words of a command choose metrics, by themselves or by an experiment."""
+    keys = {word.partition("=")[0].partition(".")[0] for word in words}
+    return not keys.isdisjoint({"metrics", "protocol", "experiment"})
 
 
 def _configs(config: Config) -> list[Config]:
@@ -262,7 +303,8 @@ def settings_of(measures: Sequence[Measure]) -> dict[str, Any]:
 
 
 def _settings(measure: Measure) -> dict[str, str]:
-    config, metrics = measure.config, measure.config["metrics"]
+    config = measure.config
+    metrics = {name: config["metrics"][name] for name in measure.metrics}
     settings = {} if measure.real is None else {"reference": _reference(measure.about_real)}
     if config["detector"].get("precision", "float32") != "float32":
         settings["precision"] = config["detector"]["precision"]

@@ -27,7 +27,7 @@ from guidex.runs.blocks import Batch, Block, cut, run_block
 from guidex.runs.cohorts import Cohort, Task
 from guidex.runs.drawings import draw
 from guidex.runs.folder import VOLATILE, read_json, require_space, run_folder, write_json
-from guidex.runs.measure import Measures, repeats_of, settings_of, warn
+from guidex.runs.measure import Measures, are_metrics_chosen, repeats_of, settings_of, warn
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, load, models_on
 from guidex.runs.progress import Progress
@@ -67,7 +67,7 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
     }
     folder = output_folder(config["out"], "sweep", table.name, identity)
     with run_folder(folder, identity, bool(config["overwrite"]), rank):
-        tasks = _prepare(table, rank)
+        tasks = _prepare(table, rank, are_metrics_chosen(words))
         cohorts = _cohorts(tasks, folder)
         _sample(cohorts, folder, rank)
         if not all(_is_done(cohort, block) for cohort in cohorts for block in cohort.blocks):
@@ -90,7 +90,7 @@ def _print_size(table: Table) -> None:
     )
 
 
-def _prepare(table: Table, rank: Rank) -> list[Task]:
+def _prepare(table: Table, rank: Rank, chosen: bool) -> list[Task]:
     """Load models and references; whatever is wrong with them shows here."""
     stores: dict[str, Models] = {}
     measures = Measures(Looking(rank=rank.index, ranks=rank.count))
@@ -101,7 +101,9 @@ def _prepare(table: Table, rank: Rank) -> list[Task]:
         config = entry.settings.config
         device = config["device"]
         point = load(entry.settings, stores.setdefault(device, models_on(device)))
-        found = measures.get(config, point.model, entry.settings.choices["model"])
+        name = entry.settings.choices["model"]
+        labelled = point.model.num_classes > 0
+        found = measures.get(config, point.model, name, chosen=chosen, labelled=labelled)
         tasks.append(Task(index, point, found))
     _check_samples(tasks)
     if rank.first:
