@@ -18,6 +18,8 @@ from filelock import FileLock
 from PIL import Image
 
 from guidex.cli import main
+from guidex.runs.folder import Finish, run_folder
+from guidex.runs.ranks import Rank
 
 SWEEP = [
     "sweep",
@@ -153,6 +155,47 @@ def test_foreign_folder_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*SAMPLE, f"out={tmp_path}", "overwrite=true"]) == 2
     assert "thesis.txt" in capsys.readouterr().err
     assert (tmp_path / "thesis.txt").read_text() == "do not delete"
+
+
+def test_a_run_that_another_process_marks_meanwhile_is_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of processes that start together, one may look into the folder just before the other
+    writes its mark."""
+    list_items = Path.iterdir
+
+    def marked_meanwhile(folder: Path):
+        (folder / "run.json").write_text(json.dumps({"command": "x"}))
+        return list_items(folder)
+
+    tmp_path.joinpath("run").mkdir()
+    monkeypatch.setattr(Path, "iterdir", marked_meanwhile)
+    with run_folder(tmp_path / "run", {"command": "x"}, False, Rank(1, 2, 1)):
+        assert (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_process_that_fails_leaves_the_folder_to_the_others(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with run_folder(folder, {"command": "x"}, False, Rank(0, 2, 0)):
+        (folder / "blocks").mkdir()
+        with (
+            pytest.raises(ZeroDivisionError),
+            run_folder(folder, {"command": "x"}, False, Rank(1, 2, 1)),
+        ):
+            raise ZeroDivisionError
+        assert (folder / "run.json").exists() and (folder / "blocks").is_dir()
+
+
+def test_a_run_is_finished_once(tmp_path: Path) -> None:
+    result = tmp_path / "table.csv"
+    first, second = Finish(result), Finish(result)
+    with first.turn() as mine:
+        assert mine
+        result.write_text("done")
+    with second.turn() as mine:
+        assert not mine
+    with Finish(result).turn() as mine:  # the same command, given again
+        assert mine
 
 
 def test_second_process_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

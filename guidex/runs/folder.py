@@ -80,11 +80,29 @@ def run_folder(
         _claim(folder, json.loads(json.dumps(identity, default=str)), overwrite)
         yield folder
     except BaseException:
-        _release_if_empty(folder)
+        if rank.count == 1:  # the others may go on
+            _release_if_empty(folder)
         raise
     finally:
         (folder / _HOLDER).unlink(missing_ok=True)
         lock.release()
+
+
+class Finish:
+    """The turn to finish a run, once all of it is there: one process's, though several come to it.
+
+    Arguments:
+        result: a file that finishing writes, in the run's folder.
+    """
+
+    def __init__(self, result: Path) -> None:
+        self._result, self._before = result, _written(result)
+
+    @contextmanager
+    def turn(self) -> Iterator[bool]:
+        """Whether to finish: not where another process has done it since this was made."""
+        with FileLock(self._result.parent / ".finish.lock"):
+            yield _written(self._result) == self._before
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -114,15 +132,20 @@ def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _written(file: Path) -> int | None:
+    """When a file was written, in ns; None if it is not there."""
+    return file.stat().st_mtime_ns if file.exists() else None
+
+
 def _check_place(folder: Path) -> None:
     """Refuse a folder that holds something else, before anything is written into it."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"out={folder} is a file; give a folder")
-    if folder.is_dir() and not (folder / _MARK).exists():
-        names = [item.name for item in folder.iterdir()]
+    if folder.is_dir():
         ours = (_LOCK, _HOLDER, ".guidex-")
-        foreign = [name for name in names if not name.startswith(ours)]
-        if foreign:
+        foreign = [item.name for item in folder.iterdir() if not item.name.startswith(ours)]
+        # Looked for last: another process of this run may have written it in the meantime.
+        if foreign and not (folder / _MARK).exists():
             raise UsageError(
                 f"out={folder} holds other things ({', '.join(sorted(foreign)[:3])}, …) and no run "
                 "of guidex; give an empty or new folder"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from guidex.assets.atomic import atomic_write
 from guidex.config import compose, parse
@@ -16,7 +15,7 @@ from guidex.errors import UsageError
 from guidex.reports.grids import sample_grid
 from guidex.runs.blocks import Batch, Block, cut, run_block
 from guidex.runs.drawings import draw_toy, toy_panel
-from guidex.runs.folder import read_json, require_space, run_folder, write_json
+from guidex.runs.folder import Finish, read_json, require_space, run_folder, write_json
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, check, load, models_on
 from guidex.runs.progress import Progress
@@ -65,10 +64,14 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
         if config["latents"] and point.model.space != "latents":
             raise UsageError("latents=true: this model has none; its samples are its output")
         blocks = cut(settings.seeds, settings.labels, config["block"])
+        finish = Finish(folder / "summary.json")
         make_blocks(point, blocks, folder, rank)
-        if all(block.path(folder / "blocks", ".json").exists() for block in blocks):
-            _finish(point, blocks, folder)
-            print(f"{len(settings.seeds)} {_kind(point)} in {folder}")
+        if not all(block.path(folder / "blocks", ".json").exists() for block in blocks):
+            return  # other processes are at work; the last one finishes
+        with finish.turn() as mine:
+            if mine:
+                _finish(point, blocks, folder)
+                print(f"{len(settings.seeds)} {_kind(point)} in {folder}")
 
 
 def _is_measured(words: Sequence[str]) -> bool:
@@ -157,33 +160,31 @@ def _make_block(
 
 
 def _finish(point: Point, blocks: Sequence[Block], folder: Path) -> None:
-    """Everything that is made from all blocks together. Of several processes, the last comes
-    here."""
+    """Everything that is made from all blocks together."""
     settings = point.settings
     paths = [block.path(folder / "blocks", ".json") for block in blocks]
     records = [read_json(path) for path in paths]
     labels = [label for record in records for label in record["labels"]]
     classes = None if None in labels else np.array(labels)
-    with FileLock(folder / ".finish.lock"):
-        for store in stores(settings.config["format"], folder, point):
-            store.finish(paths, settings.seeds, classes)
-        _write_labels(folder, point, labels)
-        write_json(
-            folder / "summary.json",
-            {
-                "plan": settings.plan.record(),
-                "gflops": point.gflops,
-                "seconds": sum(record["seconds"] for record in records),
-                "config": settings.config,
-                "provenance": {
-                    **provenance(settings.config),
-                    "checkpoints": point.checkpoints,
-                },
+    for store in stores(settings.config["format"], folder, point):
+        store.finish(paths, settings.seeds, classes)
+    _write_labels(folder, point, labels)
+    previews = [block.path(folder / "blocks", ".preview.npy") for block in blocks]
+    if not point.latents_alone:
+        _write_grid(point, folder, previews, labels)
+    write_json(
+        folder / "summary.json",
+        {
+            "plan": settings.plan.record(),
+            "gflops": point.gflops,
+            "seconds": sum(record["seconds"] for record in records),
+            "config": settings.config,
+            "provenance": {
+                **provenance(settings.config),
+                "checkpoints": point.checkpoints,
             },
-        )
-        previews = [block.path(folder / "blocks", ".preview.npy") for block in blocks]
-        if not point.latents_alone:
-            _write_grid(point, folder, previews, labels)
+        },
+    )
 
 
 def _write_labels(folder: Path, point: Point, labels: Sequence[int | None]) -> None:

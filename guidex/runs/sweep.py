@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from guidex.assets.atomic import atomic_write
@@ -26,7 +25,7 @@ from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.blocks import Batch, Block, cut, run_block
 from guidex.runs.cohorts import Cohort, Task
 from guidex.runs.drawings import draw
-from guidex.runs.folder import VOLATILE, read_json, require_space, run_folder, write_json
+from guidex.runs.folder import VOLATILE, Finish, read_json, require_space, run_folder, write_json
 from guidex.runs.measure import Measures, are_metrics_chosen, repeats_of, settings_of, warn
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, load, models_on
@@ -69,10 +68,13 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
     with run_folder(folder, identity, bool(config["overwrite"]), rank):
         tasks = _prepare(table, rank, are_metrics_chosen(words))
         cohorts = _cohorts(tasks, folder)
+        finish = Finish(folder / "table.csv")
         _sample(cohorts, folder, rank)
         if not all(_is_done(cohort, block) for cohort in cohorts for block in cohort.blocks):
             return  # other processes are at work; the last one finishes
-        with FileLock(folder / ".finish.lock"):
+        with finish.turn() as mine:
+            if not mine:
+                return
             rows = _rows(table.entries, cohorts, folder)
             files = [*write_tables(rows, folder), *draw(rows, cohorts, folder)]
     print(f"\n{terminal_table(rows)}\n")
