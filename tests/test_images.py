@@ -9,13 +9,14 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
 
 from guidex.assets import codec, sources
 from guidex.assets import images as images_module
-from guidex.assets.codec import decode, write_png
+from guidex.assets.codec import decode, examine, write_png
 from guidex.assets.digits import digits
 from guidex.assets.image_set import array_images
 from guidex.assets.images import open_images
@@ -272,6 +273,42 @@ def test_unreadable_images_can_be_skipped_without_moving_classes(tmp_path):
     assert images.labels.tolist() == [0, 1, 3]
 
 
+def test_images_are_decoded_when_asked_for_and_not_before(tmp_path, monkeypatch):
+    content = folder_of(tmp_path, ["a.png", "b.png"])
+    decoded = []
+
+    def watched(data, **options):
+        decoded.append(data)
+        return decode(data, **options)
+
+    monkeypatch.setattr(images_module, "decode", watched)
+    images = open_images(tmp_path)
+    assert decoded == []
+    np.testing.assert_array_equal(next(images.batches(2)), np.stack(list(content.values())))
+    assert len(decoded) == 2
+
+
+def test_wrong_pixels_behind_right_checksums_are_told_when_they_are_decoded(tmp_path):
+    folder_of(tmp_path, ["a.png"], shape=(64, 64, 3))
+    put(tmp_path / "b.png", png_claiming(64, 64))
+    images = open_images(tmp_path, channels=3)
+    images.read([0])
+    with pytest.raises(GuidexError, match=r"b.png cannot be decoded .*although its checksums"):
+        images.read([1])
+
+
+def test_damage_that_does_not_touch_the_pixels_is_let_pass(tmp_path):
+    whole = encoded(random_pixels(8, 8, 3))
+    note = chunk(b"tEXt", b"Comment\0hello")
+    end = whole.rindex(b"\0\0\0\0IEND")
+    put(tmp_path / "a.png", whole[:end] + note[:-1] + b"?" + whole[end:])
+    with Image.open(tmp_path / "a.png") as image, pytest.raises(SyntaxError):
+        image.verify()
+    np.testing.assert_array_equal(
+        open_images(tmp_path).read([0])[0], random_pixels(8, 8, 3).transpose(2, 0, 1)
+    )
+
+
 def test_ten_unreadable_images_are_listed_and_the_rest_counted(tmp_path):
     for index in range(13):
         put(tmp_path / f"{index:02d}.png", b"x")
@@ -321,13 +358,12 @@ def test_damaged_metadata_neither_harms_nor_warns(tmp_path):
     assert len(list(images.batches(1))) == 2
 
 
-def test_a_file_that_changes_later_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(images_module, "MEMORY_BUDGET", 0)
+def test_a_file_that_changes_later_is_noticed(tmp_path):
     folder_of(tmp_path, ["a.png", "b.png"])
     images = open_images(tmp_path)
     put(tmp_path / "b.png", encoded(random_pixels(5, 4, 3, seed=9)))
     images.read([0])
-    with pytest.raises(GuidexError, match="b.png has changed.*pixels are others"):
+    with pytest.raises(GuidexError, match="b.png has changed.*content is another"):
         images.read([1])
     (tmp_path / "b.png").unlink()
     with pytest.raises(GuidexError, match="b.png has changed.*No such file"):
@@ -372,10 +408,12 @@ def test_one_image_of_one_pixel_is_a_set(tmp_path):
 
 def test_the_pixel_limit_itself_is_allowed(monkeypatch):
     monkeypatch.setattr(codec, "MAX_PIXELS", 20)
-    pixels, kind = decode(encoded(random_pixels(4, 5)), channels="auto", resize=None)
-    assert (pixels.shape, kind) == ((1, 4, 5), "png")
-    with pytest.raises(ValueError, match="7x3 pixels are more than the 20 allowed"):
-        decode(encoded(random_pixels(3, 7)), channels="auto", resize=None)
+    allowed, refused = encoded(random_pixels(4, 5)), encoded(random_pixels(3, 7))
+    assert decode(allowed, channels="auto", resize=None).shape == (1, 4, 5)
+    assert examine(allowed, channels="auto", resize=None) == ("png", (1, 4, 5))
+    for look in (examine, decode):
+        with pytest.raises(ValueError, match="7x3 pixels are more than the 20 allowed"):
+            look(refused, channels="auto", resize=None)
 
 
 # Colours
@@ -806,9 +844,7 @@ def test_array_images_checks_what_it_gets(images, labels):
 # Reading
 
 
-@pytest.mark.parametrize("budget", [0, 2**30], ids=["decoded again", "kept"])
-def test_batches_are_the_same_for_any_size_and_number_of_workers(tmp_path, monkeypatch, budget):
-    monkeypatch.setattr(images_module, "MEMORY_BUDGET", budget)
+def test_batches_are_the_same_for_any_size_and_number_of_workers(tmp_path):
     names = [f"{index:02d}.png" for index in range(11)]
     content = folder_of(tmp_path, names)
     images = open_images(tmp_path)
@@ -845,11 +881,17 @@ def test_the_fingerprint_is_of_content_alone(tmp_path):
     labels = np.array([0, 1, 1])
     for folder in ("a", "b"):
         for index, name in enumerate(["x/0.png", "y/1.png", "y/2.png"]):
-            compression = {"a": 0, "b": 9}[folder]
-            data = encoded(pixels[index], compress_level=compression)
-            os.utime(put(tmp_path / folder / name, data), (1, 1) if folder == "a" else None)
+            path = put(tmp_path / folder / name, encoded(pixels[index]))
+            os.utime(path, (1, 1) if folder == "a" else None)
+    assert len({open_images(tmp_path / name).fingerprint() for name in ("a", "b")}) == 1
+    assert (
+        open_images(tmp_path / "a", resize=6).fingerprint()
+        != open_images(tmp_path / "a").fingerprint()
+    )
+
     np.savez(tmp_path / "c.npz", pixels, labels)
-    prints = {open_images(tmp_path / name).fingerprint() for name in ("a", "b", "c.npz")}
+    prints = {open_images(tmp_path / "c.npz").fingerprint()}
+    prints.add(array_images(pixels, labels=labels).fingerprint())
     assert len(prints) == 1
     other = pixels.copy()
     other[2, 4, 3, 2] ^= 1
@@ -861,9 +903,20 @@ def test_the_fingerprint_is_of_content_alone(tmp_path):
         array_images(pixels[:2], labels=labels[:2]),
         array_images(pixels.reshape(3, 4, 5, 3), labels=labels),
         array_images(pixels, labels=labels, resize=4),
+        array_images(pixels.reshape(3, 4, 5, 3), labels=labels, resize=4),
     ):
         prints.add(changed.fingerprint())
-    assert len(prints) == 8
+    assert len(prints) == 9
+
+
+def test_a_change_of_decoder_changes_the_fingerprint_of_jpegs(tmp_path, monkeypatch):
+    pixels = random_pixels(5, 4, 3)
+    put(tmp_path / "png" / "a.png", encoded(pixels))
+    put(tmp_path / "jpeg" / "a.jpg", encoded(pixels, "JPEG"))
+    before = [open_images(tmp_path / kind).fingerprint() for kind in ("png", "jpeg")]
+    monkeypatch.setattr(PIL, "__version__", "another")
+    after = [open_images(tmp_path / kind).fingerprint() for kind in ("png", "jpeg")]
+    assert [x == y for x, y in zip(before, after, strict=True)] == [True, False]
 
 
 # Pixels and files

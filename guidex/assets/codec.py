@@ -1,9 +1,11 @@
 """Image files to uint8 pixels [C,H,W] and back."""
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +34,49 @@ def quiet_pillow() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def decode(data: bytes, *, channels: Channels, resize: int | None) -> tuple[Pixels, str]:
+class Header(NamedTuple):
+    """What an image file holds.
+
+    Attributes:
+        kind: its format: "png", "jpeg", "webp" or "bmp".
+        shape: (C, H, W) of what `decode` makes of it.
+    """
+
+    kind: str
+    shape: tuple[int, int, int]
+
+
+def examine(data: bytes, *, channels: Channels, resize: int | None) -> Header:
+    """Find out what an image file holds and whether it is whole, decoding as little as will do.
+
+    Of a PNG file, the checksums are compared, in a twentieth of the time that its pixels take; a
+    JPEG is decoded at an eighth of its size, the others as they are. So a PNG that was written
+    wrongly, yet with right checksums, fails in `decode` alone.
+
+    Arguments:
+        data, channels, resize: as for `decode`.
+
+    Raises:
+        ValueError: why the file cannot be decoded, in a few words.
+    """
+    with _opened(data) as image:
+        grey = image.mode in _GREY if channels == "auto" else channels == 1
+        width, height = image.size if resize is None else (resize, resize)
+        header = Header(_kind(image), (1 if grey else 3, height, width))
+        if header.kind != "png":
+            image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))
+            image.load()
+            return header
+        # Pillow's exceptions for damaged files are of many types, as in `_opened`.
+        with contextlib.suppress(Exception):
+            image.verify()
+            return header
+    # Some damage, such as that of a text after the pixels, does not matter to them.
+    decode(data, channels=channels, resize=resize)
+    return header
+
+
+def decode(data: bytes, *, channels: Channels, resize: int | None) -> Pixels:
     """Decode one image file; see `to_pixels` for what becomes of colours and sizes.
 
     Arguments:
@@ -40,11 +84,18 @@ def decode(data: bytes, *, channels: Channels, resize: int | None) -> tuple[Pixe
         channels, resize: as for `to_pixels`.
 
     Returns:
-        Pixels [C,H,W], and the format: "png", "jpeg", "webp" or "bmp".
+        Pixels [C,H,W].
 
     Raises:
         ValueError: why the file cannot be decoded, in a few words.
     """
+    with _opened(data) as image:
+        return to_pixels(image, channels=channels, resize=resize)
+
+
+@contextlib.contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """An image file, opened; all that goes wrong with it is a ValueError."""
     if len(data) == 0:
         raise ValueError("the file is empty")
     try:
@@ -53,8 +104,7 @@ def decode(data: bytes, *, channels: Channels, resize: int | None) -> tuple[Pixe
                 raise ValueError(
                     f"{image.width}x{image.height} pixels are more than the {MAX_PIXELS} allowed"
                 )
-            kind = {"MPO": "jpeg"}.get(image.format, image.format.lower())
-            return to_pixels(image, channels=channels, resize=resize), kind
+            yield image
     except MemoryError:
         raise
     except UnidentifiedImageError:
@@ -62,6 +112,10 @@ def decode(data: bytes, *, channels: Channels, resize: int | None) -> tuple[Pixe
     # Pillow's decoders answer damaged files with exceptions of more than ten types.
     except Exception as error:
         raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _kind(image: Image.Image) -> str:
+    return {"MPO": "jpeg"}.get(image.format, image.format.lower())
 
 
 def check_conversion(*, channels: Channels, resize: int | None) -> None:

@@ -6,10 +6,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 
 from guidex.assets.codec import (
@@ -39,7 +40,7 @@ class ImageSet:
             never in files of their own. Numbers from JPEGs and from the others do not compare.
         skipped: (name, reason) of unreadable images that were left out.
         load: the pixels of image k, uint8 [C,H,W], maybe read-only; called by several threads.
-        digests: `digest` of each image, or None if they are not known yet.
+        digest: SHA-256 of image k as it is stored, before any conversion; called by threads.
     """
 
     shape: tuple[int, int, int]
@@ -49,7 +50,8 @@ class ImageSet:
     kinds: set[str]
     skipped: list[tuple[str, str]]
     load: Callable[[int], Pixels]
-    digests: list[bytes] | None
+    digest: Callable[[int], bytes]
+    _fingerprint: str | None = field(default=None, init=False)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -100,23 +102,24 @@ class ImageSet:
         return self._stacks(groups, workers)
 
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of what the set holds: shape, pixels in order, and labels.
+        """SHA-256, in hex, of what the set holds: shape (after resizing), images in order, labels.
 
-        The decoded (and resized) pixels count, so it does not depend on paths, on file times, or
-        on whether the images come as PNG files, in a zip or in an array. For JPEGs it depends on
-        the decoder, as the pixels do.
+        The bytes of image files count, not their names and times, nor whether they lie in a folder
+        or in a zip. Decoders differ in the pixels that they make of JPEG and WebP files: of sets
+        with such files, the version of Pillow counts too.
         """
-        if self.digests is None:
-            images = range(len(self))
-            workers = default_workers()
-            self.digests = list(
-                map_ahead(lambda index: digest(self.load(index)), images, workers, 4 * workers)
-            )
+        if self._fingerprint is not None:
+            return self._fingerprint
         total = hashlib.sha256(f"guidex images {self.shape} {len(self)}\n".encode())
-        total.update(b"".join(self.digests))
+        workers = default_workers()
+        for one in map_ahead(self.digest, range(len(self)), workers, 4 * workers):
+            total.update(one)
+        if self.kinds & {"jpeg", "webp"}:
+            total.update(f"Pillow {PIL.__version__}".encode())
         if self.labels is not None:
             total.update(b"labels" + self.labels.astype("<i8").tobytes())
-        return total.hexdigest()
+        self._fingerprint = total.hexdigest()
+        return self._fingerprint
 
     def _stacks(self, groups: Sequence[range], workers: int) -> Iterator[Pixels]:
         ahead = max(map(len, groups), default=0) + workers
@@ -163,6 +166,11 @@ def array_images(
         image = from_pixels(images[index].transpose(2, 0, 1))
         return to_pixels(image, channels=channels, resize=resize)
 
+    def digest(index: int) -> bytes:
+        state = hashlib.sha256(f"{images.shape[1:]}".encode())
+        state.update(np.ascontiguousarray(images[index]))
+        return state.digest()
+
     return ImageSet(
         shape=(
             stored_channels if channels == "auto" else channels,
@@ -175,15 +183,8 @@ def array_images(
         kinds={"array"},
         skipped=[],
         load=load,
-        digests=None,
+        digest=digest,
     )
-
-
-def digest(pixels: Pixels) -> bytes:
-    """SHA-256 of the shape and the pixels of one image, uint8 [C,H,W]."""
-    state = hashlib.sha256(f"{pixels.shape}".encode())
-    state.update(np.ascontiguousarray(pixels))
-    return state.digest()
 
 
 def default_workers() -> int:

@@ -1,10 +1,10 @@
 """The one reader of image sets: folders, zips and NumPy arrays."""
 
 import difflib
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -12,14 +12,19 @@ import numpy as np
 from tqdm import tqdm
 
 from guidex.assets.arrays import open_array
-from guidex.assets.codec import Channels, Pixels, check_conversion, decode, quiet_pillow
-from guidex.assets.image_set import ImageSet, array_images, default_workers, digest, map_ahead
+from guidex.assets.codec import (
+    Channels,
+    Header,
+    Pixels,
+    check_conversion,
+    decode,
+    examine,
+    quiet_pillow,
+)
+from guidex.assets.image_set import ImageSet, array_images, default_workers, map_ahead
 from guidex.assets.labels import find_labels
 from guidex.assets.sources import SUFFIXES, FolderSource, Source, ZipSource, reason_of, shown
 from guidex.errors import GuidexError, UsageError
-
-# Pixels of sets up to this size stay in memory after the scan, so that they are decoded once.
-MEMORY_BUDGET = 2**30
 
 # Of a long list of complaints, this many are told.
 _LISTED = 10
@@ -38,9 +43,9 @@ def open_images(
     files ignored), a .zip of the same, and a .npz or .npy of uint8 [N,H,W,C] (see
     `arrays.open_array`). Of the output folder of `guidex sample`, its images/ is read.
 
-    Every file is decoded once here; sets of up to 1 GiB of pixels stay in memory. Nothing in
-    a source is trusted: no pickle is loaded, nothing is extracted, and files, zip entries and
-    pixels have limits.
+    Every file is read and examined here (see `codec.examine`), and decoded when it is asked for.
+    Nothing in a source is trusted: no pickle is loaded, nothing is extracted, and files, zip
+    entries and pixels have limits.
 
     Labels come from labels.csv, dataset.json or the sub-folders (see `labels.find_labels`), of
     arrays from the .npz. What becomes of 16-bit grey, palettes, alpha, CMYK and EXIF orientation
@@ -90,19 +95,11 @@ def _is_sample_output(path: Path) -> bool:
 
 
 class _Record(NamedTuple):
-    """What is remembered of an image after it was decoded once."""
+    """What is remembered of an image file after it was examined."""
 
     name: str
-    kind: str
-    shape: tuple[int, int, int]
+    header: Header
     digest: bytes
-
-
-@dataclass
-class _Scan:
-    records: list[_Record] = field(default_factory=list)
-    failures: list[tuple[str, str]] = field(default_factory=list)
-    pixels: list[Pixels] | None = field(default_factory=list)
 
 
 def _open_files(
@@ -111,80 +108,81 @@ def _open_files(
     if not source.names and not source.closed:
         raise UsageError(_no_images(source, path))
     labels = find_labels(source)
-    scan = _scan(source, path, channels, resize)
-    failures = source.closed + scan.failures
-    if failures and (bad == "error" or not scan.records):
+    records, failures = _scan(source, path, channels, resize)
+    failures = source.closed + failures
+    if failures and (bad == "error" or not records):
         raise GuidexError(_unreadable(failures, len(source.names), path))
-    if len({record.shape[1:] for record in scan.records}) > 1:
-        raise GuidexError(_mixed_sizes(scan.records, path))
-    names = [record.name for record in scan.records]
+    if len({record.header.shape[1:] for record in records}) > 1:
+        raise GuidexError(_mixed_sizes(records, path))
+    names = [record.name for record in records]
     values = labels.values
     if values is not None:
         readable = set(names)
         values = values[[name in readable for name in source.names]]
     # Images of one size differ in C alone, and one colour image makes a colour set.
-    shape = max(record.shape for record in scan.records)
+    shape = max(record.header.shape for record in records)
     return ImageSet(
         shape=shape,
         names=names,
         labels=values,
         class_names=labels.class_names,
-        kinds={record.kind for record in scan.records},
+        kinds={record.header.kind for record in records},
         skipped=failures,
-        load=_loader(source, scan, shape, channels, resize),
-        digests=[record.digest for record in scan.records],
+        load=_loader(source, records, shape, channels, resize),
+        digest=lambda index: records[index].digest,
     )
 
 
-def _scan(source: Source, path: Path, channels: Channels, resize: int | None) -> _Scan:
-    """Decode every image once, keeping the pixels of all or of none."""
+def _scan(
+    source: Source, path: Path, channels: Channels, resize: int | None
+) -> tuple[list[_Record], list[tuple[str, str]]]:
+    """Examine every image; records of those that can be read, and names and reasons of others."""
 
-    def examine(name: str) -> tuple[_Record, Pixels] | str:
+    def record(name: str) -> _Record | str:
         try:
-            pixels, kind = decode(source.read(name), channels=channels, resize=resize)
+            data = source.read(name)
+            header = examine(data, channels=channels, resize=resize)
         except (OSError, ValueError) as error:
             return reason_of(error)
-        return _Record(name, kind, pixels.shape, digest(pixels)), pixels
+        return _Record(name, header, hashlib.sha256(data).digest())
 
-    scan = _Scan()
-    size = 0
+    records, failures = [], []
     quiet_pillow()
     workers = default_workers()
-    results = map_ahead(examine, source.names, workers, ahead=2 * workers)
-    bar = tqdm(source.names, f"reading {path}", unit="image", delay=2, leave=False, disable=None)
+    results = map_ahead(record, source.names, workers, ahead=2 * workers)
+    bar = tqdm(source.names, f"checking {path}", unit="image", delay=2, leave=False, disable=None)
     for name, result in zip(bar, results, strict=True):
         if isinstance(result, str):
-            scan.failures.append((name, result))
-            continue
-        record, pixels = result
-        scan.records.append(record)
-        size += pixels.nbytes
-        if size > MEMORY_BUDGET:
-            scan.pixels = None
-        if scan.pixels is not None:
-            scan.pixels.append(pixels)
-    return scan
+            failures.append((name, result))
+        else:
+            records.append(result)
+    return records, failures
 
 
 def _loader(
     source: Source,
-    scan: _Scan,
+    records: list[_Record],
     shape: tuple[int, int, int],
     channels: Channels,
     resize: int | None,
 ) -> Callable[[int], Pixels]:
-    """The pixels [C,H,W] of image k: those kept, or decoded again and found to be the same."""
+    """The pixels [C,H,W] of image k, from a file that is found to be the same as before."""
 
     def load(index: int) -> Pixels:
-        if scan.pixels is not None:
-            return np.broadcast_to(scan.pixels[index], shape)
-        record = scan.records[index]
+        name, _, digest = records[index]
         try:
-            pixels, _ = decode(source.read(record.name), channels=channels, resize=resize)
+            data = source.read(name)
         except (OSError, ValueError) as error:
-            raise GuidexError(_changed(record.name, reason_of(error))) from error
-        if digest(pixels) != record.digest:
-            raise GuidexError(_changed(record.name, "its pixels are others"))
+            raise GuidexError(_changed(name, reason_of(error))) from error
+        if hashlib.sha256(data).digest() != digest:
+            raise GuidexError(_changed(name, "its content is another"))
+        try:
+            pixels = decode(data, channels=channels, resize=resize)
+        except ValueError as error:
+            raise GuidexError(
+                f"{shown(name)} cannot be decoded ({reason_of(error)}), although its checksums are "
+                "right. Repair or remove it."
+            ) from error
         return np.broadcast_to(pixels, shape)
 
     return load
@@ -233,8 +231,8 @@ def _unreadable(failures: list[tuple[str, str]], count: int, path: Path) -> str:
 
 
 def _mixed_sizes(records: list[_Record], path: Path) -> str:
-    sizes = Counter(record.shape[1:] for record in records)
-    examples = {record.shape[1:]: record.name for record in reversed(records)}
+    sizes = Counter(record.header.shape[1:] for record in records)
+    examples = {record.header.shape[1:]: record.name for record in reversed(records)}
     lines = [
         f"  {width}x{height}: {count} images, such as {shown(examples[height, width])}"
         for (height, width), count in sizes.most_common(_LISTED)
