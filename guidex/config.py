@@ -71,7 +71,9 @@ def compose(command: str, words: Sequence[str]) -> Composed:
             )
         (groups if _is_group(override) else values).append(override)
     # To choose none is what roots say by themselves; Hydra has no way to say it again.
-    none = [one for one in groups if one.key_or_group in OPTIONAL_GROUPS and one.value() is None]
+    last = {one.key_or_group: one for one in groups if one.key_or_group in OPTIONAL_GROUPS}
+    groups = [one for one in groups if last.get(one.key_or_group, one) is one]
+    none = [one for one in last.values() if one.value() is None]
     groups = [one for one in groups if one not in none]
     cfg, choices = _compose_groups(command, tuple(o.input_line for o in groups))
     for group in {one.key_or_group for one in none} & {"protocol"}:  # an experiment may choose one
@@ -185,6 +187,11 @@ def _sweep_values(override: Override) -> Iterator[str]:
         return
     if isinstance(value, IntervalSweep) or override.value_type == ValueType.INTERVAL_SWEEP:
         raise UsageError(f"{override.input_line}: an interval has no values to try; use range(…)")
+    if getattr(value, "shuffle", False):
+        raise UsageError(
+            f"{override.input_line}: the order would be another at each start, and so would the "
+            "table; write the values in the order that it is to have"
+        )
     yield from override.sweep_string_iterator()
 
 

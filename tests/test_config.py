@@ -219,6 +219,24 @@ def test_an_interval_is_no_axis():
         split_axes(["guidance.schedule.w=interval(1,2)"])
 
 
+@pytest.mark.parametrize("values", ["1,2,3", "range(1,3)", "choice(1,2)"])
+def test_an_axis_has_one_order(values):
+    with pytest.raises(UsageError, match="another at each start"):
+        split_axes([f"guidance.schedule.w=shuffle({values})"])
+
+
+@pytest.mark.parametrize(
+    ("words", "chosen"),
+    [
+        (["protocol=null", "protocol=edm2"], "edm2"),
+        (["protocol=edm2", "protocol=null"], "None"),
+        (["protocol=edm2", "protocol=adm"], "adm"),
+    ],
+)
+def test_the_last_word_counts(words, chosen):
+    assert compose("eval", ["images=x", *words]).choices["protocol"] == chosen
+
+
 W, LO, HI = Axis("w", ("1", "2")), Axis("lo", ("0", "0.1", "0.2")), Axis("hi", ("3", "4"))
 
 
