@@ -305,7 +305,7 @@ def test_a_reconstructed_network_loads(place):
         write_checkpoint(Checkpoint(asdict(TINY), tensors, about), path)
     ema_command([".", "ema=0.075", "out=net.safetensors"])
     model = edm2("net.safetensors", folded=False)
-    assert model.unet.out_gain.dtype == torch.float16 and len(model.checkpoint["sha256"]) == 64
+    assert model.unet.out_gain.dtype == torch.float16 and len(model.origin["sha256"]) == 64
 
 
 # The tiny networks, all the way to images

@@ -81,12 +81,12 @@ def test_snapshot_and_conversion_give_the_same_bits_and_record(snapshots):
     )
     assert torch.equal(denoised(original), denoised(converted))
     sha256 = file_sha256(snapshots / "net.pkl")
-    assert original.checkpoint == converted.checkpoint == {"source": "net.pkl", "sha256": sha256}
+    assert original.origin == converted.origin == {"source": "net.pkl", "sha256": sha256}
 
 
 def test_a_url_of_a_local_file(snapshots):
     model = edm2((snapshots / "net.pkl").as_uri())
-    assert model.checkpoint["source"] == "net.pkl"
+    assert model.origin["source"] == "net.pkl"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -119,7 +119,7 @@ def test_channels_tell_the_space(channels, space):
 def test_weights_without_a_recorded_hash_are_told_by_that_of_their_file(tmp_path):
     path = tmp_path / "net.safetensors"
     write_checkpoint(tiny_checkpoint(), path)
-    assert edm2(str(path)).checkpoint == {"source": "random", "sha256": file_sha256(path)}
+    assert edm2(str(path)).origin == {"source": "random", "sha256": file_sha256(path)}
 
 
 def test_the_network_compiles_as_one_graph(snapshots, monkeypatch):
@@ -259,7 +259,7 @@ def test_a_published_network_from_a_folder_of_ones_own(snapshots, tmp_path):
     name = "edm2-img64-xs-uncond-0134217-0.110.pkl"
     (tmp_path / name).write_bytes((snapshots / "net.pkl").read_bytes())
     model = released("img64", "xs", 134217, 0.11, conditional=False, root=str(tmp_path))
-    assert model.checkpoint["source"] == name and model.dtype == torch.float16
+    assert model.origin["source"] == name and model.dtype == torch.float16
     with pytest.raises(UsageError, match=r"edm2-img64-s-0134217-0.110.pkl does not exist"):
         released("img64", "s", 134217, 0.11, root=str(tmp_path))
 

@@ -18,6 +18,7 @@ from filelock import FileLock
 from PIL import Image
 
 from guidex.cli import main
+from guidex.models import kernel as kernel_module
 from guidex.runs.folder import Finish, run_folder
 from guidex.runs.ranks import Rank
 
@@ -148,6 +149,36 @@ def test_changed_settings_never_mix(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([*SAMPLE, out, "batch=3"]) == 0  # the batch size changes nothing
     assert main([*SAMPLE, out, "guidance.schedule.w=3", "overwrite=true"]) == 0
     assert files(tmp_path / "run") != before
+
+
+def test_a_run_does_not_go_on_with_other_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def put(name: str, seed: int) -> str:
+        pixels = np.random.default_rng(seed).integers(0, 256, (12, 4, 4, 1), dtype=np.uint8)
+        np.savez(tmp_path / name, images=pixels, labels=np.arange(12) % 2)
+        return str(tmp_path / name)
+
+    data, ref = put("data.npz", 0), put("ref.npz", 1)
+    out = tmp_path / "run"
+    words = ["model=kernel", f"model.data={data}", "model.h=0.5", "seeds=0-7", f"out={out}"]
+    sample = ["sample", *words]
+    assert main(sample) == main(sample) == 0
+    put("data.npz", 2)
+    # In one process, data are read once; a new one looks again.
+    kernel_module._load.cache_clear()
+    assert main(sample) == 2
+    said = capsys.readouterr().err
+    assert "was begun with other content of" in said and "data.npz" in said
+    assert main([*sample, "overwrite=true"]) == main(sample) == 0
+
+    words = [*words[:-1], f"out={tmp_path / 'table'}", f"ref={ref}", "guidance.schedule.w=1,2"]
+    sweep = ["sweep", *words, "repeats=1", "metrics=[frechet]"]
+    assert main(sweep) == main(sweep) == 0
+    put("ref.npz", 3)
+    assert main(sweep) == 2
+    said = capsys.readouterr().err
+    assert "ref.npz" in said and "data.npz" not in said
 
 
 def test_foreign_folder_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

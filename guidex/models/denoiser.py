@@ -6,8 +6,9 @@ grad log p(x; sigma) = (D(x; sigma) - x) / sigma^2.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -44,6 +45,8 @@ class Denoiser(nn.Module, ABC):
             "points": the coordinates of a toy.
         gflops: 10^9 floating-point operations of one evaluation (one image), 2 per multiply-add.
         attention_layers: names of the self-attention layers that can be perturbed.
+        origin: "source" (name) and "sha256" of the files that it was made from; empty where it was
+            made from none.
     """
 
     shape: tuple[int, ...]
@@ -54,6 +57,7 @@ class Denoiser(nn.Module, ABC):
     gflops: float
     space: Literal["pixels", "latents", "points"] = "pixels"
     attention_layers: tuple[str, ...] = ()
+    origin: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def forward(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:

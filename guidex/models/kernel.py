@@ -201,11 +201,15 @@ def _class_sizes(labels: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=4)
-def _load(data: str, resize: int | None) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
+def _load(
+    data: str, resize: int | None
+) -> tuple[Tensor, Tensor | None, tuple[str, ...], dict[str, str]]:
+    """Images uint8 [N, C, H, W], their classes [N] or None, names of classes, and the origin."""
     images = digits(resize) if data == "digits" else open_images(data, resize=resize)
-    pixels = torch.from_numpy(images.read(range(len(images))))
+    [pixels] = images.stacks([range(len(images))])
     labels = None if images.labels is None else torch.as_tensor(images.labels, dtype=torch.int64)
-    return pixels, labels, tuple(images.class_names or ())
+    origin = {} if data == "digits" else {"source": data, "sha256": images.fingerprint()}
+    return torch.from_numpy(pixels), labels, tuple(images.class_names or ()), origin
 
 
 def kernel(
@@ -220,5 +224,7 @@ def kernel(
         conditional: use the classes.
         resize: side in pixels to which images are resized, or None to require equal sizes.
     """
-    pixels, labels, names = _load(data, resize)
-    return KernelDenoiser(pixels, labels, h, conditional, names)
+    pixels, labels, names, origin = _load(data, resize)
+    model = KernelDenoiser(pixels, labels, h, conditional, names)
+    model.origin = origin
+    return model

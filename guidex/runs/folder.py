@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from guidex.runs.ranks import ALONE, Rank
 # Settings of a run that do not change its results, so that a run may be resumed with others.
 VOLATILE = ("out", "overwrite", "batch", "eval")
 
-_MARK, _LOCK, _HOLDER = "run.json", ".lock", ".holder.json"
+_MARK, _INPUTS, _LOCK, _HOLDER = "run.json", "inputs.json", ".lock", ".holder.json"
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -105,6 +105,28 @@ class Finish:
             yield _written(self._result) == self._before
 
 
+def require_same_inputs(folder: Path, inputs: Iterable[Mapping[str, str]]) -> None:
+    """Keep a run from going on with files of another content than it was begun with.
+
+    Arguments:
+        folder: of the run.
+        inputs: "source" (name) and "sha256" of the files that results depend on.
+
+    Raises:
+        UsageError: naming the files that have changed.
+    """
+    record, now = folder / _INPUTS, {one["source"]: one["sha256"] for one in inputs}
+    before = read_json(record) if record.exists() else now
+    changed = [source for source in now if before.get(source, now[source]) != now[source]]
+    if changed:
+        names = "\n".join(f"  {source}" for source in changed[:6])
+        raise UsageError(
+            f"{folder} was begun with other content of:\n{names}\n"
+            "Give another out=FOLDER, or overwrite=true to delete it and start again."
+        )
+    write_json(record, {**before, **now})
+
+
 def require_space(folder: Path, needed: int) -> None:
     """Check the free disk space before any work.
 
@@ -169,9 +191,10 @@ def _claim(folder: Path, identity: dict[str, Any], overwrite: bool) -> None:
 
 def _release_if_empty(folder: Path) -> None:
     """A run that failed before its first result does not keep its folder from another."""
-    kept = (_MARK, _LOCK, _HOLDER)
+    kept = (_MARK, _INPUTS, _LOCK, _HOLDER)
     if not any(item.is_file() and not item.name.startswith(kept) for item in folder.rglob("*")):
         (folder / _MARK).unlink(missing_ok=True)
+        (folder / _INPUTS).unlink(missing_ok=True)
         for item in [item for item in folder.iterdir() if item.is_dir()]:
             shutil.rmtree(item)
 

@@ -131,13 +131,12 @@ class Point:
         return numbers + math.prod(self.decoder.image_shape(self.model.shape))
 
     @property
-    def checkpoints(self) -> dict[str, dict[str, str]]:
-        """Source and SHA-256 of the files that the networks come from, by role; for results."""
-        networks = {"main": self.model}
+    def origins(self) -> dict[str, dict[str, str]]:
+        """Source and SHA-256 of the files that the models come from, by role."""
+        models = {"main": self.model}
         for name, term in self.guidance.terms.items():
-            networks.update((name, query.network) for query in term.direction.queries)
-        found = {name: getattr(network, "checkpoint", None) for name, network in networks.items()}
-        return {name: checkpoint for name, checkpoint in found.items() if checkpoint is not None}
+            models.update((name, query.network) for query in term.direction.queries)
+        return {name: dict(model.origin) for name, model in models.items() if model.origin}
 
     @property
     def gflops(self) -> float:

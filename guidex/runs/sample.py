@@ -15,7 +15,14 @@ from guidex.errors import UsageError
 from guidex.reports.grids import sample_grid
 from guidex.runs.blocks import Batch, Block, cut, run_block
 from guidex.runs.drawings import draw_toy, toy_panel
-from guidex.runs.folder import Finish, read_json, require_space, run_folder, write_json
+from guidex.runs.folder import (
+    Finish,
+    read_json,
+    require_same_inputs,
+    require_space,
+    run_folder,
+    write_json,
+)
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, check, load, models_on
 from guidex.runs.progress import Progress
@@ -63,6 +70,7 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
         point = load(settings, models_on(config["device"]), latents_suffice=config["latents"])
         if config["latents"] and point.model.space != "latents":
             raise UsageError("latents=true: this model has none; its samples are its output")
+        require_same_inputs(folder, point.origins.values())
         blocks = cut(settings.seeds, settings.labels, config["block"])
         finish = Finish(folder / "summary.json")
         make_blocks(point, blocks, folder, rank)
@@ -181,7 +189,7 @@ def _finish(point: Point, blocks: Sequence[Block], folder: Path) -> None:
             "config": settings.config,
             "provenance": {
                 **provenance(settings.config),
-                "checkpoints": point.checkpoints,
+                "origins": point.origins,
             },
         },
     )

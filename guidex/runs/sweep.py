@@ -6,7 +6,7 @@ all points of a cohort run together and share the steps they agree in -> feature
 """
 
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,15 @@ from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.blocks import Batch, Block, cut, run_block
 from guidex.runs.cohorts import Cohort, Task
 from guidex.runs.drawings import draw
-from guidex.runs.folder import VOLATILE, Finish, read_json, require_space, run_folder, write_json
+from guidex.runs.folder import (
+    VOLATILE,
+    Finish,
+    read_json,
+    require_same_inputs,
+    require_space,
+    run_folder,
+    write_json,
+)
 from guidex.runs.measure import Measures, are_metrics_chosen, repeats_of, settings_of, warn
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, load, models_on
@@ -67,6 +75,7 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
     folder = output_folder(config["out"], "sweep", table.name, identity)
     with run_folder(folder, identity, bool(config["overwrite"]), rank):
         tasks = _prepare(table, rank, are_metrics_chosen(words))
+        require_same_inputs(folder, _inputs(tasks))
         cohorts = _cohorts(tasks, folder)
         finish = Finish(folder / "table.csv")
         _sample(cohorts, folder, rank)
@@ -111,6 +120,18 @@ def _prepare(table: Table, rank: Rank, chosen: bool) -> list[Task]:
     if rank.first:
         _tell(tasks)
     return tasks
+
+
+def _inputs(tasks: Sequence[Task]) -> Iterator[Mapping[str, str]]:
+    """Source and SHA-256 of the files that results depend on: models, references, detectors."""
+    for task in tasks:
+        yield from task.point.origins.values()
+        for one in task.measures:
+            if "path" in one.about_real:
+                yield {"source": one.about_real["path"], "sha256": one.about_real.get("sha256")}
+            identity = one.detector.identity
+            if identity is not None and identity.weights is not None:
+                yield {"source": f"weights of {identity.name}", "sha256": identity.weights}
 
 
 def _check_samples(tasks: Sequence[Task]) -> None:
@@ -310,7 +331,7 @@ def _row(cohort: Cohort, position: int, folder: Path) -> Row:
         missing=None,
         plan=plan.record(),
         config=config,
-        provenance={**provenance(config), "checkpoints": task.point.checkpoints},
+        provenance={**provenance(config), "origins": task.point.origins},
     )
 
 

@@ -55,7 +55,7 @@ def fold(model: EDM2) -> EDM2:
     """
     with torch.device("meta"):
         folded = EDM2(model.config, model.dtype, model.space)
-    folded.checkpoint = dict(model.checkpoint)
+    folded.origin = model.origin
     folded.logvar_fourier = copy.deepcopy(model.logvar_fourier)
     folded.logvar_linear = copy.deepcopy(model.logvar_linear)
     unet = folded.unet

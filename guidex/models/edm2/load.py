@@ -67,8 +67,8 @@ def edm2(
     """
     path = obtain(checkpoint, sha256)
     model = network_of(read_checkpoint(path), str(path), getattr(torch, dtype))
-    if "sha256" not in model.checkpoint:
-        model.checkpoint["sha256"] = file_sha256(path)
+    if "sha256" not in model.origin:
+        model.origin = {**model.origin, "sha256": file_sha256(path)}
     if folded:
         model = fold(model)
     if compile:
@@ -195,10 +195,8 @@ def network_of(checkpoint: Checkpoint, where: str, dtype: torch.dtype) -> EDM2:
     _require_same(checkpoint.tensors, model.state_dict(), where)
     # As stored: the float16 gains of the published networks have to be read in float16.
     model.load_state_dict(checkpoint.tensors, assign=True)
-    names = ("source", "sha256")
-    model.checkpoint = {
-        name: str(checkpoint.metadata[name]) for name in names if name in checkpoint.metadata
-    }
+    found = {k: str(v) for k, v in checkpoint.metadata.items() if k in ("source", "sha256")}
+    model.origin = {"source": where, **found}
     return model.requires_grad_(False)
 
 

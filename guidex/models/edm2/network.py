@@ -317,10 +317,6 @@ class EDM2(Denoiser):
             goes in, what comes out and the preconditioning are in the dtype of x.
         space: what a sample is; the released networks have latents at 512x512, pixels at 64x64.
 
-    Attributes:
-        checkpoint: "source" (name) and "sha256" of the file that the weights are from, as
-            `guidex.models.edm2.load` records them; empty for random weights.
-
     Raises:
         UsageError: for another dtype.
     """
@@ -347,7 +343,6 @@ class EDM2(Denoiser):
         self.shape = (config.img_channels, config.img_resolution, config.img_resolution)
         self.num_classes = config.label_dim
         self.sigma_data = config.sigma_data
-        self.checkpoint: dict[str, str] = {}
         self.unet = UNet(config)
         self.logvar_fourier = Fourier(config.logvar_channels)
         self.logvar_linear = MPConv(config.logvar_channels, 1, None)
