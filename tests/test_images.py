@@ -16,7 +16,7 @@ from PIL import Image
 
 from guidex.assets import codec, sources
 from guidex.assets import images as images_module
-from guidex.assets.codec import decode, examine, write_png
+from guidex.assets.codec import Conversion, decode, examine, write_png
 from guidex.assets.digits import digits
 from guidex.assets.image_set import array_images
 from guidex.assets.images import open_images
@@ -224,6 +224,7 @@ def test_a_single_image_is_no_set(tmp_path):
         ({"bad": "ignore"}, "'error' and 'skip'"),
         ({"resize": 0}, "resize is 0"),
         ({"resize": 10**6}, "resize is 1000000"),
+        ({"crop": True}, "crop needs the side"),
         ({"channels": 4}, "channels is 4"),
     ],
 )
@@ -277,9 +278,9 @@ def test_images_are_decoded_when_asked_for_and_not_before(tmp_path, monkeypatch)
     content = folder_of(tmp_path, ["a.png", "b.png"])
     decoded = []
 
-    def watched(data, **options):
+    def watched(data, conversion):
         decoded.append(data)
-        return decode(data, **options)
+        return decode(data, conversion)
 
     monkeypatch.setattr(images_module, "decode", watched)
     images = open_images(tmp_path)
@@ -398,6 +399,41 @@ def test_resize_is_pillows_bicubic_of_the_whole_image(tmp_path):
     )
 
 
+def central_square(image, side):
+    """ADM's preparation of ImageNet, as its paper's authors tell it, on arrays."""
+    while min(image.size) >= 2 * side:
+        half = (image.width // 2, image.height // 2)
+        image = image.resize(half, Image.Resampling.BOX)
+    scale = side / min(image.size)
+    image = image.resize([round(x * scale) for x in image.size], Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    return pixels[top : top + side, left : left + side].transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("size", [(40, 64), (64, 40), (17, 23), (8, 8), (5, 9), (33, 16)])
+def test_crop_takes_the_central_square(tmp_path, size):
+    picture = Image.fromarray(random_pixels(*size, 3))
+    put(tmp_path / "a.png", encoded(picture))
+    images = open_images(tmp_path, resize=8, crop=True)
+    assert images.shape == (3, 8, 8)
+    np.testing.assert_array_equal(images.read([0])[0], central_square(picture, 8))
+    assert images.fingerprint() != open_images(tmp_path, resize=8).fingerprint()
+
+
+def test_crop_of_a_square_that_fits_changes_nothing(tmp_path):
+    pixels = random_pixels(2, 8, 8, 3)
+    whole = array_images(pixels)
+    cropped = array_images(pixels, resize=8, crop=True)
+    np.testing.assert_array_equal(cropped.read([0, 1]), whole.read([0, 1]))
+
+
+def test_crop_brings_several_sizes_together(tmp_path):
+    put(tmp_path / "a.png", encoded(random_pixels(9, 20, 3)))
+    put(tmp_path / "b.png", encoded(random_pixels(30, 11, 3)))
+    assert open_images(tmp_path, resize=10, crop=True).read([0, 1]).shape == (2, 3, 10, 10)
+
+
 def test_one_image_of_one_pixel_is_a_set(tmp_path):
     put(tmp_path / "a.png", encoded(np.array([[[1, 2, 3]]], dtype=np.uint8)))
     images = open_images(tmp_path)
@@ -409,11 +445,11 @@ def test_one_image_of_one_pixel_is_a_set(tmp_path):
 def test_the_pixel_limit_itself_is_allowed(monkeypatch):
     monkeypatch.setattr(codec, "MAX_PIXELS", 20)
     allowed, refused = encoded(random_pixels(4, 5)), encoded(random_pixels(3, 7))
-    assert decode(allowed, channels="auto", resize=None).shape == (1, 4, 5)
-    assert examine(allowed, channels="auto", resize=None) == ("png", (1, 4, 5))
+    assert decode(allowed, Conversion()).shape == (1, 4, 5)
+    assert examine(allowed, Conversion()) == ("png", (1, 4, 5))
     for look in (examine, decode):
         with pytest.raises(ValueError, match="7x3 pixels are more than the 20 allowed"):
-            look(refused, channels="auto", resize=None)
+            look(refused, Conversion())
 
 
 # Colours

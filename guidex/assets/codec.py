@@ -4,6 +4,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -34,6 +35,45 @@ def quiet_pillow() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """What becomes of images as they are read; see `to_pixels`.
+
+    Attributes:
+        channels: 1 for grey (ITU-R 601 luma of colours), 3 for RGB (grey is repeated), "auto" for
+            what the file holds; a palette counts as colour.
+        resize: side N of the result, by PIL's bicubic filter (antialiased, on 8 bits), or None.
+        crop: whether only the central square of an image is resized, as ADM and EDM2 prepared
+            ImageNet; otherwise the whole of it is, which changes its aspect ratio.
+
+    Raises:
+        UsageError: other channels, a side out of range, or crop without resize.
+    """
+
+    channels: Channels = "auto"
+    resize: int | None = None
+    crop: bool = False
+
+    def __post_init__(self) -> None:
+        if self.channels not in ("auto", 1, 3):
+            raise UsageError(
+                f"channels is {self.channels!r}; allowed are 'auto', 1 (grey) and 3 (RGB)."
+            )
+        if self.resize is not None and not 1 <= self.resize <= MAX_SIDE:
+            raise UsageError(
+                f"resize is {self.resize}; allowed are 1 to {MAX_SIDE} pixels, and none."
+            )
+        if self.crop and self.resize is None:
+            raise UsageError("crop needs the side of the square as resize=N.")
+
+    def shape(self, grey: bool, width: int, height: int) -> tuple[int, int, int]:
+        """(C, H, W) of what becomes of an image."""
+        channels = (1 if grey else 3) if self.channels == "auto" else self.channels
+        if self.resize is not None:
+            width = height = self.resize
+        return channels, height, width
+
+
 class Header(NamedTuple):
     """What an image file holds.
 
@@ -46,7 +86,7 @@ class Header(NamedTuple):
     shape: tuple[int, int, int]
 
 
-def examine(data: bytes, *, channels: Channels, resize: int | None) -> Header:
+def examine(data: bytes, conversion: Conversion) -> Header:
     """Find out what an image file holds and whether it is whole, decoding as little as will do.
 
     Of a PNG file, the checksums are compared, in a twentieth of the time that its pixels take; a
@@ -54,15 +94,13 @@ def examine(data: bytes, *, channels: Channels, resize: int | None) -> Header:
     wrongly, yet with right checksums, fails in `decode` alone.
 
     Arguments:
-        data, channels, resize: as for `decode`.
+        data, conversion: as for `decode`.
 
     Raises:
         ValueError: why the file cannot be decoded, in a few words.
     """
     with _opened(data) as image:
-        grey = image.mode in _GREY if channels == "auto" else channels == 1
-        width, height = image.size if resize is None else (resize, resize)
-        header = Header(_kind(image), (1 if grey else 3, height, width))
+        header = Header(_kind(image), conversion.shape(image.mode in _GREY, *image.size))
         if header.kind != "png":
             image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))
             image.load()
@@ -72,16 +110,16 @@ def examine(data: bytes, *, channels: Channels, resize: int | None) -> Header:
             image.verify()
             return header
     # Some damage, such as that of a text after the pixels, does not matter to them.
-    decode(data, channels=channels, resize=resize)
+    decode(data, conversion)
     return header
 
 
-def decode(data: bytes, *, channels: Channels, resize: int | None) -> Pixels:
+def decode(data: bytes, conversion: Conversion) -> Pixels:
     """Decode one image file; see `to_pixels` for what becomes of colours and sizes.
 
     Arguments:
         data: a PNG, JPEG, WebP or BMP file, whatever its name says.
-        channels, resize: as for `to_pixels`.
+        conversion: what becomes of its pixels.
 
     Returns:
         Pixels [C,H,W].
@@ -90,7 +128,7 @@ def decode(data: bytes, *, channels: Channels, resize: int | None) -> Pixels:
         ValueError: why the file cannot be decoded, in a few words.
     """
     with _opened(data) as image:
-        return to_pixels(image, channels=channels, resize=resize)
+        return to_pixels(image, conversion)
 
 
 @contextlib.contextmanager
@@ -118,16 +156,8 @@ def _kind(image: Image.Image) -> str:
     return {"MPO": "jpeg"}.get(image.format, image.format.lower())
 
 
-def check_conversion(*, channels: Channels, resize: int | None) -> None:
-    """Raise UsageError unless `to_pixels` can do with these."""
-    if channels not in ("auto", 1, 3):
-        raise UsageError(f"channels is {channels!r}; allowed are 'auto', 1 (grey) and 3 (RGB).")
-    if resize is not None and not 1 <= resize <= MAX_SIDE:
-        raise UsageError(f"resize is {resize}; allowed are 1 to {MAX_SIDE} pixels, and none.")
-
-
-def to_pixels(image: Image.Image, *, channels: Channels, resize: int | None) -> Pixels:
-    """Bring an image to 8 bits and to grey or RGB.
+def to_pixels(image: Image.Image, conversion: Conversion) -> Pixels:
+    """Bring an image to 8 bits, to grey or RGB, and to a size.
 
     16-bit grey is divided by 257 and rounded, so that 65535 becomes 255; Pillow has reduced 16-bit
     colour to its upper byte before. Palettes are expanded, CMYK is converted, and alpha is
@@ -136,21 +166,36 @@ def to_pixels(image: Image.Image, *, channels: Channels, resize: int | None) -> 
 
     Arguments:
         image: any mode that PNG, JPEG, WebP or BMP can have.
-        channels: 1 for grey (ITU-R 601 luma of colours), 3 for RGB (grey is repeated), "auto" for
-            what the file holds; a palette counts as colour.
-        resize: if given, the whole image is resized to resize x resize with PIL's bicubic filter
-            (antialiased, on 8 bits, changing the aspect ratio if the image is not square).
+        conversion: channels and size of the result.
 
     Returns:
         Pixels uint8 [C,H,W], C = 1 or 3, possibly read-only.
     """
     image = _grey(image) if image.mode in _GREY else _colour(image)
-    if channels != "auto":
-        image = image.convert("L" if channels == 1 else "RGB")
-    if resize is not None and image.size != (resize, resize):
-        image = image.resize((resize, resize), Image.Resampling.BICUBIC)
+    if conversion.channels != "auto":
+        image = image.convert("L" if conversion.channels == 1 else "RGB")
+    if conversion.crop:
+        image = _central_square(image, conversion.resize)
+    elif conversion.resize is not None and image.size != (conversion.resize, conversion.resize):
+        image = image.resize((conversion.resize, conversion.resize), Image.Resampling.BICUBIC)
     pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _central_square(image: Image.Image, side: int) -> Image.Image:
+    """The shorter side brought to `side`, the longer one cut on both ends.
+
+    As in ADM (Dhariwal and Nichol 2021, arXiv 2105.05233), sides of twice that and more are halved
+    by averaging before the bicubic filter.
+    """
+    while min(image.size) >= 2 * side:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = side / min(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
 
 
 def from_pixels(pixels: Pixels) -> Image.Image:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from guidex.assets.codec import (
     Channels,
+    Conversion,
     Pixels,
-    check_conversion,
     from_pixels,
     quiet_pillow,
     to_pixels,
@@ -41,6 +41,7 @@ class ImageSet:
         skipped: (name, reason) of unreadable images that were left out.
         load: the pixels of image k, uint8 [C,H,W], maybe read-only; called by several threads.
         digest: SHA-256 of image k as it is stored, before any conversion; called by threads.
+        crop: whether images were cropped to their central squares.
     """
 
     shape: tuple[int, int, int]
@@ -51,6 +52,7 @@ class ImageSet:
     skipped: list[tuple[str, str]]
     load: Callable[[int], Pixels]
     digest: Callable[[int], bytes]
+    crop: bool
     _fingerprint: str | None = field(default=None, init=False)
 
     def __len__(self) -> int:
@@ -102,7 +104,8 @@ class ImageSet:
         return self._stacks(groups, workers)
 
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of what the set holds: shape (after resizing), images in order, labels.
+        """SHA-256, in hex, of what the set holds: shape, images in order, what is done to them,
+        labels.
 
         The bytes of image files count, not their names and times, nor whether they lie in a folder
         or in a zip. Decoders differ in the pixels that they make of JPEG and WebP files: of sets
@@ -110,7 +113,7 @@ class ImageSet:
         """
         if self._fingerprint is not None:
             return self._fingerprint
-        total = hashlib.sha256(f"guidex images {self.shape} {len(self)}\n".encode())
+        total = hashlib.sha256(f"guidex images {self.shape} {len(self)} {self.crop}\n".encode())
         workers = default_workers()
         for one in map_ahead(self.digest, range(len(self)), workers, 4 * workers):
             total.update(one)
@@ -140,6 +143,7 @@ def array_images(
     labels: NDArray[np.int64] | None = None,
     class_names: list[str] | None = None,
     resize: int | None = None,
+    crop: bool = False,
     channels: Channels = "auto",
 ) -> ImageSet:
     """The set of the images in an array.
@@ -149,22 +153,22 @@ def array_images(
             mapped from a file.
         labels: classes [N], int64, or None.
         class_names: names of the classes 0 ... K-1, or None.
-        resize, channels: as for `codec.to_pixels`.
+        resize, crop, channels: see `codec.Conversion`.
 
     Raises:
         ValueError: an array is of another type or shape, or empty.
-        UsageError: `resize` or `channels` is not among what is allowed.
+        UsageError: `resize`, `crop` or `channels` is not among what is allowed.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         raise ValueError(f"images are uint8 [N,H,W,1 or 3], not {images.dtype} {images.shape}")
     if images.size == 0 or (labels is not None and labels.shape != images.shape[:1]):
         raise ValueError("an image set has at least one image, and one label per image")
-    check_conversion(channels=channels, resize=resize)
-    count, height, width, stored_channels = images.shape
+    conversion = Conversion(channels, resize, crop)
+    count, height, width, stored = images.shape
 
     def load(index: int) -> Pixels:
         image = from_pixels(images[index].transpose(2, 0, 1))
-        return to_pixels(image, channels=channels, resize=resize)
+        return to_pixels(image, conversion)
 
     def digest(index: int) -> bytes:
         state = hashlib.sha256(f"{images.shape[1:]}".encode())
@@ -172,11 +176,7 @@ def array_images(
         return state.digest()
 
     return ImageSet(
-        shape=(
-            stored_channels if channels == "auto" else channels,
-            height if resize is None else resize,
-            width if resize is None else resize,
-        ),
+        shape=conversion.shape(stored == 1, width, height),
         names=[f"{index:06d}" for index in range(count)],
         labels=labels,
         class_names=class_names,
@@ -184,6 +184,7 @@ def array_images(
         skipped=[],
         load=load,
         digest=digest,
+        crop=crop,
     )
 
 

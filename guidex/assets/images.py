@@ -14,9 +14,9 @@ from tqdm import tqdm
 from guidex.assets.arrays import open_array
 from guidex.assets.codec import (
     Channels,
+    Conversion,
     Header,
     Pixels,
-    check_conversion,
     decode,
     examine,
     quiet_pillow,
@@ -35,6 +35,7 @@ def open_images(
     *,
     bad: Literal["error", "skip"] = "error",
     resize: int | None = None,
+    crop: bool = False,
     channels: Channels = "auto",
 ) -> ImageSet:
     """Open a set of images, and find out all that is wrong with it now rather than later.
@@ -55,8 +56,8 @@ def open_images(
         path: the folder or file.
         bad: "error" refuses a set with unreadable images, listing them; "skip" leaves them out
             and records them in `skipped`. An array is readable as a whole or not at all.
-        resize: if given, all images are resized to resize x resize pixels (PIL's bicubic,
-            antialiased, of the whole image).
+        resize: if given, all images are resized to resize x resize pixels.
+        crop: resize the central squares of images, and not the whole; see `codec.Conversion`.
         channels: 1 (grey), 3 (RGB), or "auto": 1 if every image is grey, else 3.
 
     Raises:
@@ -65,19 +66,19 @@ def open_images(
     """
     if bad not in ("error", "skip"):
         raise UsageError(f"bad is {bad!r}; allowed are 'error' and 'skip'.")
-    check_conversion(channels=channels, resize=resize)
+    conversion = Conversion(channels, resize, crop)
     path = Path(path)
     if not os.path.exists(path):
         raise UsageError(_no_such_path(path))
     if _is_sample_output(path):
         path /= "images"
     if path.is_dir():
-        return _open_files(FolderSource(path), path, bad, channels, resize)
+        return _open_files(FolderSource(path), path, bad, conversion)
     if path.suffix.lower() == ".zip":
-        return _open_files(ZipSource(path), path, bad, channels, resize)
+        return _open_files(ZipSource(path), path, bad, conversion)
     if path.suffix.lower() in (".npz", ".npy"):
         images, labels = open_array(path)
-        return array_images(images, labels=labels, channels=channels, resize=resize)
+        return array_images(images, labels=labels, resize=resize, crop=crop, channels=channels)
     raise UsageError(
         f"{path} is neither a folder of images nor a .zip, .npz or .npy file. For a single image, "
         "give the folder that it is in."
@@ -102,13 +103,11 @@ class _Record(NamedTuple):
     digest: bytes
 
 
-def _open_files(
-    source: Source, path: Path, bad: str, channels: Channels, resize: int | None
-) -> ImageSet:
+def _open_files(source: Source, path: Path, bad: str, conversion: Conversion) -> ImageSet:
     if not source.names and not source.closed:
         raise UsageError(_no_images(source, path))
     labels = find_labels(source)
-    records, failures = _scan(source, path, channels, resize)
+    records, failures = _scan(source, path, conversion)
     failures = source.closed + failures
     if failures and (bad == "error" or not records):
         raise GuidexError(_unreadable(failures, len(source.names), path))
@@ -128,20 +127,21 @@ def _open_files(
         class_names=labels.class_names,
         kinds={record.header.kind for record in records},
         skipped=failures,
-        load=_loader(source, records, shape, channels, resize),
+        load=_loader(source, records, shape, conversion),
         digest=lambda index: records[index].digest,
+        crop=conversion.crop,
     )
 
 
 def _scan(
-    source: Source, path: Path, channels: Channels, resize: int | None
+    source: Source, path: Path, conversion: Conversion
 ) -> tuple[list[_Record], list[tuple[str, str]]]:
     """Examine every image; records of those that can be read, and names and reasons of others."""
 
     def record(name: str) -> _Record | str:
         try:
             data = source.read(name)
-            header = examine(data, channels=channels, resize=resize)
+            header = examine(data, conversion)
         except (OSError, ValueError) as error:
             return reason_of(error)
         return _Record(name, header, hashlib.sha256(data).digest())
@@ -163,8 +163,7 @@ def _loader(
     source: Source,
     records: list[_Record],
     shape: tuple[int, int, int],
-    channels: Channels,
-    resize: int | None,
+    conversion: Conversion,
 ) -> Callable[[int], Pixels]:
     """The pixels [C,H,W] of image k, from a file that is found to be the same as before."""
 
@@ -177,7 +176,7 @@ def _loader(
         if hashlib.sha256(data).digest() != digest:
             raise GuidexError(_changed(name, "its content is another"))
         try:
-            pixels = decode(data, channels=channels, resize=resize)
+            pixels = decode(data, conversion)
         except ValueError as error:
             raise GuidexError(
                 f"{shown(name)} cannot be decoded ({reason_of(error)}), although its checksums are "
@@ -243,7 +242,8 @@ def _mixed_sizes(records: list[_Record], path: Path) -> str:
         [
             f"{path} holds images of {len(sizes)} sizes (width x height), and one set has one:",
             *lines,
-            "Pass resize=N to bring all of them to NxN pixels, or remove those that are not meant.",
+            "Pass resize=N to bring all of them to NxN pixels (with crop=true, their central "
+            "squares), or remove those that are not meant.",
         ]
     )
 

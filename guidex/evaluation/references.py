@@ -19,7 +19,13 @@ from guidex.evaluation.statistics_files import StatisticsFile, read_statistics
 
 
 def reference_features(
-    source: str, detectors: Sequence[Detector], *, resize: int | None, bad: str, how: Looking
+    source: str,
+    detectors: Sequence[Detector],
+    *,
+    resize: int | None,
+    crop: bool = False,
+    bad: str,
+    how: Looking,
 ) -> list[tuple[FeatureSet, dict[str, Any]]]:
     """The real side of a comparison for each detector, and what there is to know about it.
 
@@ -29,7 +35,7 @@ def reference_features(
     Arguments:
         source: path or URL of statistics (see `statistics_files`), of images, or of a toy's points.
         detectors: what looks at images, and what statistics must be of.
-        resize, bad: as for `open_samples`; statistics are what they are.
+        resize, crop, bad: as for `open_samples`; statistics are what they are.
         how: how images get to detectors.
 
     Raises:
@@ -38,9 +44,10 @@ def reference_features(
     """
     path = _fetched(source) if "://" in source else Path(source)
     file = read_statistics(path)
+    reading = {"resize": resize, "crop": crop, "bad": bad}
     if file is not None:
-        return [_of_file(source, path, file, one, resize, bad, how) for one in detectors]
-    samples = open_samples(str(path), resize=resize, bad=bad)
+        return [_of_file(source, path, file, one, reading, how) for one in detectors]
+    samples = open_samples(str(path), **reading)
     sets = samples.features(detectors, how)
     return [
         (features, samples.about | detector_record(detector))
@@ -53,15 +60,14 @@ def _of_file(
     path: Path,
     file: StatisticsFile,
     detector: Detector,
-    resize: int | None,
-    bad: str,
+    reading: Mapping[str, Any],
     how: Looking,
 ) -> tuple[FeatureSet, dict[str, Any]]:
     """What a file of statistics holds for a detector."""
     identity = detector.identity
     # Of ADM's files, detectors other than Inception take the images alone.
     if file.has_images and identity is not None and identity.name not in file.statistics:
-        samples = open_samples(str(path), resize=resize, bad=bad)
+        samples = open_samples(str(path), **reading)
         [features] = samples.features([detector], how)
         return features, samples.about | detector_record(detector)
     name = _chosen(file, identity, path)

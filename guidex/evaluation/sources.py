@@ -90,12 +90,13 @@ class Samples:
         return image_features(self.images, detectors, how)
 
 
-def open_samples(path: str, *, resize: int | None, bad: str) -> Samples:
+def open_samples(path: str, *, resize: int | None, crop: bool = False, bad: str) -> Samples:
     """Open a folder, zip or npz of images, or the samples.npz of a toy.
 
     Arguments:
         path: where they are.
         resize: side that images are resized to, or None.
+        crop: resize their central squares.
         bad: "error" or "skip", for unreadable images.
 
     Raises:
@@ -104,7 +105,7 @@ def open_samples(path: str, *, resize: int | None, bad: str) -> Samples:
     points = _read_points(Path(path))
     if points is not None:
         return Samples(path, None, points)
-    return Samples(path, open_images(path, bad=bad, resize=resize), None)
+    return Samples(path, open_images(path, bad=bad, resize=resize, crop=crop), None)
 
 
 def image_features(

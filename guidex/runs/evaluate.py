@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from guidex.config import Config, compose
 from guidex.errors import UsageError
@@ -33,7 +34,7 @@ def evaluate(words: Sequence[str]) -> None:
     check_images(config, images)
     config["device"] = resolve_device(config["device"])
     rank, how = this_rank(), looking(config)
-    samples = open_samples(images, resize=config["resize"], bad=config["bad"])
+    samples = open_samples(images, **reading(config))
     chosen, labelled = are_metrics_chosen(words), samples.has_labels
     measures = Measures(how).get(config, chosen=chosen, labelled=labelled)
     if not any(one.metrics for one in measures):
@@ -116,6 +117,11 @@ def looking(config: Config) -> Looking:
     )
 
 
+def reading(config: Config) -> dict[str, Any]:
+    """How files become images."""
+    return {key: config[key] for key in ("resize", "crop", "bad")}
+
+
 def check_images(config: Config, images: str) -> None:
     """Refuse what is wrong with the images asked for, and how to read them, at once."""
     if not Path(images).exists():
@@ -124,7 +130,9 @@ def check_images(config: Config, images: str) -> None:
         raise UsageError(f"bad must be error or skip, not {config['bad']!r}")
     if config["resize"] is not None:
         positive(config, "resize")
-    for key in ("cache", "features"):
+    elif config["crop"] is True:
+        raise UsageError("crop=true needs the side of the square: add resize=N")
+    for key in ("cache", "crop", "features"):
         if not isinstance(config.get(key, False), bool):
             raise UsageError(f"{key} must be true or false, not {config[key]!r}")
 

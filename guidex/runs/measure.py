@@ -144,7 +144,7 @@ class Measures:
         """What a configuration measures: that of its protocol, or of its detector and metrics.
 
         Arguments:
-            config: has detector, metrics, protocol, ref and device, maybe model, resize, bad.
+            config: has detector, metrics, protocol, ref and device, maybe model, resize, crop, bad.
             model: what `ref: auto` stands for.
             name: the model's name, for people.
             chosen: whether somebody chose the metrics. Of those by default, what the reference or
@@ -233,6 +233,7 @@ class Measures:
                 ref,
                 detectors,
                 resize=config.get("resize"),
+                crop=config.get("crop", False),
                 bad=config.get("bad", "error"),
                 how=self._how,
             )
@@ -268,7 +269,7 @@ def _configs(config: Config) -> list[Config]:
 
 def _key(config: Config) -> str:
     """What a reference depends on, and where it is."""
-    names = ["ref", "detector", "resize", "bad", "device"]
+    names = ["ref", "detector", "resize", "crop", "bad", "device"]
     names += ["model"] if config["ref"] == "auto" else []
     return content_key({name: config.get(name) for name in names})
 

@@ -8,7 +8,7 @@ from guidex.errors import UsageError
 from guidex.evaluation.references import describe
 from guidex.evaluation.sources import detector_record, open_samples
 from guidex.evaluation.statistics_files import write_statistics
-from guidex.runs.evaluate import check_images, looking, path_first
+from guidex.runs.evaluate import check_images, looking, path_first, reading
 from guidex.runs.folder import require_space
 from guidex.runs.measure import Detectors
 from guidex.runs.points import resolve_device
@@ -30,7 +30,7 @@ def make_reference(words: Sequence[str]) -> None:
     dest = _destination(config)
     config["device"] = resolve_device(config["device"])
     how, detector = looking(config), Detectors().get(config)
-    samples = open_samples(data, resize=config["resize"], bad=config["bad"])
+    samples = open_samples(data, **reading(config))
     [features] = samples.features([detector], how)
     if not this_rank().first:
         return  # this process has done its share
