@@ -19,7 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, ValueType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import AnyNode, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from guidex.errors import UsageError
@@ -266,6 +266,9 @@ def _set(cfg: DictConfig, override: Override, choices: dict[str, str]) -> None:
         value = float(value.replace(".", ""))
     if is_group(group) and not isinstance(value, dict):
         raise UsageError(f"{override.input_line}: to choose a preset, write {group}={value}")
+    raw = node._get_node(leaf)
+    if isinstance(raw, AnyNode) and isinstance(raw._value(), bool) and not isinstance(value, bool):
+        raise UsageError(f"{'.'.join(path)} must be true or false, not {_as_text(value)!r}")
     node[leaf] = value
 
 

@@ -219,6 +219,13 @@ def test_an_interval_is_no_axis():
         split_axes(["guidance.schedule.w=interval(1,2)"])
 
 
+@pytest.mark.parametrize("value", ["no", "1", "null", "'true'", "[true]"])
+def test_what_is_true_or_false_stays_so(value):
+    for key in ("overwrite", "model.conditional"):
+        with pytest.raises(UsageError, match=f"{key} must be true or false"):
+            compose("sample", ["model=digits", f"{key}={value}"])
+
+
 @pytest.mark.parametrize("values", ["1,2,3", "range(1,3)", "choice(1,2)"])
 def test_an_axis_has_one_order(values):
     with pytest.raises(UsageError, match="another at each start"):

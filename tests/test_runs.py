@@ -229,6 +229,38 @@ def test_a_run_is_finished_once(tmp_path: Path) -> None:
         assert mine
 
 
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("gallery=-1", "gallery must be a whole number of at least 0, not -1"),
+        ("gallery=1.5", "gallery must be a whole number"),
+        ("figure.x_range=3", "figure.x_range must be two finite numbers or null, not 3"),
+        ("figure.x_range=[1,1]", "figure.x_range must increase"),
+        ("figure.sigma_range=[-0.1,1]", "figure.sigma_range begins at 0"),
+        ("figure.center=[0,.nan]", "figure.center must be two finite numbers"),
+        ("figure.half_extent=0", "figure.half_extent must be a positive number"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, told: str
+) -> None:
+    words = ["sweep", "experiment=interval/fig2", f"out={tmp_path / 'run'}", word]
+    assert main(words) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_view_needs_no_new_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sweep", "experiment=interval/fig2", "seeds=0-19", f"out={tmp_path / 'run'}"]
+    assert main(words) == 0
+    before = (tmp_path / "run" / "toy.png").read_bytes()
+    assert main([*words, "figure.x_range=[-3,3]"]) == 0
+    assert (tmp_path / "run" / "toy.png").read_bytes() != before
+    assert "are there already" in capsys.readouterr().out
+
+
 def test_second_process_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run" / ".lock"):

@@ -113,8 +113,7 @@ class Table:
         for metric in metrics:
             columns.append(_metric_column(rows, metric, metrics, rank=len(differing) == 0))
         columns += _cost_columns(rows)
-        known = any(row.guidance != "" for row in rows)
-        if "guidance" not in keys and (known or len(columns) == 0):
+        if "guidance" not in keys and any(row.guidance != "" for row in rows):
             guidance = _texts(row.guidance for row in rows)
             columns.insert(0, Column("guidance", guidance, numeric=False))
         return cls(tuple(columns), tuple(rows), tuple(differing))
@@ -139,7 +138,7 @@ class Table:
 
     def notes(self, mark: str) -> list[str]:
         """What the numbers are, in one line, and what hinders their comparison in another."""
-        parts = [part for part in [*_settings(self.rows), runs(self.rows)] if part != ""]
+        parts = [*_settings(self.rows), runs(self.rows)]
         cells = [cell for column in self.columns for cell in column.cells]
         if any(row.repeats > 1 for row in self.rows):
             around = any(cell.spread.startswith("(") for cell in cells)
@@ -151,7 +150,7 @@ class Table:
             parts.append("NFE: network evaluations per image, main + references")
         if any(cell.best for cell in cells):
             parts.append(mark)
-        notes = ["; ".join(parts) + "."] if len(parts) > 0 else []
+        notes = ["; ".join(parts) + "."]
         if len(self.differing) > 0:
             notes.append(
                 f"No best values are marked, since points differ in {', '.join(self.differing)}, "
@@ -282,16 +281,12 @@ def _cut(text: str) -> str:
 
 
 def _settings(rows: Sequence[Row]) -> list[str]:
-    """Each setting with its values over all rows, the detector first."""
-    values: dict[str, dict[str, None]] = {"detector": {}}
+    """Each setting with its values over all rows."""
+    values: dict[str, dict[str, None]] = {}
     for row in rows:
         for name, value in row.settings.items():
             values.setdefault(name, {})[shown(value)] = None
-    parts = [f"{name} {' / '.join(own)}" for name, own in values.items() if len(own) > 0]
-    if len(values["detector"]) == 0:
-        detectors = {m.detector for m in main_metrics(rows) if m.detector != ""}
-        parts = [*(f"detector {name}" for name in sorted(detectors)), *parts]
-    return parts
+    return [f"{name} {' / '.join(own)}" for name, own in values.items()]
 
 
 def _differing(rows: Sequence[Row]) -> list[str]:

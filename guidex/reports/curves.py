@@ -265,4 +265,4 @@ class _Sheet:
 def _length(labels: Iterable[str]) -> int:
     """Characters of the longest label, without the commands of its formulas."""
     plain = (label.replace(r"\sigma", "s").replace(r"\mathrm", "") for label in labels)
-    return max((len(label) for label in plain), default=0)
+    return max(len(label) for label in plain)

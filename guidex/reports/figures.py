@@ -29,7 +29,7 @@ def default_settings(changes: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, path: str | Path, metadata: dict[str, None]) -> None:
+def save(figure: Figure, path: Path, metadata: dict[str, None]) -> None:
     """Write a figure in one step, in the format that the suffix of the path names.
 
     Arguments:
@@ -40,5 +40,5 @@ def save(figure: Figure, path: str | Path, metadata: dict[str, None]) -> None:
     Raises:
         GuidexError: the file cannot be written.
     """
-    kind = Path(path).suffix.removeprefix(".")
+    kind = path.suffix.removeprefix(".")
     atomic_write(path, lambda file: figure.savefig(file, format=kind, dpi=DPI, metadata=metadata))

@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from guidex.assets.atomic import atomic_write
-from guidex.errors import UsageError
 from guidex.reports.rows import one_line
 
 # Images smaller than this are enlarged to it, or up to the second size where labels need the room.
@@ -31,7 +30,6 @@ _TITLE_SIZE = 15
 
 _PAPER = (255, 255, 255)
 _INK = (40, 40, 40)
-_PALE = (170, 170, 170)
 
 
 def image_grid(
@@ -41,9 +39,6 @@ def image_grid(
     path: Path,
     *,
     title: str | None = None,
-    row_axis: str | None = None,
-    column_axis: str | None = None,
-    missing: np.ndarray | None = None,
 ) -> None:
     """Write a PNG of images in rows and columns, with both axes labelled.
 
@@ -57,8 +52,6 @@ def image_grid(
         column_labels: C labels.
         path: the PNG; its folder must exist, an existing file is replaced.
         title: line above everything.
-        row_axis, column_axis: what the labels are values of.
-        missing: bool [R, C]; where True, an empty box with a dash is drawn and the image ignored.
 
     Raises:
         ValueError: arrays or labels that do not fit together.
@@ -69,18 +62,10 @@ def image_grid(
         raise ValueError(
             f"{len(row_labels)} row and {len(column_labels)} column labels for {rows} x {columns}"
         )
-    if missing is None:
-        missing = np.zeros((rows, columns), dtype=bool)
-    if missing.shape != (rows, columns):
-        raise ValueError(f"missing is {list(missing.shape)} for {rows} x {columns} images")
     size = _cell_size(images, max(rows, columns), column_labels, _font(_LABEL_SIZE))
-    lines = [
-        _join([_no_tile(size) if gone else _tile(x, size) for x, gone in zip(*line, strict=True)])
-        for line in zip(images, missing, strict=True)
-    ]
-    tiles = _join(lines, down=True)
-    header = _header(column_labels, column_axis, size[0])
-    margin = _row_margin(row_labels, row_axis, size[1])
+    tiles = _join([_join([_tile(image, size) for image in line]) for line in images], down=True)
+    header = _header(column_labels, size[0])
+    margin = _row_margin(row_labels, size[1])
     corner = _paper(margin.width, header.height)
     sheet = _join([_join([corner, header]), _join([margin, tiles])], down=True)
     if title is not None:
@@ -89,10 +74,8 @@ def image_grid(
     _save(sheet, path)
 
 
-def sample_grid(
-    images: np.ndarray, captions: Sequence[str], path: Path, columns: int | None = None
-) -> None:
-    """Write a PNG of images line by line, with a caption under each.
+def sample_grid(images: np.ndarray, captions: Sequence[str], path: Path) -> None:
+    """Write a PNG of images, about as many per line as there are lines, with a caption under each.
 
     Sizes are as in `image_grid`.
 
@@ -100,21 +83,15 @@ def sample_grid(
         images: uint8 [N, K, H, W], K = 1 (grey) or 3 (RGB).
         captions: N captions, such as "seed 12 · class 7".
         path: the PNG; its folder must exist, an existing file is replaced.
-        columns: images per line, 1 or more; by default about as many as there are lines.
 
     Raises:
-        UsageError: no image per line.
         ValueError: arrays or captions that do not fit together.
         GuidexError: the file cannot be written.
     """
     (count,) = _check(images, axes=1)
     if len(captions) != count:
         raise ValueError(f"{len(captions)} captions for {count} images")
-    if columns is None:
-        columns = math.ceil(math.sqrt(count))
-    if columns < 1:
-        raise UsageError(f"columns is {columns}; it must be 1 or more")
-    columns = min(columns, count)
+    columns = math.ceil(math.sqrt(count))
     font = _font(_CAPTION_SIZE)
     size = _cell_size(images, max(columns, math.ceil(count / columns)), captions, font)
     below = _equal([_words(caption, size[0], font) for caption in captions], size[0], y=0.0)
@@ -168,34 +145,16 @@ def _tile(image: np.ndarray, size: tuple[int, int]) -> Image.Image:
     return picture if picture.size == size else picture.resize(size, method)
 
 
-def _no_tile(size: tuple[int, int]) -> Image.Image:
-    """An empty box with a dash."""
-    box = _paper(*size)
-    draw = ImageDraw.Draw(box)
-    draw.rectangle((0, 0, size[0] - 1, size[1] - 1), outline=_PALE)
-    middle, half = size[1] // 2, max(2, size[0] // 10)
-    draw.line((size[0] // 2 - half, middle, size[0] // 2 + half, middle), fill=_PALE, width=2)
-    return box
+def _header(labels: Sequence[str], width: int) -> Image.Image:
+    """Labels above columns of a width, standing on the images."""
+    return _join(_equal([_words(label, width) for label in labels], width, y=1.0))
 
 
-def _header(labels: Sequence[str], axis: str | None, width: int) -> Image.Image:
-    """Labels above columns of a width, standing on the images; the axis above them."""
-    header = _join(_equal([_words(label, width) for label in labels], width, y=1.0))
-    if axis is None:
-        return header
-    words = _words(axis, header.width)
-    return _join([_fit(words, (header.width, words.height), x=0.5), header], down=True)
-
-
-def _row_margin(labels: Sequence[str], axis: str | None, height: int) -> Image.Image:
-    """Labels to the left of rows of a height; the axis, turned, to their left."""
+def _row_margin(labels: Sequence[str], height: int) -> Image.Image:
+    """Labels to the left of rows of a height."""
     words = [_words(label, _ROW_LABEL_WIDTH) for label in labels]
     width = max(block.width for block in words)
-    margin = _join([_fit(block, (width, height), 1.0, 0.5) for block in words], down=True)
-    if axis is None:
-        return margin
-    turned = _words(axis, margin.height).transpose(Image.Transpose.ROTATE_90)
-    return _join([_fit(turned, (turned.width, margin.height), y=0.5), margin])
+    return _join([_fit(block, (width, height), 1.0, 0.5) for block in words], down=True)
 
 
 @cache
@@ -258,7 +217,7 @@ def _equal(blocks: Sequence[Image.Image], width: int, y: float) -> list[Image.Im
     return [_fit(block, (width, height), 0.5, y) for block in blocks]
 
 
-def _fit(block: Image.Image, size: tuple[int, int], x: float = 0.0, y: float = 0.0) -> Image.Image:
+def _fit(block: Image.Image, size: tuple[int, int], x: float, y: float) -> Image.Image:
     """A block on paper of a size; 0 is left and top, 1 right and bottom."""
     paper = _paper(*size)
     place = (round(x * (size[0] - block.width)), round(y * (size[1] - block.height)))

@@ -35,9 +35,6 @@ class Row:
         missing: why there are no numbers, or None. With a reason, metrics are empty, and neither
             counts nor costs are reported.
         plan, config, provenance: the record of the point as plain data.
-
-    Raises:
-        ValueError: a missing point with metrics.
     """
 
     point: int
@@ -55,10 +52,6 @@ class Row:
     plan: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.missing is not None and len(self.metrics) > 0:
-            raise ValueError(f"point {self.point} is missing ({self.missing}) but has metrics")
 
     @property
     def is_measured(self) -> bool:
@@ -272,10 +265,8 @@ def decimals(values: Iterable[float]) -> int:
 
 
 def runs(rows: Sequence[Row]) -> str:
-    """How much was measured per point, such as "64 images × 3 repeats"; "" if nothing was."""
+    """How much was measured per point, such as "64 images × 3 repeats"."""
     measured = [row for row in rows if row.is_measured]
-    if len(measured) == 0:
-        return ""
     images = _range(row.images for row in measured)
     repeats = _range(row.repeats for row in measured)
     return f"{images} images" if repeats == "1" else f"{images} images × {repeats} repeats"

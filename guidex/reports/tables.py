@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from guidex.assets.atomic import atomic_write
 from guidex.reports.columns import Cell, Column, Table, loss
 from guidex.reports.rows import Row, Value, exact, metric_columns, one_line, ordered, swept_keys
@@ -29,7 +27,7 @@ def write_tables(rows: Sequence[Row], folder: Path) -> list[Path]:
     string "inf", "-inf" or "nan".
 
     Arguments:
-        rows: the points so far; missing ones become rows with empty cells.
+        rows: at least one, not all of them missing; missing ones become rows with empty cells.
         folder: an existing folder; files of these names in it are replaced.
 
     Returns:
@@ -88,7 +86,7 @@ def json_lines(rows: Sequence[Row]) -> str:
     """One strict JSON object per row, with its plan, configuration and provenance.
 
     Raises:
-        TypeError: something in them is not plain data (or an array, a path).
+        TypeError: something in them is not plain data.
     """
     names = [field.name for field in dataclasses.fields(Row)]
     lines = []
@@ -139,11 +137,9 @@ def terminal_table(rows: Sequence[Row], width: int = 100) -> str:
     Columns that do not fit are left out, the least important first, and named below.
 
     Arguments:
-        rows: the points so far.
+        rows: at least one, not all of them missing.
         width: characters per line; no line is longer.
     """
-    if len(rows) == 0:
-        return "no points"
     whole = Table.of(rows)
     for table in whole.narrower():
         if table.width() <= width:
@@ -206,10 +202,6 @@ def _plain(value: Any) -> Any:
     """Plain data for strict JSON."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return exact(value)
-    return str(value) if isinstance(value, Path) else value
+    return exact(value) if isinstance(value, float) and not math.isfinite(value) else value

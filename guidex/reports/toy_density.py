@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from torch.distributions import Normal
 
-from guidex.errors import UsageError
 from guidex.models.denoiser import ExactDenoiser
 from guidex.models.mixture import GaussianMixture
 
@@ -73,18 +72,10 @@ def square_around(
     half_extent: float | None,
     center: tuple[float, float] | None,
 ) -> tuple[Limits, Limits]:
-    """The limits of x and y: a square around limits, [2] each, where it is not given itself.
-
-    Raises:
-        UsageError: a centre or an extent that is none.
-    """
+    """The limits of x and y: a square around limits, [2] each, where it is not given itself."""
     middle = (low + high) / 2 if center is None else np.asarray(center, dtype=np.float64)
-    if middle.shape != (2,) or not np.isfinite(middle).all():
-        raise UsageError(f"center must be two finite numbers, not {center}")
     if half_extent is None:
         half_extent = float(np.maximum(high - middle, middle - low).max())
-    if not 0 < half_extent < math.inf:
-        raise UsageError(f"half_extent must be a positive number, not {half_extent}")
     x, y = middle.tolist()
     return (x - half_extent, x + half_extent), (y - half_extent, y + half_extent)
 

@@ -73,10 +73,6 @@ class ToyPanel:
             for first, stop in edges.reshape(-1, 2)
         ]
 
-    def finite_path(self) -> np.ndarray:
-        """The trajectories [steps + 1, R, d] that stay finite."""
-        return self.path[:, np.isfinite(self.path).all(axis=(0, 2))]
-
 
 # 1D
 
@@ -99,9 +95,8 @@ def draw_trajectories(axes: Axes, panel: ToyPanel, truth: Density1D, modes: Mode
     """Trajectories over the true density in the colours of the modes that they end in, and bars
     beside the guided noise levels."""
     truth.shade(axes, GREEN, opacity=0.4)
-    path = panel.finite_path()
-    lines = [np.stack([x, panel.sigmas], axis=1) for x in path[:, :, 0].T]
-    colours = [_mode_colour(mode) for mode in modes.of(path[-1]).tolist()]
+    lines = [np.stack([x, panel.sigmas], axis=1) for x in panel.path[:, :, 0].T]
+    colours = [_mode_colour(mode) for mode in modes.of(panel.path[-1]).tolist()]
     axes.add_collection(LineCollection(lines, colors=colours, lw=0.5, alpha=0.8), autolim=False)
     for lo, hi in panel.guided_ranges():
         _bracket(axes, lo, hi)
@@ -213,8 +208,7 @@ def _name_peak(
 
 def draw_paths(axes: Axes, panel: ToyPanel) -> None:
     """Trajectories, grey where they are not guided and black where they are."""
-    path = panel.finite_path()
-    segments = np.stack([path[:-1], path[1:]], axis=2)
+    segments = np.stack([panel.path[:-1], panel.path[1:]], axis=2)
     for guided, colour in ((False, "0.6"), (True, BLACK)):
         lines = segments[panel.guided == guided].reshape(-1, 2, 2)
         axes.add_collection(LineCollection(lines, colors=colour, lw=0.4, alpha=0.7), autolim=False)

@@ -7,7 +7,6 @@ In 1D as in figures 1 and 2 of the interval paper (Kynkäänniemi et al. 2024, a
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -15,7 +14,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from guidex.errors import UsageError
 from guidex.models.denoiser import ExactDenoiser
 from guidex.reports.figures import default_settings, save
 from guidex.reports.toy_density import (
@@ -37,22 +35,11 @@ from guidex.reports.toy_panels import (
     draw_trajectories,
 )
 
-MAX_PANELS = 12
-
-# By suffix, the metadata to leave out.
-FORMATS: dict[str, dict[str, None]] = {
-    ".png": {"Software": None},
-    ".pdf": {"CreationDate": None},
-    ".svg": {"Date": None},
-}
-
 STYLE = {
     "axes.labelsize": 9,
     "axes.linewidth": 0.6,
     "xtick.labelsize": 8.5,
     "ytick.labelsize": 8.5,
-    # Without it, names inside the file are random.
-    "svg.hashsalt": "guidex",
 }
 
 # In inches. Four panels make a page of 8: shrunk to a paper's 5.5, its letters still have 5.5
@@ -69,7 +56,7 @@ HEADROOM = 2.0  # height of the axes of a histogram, in true peaks
 def figure_1d(
     panels: Sequence[ToyPanel],
     truth: ExactDenoiser,
-    path: str | Path,
+    path: Path,
     *,
     reference: ExactDenoiser | None = None,
     x_range: Limits | None = None,
@@ -84,21 +71,18 @@ def figure_1d(
     of the mode that they end in, and a line tells the share of the samples in each, left to right.
 
     Arguments:
-        panels: 1 ... MAX_PANELS - 1 points, with samples [N, 1].
+        panels: one point or more, with samples [N, 1].
         truth: the distribution that was to be sampled, of shape (1,). Where it has classes, those
             of the panels' labels are shown, in their proportions.
-        path: the file to write, with the suffix .png (150 dpi), .pdf or .svg.
+        path: the PNG (150 dpi); its folder must exist, an existing file is replaced.
         reference: what guidance moves away from; drawn in panel (a) only.
         x_range: limits of the x axis; by default, where truth, reference and nearly all samples
             are. Samples outside are counted in the panel.
         sigma_range: limits of the sigma axis; by default, from 0 to where the modes have merged.
 
     Raises:
-        UsageError: nothing or too much to draw, wrong dimensions or ranges, an unknown suffix, no
-            such folder.
         GuidexError: the file cannot be written.
     """
-    _check(panels, truth, path, dimension=1, most=MAX_PANELS - 1)
     classes = _class_shares(panels, truth)
     models = [truth] if reference is None else [truth, reference]
     draws = [true_draws(model, classes) for model in models]
@@ -107,8 +91,6 @@ def figure_1d(
         x_range = (float(low[0]), float(high[0]))
     if sigma_range is None:
         sigma_range = (0.0, _highest_sigma(panels, truth))
-    _check_range("x_range", x_range, least=-math.inf)
-    _check_range("sigma_range", sigma_range, least=0.0)
 
     densities = [
         Density1D(model, classes, cloud, x_range, sigma_range)
@@ -129,11 +111,10 @@ def figure_1d(
 def figure_2d(
     panels: Sequence[ToyPanel],
     truth: ExactDenoiser,
-    path: str | Path,
+    path: Path,
     *,
     half_extent: float | None = None,
     center: tuple[float, float] | None = None,
-    label: int | None = None,
 ) -> None:
     """Draw trajectories and samples of a 2D toy over its density (cf. arXiv 2406.02507, fig. 1).
 
@@ -141,23 +122,16 @@ def figure_2d(
     lies outside of it is an outlier. Trajectories are black where they are guided.
 
     Arguments:
-        panels: 1 ... MAX_PANELS points, with samples [N, 2].
+        panels: one point or more, with samples [N, 2], which are coloured by class.
         truth: the distribution that was to be sampled, of shape (2,).
-        path: the file to write, with the suffix .png (150 dpi), .pdf or .svg.
+        path: the PNG (150 dpi); its folder must exist, an existing file is replaced.
         half_extent: half the side of the square shown, in the units of x; by default, such that
             the truth and nearly all samples are inside. Samples outside are counted in the panel.
         center: of the square; by default, of the truth and the samples.
-        label: show the density and the samples of this class only; None for all classes. Samples
-            are coloured by class.
 
     Raises:
-        UsageError: nothing or too much to draw, wrong dimensions or ranges, an unknown suffix, no
-            such folder, no such class.
         GuidexError: the file cannot be written.
     """
-    _check(panels, truth, path, dimension=2, most=MAX_PANELS)
-    if label is not None:
-        panels = [_only(panel, truth, label) for panel in panels]
     classes = _class_shares(panels, truth)
     draws = true_draws(truth, classes)
     low, high = limits_around([draws], [panel.samples for panel in panels])
@@ -180,56 +154,13 @@ def figure_2d(
 # What is to be seen
 
 
-def _check(
-    panels: Sequence[ToyPanel], truth: ExactDenoiser, path: str | Path, dimension: int, most: int
-) -> None:
-    """Refuse what cannot be drawn, before densities are evaluated."""
-    if not 1 <= len(panels) <= most:
-        raise UsageError(
-            f"a {dimension}D toy figure shows 1 to {most} points, not {len(panels)}; "
-            "draw several figures"
-        )
-    if truth.shape != (dimension,):
-        raise UsageError(f"this figure is for toys of shape ({dimension},), not {truth.shape}")
-    for panel in panels:
-        if panel.samples.shape[1] != dimension:
-            raise UsageError(
-                f"{panel.title!r}: samples must be [N, {dimension}], not "
-                f"{list(panel.samples.shape)}"
-            )
-    path = Path(path)
-    if path.suffix not in FORMATS:
-        raise UsageError(f"{path}: figures are written as {', '.join(FORMATS)} files")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}; make it first")
-
-
-def _check_range(name: str, limits: Limits, least: float) -> None:
-    low, high = limits
-    if not (least <= low < high and math.isfinite(high - low)):
-        bound = "" if least == -math.inf else f" of {least:g} or more"
-        raise UsageError(f"{name} must be two finite, increasing numbers{bound}, not {limits}")
-
-
 def _class_shares(panels: Sequence[ToyPanel], truth: ExactDenoiser) -> Classes:
     """How often the panels ask for each class."""
-    labels = [panel.labels for panel in panels if panel.labels is not None]
-    if truth.num_classes == 0 or len(labels) < len(panels):
+    if truth.num_classes == 0:
         return None
-    values, counts = np.unique(np.concatenate(labels), return_counts=True)
+    labels = np.concatenate([panel.labels for panel in panels])
+    values, counts = np.unique(labels, return_counts=True)
     return dict(zip(values.tolist(), (counts / counts.sum()).tolist(), strict=True))
-
-
-def _only(panel: ToyPanel, truth: ExactDenoiser, label: int) -> ToyPanel:
-    """The samples and trajectories of one class."""
-    if not 0 <= label < truth.num_classes:
-        known = f"0 to {truth.num_classes - 1}" if truth.num_classes > 0 else "none"
-        raise UsageError(f"class {label} does not exist; the classes of this toy: {known}")
-    if panel.labels is None or label not in panel.labels:
-        raise UsageError(f"{panel.title!r}: none of its samples has the label {label}")
-    chosen = panel.labels == label
-    path = panel.path[:, chosen[: panel.path.shape[1]]]
-    return replace(panel, samples=panel.samples[chosen], labels=panel.labels[chosen], path=path)
 
 
 def _highest_sigma(panels: Sequence[ToyPanel], truth: ExactDenoiser) -> float:
@@ -301,9 +232,9 @@ class _Page:
         """Whether there is no panel below."""
         return index + self._columns >= self._count
 
-    def save(self, path: str | Path) -> None:
-        """Write the figure in the format that the suffix of the path names."""
-        save(self._figure, path, FORMATS[Path(path).suffix])
+    def save(self, path: Path) -> None:
+        """Write the figure."""
+        save(self._figure, path, metadata={"Software": None})
 
 
 def _add_column(page: _Page, index: int, truth: Density1D) -> tuple[Axes, Axes]:

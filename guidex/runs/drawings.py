@@ -101,7 +101,7 @@ def _draw_grid(cohort: Cohort, path: Path) -> Path:
     heading = None
     if len(tasks) < len(cohort.tasks):
         heading = f"the first {len(tasks)} of {len(cohort.tasks)} points"
-    image_grid(np.stack(kept), names, columns, path, title=heading, row_axis=None, column_axis=None)
+    image_grid(np.stack(kept), names, columns, path, title=heading)
     return path
 
 

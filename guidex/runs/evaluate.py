@@ -15,7 +15,7 @@ from guidex.reports.rows import Row
 from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.folder import VOLATILE, run_folder
 from guidex.runs.measure import Measure, Measures, are_metrics_chosen, settings_of, warn
-from guidex.runs.points import positive, resolve_device
+from guidex.runs.points import resolve_device, whole
 from guidex.runs.provenance import output_folder, provenance
 from guidex.runs.ranks import this_rank
 
@@ -113,7 +113,7 @@ def looking(config: Config) -> Looking:
     if rank.count > 1 and not config["cache"]:
         raise UsageError("cache=false: several processes share their work by way of the cache")
     return Looking(
-        batch=positive(config, "batch"), cache=config["cache"], rank=rank.index, ranks=rank.count
+        batch=whole(config, "batch"), cache=config["cache"], rank=rank.index, ranks=rank.count
     )
 
 
@@ -129,12 +129,9 @@ def check_images(config: Config, images: str) -> None:
     if config["bad"] not in ("error", "skip"):
         raise UsageError(f"bad must be error or skip, not {config['bad']!r}")
     if config["resize"] is not None:
-        positive(config, "resize")
-    elif config["crop"] is True:
+        whole(config, "resize")
+    elif config["crop"]:
         raise UsageError("crop=true needs the side of the square: add resize=N")
-    for key in ("cache", "crop", "features"):
-        if not isinstance(config.get(key, False), bool):
-            raise UsageError(f"{key} must be true or false, not {config[key]!r}")
 
 
 def path_first(key: str, words: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ from guidex.errors import GuidexError, UsageError
 from guidex.runs.ranks import ALONE, Rank
 
 # Settings of a run that do not change its results, so that a run may be resumed with others.
-VOLATILE = ("out", "overwrite", "batch", "eval")
+VOLATILE = ("out", "overwrite", "batch", "eval", "figure")
 
 _MARK, _INPUTS, _LOCK, _HOLDER = "run.json", "inputs.json", ".lock", ".holder.json"
 

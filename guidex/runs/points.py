@@ -88,8 +88,11 @@ def check(composed: Composed, values: dict[str, str]) -> Settings:
     guidance = instantiate(config["guidance"], "guidance", models)
     seeds = _all_seeds(config)
     labels = parse_labels(config["labels"], len(seeds))
-    for key in ("batch", "block"):
-        positive(config, key)
+    whole(config, "batch")
+    whole(config, "block")
+    if "gallery" in config:
+        whole(config, "gallery", least=0)
+        _check_view(config["figure"])
     if config["rng"] not in ("device", "cpu"):
         raise UsageError(f"rng must be device or cpu, not {config['rng']!r}")
     config["device"] = resolve_device(config["device"])
@@ -253,18 +256,39 @@ def parse_labels(text: Any, count: int) -> list[int] | None:
     return [labels[k % len(labels)] for k in range(count)]
 
 
-def positive(config: Config, key: str) -> int:
-    """A whole number of at least 1 from the configuration."""
+def whole(config: Config, key: str, least: int = 1) -> int:
+    """A whole number from the configuration."""
     value = config[key]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UsageError(f"{key} must be a whole number of at least 1, not {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UsageError(f"{key} must be a whole number of at least {least}, not {value!r}")
     return value
+
+
+def _check_view(figure: Config) -> None:
+    """Refuse what figures of toys cannot show."""
+    for key in ("x_range", "sigma_range", "center"):
+        value = figure[key]
+        if value is not None and not (
+            isinstance(value, list) and len(value) == 2 and all(map(_is_finite, value))
+        ):
+            raise UsageError(f"figure.{key} must be two finite numbers or null, not {value!r}")
+        if value is not None and key != "center" and not value[0] < value[1]:
+            raise UsageError(f"figure.{key} must increase, unlike {value}")
+    if figure["sigma_range"] is not None and figure["sigma_range"][0] < 0:
+        raise UsageError(f"figure.sigma_range begins at 0 or above, not {figure['sigma_range']}")
+    extent = figure["half_extent"]
+    if extent is not None and not (_is_finite(extent) and extent > 0):
+        raise UsageError(f"figure.half_extent must be a positive number or null, not {extent!r}")
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _all_seeds(config: Config) -> list[int]:
     """The seeds and, for repeats, as many ranges of the same length after them."""
     first = parse_seeds(config["seeds"])
-    repeats = positive(config, "repeats") if "repeats" in config else 1
+    repeats = whole(config, "repeats") if "repeats" in config else 1
     stride = max(first) - min(first) + 1
     if max(first) + stride * (repeats - 1) >= SEED_LIMIT:
         raise UsageError(f"repeats={repeats} leaves the range of seeds, which end below 2^63")

@@ -222,7 +222,7 @@ def _write_grid(
     captions = []
     for seed, label in zip(settings.seeds[: len(preview)], labels, strict=False):
         captions.append(f"seed {seed}" + ("" if label is None else f" · class {label}"))
-    sample_grid(preview, captions, folder / "grid.png", columns=None)
+    sample_grid(preview, captions, folder / "grid.png")
 
 
 def _kind(point: Point) -> str:
