@@ -3,7 +3,8 @@
 Run on a GPU with guidex installed (or PYTHONPATH=.); each of the first two ends within ten minutes:
 
     python scripts/bench_edm2.py --sections network kernels joint
-    python scripts/bench_edm2.py --sections decoder end
+    python scripts/bench_edm2.py --sections end decoder
+    python scripts/bench_edm2.py --sections network --sizes s --batches 256 --compile-batches 256
     python scripts/bench_edm2.py --quick      # in small, on a CPU: it shows that all of it runs
 
 Networks have the published sizes and random weights; nothing is downloaded. Ratios are to the
@@ -91,6 +92,8 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.device = args, torch.device(args.device)
         self.dtype = getattr(torch, args.dtype)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # of events, streams and graphs
         self.deadline = Deadline(args.minutes)
         self.networks: dict[tuple[str, str], EDM2] = {}
         self.best_product = 0.0  # TFLOP/s
@@ -411,7 +414,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--vae", help="folder of a VAE; random weights without it")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
-    parser.add_argument("--minutes", type=float, default=9.0, help="when nothing new is begun")
+    parser.add_argument("--minutes", type=float, default=8.0, help="when nothing new is begun")
     parser.add_argument("--quick", action="store_true", help="other defaults, for a CPU")
     if parser.parse_args().quick:
         parser.set_defaults(**QUICK)

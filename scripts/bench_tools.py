@@ -155,6 +155,7 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
         graph.replay()
         return result
 
+    replay.inputs = call  # which the graph reads, and does not keep
     return replay
 
 

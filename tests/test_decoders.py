@@ -95,6 +95,27 @@ def test_decoding_in_parts_changes_nothing(decoder):
     assert torch.equal(decoder(x), decoder(x.double()))
 
 
+def test_too_little_memory_halves_the_batch(folder, decoder, monkeypatch, capsys):
+    small = StabilityVAE(str(folder), batch=4)
+    decode = small.vae.decode
+
+    def scarce(most):
+        def decoded(latents):
+            if len(latents) > most:
+                raise torch.OutOfMemoryError("for the test")
+            return decode(latents)
+
+        return decoded
+
+    monkeypatch.setattr(small.vae, "decode", scarce(1))
+    assert torch.equal(small(latents()), torch.cat([decoder(one) for one in latents().split(1)]))
+    assert small.batch == 1
+    assert "decoding 1 at a time" in capsys.readouterr().err
+    monkeypatch.setattr(small.vae, "decode", scarce(0))
+    with pytest.raises(GuidexError, match="to decode one image: for the test"):
+        small(latents())
+
+
 def test_float16_agrees(folder, decoder):
     half = StabilityVAE(str(folder), dtype="float16")
     assert next(half.vae.parameters()).dtype == torch.float16

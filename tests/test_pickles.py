@@ -759,6 +759,8 @@ def twins(first: Any, second: Any) -> Call:
 
 
 LEAF = persistent("Precond", module_state({"w": parameter(torch.ones(1))}))
+MANY = persistent("Precond", module_state({f"w{k}": parameter(torch.ones(1)) for k in range(200)}))
+LARGE = persistent("Precond", module_state({"w": parameter(torch.ones(1000))}))
 UNSUITABLE = {
     "no network": ({"weights": 1}, "its entries are: dataset_kwargs, loss_fn, weights."),
     "no recorded network": ({"ema": {"w": 1}}, "no network under ema or net"),
@@ -788,7 +790,9 @@ UNSUITABLE = {
         {"ema": persistent("Precond", module_state({"a" * 300: recorded_tensor(WEIGHT)}))},
         "longer than 256",
     ),
-    "many modules": ({"ema": doubled(13, LEAF, twins)}, "more than 10000 modules"),
+    "many modules": ({"ema": doubled(13, LEAF, twins)}, "more than 10000 modules and tensors"),
+    "many tensors": ({"ema": doubled(6, MANY, twins)}, "more than 10000 modules and tensors"),
+    "many bytes": ({"ema": doubled(6, LARGE, twins)}, "its tensors claim"),
     "many values": (
         {"ema": network(), "dataset_kwargs": doubled(40, [1], lambda *pair: [*pair])},
         "more than 10000 recorded values",

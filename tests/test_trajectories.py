@@ -13,6 +13,7 @@ from guidex.guidance.methods import difference, none
 from guidex.guidance.rules import APG, Extrapolate, Rescale, Rule
 from guidex.guidance.schedules import Constant, Hole, Interval, Linear, Schedule
 from guidex.models.denoiser import Denoiser
+from guidex.sampling import trajectories as walk
 from guidex.sampling.grids import Karras
 from guidex.sampling.solver import Solver
 from guidex.sampling.solvers import DDIM, DPMpp2M, Euler, Heun
@@ -179,6 +180,27 @@ def test_the_path_is_recorded_at_every_boundary():
     assert torch.equal(found[0].path[:4], found[1].path[:4])
     assert not torch.equal(found[0].path[4], found[1].path[4])
     assert table.sample(table.runs)[0].path is None
+
+
+def test_a_path_keeps_no_more_than_it_shows(monkeypatch):
+    """A view of a few rows would keep the whole batch, of every step."""
+    table = Table(Heun(grid=GRID))
+    table.add(interval(2, 3, 4))
+    kept = []
+    recorded = walk._Tree.recorded
+
+    def watched(tree, state):
+        made = recorded(tree, state)
+        kept.extend((part, state.x) for part in made)
+        return made
+
+    monkeypatch.setattr(walk._Tree, "recorded", watched)
+    table.sample(table.runs)
+    assert kept == []
+    table.sample(table.runs, record=1)
+    assert len(kept) == 9
+    for part, x in kept:
+        assert part.untyped_storage().nbytes() == x[:1].nbytes < x.nbytes
 
 
 def test_ticks_add_up_to_the_images():

@@ -16,9 +16,11 @@ import torch
 from guidex.assets.images import open_images
 from guidex.cli import main
 from guidex.config import compose
+from guidex.errors import UsageError
 from guidex.models.kernel import KernelDenoiser
+from guidex.runs.blocks import Batch, cut, run_block
 from guidex.runs.folder import run_folder
-from guidex.runs.points import check
+from guidex.runs.points import check, load, models_on, resolve_device
 from guidex.runs.ranks import Rank
 from guidex.runs.writers import WAITING, Arriving, Jobs, Threads
 
@@ -92,15 +94,27 @@ def test_ranks_do_not_lock_each_other_out(tmp_path: Path) -> None:
             assert (tmp_path / "run.json").exists()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("for the test"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["torch", "cudnn", "cublas"],
+)
 def test_out_of_memory_halves_the_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: RuntimeError,
 ) -> None:
     assert main([*SAMPLE, f"out={tmp_path / 'enough'}"]) == 0
     forward = KernelDenoiser.forward
 
     def scarce(self, x, sigma, labels=None):
         if len(x) > 2:
-            raise torch.OutOfMemoryError("for the test")
+            raise error
         return forward(self, x, sigma, labels)
 
     monkeypatch.setattr(KernelDenoiser, "forward", scarce)
@@ -112,11 +126,66 @@ def test_out_of_memory_halves_the_batch(
         ).read_bytes()
 
     def none(self, x, sigma, labels=None):
-        raise torch.OutOfMemoryError("for the test")
+        raise error
 
     monkeypatch.setattr(KernelDenoiser, "forward", none)
     assert main([*SAMPLE, f"out={tmp_path / 'nothing'}"]) == 1
-    assert "single image" in capsys.readouterr().err
+    assert f"single image: {error}" in capsys.readouterr().err
+
+
+def test_other_failures_are_no_lack_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(self, x, sigma, labels=None):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(KernelDenoiser, "forward", broken)
+    assert main([*SAMPLE, f"out={tmp_path / 'run'}"]) == 1
+    assert "out of memory" not in capsys.readouterr().err
+
+
+def test_a_compiled_batch_is_no_longer_than_the_run_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a short batch is filled up with is computed for nothing."""
+    settings = check(compose("sample", ["batch=8", "seeds=0-9", "sampler.grid.steps=2"]), {})
+    settings.config["model"]["compile"] = True
+    point = load(
+        check(compose("sample", ["seeds=0-9", "sampler.grid.steps=2"]), {}), models_on("cpu")
+    )
+    point = replace(point, settings=settings)
+    rows: list[int] = []
+    forward = KernelDenoiser.forward
+
+    def watched(self, x, sigma, labels=None):
+        rows.append(len(x))
+        return forward(self, x, sigma, labels)
+
+    monkeypatch.setattr(KernelDenoiser, "forward", watched)
+    for block_size, expected in ((5, {5}), (7, {7}), (20, {8})):
+        blocks = cut(settings.seeds, None, block_size)
+        told: list[float] = []
+        batch = Batch.of(8, blocks)
+        for block in blocks:
+            made = list(run_block([point], block, batch, 0, told.append))
+            assert [seed for seeds, _, _ in made for seed in seeds] == block.seeds
+            assert sum(len(outcome.x) for _, _, [outcome] in made) == len(block.seeds)
+        assert set(rows) == expected and sum(told) == pytest.approx(10)
+        rows.clear()
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [resolve_device(name) for name in ("auto", "cuda", "cuda:1")] == [
+        "cuda:0",
+        "cuda:0",
+        "cuda:1",
+    ]
+    with pytest.raises(UsageError, match="there is no GPU 2: 2 can be seen here"):
+        resolve_device("cuda:2")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    for name in ("auto", "cuda"):
+        with pytest.raises(UsageError, match="there is no GPU 3"):
+            resolve_device(name)
 
 
 def test_errors_of_threads_come_back() -> None:

@@ -29,7 +29,7 @@ _ENTRIES = ("ema", "net")  # where a snapshot keeps its network, the best first
 
 _VALUE_LIMIT = 10_000  # values in the recorded arguments: those of EDM2 are about 30
 _TEXT_LIMIT = 1_000
-_MODULE_LIMIT = 10_000
+_MEMBER_LIMIT = 10_000  # modules and tensors: EDM2-XXL has about 1,000
 _NAME_LIMIT = 256
 _JSON_LIMIT = 2**24  # bytes
 
@@ -206,6 +206,10 @@ def _read_snapshot(path: Path) -> Checkpoint:
         }
     except ValueError as error:
         raise GuidexError(f"{path}: not an EDM2 snapshot: {error}.") from error
+    # One tensor under many names would grow once each is given memory of its own.
+    needed, size = sum(tensor.nbytes for tensor in tensors.values()), path.stat().st_size
+    if needed > size:
+        raise GuidexError(f"{path}: its tensors claim {needed} bytes, and the file has {size}.")
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     metadata = {
@@ -254,8 +258,7 @@ def _gather(
     module: object, prefix: str, tensors: dict[str, Tensor], counter: Iterator[int]
 ) -> None:
     # The depth is bounded by read_pickle; a module that occurs in many places is not.
-    if next(counter) > _MODULE_LIMIT:
-        raise ValueError(f"more than {_MODULE_LIMIT} modules")
+    _count(counter)
     if not isinstance(module, Recorded):
         raise ValueError(f"{prefix or 'the network'} is not a module")
     transient = module.state.get("_non_persistent_buffers_set", set())
@@ -267,9 +270,15 @@ def _gather(
                 continue
             if not isinstance(tensor, Tensor):
                 raise ValueError(f"{prefix}{name} is not a tensor")
+            _count(counter)
             tensors[prefix + name] = tensor
     for name, child in _named(module, "_modules", prefix):
         _gather(child, f"{prefix}{name}.", tensors, counter)
+
+
+def _count(members: Iterator[int]) -> None:
+    if next(members) > _MEMBER_LIMIT:
+        raise ValueError(f"more than {_MEMBER_LIMIT} modules and tensors")
 
 
 def _named(module: Recorded, kind: str, prefix: str) -> Iterator[tuple[str, object]]:

@@ -1,6 +1,7 @@
 """Decoders: from what a model samples to the images that people and metrics look at."""
 
 import re
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from guidex.assets.cache import offline
 from guidex.assets.pixels import to_uint8
 from guidex.errors import GuidexError, UsageError
+from guidex.models.memory import is_out_of_memory
 
 SD_VAE = "stabilityai/sd-vae-ft-mse"  # the one that EDM2's latents are of
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -72,8 +74,9 @@ class StabilityVAE(Decoder):
     Arguments:
         path: folder with the VAE as diffusers saves it (config.json and
             diffusion_pytorch_model.safetensors), or its name on huggingface.co.
-        dtype: of the VAE. EDM2's numbers are of float32; float16 is faster, and can overflow.
-        batch: latents that are decoded at once.
+        dtype: of the VAE. EDM2's numbers are of float32 (on a GPU with convolutions in TF32, which
+            is PyTorch's default); float16 is faster, and can overflow.
+        batch: latents that are decoded at once, halved when the device's memory is too small.
         compile: use torch.compile, which takes its time once. Fewer latents than `batch` are then
             filled up, so that nothing is compiled again for them.
 
@@ -131,7 +134,12 @@ class StabilityVAE(Decoder):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         self.image_shape(tuple(x.shape[1:]))
-        parts = [self._decode(part) for part in self.raw(x).split(self.batch)]
+        latents = self.raw(x)
+        while (parts := self._decoded(latents)) is None:
+            self.batch //= 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            print(f"out of memory: decoding {self.batch} at a time", file=sys.stderr)
         # Asked once: every answer is waited for until the device has done all that it was given.
         if not torch.stack([finite for _, finite in parts]).all():
             raise GuidexError(
@@ -139,6 +147,24 @@ class StabilityVAE(Decoder):
                 + ("; use decoder.dtype=float32" if self.dtype == torch.float16 else "")
             )
         return torch.cat([images for images, _ in parts])
+
+    def _decoded(self, latents: Tensor) -> list[tuple[Tensor, Tensor]] | None:
+        """All latents, in parts; None where the device has too little memory for as many at once.
+
+        Raises:
+            GuidexError: it has too little for one.
+        """
+        try:
+            return [self._decode(part) for part in latents.split(self.batch)]
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if self.batch == 1:
+                reason = str(error).splitlines()[0]
+                raise GuidexError(
+                    f"the device has too little memory to decode one image: {reason}"
+                ) from error
+            return None
 
     def _decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Images, uint8, of at most `batch` latents, and whether their values were finite."""

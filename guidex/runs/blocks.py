@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from guidex.errors import GuidexError
+from guidex.models.memory import is_out_of_memory
 from guidex.runs.points import Point
 from guidex.sampling.seeds import start
 from guidex.sampling.trajectories import Outcome, trajectories
@@ -45,14 +46,19 @@ class Batch:
 
     size: int
 
-    def halve(self, used: int, error: torch.OutOfMemoryError) -> None:
+    @classmethod
+    def of(cls, wanted: int, blocks: Sequence[Block]) -> "Batch":
+        """What is wanted, or what the longest of the blocks needs."""
+        return cls(min(wanted, max(len(block.seeds) for block in blocks)))
+
+    def halve(self, used: int, reason: str) -> None:
         """Go on with half of what was used.
 
         Raises:
             GuidexError: that was one image.
         """
         if used == 1:
-            raise GuidexError("the device has too little memory for a single image") from error
+            raise GuidexError(f"the device has too little memory for a single image: {reason}")
         if self.size <= used // 2:
             return  # another thread has done so
         self.size = used // 2
@@ -117,10 +123,18 @@ def run_block(
             solver.stochastic,
         )
         recorded = max(0, min(record - first, len(seeds)))
+
+        def told(amount: float, share: float = len(seeds) / len(padded)) -> None:
+            tick(share * amount)
+
         try:
-            outcomes = trajectories(runs, solver, begin, padded, recorded, tick)
-        except torch.OutOfMemoryError as error:
-            batch.halve(len(seeds), error)
+            outcomes = trajectories(runs, solver, begin, padded, recorded, told)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            outcomes, reason = None, str(error)
+        if outcomes is None:  # and what failed is no longer held by its exception
+            batch.halve(len(padded), reason.splitlines()[0])
             continue
         for outcome in outcomes:
             outcome.x = outcome.x[: len(seeds)]

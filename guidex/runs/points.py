@@ -227,7 +227,10 @@ def resolve_device(device: str) -> str:
         UsageError: no such device.
     """
     if device == "auto":
-        return f"cuda:{this_rank().local}" if torch.cuda.is_available() else "cpu"
+        if not torch.cuda.is_available():
+            return "cpu"
+        _check_index(this_rank().local)
+        return f"cuda:{this_rank().local}"
     try:
         given = torch.device(device)
     except RuntimeError as error:
@@ -236,9 +239,20 @@ def resolve_device(device: str) -> str:
         given.type == "cuda" and not torch.cuda.is_available()
     ):
         raise UsageError(f"device={device} is not available here; use auto or cpu")
-    if given.type == "cuda" and given.index is None:
-        return f"cuda:{this_rank().local}"
+    if given.type == "cuda":
+        index = this_rank().local if given.index is None else given.index
+        _check_index(index)
+        return f"cuda:{index}"
     return device
+
+
+def _check_index(index: int) -> None:
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise UsageError(
+            f"there is no GPU {index}: {count} can be seen here, from cuda:0 on; start one process "
+            "for each (torchrun --nproc_per_node), or give device=cuda:0"
+        )
 
 
 def parse_labels(text: Any, count: int) -> list[int] | None:

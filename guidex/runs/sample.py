@@ -123,7 +123,7 @@ def make_blocks(point: Point, blocks: Sequence[Block], folder: Path, rank: Rank)
     bar = Progress("sampling", total, total - left, _kind(point), quiet=not rank.first)
     with bar as progress, Threads() as threads:
         config = point.settings.config
-        batch = Batch(config["batch"])
+        batch = Batch.of(config["batch"], missing)
 
         def work(block: Block, tick: Tick) -> None:
             _make_block(point, block, batch, folder, threads, tick)
@@ -143,7 +143,9 @@ def _make_block(
     preview: list[Arriving] = []
     records, kept = folder / "blocks", stores(point.settings.config["format"], folder, point)
     jobs = Jobs(threads)
-    for part, classes, [outcome] in run_block([point], block, batch, shown, tick):
+    are_points = point.model.space == "points"
+    recorded = shown if are_points else 0
+    for part, classes, [outcome] in run_block([point], block, batch, recorded, tick):
         left = max(0, shown - len(seeds))
         seeds += part
         labels += [None] * len(part) if classes is None else classes.tolist()
@@ -152,8 +154,7 @@ def _make_block(
         for store in kept:
             store.write(jobs, part, Arriving(outcome.x) if store.of_latents else arriving)
         if left > 0 and not point.latents_alone:
-            points = point.model.space == "points"
-            preview.append(Arriving(outcome.path.transpose(0, 1) if points else images[:left]))
+            preview.append(Arriving(outcome.path.transpose(0, 1) if are_points else images[:left]))
     record = {"seeds": seeds, "labels": labels, "seconds": time.perf_counter() - began}
 
     def finish() -> None:

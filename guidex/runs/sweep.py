@@ -216,7 +216,7 @@ def _sample(cohorts: Sequence[Cohort], folder: Path, rank: Rank) -> None:
 
 def _sample_cohort(cohort: Cohort, blocks: Sequence[Block], progress: Progress) -> None:
     cohort.records.mkdir(parents=True, exist_ok=True)
-    batch = Batch(cohort.config["batch"])
+    batch = Batch.of(cohort.config["batch"], blocks)
     model, device = cohort.tasks[0].point.model, cohort.config["device"]
 
     def work(block: Block, tick: Tick) -> dict[str, np.ndarray]:
@@ -240,19 +240,20 @@ def _print_shared(cohorts: Sequence[Cohort]) -> None:
 
 def _run(tasks: Sequence[Task], block: Block, batch: Batch, tick: Tick) -> dict[str, np.ndarray]:
     """All points for a block's seeds, as arrays to be kept."""
-    kept = max(0, tasks[0].point.settings.config["gallery"] - block.first)
+    left = max(0, tasks[0].point.settings.config["gallery"] - block.first)
+    recorded = left if tasks[0].point.model.space == "points" else 0
     parts: dict[str, list[Tensor]] = {}
     seconds = np.zeros(len(tasks))
     points = [task.point for task in tasks]
-    for _, labels, outcomes in _named(run_block(points, block, batch, kept, tick), points):
+    for part, labels, outcomes in _named(run_block(points, block, batch, recorded, tick), points):
         if labels is not None:
             parts.setdefault("labels", []).append(labels)
         for k, (task, outcome) in enumerate(zip(tasks, outcomes, strict=True)):
             began = time.perf_counter()
-            shown = 0 if outcome.path is None else outcome.path.shape[1]
-            for name, part in _keep(task, outcome.x, outcome.path, shown).items():
-                parts.setdefault(f"{name}_{k}", []).append(part)
+            for name, kept in _keep(task, outcome.x, outcome.path, left).items():
+                parts.setdefault(f"{name}_{k}", []).append(kept)
             seconds[k] += outcome.seconds + time.perf_counter() - began
+        left = max(0, left - len(part))
     arrays = {
         name: torch.cat(part, dim=1 if name.startswith("path") else 0).cpu().numpy()
         for name, part in parts.items()

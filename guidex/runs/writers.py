@@ -131,6 +131,7 @@ class Arriving:
 
     def __init__(self, samples: Tensor) -> None:
         self._samples = samples.to("cpu", non_blocking=True)  # pinned memory, if from a GPU
+        self._device = samples.device
         self._arrived: torch.cuda.Event | None = None
         if samples.is_cuda:
             # Blocking: threads that wait sleep, and leave the cores to those that compute.
@@ -140,7 +141,9 @@ class Arriving:
     def numpy(self) -> np.ndarray:
         """The samples as an array, once they have arrived."""
         if self._arrived is not None:
-            self._arrived.synchronize()
+            # A thread begins on GPU 0, and would take memory there for a context of its own.
+            with torch.cuda.device(self._device):
+                self._arrived.synchronize()
         return self._samples.numpy()
 
 

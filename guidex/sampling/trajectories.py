@@ -133,7 +133,7 @@ class _Tree:
         self, group: list[int], i: int, state: State, memory: Any, path: list[Tensor], spent: float
     ) -> None:
         """Take the steps from i on for the runs in `group`, which have done the same so far."""
-        path = path or [state.x[: self.record]]
+        path = path or self.recorded(state)
         while i < len(self.sigmas) - 1:
             branches = _branches(group, self.runs, i)
             if len(branches) > 1:
@@ -144,12 +144,16 @@ class _Tree:
             state, memory = self.advance(self.runs[group[0]].guided, i, state, memory)
             spent += (time.perf_counter() - began) / len(group)
             self.finite.append((i, group[0], torch.isfinite(state.x).flatten(1).all(1)))
-            path = [*path, state.x[: self.record]]
+            path = path + self.recorded(state)
             self.tick(len(state.x) * len(group) / (len(self.sigmas) - 1))
             i += 1
         recorded = torch.stack(path) if self.record > 0 else None
         for k in group:
             self.outcomes[k] = Outcome(state.x, recorded, spent)
+
+    def recorded(self, state: State) -> list[Tensor]:
+        """What a path keeps of a state: a copy, since a view would keep all of it."""
+        return [state.x[: self.record].clone()] if self.record > 0 else []
 
     def advance(self, guided: Guided, i: int, state: State, memory: Any) -> tuple[State, Any]:
         """One solver step; the rule's memory is threaded through its evaluations."""

@@ -313,8 +313,9 @@ class EDM2(Denoiser):
         config: the shape of the network. Its weights are random until they are loaded; make it on
             the meta device and load with `assign=True` to keep a checkpoint's float16 as it is
             (see `learned_gain`) and to spend no time on random numbers.
-        dtype: in which the U-Net computes: torch.float32, bfloat16 or float16 (as released). What
-            goes in, what comes out and the preconditioning are in the dtype of x.
+        dtype: in which the U-Net computes: torch.float32 (on a GPU with convolutions in TF32, which
+            is PyTorch's default), bfloat16 or float16 (as released). What goes in, what comes out
+            and the preconditioning are in the dtype of x.
         space: what a sample is; the released networks have latents at 512x512, pixels at 64x64.
 
     Raises:
