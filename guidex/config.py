@@ -11,6 +11,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -29,6 +30,7 @@ Config = dict[str, Any]
 
 LIST_GROUPS = ("metrics",)  # of which several presets may be chosen together
 OPTIONAL_GROUPS = ("experiment", "protocol")  # of which none may be chosen, as null
+PATH_KEYS = {"eval": "images", "ref": "data"}  # what the first word of a command may be
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def compose(command: str, words: Sequence[str]) -> Composed:
     for group in {one.key_or_group for one in none} & {"protocol"}:  # an experiment may choose one
         cfg.pop(group, None)
         choices[group] = "None"
-    _require_one_way(groups, choices)
+    _require_one_way([*groups, *values], cfg, choices)
     # A part taken over from elsewhere is copied once a key inside it is set, so that comes last.
     for override in sorted(values, key=lambda one: _is_taken_over(cfg, one)):
         _set(cfg, override, choices)
@@ -92,14 +94,21 @@ def compose(command: str, words: Sequence[str]) -> Composed:
     return Composed(config, choices)
 
 
-def _require_one_way(groups: Sequence[Override], choices: dict[str, str]) -> None:
-    """Refuse to choose what a protocol replaces."""
+def _require_one_way(
+    overrides: Sequence[Override], cfg: DictConfig, choices: dict[str, str]
+) -> None:
+    """Refuse to choose or change what a protocol replaces."""
     protocol = choices.get("protocol", "None")
-    for override in groups:
-        if protocol != "None" and override.key_or_group in ("detector", "metrics"):
+    if protocol == "None":
+        return
+    for override in overrides:
+        key = override.key_or_group
+        if key.partition(".")[0] in ("detector", "metrics"):
+            known = _keys(cfg.protocol, "protocol.")
+            parts = " or ".join(name for name in known if name.endswith(f".{key}"))
             raise UsageError(
                 f"{override.input_line}: protocol={protocol} has detectors and metrics of its own; "
-                "change them under protocol.…, or say protocol=null"
+                f"change them there ({parts or 'protocol.…'}), or say protocol=null"
             )
 
 
@@ -344,8 +353,17 @@ def points(axes: Sequence[Axis], mode: str) -> list[dict[str, str]]:
     return [dict(zip(keys, values, strict=True)) for values in combinations]
 
 
+def path_first(command: str, words: Sequence[str]) -> list[str]:
+    """The words of a command as overrides, where the first one may be a path."""
+    if len(words) == 0 or ("=" in words[0] and not Path(words[0]).exists()):
+        return list(words)
+    # Quoted, so that the value is exactly this text.
+    quoted = words[0].replace("\\", "\\\\").replace("'", "\\'")
+    return [f"{PATH_KEYS[command]}='{quoted}'", *words[1:]]
+
+
 def show(command: str, words: Sequence[str]) -> str:
     """The composed configuration as YAML. Axes are shown with their first value."""
-    fixed, axes = split_axes(words)
+    fixed, axes = split_axes(path_first(command, words) if command in PATH_KEYS else words)
     first = [f"{axis.key}={axis.values[0]}" for axis in axes]
     return OmegaConf.to_yaml(OmegaConf.create(compose(command, [*fixed, *first]).config))

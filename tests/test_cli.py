@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import guidex
+from guidex.assets.codec import write_png
 from guidex.cli import main
 from guidex.presets import KINDS, config_dir
 
@@ -180,6 +181,21 @@ def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GUIDEX_DEBUG", "1")
     with pytest.raises(guidex.errors.UsageError):
         main(["sample", "seeeds=3"])
+
+
+@pytest.mark.parametrize("words", [["eval", "."], ["ref", ".", "dest=x.npz"]])
+def test_cfg_takes_the_path_that_the_command_takes(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--cfg"]) == 0
+    key = "images" if words[0] == "eval" else "data"
+    assert f"\n{key}: .\n" in capsys.readouterr().out
+
+
+def test_eval_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_png(tmp_path / "a.png", np.zeros((1, 8, 8), np.uint8))
+    assert main(["eval", str(tmp_path), "ref=digits", "metrics=[]"]) == 2
+    assert "no metrics chosen; there are accuracy" in capsys.readouterr().err
 
 
 def test_cfg_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str]) -> None:

@@ -219,6 +219,15 @@ def test_an_interval_is_no_axis():
         split_axes(["guidance.schedule.w=interval(1,2)"])
 
 
+def test_what_a_protocol_replaces_is_changed_in_the_protocol():
+    with pytest.raises(UsageError, match=r"there \(protocol.fd_dinov2.metrics.prdc.k\), or say"):
+        compose("eval", ["images=x", "protocol=fbg", "metrics.prdc.k=7"])
+    with pytest.raises(UsageError, match=r"protocol.fid.detector.weights or protocol.fd_dinov2"):
+        compose("eval", ["images=x", "protocol=edm2", "detector.weights=x"])
+    changed = compose("eval", ["images=x", "protocol=fbg", "protocol.fd_dinov2.metrics.prdc.k=7"])
+    assert changed.config["protocol"]["fd_dinov2"]["metrics"]["prdc"]["k"] == 7
+
+
 @pytest.mark.parametrize("value", ["no", "1", "null", "'true'", "[true]"])
 def test_what_is_true_or_false_stays_so(value):
     for key in ("overwrite", "model.conditional"):

@@ -507,3 +507,26 @@ def test_ref_checks_its_destination_first(tmp_path: Path) -> None:
         make_reference([str(tmp_path / "nowhere"), f"dest={tmp_path / 'x.npz'}"])
     make_reference([str(reals), f"dest={tmp_path / 'there.npz'}", "overwrite=true", "bad=skip"])
     assert read_statistics(tmp_path / "there.npz").count == 3
+
+
+@pytest.mark.parametrize("with_images", [False, True])
+def test_a_reference_is_not_measured_as_if_it_were_the_fakes(
+    tmp_path: Path, with_images: bool
+) -> None:
+    arrays = {"mu": np.zeros(2048), "sigma": np.eye(2048)}
+    if with_images:
+        arrays["arr_0"] = np.zeros((4, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "virtual.npz", **arrays)
+    with pytest.raises(UsageError, match=r"did you mean guidex eval fakes ref=.*virtual.npz\?"):
+        evaluate([str(tmp_path / "virtual.npz"), "ref=fakes", "detector=pixels"])
+
+
+def test_statistics_of_an_unknown_number_of_images_are_whole_on_either_side(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    found = read_statistics(tmp_path / "a.npz").statistics["inception"]
+    other = GaussianStatistics.from_moments(
+        count=50_000, mean=torch.ones(2048).double(), covariance=4 * torch.eye(2048).double()
+    )
+    expected = 2048 * (1 + (2 - 1) ** 2)
+    assert frechet_distance(real=found, fake=other) == pytest.approx(expected)
+    assert frechet_distance(real=other, fake=found) == pytest.approx(expected)

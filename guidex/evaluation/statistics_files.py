@@ -33,10 +33,6 @@ _PUBLISHED = {"inception": "", "inception_spatial": "_s"}
 # Bytes of mu, sigma or the record: a covariance of 16,000 features.
 _ARRAY_LIMIT = 2 * 2**30
 
-# Files with mu and sigma alone do not tell how many images they are of. The least that statistics
-# can be of stands for it, and no metric looks at the count of the real side.
-_NOMINAL_COUNT = 2
-
 
 @dataclass(frozen=True, eq=False)
 class StatisticsFile:
@@ -227,8 +223,10 @@ def _moments(mu: object, sigma: object, count: int | None, suffix: str = "") -> 
     for key, array in (("mu", mu), ("sigma", sigma)):
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
             raise GuidexError(f"its {key}{suffix} is no array of floating-point numbers.")
+    # Files with mu and sigma alone do not tell how many images they are of: as many as make any
+    # covariance, here.
     return GaussianStatistics.from_moments(
-        count=_NOMINAL_COUNT if count is None else count,
+        count=mu.size + 1 if count is None else count,
         mean=torch.from_numpy(mu.astype(np.float64)),
         covariance=torch.from_numpy(sigma.astype(np.float64)),
     )

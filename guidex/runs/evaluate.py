@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from guidex.config import Config, compose
+from guidex.config import Config, compose, path_first
 from guidex.errors import UsageError
 from guidex.evaluation.features import FeatureSet, check_comparable
 from guidex.evaluation.references import describe
 from guidex.evaluation.sources import Looking, Samples, detector_record, open_samples
+from guidex.evaluation.statistics_files import read_statistics
 from guidex.presets import options
 from guidex.reports.rows import Row
 from guidex.reports.tables import terminal_table, write_tables
@@ -29,9 +30,10 @@ def evaluate(words: Sequence[str]) -> None:
     Raises:
         UsageError, GuidexError: before any work where possible.
     """
-    config = compose("eval", path_first("images", words)).config
+    config = compose("eval", path_first("eval", words)).config
     images = str(config["images"])
     check_images(config, images)
+    _check_side(images, config["ref"])
     config["device"] = resolve_device(config["device"])
     rank, how = this_rank(), looking(config)
     samples = open_samples(images, **reading(config))
@@ -122,6 +124,16 @@ def reading(config: Config) -> dict[str, Any]:
     return {key: config[key] for key in ("resize", "crop", "bad")}
 
 
+def _check_side(images: str, ref: object) -> None:
+    """Refuse statistics where images are to be measured: the two sides have been exchanged."""
+    file = read_statistics(Path(images))
+    if file is not None:
+        raise UsageError(
+            f"{images} is a reference ({file.kind}), not images to measure; did you mean "
+            f"guidex eval {ref or 'IMAGES'} ref={images}?"
+        )
+
+
 def check_images(config: Config, images: str) -> None:
     """Refuse what is wrong with the images asked for, and how to read them, at once."""
     if not Path(images).exists():
@@ -132,12 +144,3 @@ def check_images(config: Config, images: str) -> None:
         whole(config, "resize")
     elif config["crop"]:
         raise UsageError("crop=true needs the side of the square: add resize=N")
-
-
-def path_first(key: str, words: Sequence[str]) -> list[str]:
-    """The words of a command as overrides, where the first one may be the path for `key`."""
-    if len(words) == 0 or ("=" in words[0] and not Path(words[0]).exists()):
-        return list(words)
-    # Quoted, so that the value is exactly this text.
-    quoted = words[0].replace("\\", "\\\\").replace("'", "\\'")
-    return [f"{key}='{quoted}'", *words[1:]]

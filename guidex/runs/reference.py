@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from guidex.config import Config, compose
+from guidex.config import Config, compose, path_first
 from guidex.errors import UsageError
 from guidex.evaluation.references import describe
 from guidex.evaluation.sources import detector_record, open_samples
 from guidex.evaluation.statistics_files import write_statistics
-from guidex.runs.evaluate import check_images, looking, path_first, reading
+from guidex.runs.evaluate import check_images, looking, reading
 from guidex.runs.folder import require_space
 from guidex.runs.measure import Detectors
 from guidex.runs.points import resolve_device
@@ -24,7 +24,7 @@ def make_reference(words: Sequence[str]) -> None:
     Raises:
         UsageError, GuidexError: before any work where possible.
     """
-    config = compose("ref", path_first("data", words)).config
+    config = compose("ref", path_first("ref", words)).config
     data = str(config["data"])
     check_images(config, data)
     dest = _destination(config)
