@@ -366,6 +366,8 @@ def test_repeats_show_median_and_spread(tmp_path: Path) -> None:
     assert metrics["fd_pixels"] == pytest.approx(sorted(singles)[1])
     assert metrics["fd_pixels_min"] == pytest.approx(min(singles))
     assert metrics["fd_pixels_max"] == pytest.approx(max(singles))
+    assert metrics["fd_pixels_mean"] == pytest.approx(np.mean(singles))
+    assert metrics["fd_pixels_std"] == pytest.approx(np.std(singles, ddof=1))
 
 
 def test_a_failure_names_the_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

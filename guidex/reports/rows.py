@@ -1,8 +1,8 @@
 """Rows: one per point of a sweep, and how their columns are named, ranked and printed.
 
 A metric column is called <kind>_<detector>, such as fd_pixels. With repeats it holds the median,
-and the columns <name>_min and <name>_max go with it; with a confidence interval, <name>_lo and
-<name>_hi.
+and the columns <name>_min, _max, _mean and _std (of a sample) go with it; with a confidence
+interval, <name>_lo and <name>_hi.
 """
 
 import math
@@ -146,7 +146,7 @@ class Spread(NamedTuple):
     source: Literal["repeats", "confidence"]
 
 
-_COMPANIONS = ("_min", "_max", "_lo", "_hi")
+_COMPANIONS = ("_min", "_max", "_mean", "_std", "_lo", "_hi")
 
 
 def metric_columns(rows: Iterable[Row]) -> list[str]:
@@ -157,7 +157,7 @@ def metric_columns(rows: Iterable[Row]) -> list[str]:
 
 
 def main_metrics(rows: Iterable[Row]) -> list[Metric]:
-    """The metrics without their _min, _max, _lo and _hi, in order of first appearance."""
+    """The metrics without what goes with them, in order of first appearance."""
     columns = metric_columns(rows)
     return [Metric.of(name) for name in columns if _is_main(name, columns)]
 

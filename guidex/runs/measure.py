@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from guidex.config import Config, compose
@@ -67,8 +68,8 @@ class Measure:
             check_comparable(real=self.real, fake=fake)
 
     def values(self, fakes: Sequence[FeatureSet]) -> dict[str, float]:
-        """All metrics; of several repeats the median, with minimum and maximum as further
-        columns."""
+        """All metrics; of several repeats the median, with minimum, maximum, mean and standard
+        deviation (n - 1) as further columns."""
         results = [self._values(fake.to(self.config["device"])) for fake in fakes]
         if len(results) == 1:
             return results[0]
@@ -77,6 +78,11 @@ class Measure:
             values = [result[name] for result in results]
             summary[name] = statistics.median(values)
             summary[f"{name}_min"], summary[f"{name}_max"] = min(values), max(values)
+            tensor = torch.tensor(values, dtype=torch.float64)  # whose std takes infinity, too
+            summary[f"{name}_mean"], summary[f"{name}_std"] = (
+                tensor.mean().item(),
+                tensor.std().item(),
+            )
         return summary
 
     def _values(self, fake: FeatureSet) -> dict[str, float]:
