@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from guidex.assets.image_set import ImageSet, array_images
+from guidex.errors import UsageError
 from guidex.evaluation import feature_cache, sources
 from guidex.evaluation.detectors import Identity, Pixels
 from guidex.evaluation.feature_cache import FeatureStore
@@ -19,6 +20,7 @@ from guidex.evaluation.networks import NetworkDetector
 from guidex.evaluation.sources import Looking, image_features, model_features, open_samples
 from guidex.evaluation.weights import Weights
 from guidex.models.kernel import KernelDenoiser
+from guidex.runs.reference import make_reference
 
 IDENTITY = Identity("inception", 4, "halves", "ab" * 32, "float32", False)
 
@@ -196,6 +198,22 @@ def test_the_batch_changes_nothing(tmp_path: Path, batch: int) -> None:
     torch.testing.assert_close(features.values, means(pixels(10)))
 
 
+@pytest.mark.parametrize(("limit", "most"), [(3 * 48, 3), (4 * 48 - 1, 3), (47, 1), (10**9, 4)])
+@pytest.mark.usefixtures("small_blocks")
+def test_batches_are_bounded_in_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, most: int
+) -> None:
+    monkeypatch.setattr(sources, "BATCH_BYTES", limit)
+    images, detector = array_images(pixels(10)), Watched(tmp_path)
+    stacks = images.stacks
+    groups: list[range] = []
+    images.stacks = lambda asked: groups.extend(asked) or stacks(asked)
+    [features] = image_features(images, [detector], Looking(batch=100, cache=False))
+    torch.testing.assert_close(features.values, means(pixels(10)))
+    assert max(map(len, groups)) == most
+    assert [index for group in groups for index in group] == list(range(10))
+
+
 @pytest.mark.usefixtures("small_blocks")
 def test_images_are_decoded_once_for_all_detectors(tmp_path: Path) -> None:
     decoded: list[int] = []
@@ -241,6 +259,22 @@ def test_several_processes_share_blocks(tmp_path: Path, monkeypatch: pytest.Monk
     [features] = image_features(images, [first], Looking(rank=0, ranks=3, batch=4))
     assert first.seen == 18 - 6 - 4
     torch.testing.assert_close(features.values, means(pixels(18)))
+
+
+def test_a_rank_that_starts_late_finds_the_reference_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "images.npz", images=pixels(10))
+    words = [str(tmp_path / "images.npz"), f"dest={tmp_path / 'r.npz'}", "detector=pixels"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    make_reference(words)
+    written = (tmp_path / "r.npz").stat().st_mtime_ns
+    monkeypatch.setenv("RANK", "1")
+    make_reference(words)
+    assert (tmp_path / "r.npz").stat().st_mtime_ns == written
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UsageError, match=r"r.npz is already there; .* overwrite=true"):
+        make_reference(words)
 
 
 def test_without_a_network_nothing_is_kept(cache: Path) -> None:

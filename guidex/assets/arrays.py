@@ -65,6 +65,12 @@ def _open_npz(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
     entries = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
     images = entries.get("images", entries.get("arr_0"))
+    if images is None and "latents" in entries:
+        raise GuidexError(
+            "holds latents and no images, and there are no metrics of latents. Sample again to "
+            "another folder (out=FOLDER), with a decoder that is there: decoder=sd_vae "
+            "decoder.path=FOLDER."
+        )
     if images is None:
         raise GuidexError(
             f"holds no images: they are looked for under 'images' and 'arr_0', and the file has "

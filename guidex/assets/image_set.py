@@ -63,13 +63,14 @@ class ImageSet:
 
         Raises:
             IndexError: no such image.
-            GuidexError: a file has changed since the set was opened.
+            GuidexError: a file has changed since the set was opened, or cannot be decoded.
         """
         for index in indices:
             if not 0 <= index < len(self):
                 raise IndexError(f"image {index} of a set of {len(self)}")
         quiet_pillow()
-        return self._stack(map(self.load, indices), len(indices))
+        workers = default_workers()
+        return self._stack(map_ahead(self.load, indices, workers, 2 * workers), len(indices))
 
     def batches(self, batch_size: int, workers: int | None = None) -> Iterator[Pixels]:
         """All images in order, `batch_size` at a time, the last batch maybe fewer; see `stacks`.
@@ -95,7 +96,7 @@ class ImageSet:
 
         Raises:
             UsageError: a number of workers below 1.
-            GuidexError: a file has changed since the set was opened.
+            GuidexError: a file has changed since the set was opened, or cannot be decoded.
         """
         workers = default_workers() if workers is None else workers
         if workers < 1:

@@ -2,7 +2,9 @@
 
 import difflib
 import hashlib
+import json
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +31,9 @@ from guidex.errors import GuidexError, UsageError
 # Of a long list of complaints, this many are told.
 _LISTED = 10
 
+# What `guidex sample` writes: images in one of three forms, points of a toy, or latents.
+_OUTPUTS = ("images", "images.zip", "images.npz", "samples.npz", "latents.npz")
+
 
 def open_images(
     path: str | Path,
@@ -42,7 +47,8 @@ def open_images(
 
     Sources are a folder (with its sub-folders; .png .jpg .jpeg .webp .bmp in any case, hidden
     files ignored), a .zip of the same, and a .npz or .npy of uint8 [N,H,W,C] (see
-    `arrays.open_array`). Of the output folder of `guidex sample`, its images/ is read.
+    `arrays.open_array`). Of the folder of a run of `guidex sample`, what it wrote is read: see
+    `sample_output`.
 
     Every file is read and examined here (see `codec.examine`), and decoded when it is asked for.
     Nothing in a source is trusted: no pickle is loaded, nothing is extracted, and files, zip
@@ -61,7 +67,8 @@ def open_images(
         channels: 1 (grey), 3 (RGB), or "auto": 1 if every image is grey, else 3.
 
     Raises:
-        UsageError: no such path, no images in it, or a kind of file that is not read.
+        UsageError: no such path, no images in it, a kind of file that is not read, or a run of
+            `guidex sample` that is not finished.
         GuidexError: unreadable images, images of several sizes, a damaged or dangerous file.
     """
     if bad not in ("error", "skip"):
@@ -70,8 +77,7 @@ def open_images(
     path = Path(path)
     if not os.path.exists(path):
         raise UsageError(_no_such_path(path))
-    if _is_sample_output(path):
-        path /= "images"
+    path = sample_output(path)
     if path.is_dir():
         return _open_files(FolderSource(path), path, bad, conversion)
     if path.suffix.lower() == ".zip":
@@ -85,14 +91,49 @@ def open_images(
     )
 
 
-def _is_sample_output(path: Path) -> bool:
-    """Whether this is a folder with the images/ and the labels.csv of `guidex sample`."""
+def sample_output(path: Path) -> Path:
+    """What `guidex sample` wrote to a folder: its images/, images.zip or images.npz, the
+    samples.npz of a toy, or else its latents.npz. Any other path is returned as it is.
+
+    Raises:
+        UsageError: the run is not finished, or its output is no longer there.
+    """
+    finished = _has_table(path)
+    if finished:
+        for name in _OUTPUTS:
+            if (path / name).exists():
+                return path / name
+    if not _is_run(path):
+        return path
+    if finished:
+        raise UsageError(f"{path} is a run of guidex sample, but has none of {', '.join(_OUTPUTS)}")
+    text = f"{path} is a run of guidex sample that is not finished; give its command again"
+    if (path / "images").exists():
+        text += f", or read the images that are there already, as {path / 'images'}"
+    raise UsageError(text)
+
+
+def _has_table(path: Path) -> bool:
+    """Whether a folder has the labels.csv that `guidex sample` writes at its end."""
     table = path / "labels.csv"
-    if not table.is_file() or not (path / "images").is_dir():
+    if not table.is_file():
         return False
     with open(table, "rb") as file:
         columns = file.readline(1000).strip().split(b",")
     return {b"seed", b"label", b"file"} <= set(columns)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a folder has the run.json that `guidex sample` writes at its beginning."""
+    mark = path / "run.json"
+    if not mark.is_file():
+        return False
+    try:
+        with open(mark, "rb") as file:
+            content = json.loads(file.read(2**20))
+    except (OSError, ValueError, RecursionError):
+        return False  # someone else's
+    return isinstance(content, dict) and content.get("command") == "sample"
 
 
 class _Record(NamedTuple):
@@ -106,7 +147,7 @@ class _Record(NamedTuple):
 def _open_files(source: Source, path: Path, bad: str, conversion: Conversion) -> ImageSet:
     if not source.names and not source.closed:
         raise UsageError(_no_images(source, path))
-    labels = find_labels(source)
+    labels = find_labels(source, path)
     records, failures = _scan(source, path, conversion)
     failures = source.closed + failures
     if failures and (bad == "error" or not records):
@@ -127,7 +168,7 @@ def _open_files(source: Source, path: Path, bad: str, conversion: Conversion) ->
         class_names=labels.class_names,
         kinds={record.header.kind for record in records},
         skipped=failures,
-        load=_loader(source, records, shape, conversion),
+        load=_loader(source, path, records, shape, conversion),
         digest=lambda index: records[index].digest,
         crop=conversion.crop,
     )
@@ -161,11 +202,18 @@ def _scan(
 
 def _loader(
     source: Source,
+    path: Path,
     records: list[_Record],
     shape: tuple[int, int, int],
     conversion: Conversion,
 ) -> Callable[[int], Pixels]:
-    """The pixels [C,H,W] of image k, from a file that is found to be the same as before."""
+    """The pixels [C,H,W] of image k, from a file that is found to be the same as before.
+
+    The first file that cannot be decoded makes all the others be tried, so that all such files are
+    told at once and not one after another.
+    """
+    lock = threading.Lock()
+    complaint = ""
 
     def load(index: int) -> Pixels:
         name, _, digest = records[index]
@@ -178,13 +226,37 @@ def _loader(
         try:
             pixels = decode(data, conversion)
         except ValueError as error:
-            raise GuidexError(
-                f"{shown(name)} cannot be decoded ({reason_of(error)}), although its checksums are "
-                "right. Repair or remove it."
-            ) from error
+            nonlocal complaint
+            with lock:
+                complaint = complaint or _undecodable(source, path, records, conversion)
+            raise GuidexError(complaint) from error
         return np.broadcast_to(pixels, shape)
 
     return load
+
+
+def _undecodable(source: Source, path: Path, records: list[_Record], conversion: Conversion) -> str:
+    """The complaint about all images that cannot be decoded, for which all are tried."""
+
+    def reason(record: _Record) -> str | None:
+        try:
+            decode(source.read(record.name), conversion)
+        except (OSError, ValueError) as error:
+            return reason_of(error)
+        return None
+
+    workers = default_workers()
+    reasons = map_ahead(reason, records, workers, ahead=2 * workers)
+    bar = tqdm(records, f"decoding {path}", unit="image", delay=2, leave=False, disable=None)
+    failures = [
+        (record.name, one) for record, one in zip(bar, reasons, strict=True) if one is not None
+    ]
+    return _listed(
+        f"{len(failures)} of {len(records)} images in {path} cannot be decoded, although their "
+        "checksums are right:",
+        failures,
+        "Repair or remove them; bad=skip leaves out only what checksums find.",
+    )
 
 
 def _no_such_path(path: Path) -> str:
@@ -217,16 +289,18 @@ def _no_images(source: Source, path: Path) -> str:
 
 
 def _unreadable(failures: list[tuple[str, str]], count: int, path: Path) -> str:
+    return _listed(
+        f"{len(failures)} of {count} images in {path} cannot be read:",
+        failures,
+        "Repair or remove them, or pass bad=skip to go on without them.",
+    )
+
+
+def _listed(title: str, failures: list[tuple[str, str]], advice: str) -> str:
     lines = [f"  {shown(name) or '.'}: {reason}" for name, reason in failures[:_LISTED]]
     if len(failures) > _LISTED:
         lines.append(f"  ... and {len(failures) - _LISTED} more")
-    return "\n".join(
-        [
-            f"{len(failures)} of {count} images in {path} cannot be read:",
-            *lines,
-            "Repair or remove them, or pass bad=skip to go on without them.",
-        ]
-    )
+    return "\n".join([title, *lines, advice])
 
 
 def _mixed_sizes(records: list[_Record], path: Path) -> str:

@@ -4,12 +4,13 @@ import csv
 import io
 import json
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guidex.assets.sources import Source, shown
+from guidex.assets.sources import MAX_BYTES, Source, reason_of, shown
 from guidex.errors import GuidexError
 
 # Class by file; None where a file is listed without a class.
@@ -26,7 +27,7 @@ class Labels(NamedTuple):
     class_names: list[str] | None
 
 
-def find_labels(source: Source) -> Labels:
+def find_labels(source: Source, path: Path) -> Labels:
     """Labels of all images of a source, from the first of these that is there:
 
     1. `labels.csv` in the source, as `guidex sample` writes it: a table with the columns `file`
@@ -34,15 +35,20 @@ def find_labels(source: Source) -> Labels:
        without these columns is someone else's and is left alone.
     2. `dataset.json` in the source, as in the data sets of StyleGAN and EDM2:
        {"labels": [[file, class], ...]}, or null for no labels.
-    3. `labels.csv` in the parent of the folder, if it has a row for at least one of the images.
+    3. `labels.csv` beside the folder or zip, if it has a row for at least one of the images. It
+       names those of a folder with the folder, those of a zip as the zip does.
     4. Folders: the first-level sub-folders are the classes 0 ... K-1 in sorted order, provided
        that there are at least two and every image lies in one of them. The folders of a thousand
        seeds each that `guidex sample` writes are no classes. Else no labels.
 
+    Arguments:
+        source: the images.
+        path: the folder or zip that they are in.
+
     Raises:
         GuidexError: the table is damaged or has no label for some image.
     """
-    table = _csv_table(source, "labels.csv")
+    table = _csv_table(source.sidecar("labels.csv"), "labels.csv")
     if table is not None:
         return _select(table, source.names, "labels.csv")
     data = source.sidecar("dataset.json")
@@ -51,10 +57,11 @@ def find_labels(source: Source) -> Labels:
         if table is None:
             return Labels(None, None)
         return _select(table, source.names, "dataset.json")
-    table = _csv_table(source, "../labels.csv")
-    inside = [f"{source.folder}/{name}" for name in source.names]
+    beside = path.resolve().parent / "labels.csv"
+    table = _csv_table(_content(beside), str(beside))
+    inside = [f"{source.folder}/{name}" if source.folder else name for name in source.names]
     if table is not None and not table.keys().isdisjoint(inside):
-        return _select(table, inside, "labels.csv in its parent")
+        return _select(table, inside, str(beside))
     return _from_folders(source.names)
 
 
@@ -88,9 +95,22 @@ def _are_seeds(names: list[str]) -> bool:
     return all(match and int(match[1]) == int(match[2]) // 1000 * 1000 for match in matches)
 
 
-def _csv_table(source: Source, where: str) -> Table | None:
+def _content(path: Path) -> bytes | None:
+    """The bytes of a file, None if there is none."""
+    if not path.is_file():
+        return None
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise GuidexError(f"cannot read {path}: {reason_of(error)}") from error
+    if len(data) > MAX_BYTES:
+        raise GuidexError(f"{path} is larger than the {MAX_BYTES // 2**20} MiB allowed for it.")
+    return data
+
+
+def _csv_table(data: bytes | None, where: str) -> Table | None:
     """The table, or None if there is none with the columns of guidex."""
-    data = source.sidecar(where)
     if data is None:
         return None
     try:
@@ -99,7 +119,7 @@ def _csv_table(source: Source, where: str) -> Table | None:
             return None
         cells = [(row["file"], row["label"], f"line {rows.line_num}") for row in rows]
     except (csv.Error, UnicodeDecodeError) as error:
-        raise GuidexError(f"{where} beside the images cannot be read as CSV: {error}") from error
+        raise GuidexError(f"{where} cannot be read as CSV: {error}") from error
     return _table(cells, where)
 
 

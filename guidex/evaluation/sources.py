@@ -3,6 +3,7 @@ truth. Images are decoded once for all detectors that look at them."""
 
 import dataclasses
 import hashlib
+import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from guidex.assets.image_set import ImageSet
-from guidex.assets.images import open_images
+from guidex.assets.images import open_images, sample_output
 from guidex.errors import GuidexError, UsageError
 from guidex.evaluation.detectors import Detector, detect
 from guidex.evaluation.feature_cache import BLOCK, FeatureStore
@@ -23,6 +24,7 @@ from guidex.evaluation.features import FeatureSet
 from guidex.models.denoiser import ExactDenoiser
 
 DRAWS = 10_000  # true samples of a toy that its reference is made of
+BATCH_BYTES = 256 * 2**20  # pixels of a batch, and about as many that are read ahead
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Looking:
     """How images get to detectors.
 
     Attributes:
-        batch: images per batch; no effect on features.
+        batch: images per batch, fewer of large ones (see BATCH_BYTES); no effect on features.
         cache: whether features of networks are kept on disk for the next time.
         rank, ranks: number of this process among those that look at the same images and share
             the cache. Each begins with other blocks, and ends with all features.
@@ -71,6 +73,11 @@ class Samples:
         }
 
     @property
+    def count(self) -> int:
+        """Number of samples."""
+        return len(self.points[0]) if self.images is None else len(self.images)
+
+    @property
     def has_labels(self) -> bool:
         """Whether their classes are known."""
         if self.images is None:
@@ -91,7 +98,8 @@ class Samples:
 
 
 def open_samples(path: str, *, resize: int | None, crop: bool = False, bad: str) -> Samples:
-    """Open a folder, zip or npz of images, or the samples.npz of a toy.
+    """Open a folder, zip or npz of images, the samples.npz of a toy, or the folder of a run of
+    `guidex sample`, which has one of these.
 
     Arguments:
         path: where they are.
@@ -102,10 +110,11 @@ def open_samples(path: str, *, resize: int | None, crop: bool = False, bad: str)
     Raises:
         UsageError, GuidexError: as `guidex.assets.images.open_images`.
     """
-    points = _read_points(Path(path))
+    found = sample_output(Path(path))
+    points = _read_points(found)
     if points is not None:
         return Samples(path, None, points)
-    return Samples(path, open_images(path, bad=bad, resize=resize, crop=crop), None)
+    return Samples(path, open_images(found, bad=bad, resize=resize, crop=crop), None)
 
 
 def image_features(
@@ -191,10 +200,11 @@ class _Pass:
 
     def _pixels(self, blocks: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         """Batches of images, each of one block, read ahead across blocks."""
+        batch = min(self._how.batch, max(1, BATCH_BYTES // math.prod(self._images.shape)))
         starts = [
-            (block, first, min(first + self._how.batch, BLOCK * block + self._size(block)))
+            (block, first, min(first + batch, BLOCK * block + self._size(block)))
             for block in blocks
-            for first in range(BLOCK * block, BLOCK * block + self._size(block), self._how.batch)
+            for first in range(BLOCK * block, BLOCK * block + self._size(block), batch)
         ]
         batches = self._images.stacks([range(first, last) for _, first, last in starts])
         for (block, _, _), pixels in zip(starts, batches, strict=True):
@@ -225,15 +235,24 @@ class _Pass:
         return min(BLOCK, len(self._images) - BLOCK * block)
 
 
-def model_features(model: object, detector: Detector, seed: int = 0) -> FeatureSet:
-    """Features of the true distribution of a model that knows it.
+def model_samples(model: object, seed: int = 0) -> tuple[Tensor, Tensor | None]:
+    """True samples of a model that knows its distribution, and their classes.
 
     Raises:
         UsageError: the model does not know it.
     """
     if not isinstance(model, ExactDenoiser):
         raise UsageError("this model does not know its data; give a reference: ref=PATH")
-    samples, labels = model.reference(DRAWS, seed)
+    return model.reference(DRAWS, seed)
+
+
+def model_features(model: object, detector: Detector, seed: int = 0) -> FeatureSet:
+    """Features of the true distribution of a model that knows it.
+
+    Raises:
+        UsageError: the model does not know it.
+    """
+    samples, labels = model_samples(model, seed)
     identity = detector.identity
     if identity is None or identity.weights is None:
         features = detect(detector, samples, labels)

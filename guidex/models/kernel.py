@@ -206,7 +206,7 @@ def _load(
 ) -> tuple[Tensor, Tensor | None, tuple[str, ...], dict[str, str]]:
     """Images uint8 [N, C, H, W], their classes [N] or None, names of classes, and the origin."""
     images = digits(resize) if data == "digits" else open_images(data, resize=resize)
-    [pixels] = images.stacks([range(len(images))])
+    pixels = images.read(range(len(images)))
     labels = None if images.labels is None else torch.as_tensor(images.labels, dtype=torch.int64)
     origin = {} if data == "digits" else {"source": data, "sha256": images.fingerprint()}
     return torch.from_numpy(pixels), labels, tuple(images.class_names or ()), origin

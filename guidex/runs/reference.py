@@ -49,6 +49,7 @@ def _destination(config: Config) -> Path:
         raise UsageError(f"dest={dest}: the name of a file of statistics ends in .npz")
     if not dest.parent.is_dir():
         raise UsageError(f"dest={dest}: there is no folder {dest.parent}; create it first")
-    if dest.exists() and not config["overwrite"]:
+    # Of several processes, one may start late: what is there by then, the first one has written.
+    if this_rank().first and dest.exists() and not config["overwrite"]:
         raise UsageError(f"{dest} is already there; choose another name, or give overwrite=true")
     return dest
