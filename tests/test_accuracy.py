@@ -72,7 +72,7 @@ def test_what_is_missing_is_named() -> None:
     )
     with pytest.raises(UsageError, match="only statistics are known"):
         check_reference(metric, statistics)
-    with pytest.raises(UsageError, match="k = 11 needs at least 11 real images, but there are 10"):
+    with pytest.raises(UsageError, match="k=11 needs at least 11 real images, but there are 10"):
         KNNAccuracy(k=11)(real=labelled, fake=labelled)
     with pytest.raises(UsageError, match="whole number"):
         KNNAccuracy(k=0)

@@ -92,6 +92,8 @@ def test_other_detectors_have_columns_of_their_own() -> None:
 
 
 def test_refusals() -> None:
+    with pytest.raises(UsageError, match="at least 2 real images, but there is 1"):
+        CMMD()(real=feature_set(normal(1, 2)), fake=feature_set(normal(5, 2)))
     with pytest.raises(UsageError, match="only features of one detector compare"):
         CMMD()(real=feature_set(normal(5, 2)), fake=feature_set(normal(5, 2), "inception"))
     for sigma in (0, -1.0, math.inf, math.nan, True, "10"):

@@ -189,8 +189,10 @@ def test_sets_that_do_not_compare_are_refused() -> None:
         Frechet()(real=feature_set(values, "inception"), fake=feature_set(values, "dinov2"))
     with pytest.raises(UsageError, match="4 dimensions, fake ones 3"):
         Frechet()(real=feature_set(values), fake=feature_set(values[:, :3]))
-    with pytest.raises(UsageError, match="at least 2"):
-        Frechet()(real=feature_set(values), fake=feature_set(values[:1]))
+    for sides in ({"real": values, "fake": values[:1]}, {"real": values[:1], "fake": values}):
+        side = min(sides, key=lambda name: len(sides[name]))
+        with pytest.raises(UsageError, match=f"at least 2 {side} images, but there is 1; use more"):
+            Frechet()(**{name: feature_set(part) for name, part in sides.items()})
 
 
 @pytest.mark.parametrize(
@@ -212,7 +214,7 @@ def test_impossible_options_are_refused(options: dict, message: str) -> None:
 @pytest.mark.parametrize(("count", "dim", "needed"), [(39, 2, 40), (59, 30, 60)])
 def test_intervals_from_too_few_images_are_refused(count: int, dim: int, needed: int) -> None:
     values = feature_set(normal(count, dim))
-    with pytest.raises(UsageError, match=f"{count} fake.*at least {needed}"):
+    with pytest.raises(UsageError, match=f"at least {needed} fake images, but there are {count};"):
         Frechet("jackknife")(real=values, fake=values)
 
 

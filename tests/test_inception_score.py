@@ -84,7 +84,9 @@ def test_refusals() -> None:
     with pytest.raises(UsageError, match="use detector=inception_logits"):
         pool3 = logits_of(torch.randn(20, 4), "inception")
         InceptionScore()(real=pool3, fake=pool3)
-    with pytest.raises(UsageError, match="5 images cannot be cut into 10 parts"):
+    with pytest.raises(
+        UsageError, match="splits=10 needs at least 10 fake images, but there are 5"
+    ):
         InceptionScore()(real=fake, fake=fake)
     with pytest.raises(UsageError, match="whole number"):
         InceptionScore(splits=0)

@@ -77,5 +77,7 @@ def test_the_metric() -> None:
     assert found != MIND(projections=20, seed=1)(real=real, fake=fake)
     with pytest.raises(UsageError, match="only features of one detector compare"):
         MIND()(real=real, fake=feature_set(normal(30, 5), "e"))
+    with pytest.raises(UsageError, match="at least 2 fake images, but there is 1"):
+        MIND()(real=real, fake=feature_set(normal(1, 5)))
     with pytest.raises(UsageError, match="whole number"):
         MIND(projections=0)

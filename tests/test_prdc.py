@@ -209,9 +209,9 @@ def test_nearest_neighbours_are_those_of_the_table_of_distances(tile: int) -> No
 
 def test_too_few_images_name_both_numbers() -> None:
     few, enough = normal(5, 2), normal(6, 2)
-    with pytest.raises(UsageError, match="k = 5 needs more than 5 real images, but there are 5"):
+    with pytest.raises(UsageError, match="k=5 needs at least 6 real images, but there are 5"):
         prdc(real=few, fake=enough, k=5)
-    with pytest.raises(UsageError, match="more than 5 fake images, but there are 5"):
+    with pytest.raises(UsageError, match="k=5 needs at least 6 fake images, but there are 5"):
         prdc(real=enough, fake=few, k=5)
     assert prdc(real=enough, fake=enough, k=5)["precision"] == 1.0
 

@@ -36,8 +36,13 @@ HOW = Looking(batch=8, cache=False)
 
 
 def reference_features(path: str, detector: Detector) -> tuple[FeatureSet, dict[str, Any]]:
-    [found] = references.reference_features(path, [detector], resize=None, bad="error", how=HOW)
-    return found
+    reference = references.open_reference(path, resize=None, bad="error")
+    real = reference.real(detector)
+    [features] = reference.features([(detector, True)], HOW)
+    described = ("detector", "dim", "count", "has_values", "has_labels", "truth")
+    for name in described:  # known before
+        assert getattr(real, name) == getattr(features, name)
+    return features, real.about
 
 
 def file_features(path: str, detector: Detector) -> tuple[FeatureSet, dict[str, Any]]:
@@ -243,6 +248,42 @@ def test_adm_has_statistics_for_sfid(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **moments(4), **{**of_spatial, "sigma_s": np.eye(DIM, dtype=int)})
     with pytest.raises(GuidexError, match=r"a\.npz: its sigma_s is no array"):
         reference_features(str(tmp_path / "a.npz"), detector)
+
+
+def test_images_go_through_networks_only_where_single_features_are_needed(tmp_path: Path) -> None:
+    path, passes = tmp_path / "virtual.npz", []
+
+    class Watched(Halves):
+        def forward(self, images: Tensor) -> Tensor:
+            passes.append(self)
+            return super().forward(images)
+
+    of_spatial = {"mu_s": moments(5)["mu"], "sigma_s": moments(5)["sigma"]}
+    np.savez(path, **moments(4), **of_spatial, arr_0=pixels(9))
+    names = ("inception", "inception_spatial", "dinov2")
+    detectors = [network(tmp_path, name) for name in names]
+    for detector in detectors:
+        detector._build = Watched
+    reference = references.open_reference(str(path), resize=None, bad="error")
+    assert [reference.real(detector).has_values for detector in detectors] == [True] * 3
+    assert passes == []
+
+    # Of ADM's, precision and recall are of Inception; sFID needs statistics alone.
+    sets = reference.features([(detectors[0], True), (detectors[1], False)], Looking(cache=False))
+    assert len(passes) == 1
+    assert sets[0].values is not None and sets[1].values is None
+    assert_moments(sets[0], moments(4))
+    assert_moments(sets[1], moments(5))
+    # Detectors without statistics there take the images; all that do, in one pass.
+    passes.clear()
+    stacked, stacks = [], reference.samples.images.stacks
+    reference.samples.images.stacks = lambda ranges: stacked.append(1) or stacks(ranges)
+    asked = [(detectors[2], False), (detectors[1], False), (detectors[0], True)]
+    sets = reference.features(asked, Looking(cache=False))
+    assert [one.values is None for one in sets] == [False, True, False]
+    assert (len(passes), len(stacked)) == (2, 1)
+    assert torch.equal(sets[0].values, sets[2].values)
+    assert sets[0].given_statistics is None
 
 
 def test_messages_do_not_make_up_a_number_of_images(tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from guidex.errors import UsageError
 from guidex.evaluation.features import (
     FeatureSet,
     check_comparable,
+    check_enough,
     check_whole,
     require_labels,
     require_values,
@@ -35,6 +35,10 @@ class KNNAccuracy:
         check_whole("k", k, least=1)
         self.k = k
 
+    def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
+        """Raise UsageError where there are fewer than k reals."""
+        check_enough(f"KNNAccuracy with k={self.k}", least=self.k, real=real, instead="a smaller k")
+
     def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         """accuracy_<detector>, in 0 ... 1.
 
@@ -42,8 +46,10 @@ class KNNAccuracy:
             UsageError: sets of different detectors, no features, no labels, fewer than k reals.
         """
         check_comparable(real=real, fake=fake)
+        reals = require_values(real, side="real", metric="KNNAccuracy")
+        self.check_counts(real=len(reals), fake=fake.count, dim=real.dim)
         accuracy = knn_accuracy(
-            real=require_values(real, side="real", metric="KNNAccuracy"),
+            real=reals,
             real_labels=require_labels(real, side="real", metric="KNNAccuracy"),
             fake=require_values(fake, side="fake", metric="KNNAccuracy"),
             fake_labels=require_labels(fake, side="fake", metric="KNNAccuracy"),
@@ -55,16 +61,7 @@ class KNNAccuracy:
 def knn_accuracy(
     *, real: Tensor, real_labels: Tensor, fake: Tensor, fake_labels: Tensor, k: int
 ) -> float:
-    """Share of fakes [M, D] whose k-NN vote on real [N, D] equals their label [M].
-
-    Raises:
-        UsageError: fewer than k reals.
-    """
-    if len(real) < k:
-        raise UsageError(
-            f"k = {k} needs at least {k} real images, but there are {len(real)}. "
-            "Use more images or a smaller k."
-        )
+    """Share of fakes [M, D] whose k-NN vote on real [N, D], N >= k, equals their label [M]."""
     _, indices = nearest_neighbours(queries=fake, points=real, k=k)
     voted = majority(real_labels.to(indices.device)[indices])
     return (voted == fake_labels.to(voted.device)).double().mean().item()

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from guidex.errors import UsageError
-from guidex.evaluation.features import FeatureSet, check_comparable, require_values
+from guidex.evaluation.features import (
+    FeatureSet,
+    check_comparable,
+    check_enough,
+    require_values,
+)
 
 SCALE = 1000
 
@@ -43,18 +48,21 @@ class CMMD:
             raise UsageError(f"sigma is {sigma!r}; it must be a number above 0.")
         self.sigma = sigma
 
+    def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
+        """Raise UsageError below 2 images: a single one has no distribution."""
+        check_enough("CMMD", least=2, real=real, fake=fake, instead="leave it out")
+
     def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         """cmmd_<detector>, 0 or more.
 
         Raises:
-            UsageError: sets of different detectors, or no features.
+            UsageError: sets of different detectors, no features, or fewer than 2 images.
         """
         check_comparable(real=real, fake=fake)
-        distance = biased_distance(
-            real=require_values(real, side="real", metric="CMMD"),
-            fake=require_values(fake, side="fake", metric="CMMD"),
-            sigma=self.sigma,
-        )
+        reals = require_values(real, side="real", metric="CMMD")
+        fakes = require_values(fake, side="fake", metric="CMMD")
+        self.check_counts(real=len(reals), fake=len(fakes), dim=real.dim)
+        distance = biased_distance(real=reals, fake=fakes, sigma=self.sigma)
         return {f"cmmd_{real.detector}": SCALE * distance}
 
 

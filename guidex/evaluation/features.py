@@ -123,12 +123,42 @@ class FeatureSet:
         """Number of features D."""
         return self.statistics.dim if self.values is None else self.values.shape[1]
 
+    @property
+    def has_values(self) -> bool:
+        """Whether single features are known."""
+        return self.values is not None
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether classes are known."""
+        return self.labels is not None
+
+
+class Kind(Protocol):
+    """What features of two sets must have in common: the detector, and their number D."""
+
+    detector: str
+    dim: int
+
+
+class Known(Kind, Protocol):
+    """What can be said of a set before its features are made, or after: a `FeatureSet` is one.
+
+    Attributes:
+        count, has_values, has_labels, truth: as of `FeatureSet`.
+    """
+
+    count: int
+    has_values: bool
+    has_labels: bool
+    truth: ExactDenoiser | None
+
 
 class Metric(Protocol):
-    """A metric: a pure function of two feature sets, with what it needs of the real one.
+    """A metric: a pure function of two feature sets, with what it needs of them.
 
-    The needs are known without any image, so a reference that lacks something is refused by
-    `check_reference` before the first image is made.
+    The needs are known without any image, so that sets which lack something are refused by
+    `check_reference` and `check_counts` before the first image is made or looked at.
 
     Attributes:
         needs_reference: whether it looks at the real set at all.
@@ -142,6 +172,17 @@ class Metric(Protocol):
     needs_labels: ClassVar[bool]
     needs_truth: ClassVar[bool]
     needs_detector: ClassVar[str | None]
+
+    def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
+        """Raise UsageError where there are too few images.
+
+        Arguments:
+            real: number of real images: of single ones, where it needs_values; None where it is
+                not recorded, or no reference is needed.
+            fake: number of fakes.
+            dim: number of features D.
+        """
+        ...
 
     def __call__(self, *, real: FeatureSet | None, fake: FeatureSet) -> dict[str, float]:
         """Numbers by column name, in the order of the columns; real may be None where it needs no
@@ -161,6 +202,26 @@ def check_share(name: str, value: float) -> None:
         raise UsageError(f"{name} is {value!r}; it must be a number above 0 and below 1.")
 
 
+def check_enough(
+    metric: str, *, least: int, real: int | None = None, fake: int | None = None, instead: str
+) -> None:
+    """Raise UsageError where a side has fewer images than a metric needs.
+
+    Arguments:
+        metric: its name, with the options that ask for so many.
+        least: images needed.
+        real, fake: images that there are; None for any number.
+        instead: what else can be done than to use more images.
+    """
+    for side, count in (("real", real), ("fake", fake)):
+        if count is not None and count < least:
+            there = "there is 1" if count == 1 else f"there are {count}"
+            raise UsageError(
+                f"{metric} needs at least {least} {side} images, but {there}; "
+                f"use more images or {instead}."
+            )
+
+
 def check_detector(metric: Metric, detector: str | None) -> None:
     """Raise UsageError where the metric is defined for another detector alone.
 
@@ -171,18 +232,18 @@ def check_detector(metric: Metric, detector: str | None) -> None:
         require_detector(detector, metric.needs_detector, metric=type(metric).__name__)
 
 
-def check_reference(metric: Metric, real: FeatureSet) -> None:
+def check_reference(metric: Metric, real: Known) -> None:
     """Raise UsageError where the real set lacks features, labels or truth that the metric needs."""
     name = type(metric).__name__
     if metric.needs_values:
-        require_values(real, side="real", metric=name)
+        _check_has_values(real, "real", name)
     if metric.needs_labels:
-        require_labels(real, side="real", metric=name)
+        _check_has_labels(real, "real", name)
     if metric.needs_truth:
         require_truth(real, metric=name)
 
 
-def check_comparable(*, real: FeatureSet, fake: FeatureSet) -> None:
+def check_comparable(*, real: Kind, fake: Kind) -> None:
     """Raise UsageError unless both sets come from one detector and have one dimension."""
     if real.detector != fake.detector:
         raise UsageError(
@@ -207,25 +268,17 @@ def require_detector(detector: str | None, needed: str, *, metric: str) -> None:
 
 def require_values(features: FeatureSet, *, side: str, metric: str) -> Tensor:
     """The features [N, D]; raises UsageError where only statistics are known."""
-    if features.values is None:
-        raise UsageError(
-            f"{metric} compares single images, but of the {side} set only statistics are known "
-            f"({_described(features)}). Give the images or their features, or leave the metric out."
-        )
+    _check_has_values(features, side, metric)
     return features.values
 
 
 def require_labels(features: FeatureSet, *, side: str, metric: str) -> Tensor:
     """The labels [N]; raises UsageError where there are none."""
-    if features.labels is None:
-        raise UsageError(
-            f"{metric} compares classes, but the {side} set ({_described(features)}) has no "
-            "labels. Give a labelled set, or leave the metric out."
-        )
+    _check_has_labels(features, side, metric)
     return features.labels
 
 
-def require_truth(features: FeatureSet, *, metric: str) -> ExactDenoiser:
+def require_truth(features: Known, *, metric: str) -> ExactDenoiser:
     """The exact distribution; raises UsageError where it is not known."""
     if features.truth is None:
         raise UsageError(
@@ -235,6 +288,22 @@ def require_truth(features: FeatureSet, *, metric: str) -> ExactDenoiser:
     return features.truth
 
 
-def _described(features: FeatureSet) -> str:
+def _check_has_values(features: Known, side: str, metric: str) -> None:
+    if not features.has_values:
+        raise UsageError(
+            f"{metric} compares single images, but of the {side} set only statistics are known "
+            f"({_described(features)}). Give the images or their features, or leave the metric out."
+        )
+
+
+def _check_has_labels(features: Known, side: str, metric: str) -> None:
+    if not features.has_labels:
+        raise UsageError(
+            f"{metric} compares classes, but the {side} set ({_described(features)}) has no "
+            "labels. Give a labelled set, or leave the metric out."
+        )
+
+
+def _described(features: Known) -> str:
     images = "number of images not known" if features.count == 0 else f"{features.count} images"
     return f"detector {features.detector}, {images}"

@@ -16,6 +16,7 @@ from guidex.errors import UsageError
 from guidex.evaluation.features import (
     FeatureSet,
     check_comparable,
+    check_enough,
     check_share,
     check_whole,
     require_values,
@@ -90,6 +91,18 @@ class Frechet:
         self.resamples = resamples
         self.seed = seed
 
+    def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
+        """Raise UsageError below 2 images, and below what an interval needs: 2 fakes per feature,
+        and 40."""
+        check_enough("Frechet", least=2, real=real, fake=fake, instead="leave it out")
+        if self.confidence != "none":
+            check_enough(
+                f"Frechet with confidence={self.confidence} and {dim} features",
+                least=max(IMAGES_PER_FEATURE * dim, 2 * JACKKNIFE_BLOCKS),
+                fake=fake,
+                instead="confidence=none",
+            )
+
     def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         """fd_<detector>, and fd_<detector>_lo and _hi where an interval is asked for.
 
@@ -98,6 +111,7 @@ class Frechet:
                 fakes without features or too few of them.
         """
         check_comparable(real=real, fake=fake)
+        self.check_counts(real=real.statistics.count, fake=fake.statistics.count, dim=fake.dim)
         name = f"fd_{real.detector}"
         if self.confidence == "none":
             return {name: frechet_distance(real=real.statistics, fake=fake.statistics)}
@@ -112,13 +126,6 @@ class Frechet:
     def _resampled_values(self, fake: FeatureSet) -> Tensor:
         """The features [N, D] behind the fake statistics, if an interval can be had from them."""
         values = require_values(fake, side="fake", metric=f"Frechet ({self.confidence})")
-        needed = max(IMAGES_PER_FEATURE * fake.dim, 2 * JACKKNIFE_BLOCKS)
-        if fake.count < needed:
-            raise UsageError(
-                f"{self.confidence}: {fake.count} fake images with {fake.dim} features are too few "
-                f"for an interval that can be trusted; make at least {needed}, or use "
-                "confidence=none."
-            )
         if fake.statistics.count != fake.count:
             raise UsageError(
                 f"{self.confidence}: the fake statistics are of {fake.statistics.count} images, "

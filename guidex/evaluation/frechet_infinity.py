@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from guidex.errors import UsageError
-from guidex.evaluation.features import FeatureSet, check_comparable, check_whole, require_values
+from guidex.evaluation.features import (
+    FeatureSet,
+    check_comparable,
+    check_enough,
+    check_whole,
+    require_values,
+)
 from guidex.evaluation.frechet import IMAGES_PER_FEATURE, frechet_distances
 from guidex.evaluation.statistics import GaussianStatistics
 
@@ -44,6 +50,23 @@ class FrechetInfinity:
         self.smallest = smallest
         self.seed = seed
 
+    def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
+        """Raise UsageError below 2 reals, where the smallest subset has fewer than 2 images per
+        feature, or fakes are fewer than there are subsets above it."""
+        check_enough("FrechetInfinity", least=2, real=real, instead="leave it out")
+        needed = IMAGES_PER_FEATURE * dim
+        if self.smallest < needed:
+            raise UsageError(
+                f"FrechetInfinity: smallest is {self.smallest}, and {dim} features need at "
+                f"least {needed} images for the bias to fall as 1 / n."
+            )
+        check_enough(
+            f"FrechetInfinity with smallest={self.smallest} and sizes={self.sizes}",
+            least=self.smallest + self.sizes,
+            fake=fake,
+            instead=f"a lower smallest ({needed} or more)",
+        )
+
     def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         """fd_infinity_<detector>.
 
@@ -52,17 +75,7 @@ class FrechetInfinity:
         """
         check_comparable(real=real, fake=fake)
         values = require_values(fake, side="fake", metric="FrechetInfinity")
-        needed = IMAGES_PER_FEATURE * fake.dim
-        if self.smallest < needed:
-            raise UsageError(
-                f"FrechetInfinity: smallest is {self.smallest}, and {fake.dim} features need at "
-                f"least {needed} images for the bias to fall as 1 / n."
-            )
-        if len(values) < self.smallest + self.sizes:
-            raise UsageError(
-                f"FrechetInfinity: {len(values)} fake images leave no room for subsets of "
-                f"{self.smallest} and more; make more, or lower smallest (to {needed} or more)."
-            )
+        self.check_counts(real=real.statistics.count, fake=len(values), dim=fake.dim)
         spaced = torch.linspace(self.smallest, len(values), self.sizes, dtype=torch.float64)
         generator = torch.Generator().manual_seed(self.seed)
         counts = spaced.long().tolist()

@@ -7,8 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guidex.errors import UsageError
-from guidex.evaluation.features import FeatureSet, check_whole, require_detector, require_values
+from guidex.evaluation.features import (
+    FeatureSet,
+    check_enough,
+    check_whole,
+    require_detector,
+    require_values,
+)
 
 DETECTOR = "inception_logits"
 
@@ -39,6 +44,15 @@ class InceptionScore:
         self.shuffle = shuffle
         self.seed = seed
 
+    def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
+        """Raise UsageError where fakes are fewer than parts."""
+        check_enough(
+            f"InceptionScore with splits={self.splits}",
+            least=self.splits,
+            fake=fake,
+            instead="fewer splits",
+        )
+
     def __call__(self, *, real: FeatureSet | None, fake: FeatureSet) -> dict[str, float]:
         """is_inception_logits, 1 ... 1008, and is_std_inception_logits; of the fakes.
 
@@ -47,10 +61,7 @@ class InceptionScore:
         """
         require_detector(fake.detector, DETECTOR, metric="InceptionScore")
         logits = require_values(fake, side="fake", metric="InceptionScore")
-        if len(logits) < self.splits:
-            raise UsageError(
-                f"InceptionScore: {len(logits)} images cannot be cut into {self.splits} parts."
-            )
+        self.check_counts(real=None, fake=len(logits), dim=fake.dim)
         if self.shuffle:
             order = np.random.RandomState(self.seed).permutation(len(logits))
             logits = logits[torch.from_numpy(order).to(logits.device)]

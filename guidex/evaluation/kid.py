@@ -7,8 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guidex.errors import UsageError
-from guidex.evaluation.features import FeatureSet, check_comparable, check_whole, require_values
+from guidex.evaluation.features import (
+    FeatureSet,
+    check_comparable,
+    check_enough,
+    check_whole,
+    require_values,
+)
 
 
 class KID:
@@ -41,6 +46,16 @@ class KID:
         self.subset_size = subset_size
         self.seed = seed
 
+    def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
+        """Raise UsageError where a side has fewer images than a subset."""
+        check_enough(
+            f"KID with subset_size={self.subset_size}",
+            least=self.subset_size,
+            real=real,
+            fake=fake,
+            instead="a smaller subset_size",
+        )
+
     def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         """kid_<detector> and kid_std_<detector>.
 
@@ -48,9 +63,12 @@ class KID:
             UsageError: sets of different detectors, no features, or fewer images than a subset has.
         """
         check_comparable(real=real, fake=fake)
+        reals = require_values(real, side="real", metric="KID")
+        fakes = require_values(fake, side="fake", metric="KID")
+        self.check_counts(real=len(reals), fake=len(fakes), dim=real.dim)
         estimates = kernel_distances(
-            real=require_values(real, side="real", metric="KID"),
-            fake=require_values(fake, side="fake", metric="KID"),
+            real=reals,
+            fake=fakes,
             subsets=self.subsets,
             subset_size=self.subset_size,
             seed=self.seed,
@@ -67,18 +85,9 @@ def kernel_distances(
     """The estimate for each pair of subsets, [subsets], float64.
 
     Arguments:
-        real, fake: features [N, D] and [M, D] on one device.
+        real, fake: features [N, D] and [M, D] on one device, with N and M of at least subset_size.
         subsets, subset_size, seed: see `KID`.
-
-    Raises:
-        UsageError: fewer images than a subset has.
     """
-    for side, values in (("real", real), ("fake", fake)):
-        if len(values) < subset_size:
-            raise UsageError(
-                f"KID: subsets of {subset_size} images cannot be drawn from {len(values)} {side} "
-                "ones; use more images or a smaller metrics.kid.subset_size."
-            )
     # NumPy's old generator, whose numbers never change.
     generator = np.random.RandomState(seed)
     estimates = torch.empty(subsets, dtype=torch.float64)

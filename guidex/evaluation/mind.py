@@ -7,7 +7,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from guidex.evaluation.features import FeatureSet, check_comparable, check_whole, require_values
+from guidex.evaluation.features import (
+    FeatureSet,
+    check_comparable,
+    check_enough,
+    check_whole,
+    require_values,
+)
 
 # Projections at a time, and rows converted to float64 at a time: of 50,000 images with 2048
 # features, 26 MB and 67 MB on each side.
@@ -38,16 +44,23 @@ class MIND:
         self.projections = projections
         self.seed = seed
 
+    def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
+        """Raise UsageError below 2 images: a single one has no distribution."""
+        check_enough("MIND", least=2, real=real, fake=fake, instead="leave it out")
+
     def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         """mind_<detector>, 0 or more.
 
         Raises:
-            UsageError: sets of different detectors, or no features.
+            UsageError: sets of different detectors, no features, or fewer than 2 images.
         """
         check_comparable(real=real, fake=fake)
+        reals = require_values(real, side="real", metric="MIND")
+        fakes = require_values(fake, side="fake", metric="MIND")
+        self.check_counts(real=len(reals), fake=len(fakes), dim=real.dim)
         distance = monge_distance(
-            real=require_values(real, side="real", metric="MIND"),
-            fake=require_values(fake, side="fake", metric="MIND"),
+            real=reals,
+            fake=fakes,
             projections=self.projections,
             seed=self.seed,
         )

@@ -25,7 +25,13 @@ import torch
 from torch import Tensor
 
 from guidex.errors import UsageError
-from guidex.evaluation.features import FeatureSet, check_comparable, check_whole, require_values
+from guidex.evaluation.features import (
+    FeatureSet,
+    check_comparable,
+    check_enough,
+    check_whole,
+    require_values,
+)
 from guidex.evaluation.networks import full_float32
 from guidex.evaluation.statistics import refuse_nonfinite
 
@@ -86,6 +92,10 @@ class PRDC:
         self.reals, self.fakes = reals, fakes
         self.seed = seed
 
+    def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
+        """Raise UsageError where a side has no more than k images."""
+        _check_counts(real, fake, self.k)
+
     def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         """precision_, recall_, density_ and coverage_<detector>.
 
@@ -133,13 +143,9 @@ def prdc(
         UsageError: N or M not above k, different D, NaN or infinity.
     """
     _check_options(k, rule)
-    for side, values in (("real", real), ("fake", fake)):
+    _check_counts(len(real), len(fake), k)
+    for values in (real, fake):
         refuse_nonfinite(values)
-        if len(values) <= k:
-            raise UsageError(
-                f"k = {k} needs more than {k} {side} images, but there are {len(values)}. "
-                "Use more images or a smaller k."
-            )
     if real.shape[1] != fake.shape[1]:
         raise UsageError(
             f"real features have {real.shape[1]} dimensions, fake ones {fake.shape[1]}."
@@ -334,6 +340,10 @@ def _tile_on(device: torch.device) -> int:
 def _slices(count: int, tile: int) -> Iterator[slice]:
     for start in range(0, count, tile):
         yield slice(start, min(start + tile, count))
+
+
+def _check_counts(real: int | None, fake: int, k: int) -> None:
+    check_enough(f"PRDC with k={k}", least=k + 1, real=real, fake=fake, instead="a smaller k")
 
 
 def _check_options(k: int, rule: str) -> None:

@@ -1,101 +1,230 @@
-"""References: statistics that were published, statistics of our own, or images.
+"""References: statistics that were published, statistics of our own, images, or a model's data.
 
-Statistics are of one detector and one way to resize, and compare with no other; they are refused
-where they do not fit, before any image goes through a network.
+They are opened first, which tells all that there is to know of them, and looked at by networks
+later. Statistics are of one detector and one way to resize, and compare with no other; they are
+refused where they do not fit, at once.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
 
 from guidex.assets.cache import fetch, file_sha256
-from guidex.assets.images import open_images
 from guidex.assets.progress import download_bar
 from guidex.errors import UsageError
-from guidex.evaluation.detectors import Detector, Identity
+from guidex.evaluation.detectors import Detector, Identity, detect
 from guidex.evaluation.features import FeatureSet
-from guidex.evaluation.sources import Looking, detector_record, image_features, open_samples
+from guidex.evaluation.sources import (
+    Looking,
+    Samples,
+    detector_record,
+    model_features,
+    model_samples,
+    open_samples,
+)
 from guidex.evaluation.statistics_files import StatisticsFile, read_statistics
+from guidex.models.denoiser import ExactDenoiser
 
 
-def reference_features(
-    source: str,
-    detectors: Sequence[Detector],
-    *,
-    resize: int | None,
-    crop: bool = False,
-    bad: str,
-    how: Looking,
-) -> list[tuple[FeatureSet, dict[str, Any]]]:
-    """The real side of a comparison for each detector, and what there is to know about it.
+@dataclass(eq=False)
+class Real:
+    """The real side of a comparison by one detector, as it is known before any network looks.
 
-    Where only statistics are known, a set has no values; its count is 0 where the number of
-    images is not recorded.
+    Attributes:
+        detector, dim, has_labels, truth: as of the `FeatureSet` to come.
+        count: number of single images, where there are any; otherwise that of the statistics, 0
+            where it is not recorded.
+        has_values: whether there are single images, or features of them.
+        about: what there is to know, as plain data; its count is of the images that statistics are
+            of, None where it is not recorded.
+        features: None until somebody makes them (see `Reference.features`) and puts them here.
+    """
+
+    detector: str
+    dim: int
+    count: int
+    has_values: bool
+    has_labels: bool
+    truth: ExactDenoiser | None
+    about: dict[str, Any]
+    features: FeatureSet | None = None
+
+
+class Reference(Protocol):
+    """A reference that is open: nothing about it is wrong, and no network has looked at it."""
+
+    def real(self, detector: Detector) -> Real:
+        """What it is to a detector.
+
+        Raises:
+            UsageError: statistics of another detector, resize, weights or dimension.
+        """
+        ...
+
+    def features(self, asked: Sequence[tuple[Detector, bool]], how: Looking) -> list[FeatureSet]:
+        """Features for detectors, on the CPU; each image is decoded once for all of them.
+
+        Arguments:
+            asked: the detectors, each with whether single features are needed where there are
+                statistics. Where not, no image goes through it.
+            how: how images get to detectors.
+        """
+        ...
+
+
+class Seen(NamedTuple):
+    """Name of a detector and number of features D that it gives."""
+
+    detector: str
+    dim: int
+
+
+def seen_by(detector: Detector, sample: Tensor) -> Seen:
+    """What a detector will make of samples. No network is run to tell.
+
+    Arguments:
+        sample: something like them, uint8 [1, C, H, W] or floating [1, d].
+
+    Raises:
+        UsageError: the detector does not look at such samples.
+    """
+    identity = detector.identity
+    if identity is not None and identity.dim is not None and sample.dtype == torch.uint8:
+        return Seen(identity.name, identity.dim)
+    seen = detect(detector, sample, None)
+    return Seen(seen.detector, seen.dim)
+
+
+def open_reference(source: str, *, resize: int | None, crop: bool = False, bad: str) -> Reference:
+    """Open a file or folder as the real side of comparisons.
 
     Arguments:
         source: path or URL of statistics (see `statistics_files`), of images, or of a toy's points.
-        detectors: what looks at images, and what statistics must be of.
         resize, crop, bad: as for `open_samples`; statistics are what they are.
-        how: how images get to detectors.
 
     Raises:
-        UsageError: no such file, or statistics of another detector, resize, weights or dimension.
+        UsageError: no such file.
         GuidexError: a damaged file.
     """
     path = _fetched(source) if "://" in source else Path(source)
     file = read_statistics(path)
-    reading = {"resize": resize, "crop": crop, "bad": bad}
-    if file is not None:
-        return [_of_file(source, path, file, one, reading, how) for one in detectors]
-    samples = open_samples(str(path), **reading)
-    sets = samples.features(detectors, how)
-    return [
-        (features, samples.about | detector_record(detector))
-        for features, detector in zip(sets, detectors, strict=True)
-    ]
+    samples = None
+    if file is None or file.has_images:
+        samples = open_samples(str(path), resize=resize, crop=crop, bad=bad)
+    return _FileReference(source, path, file, samples)
 
 
-def _of_file(
-    source: str,
-    path: Path,
-    file: StatisticsFile,
-    detector: Detector,
-    reading: Mapping[str, Any],
-    how: Looking,
-) -> tuple[FeatureSet, dict[str, Any]]:
-    """What a file of statistics holds for a detector."""
-    identity = detector.identity
-    # Of ADM's files, detectors other than Inception take the images alone.
-    if file.has_images and identity is not None and identity.name not in file.statistics:
-        samples = open_samples(str(path), **reading)
-        [features] = samples.features([detector], how)
-        return features, samples.about | detector_record(detector)
-    name = _chosen(file, identity, path)
-    about = {
-        "path": source,
-        "kind": file.kind,
-        "count": file.count,
-        "sha256": file_sha256(path),
-        "detector": _by_protocol(name, identity),
-        **file.record,
-    }
-    if not file.has_images:
-        count = 0 if file.count is None else file.count
+def open_model(model: object, name: str) -> Reference:
+    """The data of a model that knows them, as the real side of comparisons.
+
+    Raises:
+        UsageError: the model does not know them.
+    """
+    samples, labels = model_samples(model)
+    return _ModelReference(model, name, samples, labels is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class _FileReference:
+    """Statistics, images, or (ADM's files) both.
+
+    Attributes:
+        source: as given.
+        path: the file, or a folder of images.
+        file: the statistics, or None.
+        samples: the images or points, or None.
+    """
+
+    source: str
+    path: Path
+    file: StatisticsFile | None
+    samples: Samples | None
+
+    def real(self, detector: Detector) -> Real:
+        if not self._has_statistics(detector):
+            name, dim = seen_by(detector, self.samples.one())
+            about = self.samples.about | detector_record(detector)
+            return Real(name, dim, self.samples.count, True, self.samples.has_labels, None, about)
+        name, file = _chosen(self.file, detector.identity, self.path), self.file
+        dim = file.statistics[name].dim
+        about = {
+            "path": self.source,
+            "kind": file.kind,
+            "count": file.count,
+            "sha256": self._sha256,
+            "detector": _by_protocol(name, detector.identity),
+            **file.record,
+        }
+        if self.samples is None:
+            singles, labels = file.values is not None, file.labels is not None
+            return Real(name, dim, self._recorded, singles, labels, None, about)
+        images = self.samples.images
+        about |= {
+            "features": len(images),
+            "shape": list(images.shape),
+            "formats": sorted(images.kinds),
+        }
+        return Real(name, dim, len(images), True, self.samples.has_labels, None, about)
+
+    def features(self, asked: Sequence[tuple[Detector, bool]], how: Looking) -> list[FeatureSet]:
+        lookers = [
+            detector
+            for detector, singles in asked
+            if self.samples is not None and (singles or not self._has_statistics(detector))
+        ]
+        found = self.samples.features(lookers, how) if lookers else []
+        seen = dict(zip(lookers, found, strict=True))
+        return [self._features(detector, seen.get(detector)) for detector, _ in asked]
+
+    def _features(self, detector: Detector, seen: FeatureSet | None) -> FeatureSet:
+        if not self._has_statistics(detector):
+            return seen
+        file, name = self.file, _chosen(self.file, detector.identity, self.path)
         statistics = file.statistics[name]
-        return FeatureSet(name, count, file.values, file.labels, statistics, None), about
-    images = open_images(path)
-    about |= {
-        "features": len(images),
-        "shape": list(images.shape),
-        "formats": sorted(images.kinds),
-    }
-    [features] = image_features(images, [detector], how)
-    return FeatureSet.from_values(
-        detector=name,
-        values=features.values,
-        labels=features.labels,
-        statistics=file.statistics[name],
-    ), about
+        if seen is not None:
+            return dataclasses.replace(seen, given_statistics=statistics)
+        return FeatureSet(name, self._recorded, file.values, file.labels, statistics, None)
+
+    def _has_statistics(self, detector: Detector) -> bool:
+        """Whether a detector takes the statistics: of ADM's files, those other than Inception's
+        take the images alone."""
+        if self.file is None or self.samples is None or detector.identity is None:
+            return self.file is not None
+        return detector.identity.name in self.file.statistics
+
+    @property
+    def _recorded(self) -> int:
+        return 0 if self.file.count is None else self.file.count
+
+    @cached_property
+    def _sha256(self) -> str:
+        return file_sha256(self.path)
+
+
+@dataclass(frozen=True, eq=False)
+class _ModelReference:
+    """Data of a model, `samples` [N, ...]."""
+
+    model: ExactDenoiser
+    name: str
+    samples: Tensor
+    has_labels: bool
+
+    def real(self, detector: Detector) -> Real:
+        name, dim = seen_by(detector, self.samples[:1])
+        count = len(self.samples)
+        about = {"model": self.name, "count": count, **detector_record(detector)}
+        truth = self.model if self.model.space == "points" else None
+        return Real(name, dim, count, True, self.has_labels, truth, about)
+
+    def features(self, asked: Sequence[tuple[Detector, bool]], how: Looking) -> list[FeatureSet]:
+        return [model_features(self.model, detector) for detector, _ in asked]
 
 
 def _fetched(url: str) -> Path:

@@ -37,15 +37,23 @@ def evaluate(words: Sequence[str]) -> None:
     config["device"] = resolve_device(config["device"])
     rank, how = this_rank(), looking(config)
     samples = open_samples(images, **reading(config))
-    chosen, labelled = are_metrics_chosen(words), samples.has_labels
-    measures = Measures(how).get(config, chosen=chosen, labelled=labelled)
+    measured = Measures(how)
+    measures = measured.get(
+        config,
+        count=samples.count,
+        chosen=are_metrics_chosen(words),
+        labelled=samples.has_labels,
+    )
     if not any(one.metrics for one in measures):
+        if config["metrics"]:
+            raise UsageError("none of the metrics can be computed: each is left out (see above)")
         raise UsageError(f"no metrics chosen; there are {', '.join(options('metrics'))}")
     warnings = _check(samples, measures, quiet=not rank.first)
     volatile = (*VOLATILE, "device", "cache")
     identity = {"command": "eval", **{k: v for k, v in config.items() if k not in volatile}}
     folder = output_folder(config["out"], "eval", Path(images).resolve().name, identity)
     with run_folder(folder, identity, bool(config["overwrite"]), rank):
+        measured.look()
         began = time.perf_counter()
         fakes = samples.features([one.detector for one in measures], how)
         if not rank.first:
@@ -91,9 +99,7 @@ def _check(samples: Samples, measures: Sequence[Measure], quiet: bool) -> list[s
         records = [detector_record(one.detector) for one in measures]
         print(f"fake: {describe(samples.about | (records[0] if len(records) == 1 else {}))}")
     for one in measures:
-        identity = one.detector.identity
-        if identity is None or identity.weights is None:
-            one.check_samples(samples.one())
+        one.check_samples(samples.one())
         warnings += one.concerns(samples.about)
     if not quiet:
         warn(warnings)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from guidex.config import Config, compose
 from guidex.errors import UsageError
-from guidex.evaluation.detectors import Detector, detect
+from guidex.evaluation.detectors import Detector
 from guidex.evaluation.features import (
     FeatureSet,
     Metric,
@@ -22,8 +22,8 @@ from guidex.evaluation.features import (
     check_reference,
 )
 from guidex.evaluation.protocol import concerns
-from guidex.evaluation.references import reference_features
-from guidex.evaluation.sources import Looking, detector_record, model_features
+from guidex.evaluation.references import Real, Reference, open_model, open_reference, seen_by
+from guidex.evaluation.sources import Looking, detector_record
 from guidex.instantiate import Models, content_key, instantiate
 from guidex.models.denoiser import Denoiser
 from guidex.presets import nearest, options
@@ -41,15 +41,19 @@ class Measure:
         config: whose keys detector, metrics and ref made it.
         detector: what looks at samples.
         metrics: by name.
-        real: the reference, on the device; None where no metric needs one.
-        about_real: what there is to know about the reference.
+        real: the reference; None where no metric needs one. Its features are made by
+            `Measures.look`, and are on the device.
     """
 
     config: Config
     detector: Detector
     metrics: dict[str, Metric]
-    real: FeatureSet | None
-    about_real: About
+    real: Real | None
+
+    @property
+    def about_real(self) -> About:
+        """What there is to know about the reference."""
+        return {} if self.real is None else self.real.about
 
     @property
     def name(self) -> str:
@@ -62,10 +66,27 @@ class Measure:
         return self.detector.identity.dim if self.real is None else self.real.dim
 
     def check_samples(self, sample: Tensor) -> None:
-        """Refuse samples that will not compare with the reference, by one of the same shape."""
-        fake = detect(self.detector, sample, None)
+        """Refuse samples that will not compare with the reference, by one of the same shape; no
+        network is run."""
+        fake = seen_by(self.detector, sample)
         if self.real is not None:
             check_comparable(real=self.real, fake=fake)
+
+    def check(self, metric: Metric, count: int, labelled: bool) -> None:
+        """Refuse a metric that the reference or the samples lack something for.
+
+        Arguments:
+            metric: one of `metrics`.
+            count: number of samples.
+            labelled: whether they have classes.
+        """
+        real = None
+        if metric.needs_reference:
+            check_reference(metric, self.real)
+            real = self.real.count if metric.needs_values else self.about_real["count"]
+        if metric.needs_labels and not labelled:
+            raise UsageError(f"{type(metric).__name__} needs classes of the samples.")
+        metric.check_counts(real=real, fake=count, dim=self.dim)
 
     def values(self, fakes: Sequence[FeatureSet]) -> dict[str, float]:
         """All metrics; of several repeats the median, with minimum, maximum, mean and standard
@@ -87,8 +108,9 @@ class Measure:
 
     def _values(self, fake: FeatureSet) -> dict[str, float]:
         values: dict[str, float] = {}
+        real = None if self.real is None else self.real.features
         for metric in self.metrics.values():
-            values |= metric(real=self.real, fake=fake)
+            values |= metric(real=real, fake=fake)
         return values
 
     def concerns(self, about_fake: About) -> list[str]:
@@ -127,6 +149,9 @@ class Detectors:
 class Measures:
     """What configurations measure; detectors and references are made once.
 
+    `get` opens references and refuses what cannot be measured; `look`, after the last `get`, makes
+    the features of the references.
+
     Arguments:
         how: how images of references get to detectors.
     """
@@ -135,7 +160,9 @@ class Measures:
         self._how = how
         self._detectors = Detectors()
         self._models: dict[str, Models] = {}  # for references, by device
-        self._made: dict[str, tuple[FeatureSet, About]] = {}
+        self._opened: dict[str, Reference] = {}
+        self._reals: dict[str, Real] = {}
+        self._users: dict[Reference, dict[Real, list[Measure]]] = {}
         self._told: set[str] = set()
 
     def get(
@@ -144,6 +171,7 @@ class Measures:
         model: Denoiser | None = None,
         name: str = "",
         *,
+        count: int,
         chosen: bool = True,
         labelled: bool = True,
     ) -> list[Measure]:
@@ -153,51 +181,61 @@ class Measures:
             config: has detector, metrics, protocol, ref and device, maybe model, resize, crop, bad.
             model: what `ref: auto` stands for.
             name: the model's name, for people.
+            count: number of samples that are measured together.
             chosen: whether somebody chose the metrics. Of those by default, what the reference or
                 the samples lack something for is left out, with a notice.
             labelled: whether the samples have classes.
 
         Raises:
-            UsageError: no metrics at all, no such reference, or one that lacks what a metric needs.
+            UsageError: no such reference, one that lacks what a metric needs, or too few images.
             GuidexError: a damaged file.
         """
         configs = _configs(config)
         detectors = [self._detectors.get(one) for one in configs]
         metrics = [instantiate(one["metrics"], "metrics", Models(finish=None)) for one in configs]
-        needed = [any(metric.needs_reference for metric in some.values()) for some in metrics]
         for detector, some in zip(detectors, metrics, strict=True):
             for metric in some.values():
                 check_detector(metric, detector.name)
-        asked = [
-            (one, detector)
-            for one, detector, need in zip(configs, detectors, needed, strict=True)
-            if need
-        ]
-        self._make(asked, model, name)
         measures = []
-        for one, detector, some, need in zip(configs, detectors, metrics, needed, strict=True):
-            real, about = self._made[_key(one)] if need else (None, {})
-            if real is not None:
-                some = self._possible(some, real, chosen, labelled)
-            measures.append(Measure(one, detector, some, real, about))
+        for one, detector, some in zip(configs, detectors, metrics, strict=True):
+            reference = real = None
+            if _need_reference(some):
+                reference = self._reference(one, model, name)
+                real = self._real(one, detector, reference)
+            measure = self._possible(Measure(one, detector, some, real), count, chosen, labelled)
+            if _need_reference(measure.metrics):
+                self._users.setdefault(reference, {}).setdefault(real, []).append(measure)
+            measures.append(measure)
         return measures
 
-    def _possible(
-        self, metrics: dict[str, Metric], real: FeatureSet, chosen: bool, labelled: bool
-    ) -> dict[str, Metric]:
-        """The metrics that the reference and the samples have all for."""
+    def look(self) -> None:
+        """Make the features of references that metrics need; the images of each go through all
+        detectors in one pass."""
+        for reference, users in self._users.items():
+            asked = [
+                (
+                    measures[0].detector,
+                    any(metric.needs_values for one in measures for metric in one.metrics.values()),
+                )
+                for measures in users.values()
+            ]
+            found = reference.features(asked, self._how)
+            for (real, measures), features in zip(users.items(), found, strict=True):
+                # Metrics are computed on the device.
+                real.features = features.to(measures[0].config["device"])
+
+    def _possible(self, measure: Measure, count: int, chosen: bool, labelled: bool) -> Measure:
+        """With the metrics that the reference and the samples have all for."""
         possible = {}
-        for name, metric in metrics.items():
+        for name, metric in measure.metrics.items():
             try:
-                check_reference(metric, real)
-                if metric.needs_labels and not labelled:
-                    raise UsageError(f"{type(metric).__name__} needs classes of the samples.")
+                measure.check(metric, count, labelled)
                 possible[name] = metric
             except UsageError as error:
                 if chosen:
                     raise
                 self._tell(f"{name} is left out: {error}")
-        return possible
+        return dataclasses.replace(measure, metrics=possible)
 
     def _tell(self, notice: str) -> None:
         """Print it, once, by the first process."""
@@ -205,43 +243,33 @@ class Measures:
             print(notice)
         self._told.add(notice)
 
-    def _make(
-        self, asked: Sequence[tuple[Config, Detector]], model: Denoiser | None, name: str
-    ) -> None:
-        """Make the references that are not there yet, each source once for all detectors."""
-        sources: dict[str, list[tuple[Config, Detector]]] = {}
-        for config, detector in asked:
-            if _key(config) not in self._made:
-                sources.setdefault(str(config["ref"]), []).append((config, detector))
-        for ref, group in sources.items():
-            detectors = [detector for _, detector in group]
-            found = self._references(ref, group[0][0], detectors, model, name)
-            for (config, _), reference in zip(group, found, strict=True):
-                features, about = reference
-                # Metrics are computed on the device.
-                self._made[_key(config)] = features.to(config["device"]), about
+    def _reference(self, config: Config, model: Denoiser | None, name: str) -> Reference:
+        """The reference of a configuration, opened once."""
+        key = content_key(_source(config))
+        if key not in self._opened:
+            self._opened[key] = self._open(config, model, name)
+        return self._opened[key]
 
-    def _references(
-        self,
-        ref: str,
-        config: Config,
-        detectors: Sequence[Detector],
-        model: Denoiser | None,
-        name: str,
-    ) -> list[tuple[FeatureSet, About]]:
-        """The references of one source: `auto`, a path or URL, or a model's name."""
+    def _real(self, config: Config, detector: Detector, reference: Reference) -> Real:
+        """What the reference is to the detector, asked once."""
+        key = content_key(_source(config) | {"detector": config["detector"]})
+        if key not in self._reals:
+            self._reals[key] = reference.real(detector)
+        return self._reals[key]
+
+    def _open(self, config: Config, model: Denoiser | None, name: str) -> Reference:
+        """A path or URL, the data of a model by name, or of the one at hand: `auto`."""
+        ref = str(config["ref"])
         if config["ref"] is None:
             raise UsageError("ref must be given, for example ref=FOLDER or ref=STATISTICS.npz")
         if ref == "auto" and model is not None:
-            return [_of_model(model, name, detector) for detector in detectors]
+            return open_model(model, name)
         if Path(ref).exists() or "://" in ref:
-            return reference_features(
+            return open_reference(
                 ref,
-                detectors,
                 resize=config.get("resize"),
                 crop=config.get("crop", False),
                 bad=config.get("bad", "error"),
-                how=self._how,
             )
         if ref not in options("model"):
             known = nearest(ref, options("model"))
@@ -249,8 +277,7 @@ class Measures:
         found = compose("sample", [f"model={ref}"]).config["model"]
         device = config["device"]
         models = self._models.setdefault(device, models_on(device))
-        named = instantiate(found, "model", models)
-        return [_of_model(named, ref, detector) for detector in detectors]
+        return open_model(instantiate(found, "model", models), ref)
 
 
 def are_metrics_chosen(words: Sequence[str]) -> bool:
@@ -273,16 +300,15 @@ def _configs(config: Config) -> list[Config]:
     return configs
 
 
-def _key(config: Config) -> str:
-    """What a reference depends on, and where it is."""
-    names = ["ref", "detector", "resize", "crop", "bad", "device"]
+def _need_reference(metrics: dict[str, Metric]) -> bool:
+    return any(metric.needs_reference for metric in metrics.values())
+
+
+def _source(config: Config) -> Config:
+    """What a reference depends on, whatever the detector, and where its features go."""
+    names = ["ref", "resize", "crop", "bad", "device"]
     names += ["model"] if config["ref"] == "auto" else []
-    return content_key({name: config.get(name) for name in names})
-
-
-def _of_model(model: Denoiser, name: str, detector: Detector) -> tuple[FeatureSet, About]:
-    features = model_features(model, detector)
-    return features, {"model": name, "count": features.count, **detector_record(detector)}
+    return {name: config.get(name) for name in names}
 
 
 def warn(warnings: Sequence[str]) -> None:

@@ -113,13 +113,25 @@ def _prepare(table: Table, rank: Rank, chosen: bool) -> list[Task]:
         device = config["device"]
         point = load(entry.settings, stores.setdefault(device, models_on(device)))
         name = entry.settings.choices["model"]
-        labelled = point.model.num_classes > 0
-        found = measures.get(config, point.model, name, chosen=chosen, labelled=labelled)
+        found = measures.get(
+            config,
+            point.model,
+            name,
+            count=_count(point),
+            chosen=chosen,
+            labelled=point.model.num_classes > 0,
+        )
         tasks.append(Task(index, point, found))
     _check_samples(tasks)
     if rank.first:
         _tell(tasks)
+    measures.look()
     return tasks
+
+
+def _count(point: Point) -> int:
+    """Samples of one evaluation."""
+    return len(point.settings.seeds) // point.settings.config["repeats"]
 
 
 def _inputs(tasks: Sequence[Task]) -> Iterator[Mapping[str, str]]:
@@ -146,6 +158,7 @@ def _check_samples(tasks: Sequence[Task]) -> None:
         samples = task.point.decoded(torch.zeros(1, *model.shape, device=device))
         for one in task.measures:
             one.check_samples(samples)
+            detect(one.detector, samples, None)  # networks, too
 
 
 def _tell(tasks: Sequence[Task]) -> None:
@@ -153,8 +166,7 @@ def _tell(tasks: Sequence[Task]) -> None:
     told: dict[str, None] = {}
     doubts: dict[str, None] = {}
     for task in tasks:
-        settings = task.point.settings
-        fake = {"count": len(settings.seeds) // settings.config["repeats"], "formats": ["array"]}
+        fake = {"count": _count(task.point), "formats": ["array"]}
         if task.point.decoder is not None:
             fake["shape"] = list(task.point.decoder.image_shape(task.point.model.shape))
         for one in task.measures:

@@ -1,0 +1,234 @@
+"""Too few images: what metrics say of it, and that commands say it before any network runs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from guidex.cli import main
+from guidex.errors import UsageError
+from guidex.evaluation.accuracy import KNNAccuracy
+from guidex.evaluation.cmmd import CMMD
+from guidex.evaluation.features import FeatureSet, Metric
+from guidex.evaluation.frechet import Frechet
+from guidex.evaluation.frechet_infinity import FrechetInfinity
+from guidex.evaluation.inception_score import InceptionScore
+from guidex.evaluation.kid import KID
+from guidex.evaluation.mind import MIND
+from guidex.evaluation.networks import NetworkDetector
+from guidex.evaluation.prdc import PRDC
+from guidex.evaluation.sources import Looking, Samples
+from guidex.runs.measure import Measures
+
+DIM = 5
+
+# Each with the numbers of reals and of fakes that just suffice.
+METRICS: list[tuple[Metric, int, int]] = [
+    (Frechet(), 2, 2),
+    (Frechet(confidence="jackknife"), 2, 40),
+    (Frechet(confidence="bootstrap"), 2, 40),
+    (FrechetInfinity(sizes=3, smallest=10), 2, 13),
+    (PRDC(k=3), 4, 4),
+    (KID(subset_size=7), 7, 7),
+    (MIND(), 2, 2),
+    (CMMD(), 2, 2),
+    (KNNAccuracy(k=3), 3, 1),
+    (InceptionScore(splits=4), 1, 4),
+]
+
+
+def feature_set(count: int) -> FeatureSet:
+    return FeatureSet.from_values(
+        detector="inception_logits",
+        values=torch.randn(count, DIM, generator=torch.Generator().manual_seed(count)),
+        labels=torch.arange(count) % 2,
+    )
+
+
+@pytest.mark.parametrize(("metric", "reals", "fakes"), METRICS)
+def test_the_check_is_that_of_the_computation(metric: Metric, reals: int, fakes: int) -> None:
+    metric.check_counts(real=reals, fake=fakes, dim=DIM)
+    metric.check_counts(real=None, fake=fakes, dim=DIM)  # not recorded
+    assert metric(real=feature_set(reals), fake=feature_set(fakes))
+    for side, real, fake in (("real", reals - 1, fakes), ("fake", reals, fakes - 1)):
+        if 0 in (real, fake):  # no such set, or any number will do
+            continue
+        there = real if side == "real" else fake
+        expected = f"at least {there + 1} {side} images, but there (is|are) {there}; use more"
+        with pytest.raises(UsageError, match=expected) as before:
+            metric.check_counts(real=real, fake=fake, dim=DIM)
+        with pytest.raises(UsageError) as computed:
+            metric(real=feature_set(real), fake=feature_set(fake))
+        assert str(before.value) == str(computed.value)
+
+
+# Commands
+
+
+@pytest.fixture(autouse=True)
+def no_network_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GUIDEX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(NetworkDetector, "__call__", lambda *_: pytest.fail("a network is run"))
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> str:
+    """What looks like weights as long as nobody reads them."""
+    pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed")
+    (tmp_path / "weights.pth").write_bytes(b"weights")
+    return f"detector.weights={tmp_path / 'weights.pth'}"
+
+
+def images(path: Path, count: int, suffix: str = "png") -> Path:
+    path.mkdir()
+    for index in range(count):
+        pixels = np.random.default_rng(index).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path / f"{index}.{suffix}")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("metrics", "text"),
+    [
+        ("kid", "KID with subset_size=1000 needs at least 1000 real images, but there are 12"),
+        ("fd_infinity", "FrechetInfinity with smallest=5000 and sizes=15 needs at least 5015 fake"),
+        ("mind", "MIND needs at least 2 fake images, but there is 1"),
+        ("frechet", "Frechet needs at least 2 fake images, but there is 1"),
+        ("prdc", "PRDC with k=3 needs at least 4 fake images, but there is 1"),
+        ("frechet metrics.frechet.confidence=jackknife", "at least 2 fake"),
+    ],
+)
+def test_eval_refuses_before_any_network(
+    metrics: str, text: str, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reals, fakes = images(tmp_path / "reals", 12), images(tmp_path / "fakes", 1)
+    words = ["eval", str(fakes), f"ref={reals}", "detector=inception", weights]
+    assert main([*words, *f"metrics={metrics}".split(), f"out={tmp_path / 'out'}"]) == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interval_is_refused_by_the_number_of_features(
+    tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reals, fakes = images(tmp_path / "reals", 3), images(tmp_path / "fakes", 3)
+    words = ["eval", str(fakes), f"ref={reals}", "metrics=frechet"]
+    words += ["metrics.frechet.confidence=jackknife"]
+    for more, needed in ((["detector=inception", weights], 4096), ([], 96)):
+        assert main([*words, *more, f"out={tmp_path / 'out'}"]) == 2
+        assert f"needs at least {needed} fake images, but there are 3" in capsys.readouterr().err
+
+
+def test_the_inception_score_needs_as_many_images_as_parts(
+    tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", str(images(tmp_path / "fakes", 9)), "detector=inception_logits", weights]
+    assert main([*words, "metrics=inception_score", f"out={tmp_path / 'out'}"]) == 2
+    assert "splits=10 needs at least 10 fake images" in capsys.readouterr().err
+
+
+def test_statistics_of_unknown_number_suffice_and_single_images_are_counted(
+    tmp_path: Path, weights: str
+) -> None:
+    """ADM's files: statistics of all images, and some of the images."""
+    arrays = {
+        "mu": np.zeros(2048),
+        "sigma": np.eye(2048),
+        "arr_0": np.zeros((3, 4, 4, 3), np.uint8),
+    }
+    np.savez(tmp_path / "virtual.npz", **arrays)
+    options: dict[str, Any] = {"_target_": "guidex.evaluation.frechet.Frechet"}
+    config = {
+        "detector": {
+            "_target_": "guidex.evaluation.inception.inception",
+            "features": "pool3",
+            "weights": weights.partition("=")[2],
+            "precision": "float32",
+            "compile": False,
+        },
+        "metrics": {"frechet": options},
+        "ref": str(tmp_path / "virtual.npz"),
+        "device": "cpu",
+    }
+    measures = Measures(Looking())
+    (one,) = measures.get(config, count=2)
+    measures.look()  # statistics alone, without any network
+    assert one.real.features.values is None
+    prdc = {"prdc": {"_target_": "guidex.evaluation.prdc.PRDC", "k": 3}}
+    with pytest.raises(UsageError, match="at least 4 real images, but there are 3"):
+        Measures(Looking()).get(config | {"metrics": prdc}, count=50)
+
+
+def test_eval_tells_what_is_compared_and_doubts_it_first(
+    tmp_path: Path,
+    weights: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reals, fakes = images(tmp_path / "reals", 12, "jpg"), images(tmp_path / "fakes", 11)
+    monkeypatch.setattr(Samples, "features", lambda *_: 1 / 0)
+    words = ["eval", str(fakes), f"ref={reals}", "detector=inception", weights]
+    assert main([*words, "metrics=frechet", f"out={tmp_path / 'out'}"]) == 1
+    captured = capsys.readouterr()
+    assert f"real: {reals}: 12 images" in captured.out
+    assert f"fake: {fakes}: 11 images" in captured.out
+    assert "12 real images and 2,048 features" in captured.err
+    assert "JPEG meets" in captured.err
+    assert "division by zero" in captured.err.splitlines()[-2]  # by the reference's images
+
+
+def test_of_default_metrics_those_with_too_few_images_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reals, fakes = images(tmp_path / "reals", 12), images(tmp_path / "fakes", 3)
+    assert main(["eval", str(fakes), f"ref={reals}", f"out={tmp_path / 'out'}"]) == 0
+    out = capsys.readouterr().out
+    assert "prdc is left out: PRDC with k=3 needs at least 4 fake images, but there are 3" in out
+    header = (tmp_path / "out" / "table.csv").read_text().splitlines()[0]
+    assert "fd_pixels" in header and "precision" not in header
+    one = images(tmp_path / "one", 1)
+    assert main(["eval", str(one), f"ref={reals}", f"out={tmp_path / 'none'}"]) == 2
+    captured = capsys.readouterr()
+    assert "frechet is left out: Frechet needs at least 2 fake images" in captured.out
+    assert "none of the metrics can be computed" in captured.err
+
+
+SEEDS = ["guidance=cfg", "seeds=0-5", "gallery=1"]
+SWEEP = ["sweep", *SEEDS, "sampler.grid.steps=2,3"]
+SAMPLE = ["sample", "eval=true", *SEEDS, "sampler.grid.steps=2"]
+
+
+def test_sweeps_and_samples_refuse_before_sampling(
+    tmp_path: Path,
+    weights: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("guidex.runs.sweep._sample", lambda *_: pytest.fail("too late"))
+    reals = images(tmp_path / "reals", 12)
+    inception = ["detector=inception", weights, f"ref={reals}"]
+    for command in (SWEEP, SAMPLE):
+        for more, text in (
+            (["metrics=kid"], "at least 1000 fake images, but there are 6"),
+            (
+                [*inception, "metrics=prdc", "seeds=0-2", "repeats=2"],
+                "at least 4 fake images, but there are 3",
+            ),
+            ([*inception, "metrics=prdc", "metrics.prdc.k=12", "seeds=0-99"], "there are 12"),
+        ):
+            assert main([*command, *more, f"out={tmp_path / 'out'}"]) == 2
+            assert text in capsys.readouterr().err
+
+
+def test_a_sweep_of_few_seeds_measures_what_it_can(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SWEEP, "seeds=0-2", "repeats=2", f"out={tmp_path / 'out'}"]) == 0
+    assert "prdc is left out: PRDC with k=3 needs at least 4 fake" in capsys.readouterr().out
+    header = (tmp_path / "out" / "table.csv").read_text().splitlines()[0]
+    assert "fd_pixels" in header and "accuracy_pixels" in header and "precision" not in header
+    assert main([*SWEEP, "seeds=0", f"out={tmp_path / 'one'}"]) == 0
+    assert "frechet is left out: Frechet needs at least 2 fake" in capsys.readouterr().out
