@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from guidex.config import compose
 from guidex.errors import GuidexError, UsageError
 from guidex.evaluation import references, statistics_files
-from guidex.evaluation.detectors import Automatic, Detector, Pixels
+from guidex.evaluation.detectors import Automatic, Detector, Identity, Pixels
 from guidex.evaluation.features import FeatureSet, require_labels, require_values
 from guidex.evaluation.frechet import frechet_distance
 from guidex.evaluation.networks import NetworkDetector
-from guidex.evaluation.protocol import concerns
+from guidex.evaluation.protocol import concerns, score_concerns
 from guidex.evaluation.references import describe
 from guidex.evaluation.sources import Looking, detector_record, open_samples
 from guidex.evaluation.statistics import GaussianStatistics
@@ -522,6 +522,24 @@ def test_eval_says_what_it_doubts(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "warning: 4 real images and 12 features of pixels" in said
     assert "warning: JPEG meets" in said
     assert "JPEG meets" in (tmp_path / "out" / "rows.jsonl").read_text()
+
+
+def test_scores_of_few_images_are_doubted() -> None:
+    assert score_concerns({"count": 50_000}) == []
+    [told] = score_concerns({"count": 1800})
+    assert told.startswith("1,800 fake images: published scores are of 50,000")
+
+
+def test_published_statistics_are_of_float32(tmp_path: Path) -> None:
+    identity = Identity("inception", 4, "some", "0" * 64, "float16", False)
+    told = concerns(
+        real={"count": 50_000, "detector": references._by_protocol("inception", identity)},
+        fake={"count": 50_000, "detector": {"precision": "float16"}},
+        detector="inception",
+        dim=4,
+        network=True,
+    )
+    assert told == ["real and fake features differ in precision: float32 and float16."]
 
 
 def test_eval_refuses_statistics_without_single_features_at_once(tmp_path: Path) -> None:

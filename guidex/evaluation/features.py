@@ -252,8 +252,9 @@ def check_comparable(*, real: Kind, fake: Kind) -> None:
         )
     if real.dim != fake.dim:
         raise UsageError(
-            f"{real.detector}: real features have {real.dim} dimensions, fake ones {fake.dim}; "
-            "the two were not made by the same detector. Remake one of them."
+            f"{real.detector}: real features have {real.dim} dimensions, fake ones {fake.dim}. "
+            "Pixels compare for images of one size and colour (resize=N); other features, if one "
+            "detector made both."
         )
 
 

@@ -49,3 +49,14 @@ def concerns(
     if all(precisions) and precisions[0] != precisions[1]:
         found.append(f"real and fake features differ in precision: {' and '.join(precisions)}.")
     return found
+
+
+def score_concerns(fake: Mapping[str, Any]) -> list[str]:
+    """Reasons to doubt a score of the fake images alone (the Inception score)."""
+    count = fake["count"]
+    if count >= PROTOCOL_IMAGES:
+        return []
+    return [
+        f"{count:,} fake images: published scores are of {PROTOCOL_IMAGES:,}, and with fewer they "
+        "come out smaller."
+    ]

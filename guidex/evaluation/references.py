@@ -234,7 +234,9 @@ def _fetched(url: str) -> Path:
 
 def _by_protocol(name: str, identity: Identity | None) -> dict[str, str]:
     """What published statistics do not say of themselves, but their names imply."""
-    return {"name": name} if identity is None else {"name": name, "resize": identity.resize}
+    if identity is None:
+        return {"name": name}
+    return {"name": name, "resize": identity.resize, "precision": "float32"}
 
 
 def _chosen(file: StatisticsFile, identity: Identity | None, path: Path) -> str:

@@ -255,8 +255,9 @@ def one_line(text: str) -> str:
 
 def decimals(values: Iterable[float]) -> int:
     """Decimals for a column: three significant digits for the largest value (two decimals from 1
-    to 100, as papers print distances) and two for the smallest, but not over five in all."""
-    sizes = [abs(value) for value in values if math.isfinite(value) and value != 0]
+    to 100, as papers print distances) and two for the smallest, but not over five in all. What is
+    below 1e-9 is the rounding of 0."""
+    sizes = [abs(value) for value in values if math.isfinite(value) and abs(value) >= 1e-9]
     if len(sizes) == 0:
         return 2
     largest, smallest = (math.floor(math.log10(size)) for size in (max(sizes), min(sizes)))

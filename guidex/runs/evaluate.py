@@ -15,7 +15,14 @@ from guidex.presets import options
 from guidex.reports.rows import Row
 from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.folder import VOLATILE, run_folder
-from guidex.runs.measure import Measure, Measures, are_metrics_chosen, settings_of, warn
+from guidex.runs.measure import (
+    Measure,
+    Measures,
+    are_metrics_chosen,
+    repeats_of,
+    settings_of,
+    warn,
+)
 from guidex.runs.points import resolve_device, whole
 from guidex.runs.provenance import output_folder, provenance
 from guidex.runs.ranks import this_rank
@@ -31,16 +38,18 @@ def evaluate(words: Sequence[str]) -> None:
         UsageError, GuidexError: before any work where possible.
     """
     config = compose("eval", path_first("eval", words)).config
-    images = str(config["images"])
+    images = str(Path(str(config["images"])).expanduser())
     check_images(config, images)
+    repeats = whole(config, "repeats")
     _check_side(images, config["ref"])
     config["device"] = resolve_device(config["device"])
     rank, how = this_rank(), looking(config)
     samples = open_samples(images, **reading(config))
+    _check_repeats(samples, repeats)
     measured = Measures(how)
     measures = measured.get(
         config,
-        count=samples.count,
+        count=samples.count // repeats,
         chosen=are_metrics_chosen(words),
         labelled=samples.has_labels,
     )
@@ -58,15 +67,15 @@ def evaluate(words: Sequence[str]) -> None:
         fakes = samples.features([one.detector for one in measures], how)
         if not rank.first:
             return  # this process has done its share; the first one measures
-        values = _values(measures, fakes)
+        values = _values(measures, fakes, repeats)
         row = Row(
             point=0,
             values={},
             guidance="",
-            images=fakes[0].count,
-            repeats=1,
+            images=fakes[0].count // repeats,
+            repeats=repeats,
             metrics=values,
-            settings=settings_of(measures),
+            settings=settings_of(measures) | _settings(config, samples),
             evals_main=0,
             evals_ref=0,
             gflops=0.0,
@@ -106,12 +115,38 @@ def _check(samples: Samples, measures: Sequence[Measure], quiet: bool) -> list[s
     return list(dict.fromkeys(warnings))
 
 
-def _values(measures: Sequence[Measure], fakes: Sequence[FeatureSet]) -> dict[str, float]:
+def _check_repeats(samples: Samples, repeats: int) -> None:
+    """Refuse images that are no ranges of seeds, one after the other."""
+    if samples.count % repeats != 0:
+        raise UsageError(
+            f"repeats={repeats}: {samples.count} images cannot be cut into as many equal parts"
+        )
+    if repeats > 1 and samples.images is not None and samples.images.class_names is not None:
+        raise UsageError(
+            f"repeats={repeats} cuts images in the order of their names, and these are sorted by "
+            "class; measure the parts one by one"
+        )
+
+
+def _settings(config: Config, samples: Samples) -> dict[str, str]:
+    """How images were read, where not as they are."""
+    settings = {}
+    if config["resize"] is not None:
+        what = "central squares" if config["crop"] else "images"
+        settings["read as"] = f"{what} resized to {config['resize']}x{config['resize']}"
+    if samples.about["skipped"]:
+        settings["left out"] = f"{samples.about['skipped']} unreadable images"
+    return settings
+
+
+def _values(
+    measures: Sequence[Measure], fakes: Sequence[FeatureSet], repeats: int
+) -> dict[str, float]:
     values: dict[str, float] = {}
     for one, fake in zip(measures, fakes, strict=True):
         if one.real is not None:
             check_comparable(real=one.real, fake=fake)
-        values |= one.values([fake])
+        values |= one.values(repeats_of(fake, repeats))
     return values
 
 

@@ -21,7 +21,7 @@ from guidex.evaluation.features import (
     check_detector,
     check_reference,
 )
-from guidex.evaluation.protocol import concerns
+from guidex.evaluation.protocol import concerns, score_concerns
 from guidex.evaluation.references import Real, Reference, open_model, open_reference, seen_by
 from guidex.evaluation.sources import Looking, detector_record
 from guidex.instantiate import Models, content_key, instantiate
@@ -119,9 +119,9 @@ class Measure:
         Arguments:
             about_fake: what there is to know about the samples.
         """
-        if self.real is None:
-            return []
         record = detector_record(self.detector)
+        if self.real is None:
+            return score_concerns(about_fake) if record else []
         return concerns(
             real=self.about_real,
             fake=about_fake | record,
@@ -264,9 +264,10 @@ class Measures:
             raise UsageError("ref must be given, for example ref=FOLDER or ref=STATISTICS.npz")
         if ref == "auto" and model is not None:
             return open_model(model, name)
-        if Path(ref).exists() or "://" in ref:
+        path = str(Path(ref).expanduser())
+        if Path(path).exists() or "://" in ref:
             return open_reference(
-                ref,
+                ref if "://" in ref else path,
                 resize=config.get("resize"),
                 crop=config.get("crop", False),
                 bad=config.get("bad", "error"),
@@ -339,6 +340,11 @@ def _settings(measure: Measure) -> dict[str, str]:
     config = measure.config
     metrics = {name: config["metrics"][name] for name in measure.metrics}
     settings = {} if measure.real is None else {"reference": _reference(measure.about_real)}
+    identity = measure.detector.identity
+    if identity is not None and identity.weights is not None:
+        settings["resize"] = identity.resize
+        if config["detector"].get("weights") is not None:
+            settings["weights"] = f"SHA-256 {identity.weights[:8]}"
     if config["detector"].get("precision", "float32") != "float32":
         settings["precision"] = config["detector"]["precision"]
     if "frechet" in metrics and metrics["frechet"]["confidence"] != "none":

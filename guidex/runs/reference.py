@@ -25,17 +25,17 @@ def make_reference(words: Sequence[str]) -> None:
         UsageError, GuidexError: before any work where possible.
     """
     config = compose("ref", path_first("ref", words)).config
-    data = str(config["data"])
+    data = str(Path(str(config["data"])).expanduser())
     check_images(config, data)
     dest = _destination(config)
     config["device"] = resolve_device(config["device"])
     how, detector = looking(config), Detectors().get(config)
     samples = open_samples(data, **reading(config))
+    if samples.count < 2:
+        raise UsageError(f"{data} has one image; statistics need at least 2")
     [features] = samples.features([detector], how)
     if not this_rank().first:
         return  # this process has done its share
-    if features.count < 2:
-        raise UsageError(f"{data} has one image; statistics need at least 2")
     singles = features.count * features.dim * 4 if config["features"] else 0
     require_space(dest.parent, features.dim**2 * 8 + singles)
     about = samples.about | detector_record(detector)
