@@ -580,12 +580,10 @@ def test_a_reference_is_not_measured_as_if_it_were_the_fakes(
         evaluate([str(tmp_path / "virtual.npz"), "ref=fakes", "detector=pixels"])
 
 
-def test_statistics_of_an_unknown_number_of_images_are_whole_on_either_side(tmp_path: Path) -> None:
+def test_statistics_of_an_unknown_number_of_images_are_whole(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     found = read_statistics(tmp_path / "a.npz").statistics["inception"]
     other = GaussianStatistics.from_moments(
         count=50_000, mean=torch.ones(2048).double(), covariance=4 * torch.eye(2048).double()
     )
-    expected = 2048 * (1 + (2 - 1) ** 2)
-    assert frechet_distance(real=found, fake=other) == pytest.approx(expected)
-    assert frechet_distance(real=other, fake=found) == pytest.approx(expected)
+    assert frechet_distance(real=other, fake=found) == pytest.approx(2048 * (1 + (2 - 1) ** 2))
