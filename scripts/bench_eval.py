@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from bench_tools import describe, head, reported, row, say, wait
+from bench_tools import Skipped, describe, head, reported, row, say, wait
 from torch import Tensor
 
 from guidex.assets.codec import from_pixels
@@ -446,9 +446,22 @@ def _features(device: str, path: str) -> Tensor:
     return torch.from_numpy(np.load(path)).to(device)
 
 
+def _require_tables(device: str, count: int) -> None:
+    """Raise Skipped where a float32 table of all distances, with what it takes to make it and to
+    select from it (four times as much in all), is more than there is."""
+    if torch.device(device).type == "cuda":
+        there = torch.cuda.mem_get_info(torch.device(device))[0]
+    else:
+        there = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = 4 * 4 * count**2
+    if needed > there:
+        raise Skipped(f"it needs {needed / 1e9:.0f} GB, and {there / 1e9:.0f} GB are free")
+
+
 def full_tables(device: str, real: str, fake: str) -> Callable[[], Values]:
     """All distances at once, in float32."""
     reals, fakes = _features(device, real), _features(device, fake)
+    _require_tables(device, len(reals))
 
     def measure() -> Values:
         radii_r, radii_f = (
@@ -467,6 +480,7 @@ def torch_fidelity_features(device: str, real: str, fake: str) -> Callable[[], V
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     reals, fakes = _features(device, real), _features(device, fake)
+    _require_tables(device, len(reals))
     return lambda: prc_features_to_metric(fakes, reals, prc_neighborhood=K, verbose=False)
 
 
