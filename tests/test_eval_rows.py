@@ -68,8 +68,8 @@ def test_the_table_says_how_images_were_read(tmp_path: Path) -> None:
     (fakes / "x.png").write_bytes(b"no image")
     row = measured(tmp_path, *words, "resize=4", "crop=true", "bad=skip")
     assert row["settings"]["read as"] == "central squares resized to 4x4"
-    assert row["settings"]["left out"] == "1 unreadable images"
-    assert "left out 1 unreadable images" in (tmp_path / "out" / "table.md").read_text()
+    assert row["settings"]["left out"] == "1 unreadable image"
+    assert "left out 1 unreadable image" in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_pixels_of_another_size_say_what_to_do(tmp_path: Path) -> None:

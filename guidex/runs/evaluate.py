@@ -135,7 +135,8 @@ def _settings(config: Config, samples: Samples) -> dict[str, str]:
         what = "central squares" if config["crop"] else "images"
         settings["read as"] = f"{what} resized to {config['resize']}x{config['resize']}"
     if samples.about["skipped"]:
-        settings["left out"] = f"{samples.about['skipped']} unreadable images"
+        count = samples.about["skipped"]
+        settings["left out"] = f"{count} unreadable image{'s' * (count != 1)}"
     return settings
 
 

@@ -201,7 +201,7 @@ def _write_labels(folder: Path, point: Point, labels: Sequence[int | None]) -> N
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["seed", "label", "file"])
     for seed, label in zip(point.settings.seeds, labels, strict=True):
-        file = "" if point.latents_alone else f"images/{image_name(seed)}"
+        file = "" if point.decoder is None else f"images/{image_name(seed)}"
         writer.writerow([seed, "" if label is None else label, file])
     atomic_write(folder / "labels.csv", lambda file: file.write(text.getvalue().encode()))
 
