@@ -47,6 +47,14 @@ def test_repeats_are_equal_parts_in_order(tmp_path: Path) -> None:
     assert found["fd_pixels_std"] == pytest.approx(np.std(parts, ddof=1))
 
 
+def test_doubts_are_of_the_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fakes, reals = images(tmp_path / "fakes", 60, 0), images(tmp_path / "reals", 50, 1)
+    measured(tmp_path, str(fakes), f"ref={reals}")
+    assert "fake images and" not in capsys.readouterr().err
+    measured(tmp_path, str(fakes), f"ref={reals}", "repeats=6")
+    assert "10 fake images and 16 features" in capsys.readouterr().err
+
+
 def test_parts_that_are_no_repeats_are_refused(tmp_path: Path) -> None:
     reals = images(tmp_path / "reals", 12, 1)
     fakes = images(tmp_path / "fakes", 12, 0)

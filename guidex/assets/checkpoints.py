@@ -29,7 +29,7 @@ _ENTRIES = ("ema", "net")  # where a snapshot keeps its network, the best first
 
 _VALUE_LIMIT = 10_000  # values in the recorded arguments: those of EDM2 are about 30
 _TEXT_LIMIT = 1_000
-_MEMBER_LIMIT = 10_000  # modules and tensors: EDM2-XXL has about 1,000
+_MEMBER_LIMIT = 10_000  # modules and tensors: EDM2 has about 400
 _NAME_LIMIT = 256
 _JSON_LIMIT = 2**24  # bytes
 

@@ -57,7 +57,7 @@ def evaluate(words: Sequence[str]) -> None:
         if config["metrics"]:
             raise UsageError("none of the metrics can be computed: each is left out (see above)")
         raise UsageError(f"no metrics chosen; there are {', '.join(options('metrics'))}")
-    warnings = _check(samples, measures, quiet=not rank.first)
+    warnings = _check(samples, measures, repeats, quiet=not rank.first)
     volatile = (*VOLATILE, "device", "cache")
     identity = {"command": "eval", **{k: v for k, v in config.items() if k not in volatile}}
     folder = output_folder(config["out"], "eval", Path(images).resolve().name, identity)
@@ -97,7 +97,7 @@ def evaluate(words: Sequence[str]) -> None:
         print(file)
 
 
-def _check(samples: Samples, measures: Sequence[Measure], quiet: bool) -> list[str]:
+def _check(samples: Samples, measures: Sequence[Measure], repeats: int, quiet: bool) -> list[str]:
     """Tell what is compared, refuse what cannot be, and doubt what should not be, before any image
     goes through a network; returns the doubts."""
     warnings = []
@@ -109,7 +109,7 @@ def _check(samples: Samples, measures: Sequence[Measure], quiet: bool) -> list[s
         print(f"fake: {describe(samples.about | (records[0] if len(records) == 1 else {}))}")
     for one in measures:
         one.check_samples(samples.one())
-        warnings += one.concerns(samples.about)
+        warnings += one.concerns({**samples.about, "count": samples.count // repeats})
     if not quiet:
         warn(warnings)
     return list(dict.fromkeys(warnings))
