@@ -10,7 +10,7 @@ from guidex.guidance.directions import Difference
 from guidex.guidance.guidance import Guidance
 from guidex.guidance.rules import APG
 from guidex.guidance.schedules import EmptyInterval, Interval, Product
-from guidex.instantiate import Models, Placeholder, _checked, content_key, instantiate
+from guidex.instantiate import Models, _checked, content_key, instantiate
 from guidex.models.mixture import GaussianMixture
 from guidex.sampling.solvers import Heun
 
@@ -29,7 +29,7 @@ CFG = {
 
 
 def make(config, key="guidance.schedule"):
-    return instantiate(config, key, Models(finish=lambda model: model))
+    return instantiate(config, key, Models())
 
 
 def test_objects_are_made_from_the_inside_out():
@@ -40,7 +40,7 @@ def test_objects_are_made_from_the_inside_out():
     assert isinstance(guidance, Guidance) and guidance.rule == APG()
     [term] = guidance.terms.values()
     assert isinstance(term.direction, Difference) and term.schedule == Interval(w=3, lo=0.1, hi=1)
-    assert isinstance(term.direction.reference, GaussianMixture)
+    assert isinstance(term.direction.queries[0].network, GaussianMixture)
 
 
 def test_plain_data_stays_plain():
@@ -151,15 +151,14 @@ def test_nothing_outside_guidex_is_called(target, match):
 
 
 def test_equal_models_are_one_object():
-    made = []
-    models = Models(finish=lambda model: made.append(model) or model)
+    models = Models()
     first = instantiate(TOY, "model", models)
     again = instantiate(dict(reversed(TOY.items())), "guidance.reference", models)
     with_references = {**TOY, "references": {"weaker": {**TOY, "blur": 0.5}}}
     assert first is again is instantiate(with_references, "model", models)
     other = instantiate({**TOY, "conditional": False}, "model", models)
-    assert other is not first and len(made) == 2
-    assert instantiate(TOY, "model", Models(finish=lambda model: model)) is not first
+    assert other is not first
+    assert instantiate(TOY, "model", Models()) is not first
 
 
 def test_models_inside_models_are_shared():
@@ -168,25 +167,12 @@ def test_models_inside_models_are_shared():
         "conditional": TOY,
         "unconditional": {**TOY, "conditional": False},
     }
-    models = Models(finish=lambda model: model)
+    models = Models()
     assert instantiate(classifier, "x", models).conditional is instantiate(TOY, "model", models)
 
 
 def test_schedules_are_not_shared():
     assert make(INTERVAL) is not make(INTERVAL)
-
-
-def test_placeholders_stand_in_for_models():
-    """A plan needs no network; not even a file that is not there."""
-    missing = {"_target_": "guidex.models.kernel.kernel", "data": "/no/such/place", "h": 0.3}
-    guidance = instantiate({**CFG, "reference": missing}, "guidance", Models(finish=None))
-    [term] = guidance.terms.values()
-    assert isinstance(term.direction.reference, Placeholder)
-    plan = guidance.plan(make(HEUN).timeline())
-    assert plan.evaluations_main == 7 and math.isnan(term.direction.gflops)
-    models = Models(finish=None, gflops=lambda config: 2.0 if config["h"] == 0.3 else 0.0)
-    [term] = instantiate({**CFG, "reference": missing}, "guidance", models).terms.values()
-    assert term.direction.gflops == 2.0
 
 
 def test_content_keys():
