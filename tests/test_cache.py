@@ -15,9 +15,9 @@ from types import SimpleNamespace
 
 import pytest
 
+import guidex.assets.cache as cache
+import guidex.assets.download as downloading
 from guidex import __version__
-from guidex.assets import cache
-from guidex.assets import download as downloading
 from guidex.assets.cache import cache_dir, cached, fetch, file_sha256
 from guidex.errors import GuidexError, UsageError
 
@@ -121,12 +121,7 @@ def listing():
 
 
 def place(url):
-    """Where a URL's file belongs, as the offline error tells a user."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GUIDEX_OFFLINE", "1")
-        with pytest.raises(UsageError) as caught:
-            fetch(url)
-    return Path(re.search(r"put it at (.*), or give", str(caught.value))[1])
+    return cache._locate(url)[1]
 
 
 def record_of(path):
@@ -146,9 +141,6 @@ def interrupted(server):
     server.requests.clear()
 
 
-# Local files, addresses, names
-
-
 def test_local_path(tmp_path, monkeypatch):
     path = tmp_path / "a file.pkl"
     path.write_bytes(DATA)
@@ -163,10 +155,10 @@ def test_local_path(tmp_path, monkeypatch):
         file_sha256(tmp_path)
     with pytest.raises(UsageError, match="64 hexadecimal"):
         fetch(str(path), sha256="abc")
-    for other, state in [(".", "is not"), ("pipe", "is not"), ("/dev/zero", "is not")] + [
-        (name, "does not exist") for name in ("absent", "x" * 5000, "~nobody-of-this-name/net.pkl")
-    ]:
-        with pytest.raises(UsageError, match=state):
+    absent = ("absent", "x" * 5000, "~nobody-of-this-name/net.pkl")
+    for other in (*absent, ".", "pipe", "/dev/zero"):
+        message = "does not exist" if other in absent else "is not a file"
+        with pytest.raises(UsageError, match=message):
             fetch(other, sha256=SHA256)
         assert cached(other) is None
     assert listing() == []
@@ -186,10 +178,8 @@ def test_unusable_addresses_are_refused():
 
 def test_cache_dir(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    for named, xdg, folder in [("/x", "/y", "/x"), ("~/own", "/y", tmp_path / "own")] + [
-        ("", "/y", "/y/guidex"),
-        ("", "relative", tmp_path / ".cache" / "guidex"),
-    ]:
+    home = (("~/own", "/y", tmp_path / "own"), ("", "relative", tmp_path / ".cache/guidex"))
+    for named, xdg, folder in (("/x", "/y", "/x"), ("", "/y", "/y/guidex"), *home):
         monkeypatch.setenv("GUIDEX_CACHE", named)
         monkeypatch.setenv("XDG_CACHE_HOME", xdg)
         assert cache_dir() == Path(folder)
@@ -205,9 +195,6 @@ def test_names_are_readable_distinct_and_stay_in_the_cache():
         path = place(f"https://one.org/{tail}")
         assert path.parent == cache_dir()
         assert re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,120}", path.name)
-
-
-# A server that behaves
 
 
 def test_download_once_then_from_the_cache(server):
@@ -238,9 +225,6 @@ def test_chunked_body_and_proxy(server, monkeypatch):
     server.behaviours = [{"body": body, "headers": CHUNKED, "sized": False}]
     assert fetch("http://guidex.invalid/net.pkl").read_bytes() == DATA
     assert server.requests[2][0] == "http://guidex.invalid/net.pkl"
-
-
-# Broken connections and resuming
 
 
 @pytest.mark.parametrize(
@@ -282,8 +266,9 @@ def test_killed_process_is_resumed(server):
     pause = threading.Event()
     server.behaviours = [{"pause": pause}]
     code = (
-        "import sys; from guidex.assets import cache, download; download.CHECKPOINT = 1000;"
-        "cache.fetch(sys.argv[1], progress=lambda done, total: print(done, flush=True))"
+        "import sys; import guidex.assets.download as download; download.CHECKPOINT = 1000;"
+        "from guidex.assets.cache import fetch;"
+        "fetch(sys.argv[1], progress=lambda done, total: print(done, flush=True))"
     )
     command = [sys.executable, "-c", code, server.url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -331,9 +316,6 @@ def test_attempts_that_bring_nothing_are_bounded(server, waits):
     assert waits == [1, 2, 4, 8] * 2
 
 
-# Answers that are no file
-
-
 @pytest.mark.parametrize(
     "behaviour, message",
     [
@@ -378,9 +360,6 @@ def test_redirect_is_followed_with_the_range(server, status):
     assert target(secure, None, status, "", {}, "http://b/") is None
 
 
-# No way to the server
-
-
 def test_offline(server, monkeypatch):
     monkeypatch.setenv("GUIDEX_OFFLINE", "1")
     message = f"{server.url} is not.*GUIDEX_OFFLINE.*{SHA256}.*{place(server.url)}"
@@ -408,9 +387,6 @@ def test_unreachable_servers(server, monkeypatch):
     with pytest.raises(GuidexError, match="cannot reach 127.0.0.1.*refused.*put it at") as caught:
         fetch(url)
     assert caught.value.exit_code == 1
-
-
-# Hashes, and files placed by hand
 
 
 def test_given_hash_is_checked(server):
@@ -460,14 +436,13 @@ def test_hand_placed_file(server, monkeypatch):
     monkeypatch.setenv("GUIDEX_OFFLINE", "1")
     path = place(server.url)
     path.parent.mkdir()
-    for page in (PAGE, POINTER):
-        path.write_bytes(page)
-        with pytest.raises(GuidexError, match="web page.*LFS.*Delete it"):
-            fetch(server.url)
+    path.write_bytes(POINTER)
+    with pytest.raises(GuidexError, match="web page.*LFS.*Delete it"):
+        fetch(server.url)
     assert listing() == [path.name]
     path.write_bytes(DATA)
     assert cached(server.url) == path == fetch(server.url)
-    with monkeypatch.context() as read_only:
+    with monkeypatch.context() as read_only:  # a cache that an administrator has filled
         read_only.delattr(cache, "FileLock")
         read_only.delattr(cache, "write_json")
         assert fetch(server.url) == path == fetch(server.url, sha256=SHA256)
@@ -475,9 +450,6 @@ def test_hand_placed_file(server, monkeypatch):
     with pytest.raises(GuidexError, match="corrupt"):
         fetch(server.url)
     assert server.requests == []
-
-
-# The disk, and several processes
 
 
 def test_disk_that_refuses(server, monkeypatch):

@@ -168,6 +168,7 @@ def _verify(file: Path, url: str, path: Path, expected: str | None) -> None:
 
     What is new (downloaded, or put there by hand) is recorded.
     """
+    sha256 = file_sha256(file)
     retry = f"Delete it to download {url} again" if file == path else "It was thrown away"
     with open(file, "rb") as content:
         head = content.read(512).removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -180,7 +181,6 @@ def _verify(file: Path, url: str, path: Path, expected: str | None) -> None:
         )
     record = path.with_name(path.name + ".json")
     recorded = read_json(record).get("sha256", "nothing readable") if record.exists() else None
-    sha256 = file_sha256(file)
     if expected is not None:
         _compare(file, sha256, expected, f"asked for. {retry}, or correct the hash.")
     elif recorded is not None:
