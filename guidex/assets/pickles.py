@@ -89,9 +89,10 @@ def read_pickle(source: str | os.PathLike[str] | BinaryIO) -> object:
         raise
     # Damage makes the unpickler, NumPy and torch raise a dozen kinds of errors.
     except Exception as error:
+        reason = printable(str(error) or repr(error))
         raise GuidexError(
-            f"{name}: refused, nothing in it was run: {printable(str(error) or repr(error))}. "
-            "The file was cut off or altered, or holds more than the data of EDM2."
+            f"{name}: refused: {reason}. It was cut off or altered, or holds more than the data of "
+            "EDM2. Nothing in the file was run."
         ) from None
 
 
