@@ -29,6 +29,11 @@ class Term:
         weights = self.schedule.plan(timeline)
         return np.where(np.isnan(weights), weights, 1.0) if self.direction.zero else weights
 
+    def is_idle(self, weights: np.ndarray) -> bool:
+        """Whether it acts nowhere by these weights of its plan, though it was given a weight."""
+        acts = bool(np.any(weights[~np.isnan(weights)] != 1))
+        return not (acts or self.direction.zero or self.schedule.w == 1)
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -47,7 +52,10 @@ class Guidance:
         """All weights on a sampler's grid."""
         weights = [term.plan(timeline) for term in self.terms.values()]
         costs = tuple(term.direction.evaluations for term in self.terms.values())
-        return Plan(timeline, np.array(weights).reshape(-1, *timeline.evaluations.shape), costs)
+        named = zip(self.terms.items(), weights, strict=True)
+        idle = tuple(name for (name, term), own in named if term.is_idle(own))
+        weights = np.array(weights).reshape(-1, *timeline.evaluations.shape)
+        return Plan(timeline, weights, costs, idle)
 
     def gflops(self, plan: Plan) -> float:
         """Cost of all reference evaluations of one image, 10^9 floating-point operations."""

@@ -3,6 +3,7 @@
 import math
 import sys
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from guidex.guidance.plan import Plan
 from guidex.instantiate import Models, content_key, instantiate
 from guidex.models.decoders import Decoder
 from guidex.models.denoiser import Denoiser
-from guidex.models.edm2.load import known_gflops
+from guidex.models.edm2.load import checkpoint_of, known_gflops, unequal_ema
 from guidex.runs.folder import VOLATILE
 from guidex.runs.ranks import this_rank
 from guidex.sampling.seeds import SEED_LIMIT, parse_seeds
@@ -50,11 +51,32 @@ class Settings:
     gflops: float
 
     def describe(self) -> str:
-        """The plan in one line, and what an image costs where that is known."""
-        if math.isnan(self.gflops):
-            return self.plan.describe()
-        cost = f"{self.gflops:,.0f} GFLOP per image (2 per multiply-add)"
-        return f"{self.plan.describe()}; {cost}"
+        """The plan in one line, what an image costs where that is known, and its networks."""
+        parts = [self.plan.describe()]
+        if not math.isnan(self.gflops):
+            parts.append(f"{self.gflops:,.0f} GFLOP per image (2 per multiply-add)")
+        sources = [checkpoint_of(one) for one in [self.config["model"], *self._references]]
+        names = dict.fromkeys(PurePosixPath(source).stem for source in sources if source)
+        return "; ".join([*parts, " against ".join(names)] if names else parts)
+
+    @property
+    def doubts(self) -> list[str]:
+        """What may not be as it was meant, a sentence each."""
+        found = []
+        for name in self.plan.idle:
+            part = "guidance" if name == "direction" else f"guidance.terms.{name}"
+            found.append(
+                f"{part}.schedule acts at no step of the sampler, so nothing is guided by it"
+            )
+        found += [unequal_ema(self.config["model"], one) for one in self._references]
+        return [sentence for sentence in found if sentence is not None]
+
+    @property
+    def _references(self) -> list[Config]:
+        """The models that guidance is measured against."""
+        guidance = self.config["guidance"]
+        parts = [guidance, *(term["direction"] for term in guidance.get("terms", {}).values())]
+        return [part["reference"] for part in parts if "reference" in part]
 
     @property
     def method(self) -> str:

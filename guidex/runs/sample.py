@@ -23,6 +23,7 @@ from guidex.runs.folder import (
     run_folder,
     write_json,
 )
+from guidex.runs.measure import warn
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, check, load, models_on
 from guidex.runs.progress import Progress
@@ -62,6 +63,7 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
     rank = this_rank()
     if rank.first:
         print(settings.describe())
+        warn(settings.doubts)
     if plan_only:
         return
     identity = {"command": "sample", **settings.identity}
@@ -100,6 +102,7 @@ def _names_a_table(words: Sequence[str]) -> bool:
 def _plan_table(words: Sequence[str], plan_only: bool) -> None:
     """Plan a table as a sweep would; sampling it is refused."""
     table = plan_table(words)
+    warn(table.doubts)
     if not plan_only:
         raise UsageError(
             f"{table.name} is a table of {len(table.entries)} points; run it with guidex sweep, "

@@ -148,6 +148,19 @@ def checkpoint_of(config: Mapping[str, Any]) -> str | None:
     return values[0] if target == "edm2" else released_source(*values)
 
 
+def unequal_ema(main: Mapping[str, Any], reference: Mapping[str, Any]) -> str | None:
+    """A warning where classifier-free guidance is between two lengths of EMA, or None."""
+    both = [config.get("_target_") == f"{__name__}.released" for config in (main, reference)]
+    if not all(both) or reference["conditional"] or not main["conditional"]:
+        return None
+    if main["ema"] == reference["ema"]:
+        return None
+    return (
+        f"the EMA of the main network is {main['ema']}, that of the unconditional reference "
+        f"{reference['ema']}; all published results of CFG and the interval have equal ones"
+    )
+
+
 def known_gflops(config: Mapping[str, Any]) -> float:
     """10^9 floating-point operations of one evaluation of the model of a configuration, as far as
     they are known before anything is loaded: NaN for all but published networks."""
