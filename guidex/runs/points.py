@@ -2,7 +2,7 @@
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,6 +18,7 @@ from guidex.instantiate import Models, content_key, instantiate
 from guidex.models.decoders import Decoder
 from guidex.models.denoiser import Denoiser
 from guidex.models.edm2.load import checkpoint_of, known_gflops, unequal_ema
+from guidex.presets import nearest
 from guidex.runs.folder import VOLATILE
 from guidex.runs.ranks import this_rank
 from guidex.sampling.seeds import SEED_LIMIT, parse_seeds
@@ -36,7 +37,8 @@ class Settings:
         solver: the sampler.
         plan: all guidance weights.
         seeds: one per image.
-        labels: class of each image as asked for, or None to draw it from the seed.
+        labels: class of each image as asked for, by number, or by name until the model is loaded;
+            or None to draw it from the seed.
         gflops: cost of one image, 10^9 floating-point operations, 2 per multiply-add; NaN where it
             is not known before the networks are loaded.
     """
@@ -47,7 +49,7 @@ class Settings:
     solver: Solver
     plan: Plan
     seeds: list[int]
-    labels: list[int] | None
+    labels: list[Any] | None
     gflops: float
 
     def describe(self) -> str:
@@ -184,12 +186,9 @@ def load(settings: Settings, models: Models, latents_suffice: bool = False) -> P
     """
     model = instantiate(settings.config["model"], "model", models)
     guidance = instantiate(settings.config["guidance"], "guidance", models)
-    for label in settings.labels or []:
-        if not 0 <= label < model.num_classes:
-            allowed = (
-                f"0 … {model.num_classes - 1}" if model.num_classes else "none: use labels=random"
-            )
-            raise UsageError(f"labels={label}: the classes of this model are {allowed}")
+    if settings.labels is not None:
+        classes = {one: _class(one, model) for one in dict.fromkeys(settings.labels)}
+        settings = replace(settings, labels=[classes[one] for one in settings.labels])
     _check_range(model, settings.plan, 1.0)
     for term in guidance.terms.values():
         for query in term.direction.queries:
@@ -203,6 +202,17 @@ def load(settings: Settings, models: Models, latents_suffice: bool = False) -> P
         print(f"images are not made, latents are: {error}", file=sys.stderr)
         decoder = None
     return Point(settings, model, guidance, decoder)
+
+
+def _class(given: int | str, model: Denoiser) -> int:
+    """The number of a class, given by its number or name."""
+    if isinstance(given, str) and given in model.class_names:
+        return model.class_names.index(given)
+    if isinstance(given, int) and 0 <= given < model.num_classes:
+        return given
+    allowed = f"0 … {model.num_classes - 1}" if model.num_classes else "none: use labels=random"
+    names = nearest(given, model.class_names) if isinstance(given, str) else ""
+    raise UsageError(f"labels={given}: the classes of this model are {allowed}{names}")
 
 
 def _check_reference(model: Denoiser, reference: Denoiser) -> None:
@@ -277,17 +287,16 @@ def _check_index(index: int) -> None:
         )
 
 
-def parse_labels(text: Any, count: int) -> list[int] | None:
-    """Classes as written by people, one per image: random (None), 3, or a list, repeated as
+def parse_labels(text: Any, count: int) -> list[Any] | None:
+    """Classes as written by people, one per image: random (None), 3, circle, or a list, repeated as
     needed."""
     if text == "random":
         return None
     labels = text if isinstance(text, list) else [text]
-    if not labels or not all(
-        isinstance(y, int) and not isinstance(y, bool) and y >= 0 for y in labels
-    ):
+    wrong = [y for y in labels if isinstance(y, bool) or not isinstance(y, int | str)]
+    if wrong or not labels or "random" in labels or any(y < 0 for y in labels if y != str(y)):
         raise UsageError(
-            f"labels must be random, a class such as 3, or a list [0,1,2], not {text!r}"
+            f"labels must be random, a class such as 3 or its name, or a list [0,1,2], not {text!r}"
         )
     return [labels[k % len(labels)] for k in range(count)]
 

@@ -73,7 +73,7 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
         if config["latents"] and point.model.space != "latents":
             raise UsageError("latents=true: this model has none; its samples are its output")
         require_same_inputs(folder, point.origins.values())
-        blocks = cut(settings.seeds, settings.labels, config["block"])
+        blocks = cut(settings.seeds, point.settings.labels, config["block"])
         finish = Finish(folder / "summary.json")
         make_blocks(point, blocks, folder, rank)
         if not all(block.path(folder / "blocks", ".json").exists() for block in blocks):
@@ -225,7 +225,9 @@ def _write_grid(
         return
     captions = []
     for seed, label in zip(settings.seeds[: len(preview)], labels, strict=False):
-        captions.append(f"seed {seed}" + ("" if label is None else f" · class {label}"))
+        captions.append(
+            f"seed {seed}" + ("" if label is None else f" · class {point.model.name_of(label)}")
+        )
     sample_grid(preview, captions, folder / "grid.png")
 
 
