@@ -99,12 +99,12 @@ def _set_published(cfg: DictConfig, choices: dict[str, str]) -> None:
     """Set what was published for the model under the guidance chosen (`model.published`), where
     there is such a key and an experiment says nothing about it."""
     model, experiment = cfg.get("model", {}), choices.get("experiment", "None")
-    own = OmegaConf.create()
+    own: list[str] = []
     if experiment != "None":
-        own = OmegaConf.load(config_dir() / "experiment" / f"{experiment}.yaml")
+        own = _keys(OmegaConf.load(config_dir() / "experiment" / f"{experiment}.yaml"))
     for key, value in model.get("published", {}).get(choices.get("guidance"), {}).items():
         parent, _, name = key.rpartition(".")
-        if name in (OmegaConf.select(cfg, parent) or ()) and OmegaConf.select(own, key) is None:
+        if name in (OmegaConf.select(cfg, parent) or ()) and key not in own:
             OmegaConf.update(cfg, key, value)
     model.pop("published", None)
 
