@@ -82,6 +82,7 @@ def compose(command: str, words: Sequence[str]) -> Composed:
         cfg.pop(group, None)
         choices[group] = "None"
     _require_one_way([*groups, *values], cfg, choices)
+    _set_published(cfg, choices)
     # A part taken over from elsewhere is copied once a key inside it is set, so that comes last.
     for override in sorted(values, key=lambda one: _is_taken_over(cfg, one)):
         _set(cfg, override, choices)
@@ -92,6 +93,20 @@ def compose(command: str, words: Sequence[str]) -> Composed:
         raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     _require_all(config)
     return Composed(config, choices)
+
+
+def _set_published(cfg: DictConfig, choices: dict[str, str]) -> None:
+    """Set what was published for the model under the guidance chosen (`model.published`), where
+    there is such a key and an experiment says nothing about it."""
+    model, experiment = cfg.get("model", {}), choices.get("experiment", "None")
+    own: list[str] = []
+    if experiment != "None":
+        own = _keys(OmegaConf.load(config_dir() / "experiment" / f"{experiment}.yaml"))
+    for key, value in model.get("published", {}).get(choices.get("guidance"), {}).items():
+        parent, _, name = key.rpartition(".")
+        if name in (OmegaConf.select(cfg, parent) or ()) and key not in own:
+            OmegaConf.update(cfg, key, value)
+    model.pop("published", None)
 
 
 def _require_one_way(
