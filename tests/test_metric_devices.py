@@ -87,6 +87,7 @@ METRICS: dict[str, Metric] = {
     "kid": KID(subsets=3, subset_size=100),
     "mind": MIND(projections=100),
     "prdc": PRDC(),
+    "prdc of adm": PRDC(arithmetic="adm"),
     "accuracy": KNNAccuracy(),
     "inception score": InceptionScore(),
     "cmmd": CMMD(),

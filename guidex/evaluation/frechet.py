@@ -15,12 +15,14 @@ from torch import Tensor
 from guidex.errors import UsageError
 from guidex.evaluation.features import (
     FeatureSet,
+    Metric,
     check_comparable,
     check_enough,
     check_share,
     check_whole,
     require_values,
 )
+from guidex.evaluation.protocol import PUBLISHED_IMAGES, singular, too_few
 from guidex.evaluation.statistics import GaussianStatistics, gram
 
 JACKKNIFE_BLOCKS = 20
@@ -34,7 +36,7 @@ _NEGATIVE = 1e-4
 _EPS = torch.finfo(torch.float64).eps
 
 
-class Frechet:
+class Frechet(Metric):
     """The Fréchet distance as a metric, with an interval for what it is without sampling noise.
 
     The distance from N fakes is noisy and biased upward by about c / N (Chong and Forsyth 2020,
@@ -61,11 +63,7 @@ class Frechet:
         seed: of the blocks and redraws.
     """
 
-    needs_reference: ClassVar[bool] = True
     needs_values: ClassVar[bool] = False
-    needs_labels: ClassVar[bool] = False
-    needs_truth: ClassVar[bool] = False
-    needs_detector: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -102,6 +100,20 @@ class Frechet:
                 fake=fake,
                 instead="confidence=none",
             )
+
+    def doubts(
+        self, *, real: int | None, fake: int, detector: str, dim: int, network: bool
+    ) -> list[str]:
+        """Singular covariances, and numbers of images that move the bias."""
+        found = singular(real=real, fake=fake, detector=detector, dim=dim)
+        if network:
+            found += too_few(real=real, fake=fake, dim=dim)
+            if fake > PUBLISHED_IMAGES:
+                found.append(
+                    f"{fake:,} fake images: published distances are of {PUBLISHED_IMAGES:,}, and "
+                    "with more they come out smaller."
+                )
+        return found
 
     def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         """fd_<detector>, and fd_<detector>_lo and _hi where an interval is asked for.

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from guidex.assets.image_set import ImageSet
 from guidex.assets.images import open_images, sample_output
 from guidex.errors import GuidexError, UsageError
-from guidex.evaluation.detectors import Detector, detect
+from guidex.evaluation.detectors import Detector, detect, detect_all, look
 from guidex.evaluation.feature_cache import BLOCK, FeatureStore
-from guidex.evaluation.features import FeatureSet
+from guidex.evaluation.features import FeatureSet, chosen
 from guidex.models.denoiser import ExactDenoiser
 
 DRAWS = 10_000  # true samples of a toy that its reference is made of
@@ -52,11 +52,13 @@ class Samples:
         path: as given.
         images: the images, or None.
         points: points [N, d] and labels [N] or None of a toy, where there are no images.
+        of: number of images that these are a random choice of, or None.
     """
 
     path: str
     images: ImageSet | None
     points: tuple[Tensor, Tensor | None] | None
+    of: int | None = None
 
     @cached_property
     def about(self) -> dict[str, object]:
@@ -70,6 +72,7 @@ class Samples:
             "formats": sorted(self.images.kinds),
             "skipped": len(self.images.skipped),
             "sha256": self.images.fingerprint(),
+            **({} if self.of is None else {"of": self.of}),
         }
 
     @property
@@ -90,11 +93,29 @@ class Samples:
             return self.points[0][:1]
         return torch.zeros(1, *self.images.shape, dtype=torch.uint8)
 
+    def at_most(self, most: int | None) -> "Samples":
+        """`most` of them, chosen at random, or all where there are no more."""
+        if self.images is None or most is None or self.count <= most:
+            return self
+        images, rows = self.images, chosen(self.count, most, seed=0)
+        some = dataclasses.replace(
+            images,
+            names=[images.names[row] for row in rows],
+            labels=None if images.labels is None else images.labels[rows],
+            load=lambda index: images.load(int(rows[index])),
+            digest=lambda index: images.digest(int(rows[index])),
+        )
+        return Samples(self.path, some, None, of=self.count)
+
     def features(self, detectors: Sequence[Detector], how: Looking) -> list[FeatureSet]:
-        """The features of all detectors, on the CPU; images are decoded once for all of them."""
+        """The features of all detectors, on the CPU; images are decoded once for all of them, and
+        go once through a detector that is asked several times."""
+        asked = list(dict.fromkeys(detectors))
         if self.images is None:
-            return [detect(detector, *self.points, how.batch) for detector in detectors]
-        return image_features(self.images, detectors, how)
+            found = detect_all(asked, *self.points, how.batch)
+        else:
+            found = image_features(self.images, asked, how)
+        return [found[asked.index(detector)] for detector in detectors]
 
 
 def open_samples(path: str, *, resize: int | None, crop: bool = False, bad: str) -> Samples:
@@ -189,8 +210,8 @@ class _Pass:
         todo = [block for block in blocks if lacking[block]]
         parts: dict[int, list[Tensor]] = {k: [] for k in self._detectors}
         for block, pixels in self._pixels(todo):
-            for k in lacking[block]:
-                self._names[k], features = self._detectors[k](pixels)
+            found = look([self._detectors[k] for k in lacking[block]], pixels)
+            for k, (self._names[k], features) in zip(lacking[block], found, strict=True):
                 parts[k].append(features)
             bar.update(len(pixels))
             if sum(map(len, parts[lacking[block][0]])) == self._size(block):

@@ -54,7 +54,7 @@ def evaluate(words: Sequence[str]) -> None:
         labelled=samples.has_labels,
     )
     if not any(one.metrics for one in measures):
-        if config["metrics"]:
+        if any(one.config["metrics"] for one in measures):
             raise UsageError("none of the metrics can be computed: each is left out (see above)")
         raise UsageError(f"no metrics chosen; there are {', '.join(options('metrics'))}")
     warnings = _check(samples, measures, repeats, quiet=not rank.first)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from guidex.assets.atomic import atomic_write
 from guidex.errors import GuidexError
-from guidex.evaluation.detectors import detect
+from guidex.evaluation.detectors import detect_all
 from guidex.evaluation.features import FeatureSet
 from guidex.evaluation.references import describe
 from guidex.evaluation.sources import Looking
@@ -34,7 +34,14 @@ from guidex.runs.folder import (
     run_folder,
     write_json,
 )
-from guidex.runs.measure import Measures, are_metrics_chosen, repeats_of, settings_of, warn
+from guidex.runs.measure import (
+    Measures,
+    are_metrics_chosen,
+    detectors_of,
+    repeats_of,
+    settings_of,
+    warn,
+)
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, load, models_on
 from guidex.runs.progress import Progress
@@ -158,7 +165,7 @@ def _check_samples(tasks: Sequence[Task]) -> None:
         samples = task.point.decoded(torch.zeros(1, *model.shape, device=device))
         for one in task.measures:
             one.check_samples(samples)
-            detect(one.detector, samples, None)  # networks, too
+        detect_all(detectors_of(task.measures), samples, None)  # networks, too
 
 
 def _tell(tasks: Sequence[Task]) -> None:
@@ -289,8 +296,8 @@ def _keep(task: Task, x: Tensor, path: Tensor | None, shown: int) -> dict[str, T
     samples = task.point.decoded(x)
     kept = {}
     if task.keeps_features:
-        for m, one in enumerate(task.measures):
-            kept[f"features{m}"] = detect(one.detector, samples, None).values
+        for m, features in enumerate(detect_all(detectors_of(task.measures), samples, None)):
+            kept[f"features{m}"] = features.values
     if task.point.model.space == "points":
         return kept if path is None else {**kept, "path": path}
     return {**kept, "gallery": samples[:shown]} if shown else kept
@@ -370,10 +377,11 @@ def _missing_row(index: int, entry: Entry) -> Row:
 
 def features_of(cohort: Cohort, position: int, measure: int) -> FeatureSet:
     """All features of a point by the detector of one of its measures, from the blocks on disk."""
-    labels = cohort.labels()
+    labels, measures = cohort.labels(), cohort.tasks[position].measures
+    number = detectors_of(measures).index(measures[measure].detector)
     return FeatureSet.from_values(
-        detector=cohort.tasks[position].measures[measure].name,
-        values=torch.from_numpy(cohort.gathered(f"features{measure}_{position}", axis=0)),
+        detector=measures[measure].name,
+        values=torch.from_numpy(cohort.gathered(f"features{number}_{position}", axis=0)),
         labels=None if labels is None else torch.from_numpy(labels),
     )
 
