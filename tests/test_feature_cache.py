@@ -69,7 +69,10 @@ def test_a_damaged_file_is_made_again(
     cache: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = FeatureStore("f", IDENTITY, 3)
-    store.keep({0: ONES[:2] if damage == "rows" else ONES})
+    if damage == "rows":
+        FeatureStore("f", IDENTITY, 2).keep({0: ONES[:2]})
+    else:
+        store.keep({0: ONES})
     (file,) = cache.iterdir()
     if damage == "another":  # copied over by someone, say
         FeatureStore("g", IDENTITY, 3).keep({0: ONES})
@@ -119,6 +122,17 @@ def test_blocks_become_one_file(cache: Path) -> None:
     assert torch.equal(store.read(), values)
     assert torch.equal(store.read_block(0), values[:4])  # a process that is still at work
     assert [path.suffix for path in cache.iterdir()] == [".safetensors"]
+
+
+def test_blocks_are_never_joined_in_memory(
+    cache: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "cat", lambda *_: pytest.fail("a copy of all features"))
+    store, values = FeatureStore("f", IDENTITY, 6), torch.arange(24.0).view(6, 4)
+    parts = {1: store.keep_block(1, values[4:]), 0: store.keep_block(0, values[:4])}
+    parts[0][:] = 0  # no part of the values, nor written through to the file
+    assert values[0, 1] == 1 and torch.equal(store.read_block(0), values[:4])
+    assert torch.equal(store.keep({1: values[4:], 0: values[:4]}), values)
 
 
 # In use
@@ -294,3 +308,15 @@ def test_references_that_models_know_are_kept(tmp_path: Path) -> None:
     assert torch.equal(found[0].values, found[1].values)
     assert torch.equal(found[0].labels, found[1].labels)
     assert not torch.equal(found[0].values, found[2].values)
+
+
+def test_a_long_pass_says_how_far_it_is_without_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    look = Looking(batch=5, cache=False)
+    image_features(array_images(pixels(10)), [Watched(tmp_path)], look)
+    assert capsys.readouterr().err == ""
+    clock = iter(range(0, 10**6, 20))
+    monkeypatch.setattr("guidex.assets.progress.time.monotonic", lambda: next(clock))
+    image_features(array_images(pixels(10)), [Watched(tmp_path)], look)
+    assert "features 5/10 images" in capsys.readouterr().err

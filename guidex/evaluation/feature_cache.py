@@ -12,13 +12,14 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import BinaryIO
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -72,18 +73,23 @@ class FeatureStore:
         size = rows.stop - rows.start
         return self._read(self._part(block), self._key_of(block), slice(0, size), size)
 
-    def keep_block(self, block: int, features: Tensor) -> None:
-        """Keep the features of a block, on the CPU."""
-        self._write(self._part(block), self._key_of(block), features)
+    def keep_block(self, block: int, features: Tensor) -> Tensor:
+        """Keep the features of a block, on the CPU; returns them as the file has them, which take
+        no memory that is not free for others."""
+        self._write(self._part(block), self._key_of(block), [features])
+        kept = self.read_block(block)
+        return features if kept is None else kept
 
     def keep(self, blocks: Mapping[int, Tensor]) -> Tensor:
-        """Keep all features, given as all blocks, in one file; returns them joined."""
-        features = torch.cat([blocks[block] for block in sorted(blocks)])
+        """Keep all features, given as all blocks, in one file; returns them joined, as
+        `keep_block` does."""
+        parts = [blocks[block] for block in sorted(blocks)]
         if not self._path.is_file():
-            self._write(self._path, self._key, features)
+            self._write(self._path, self._key, parts)
+        kept = self.read()
         shutil.rmtree(self._parts, ignore_errors=True)
         _drop_old(self._path)
-        return features
+        return torch.cat(parts) if kept is None else kept
 
     def _key_of(self, block: int) -> dict[str, object]:
         return {**self._key, "block": block}
@@ -91,11 +97,21 @@ class FeatureStore:
     def _part(self, block: int) -> Path:
         return self._parts / f"{block:06d}.safetensors"
 
-    def _write(self, path: Path, key: dict[str, object], features: Tensor) -> None:
+    def _write(self, path: Path, key: dict[str, object], parts: Sequence[Tensor]) -> None:
+        """Write float32 features, part by part, in the layout of safetensors."""
+        shape = [sum(map(len, parts)), self.identity.dim]
+        features = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * math.prod(shape)]}
+        header = json.dumps({"__metadata__": {"key": _text(key)}, "features": features}).encode()
+        header += b" " * (-len(header) % 8)
+
+        def write(file: BinaryIO) -> None:
+            file.write(len(header).to_bytes(8, "little") + header)
+            for part in parts:
+                file.write(part.contiguous().numpy())
+
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            content = safetensors.torch.save({"features": features}, {"key": _text(key)})
-            atomic_write(path, lambda file: file.write(content))
+            atomic_write(path, write)
         except (OSError, GuidexError) as error:
             log.warning("Features are not kept for the next time: %s", error)
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from guidex.assets.image_set import ImageSet
 from guidex.assets.images import open_images, sample_output
+from guidex.assets.progress import Progress
 from guidex.errors import GuidexError, UsageError
 from guidex.evaluation.detectors import Detector, detect, detect_all, look
 from guidex.evaluation.feature_cache import BLOCK, FeatureStore
@@ -189,21 +189,14 @@ class _Pass:
             return {}
         blocks = range(-(-len(self._images) // BLOCK))
         own = [block for block in blocks if block % self._how.ranks == self._how.rank]
-        with tqdm(
-            total=len(self._images),
-            desc="features",
-            unit="image",
-            delay=2,
-            leave=False,
-            disable=None if self._how.rank == 0 else True,
-        ) as bar:
+        with Progress("features", len(self._images), quiet=self._how.rank > 0, delay=2) as bar:
             self._make(own, bar)
             # Of the others' blocks, those that nobody has finished, beginning with the last.
             for block in sorted(set(blocks) - set(own), reverse=True):
                 self._make([block], bar)
         return {k: (self._names[k], self._joined(k)) for k in self._detectors}
 
-    def _make(self, blocks: Sequence[int], bar: tqdm) -> None:
+    def _make(self, blocks: Sequence[int], bar: Progress) -> None:
         """Find the features of blocks in the stores, and make those that are not there."""
         lacking = {block: self._lacking(block) for block in blocks}
         bar.update(sum(self._size(block) for block in blocks if not lacking[block]))
@@ -243,9 +236,8 @@ class _Pass:
         return [k for k in self._detectors if block not in self._done[k]]
 
     def _keep(self, k: int, block: int, features: Tensor) -> None:
-        self._done[k][block] = features
-        if k in self._stores:
-            self._stores[k].keep_block(block, features)
+        store = self._stores.get(k)
+        self._done[k][block] = features if store is None else store.keep_block(block, features)
 
     def _joined(self, k: int) -> Tensor:
         if k in self._stores:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from guidex.assets.atomic import atomic_write
+from guidex.assets.progress import Progress
 from guidex.config import compose, parse
 from guidex.errors import UsageError
 from guidex.reports.grids import sample_grid
@@ -25,7 +26,6 @@ from guidex.runs.folder import (
 )
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, check, load, models_on
-from guidex.runs.progress import Progress
 from guidex.runs.provenance import output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
 from guidex.runs.sweep import sweep

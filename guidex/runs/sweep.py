@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from guidex.assets.atomic import atomic_write
+from guidex.assets.progress import Progress
 from guidex.errors import GuidexError
 from guidex.evaluation.detectors import detect_all
 from guidex.evaluation.features import FeatureSet
@@ -44,7 +45,6 @@ from guidex.runs.measure import (
 )
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, load, models_on
-from guidex.runs.progress import Progress
 from guidex.runs.provenance import output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
 from guidex.runs.table import DEFAULT_EXPERIMENT, Entry, Table, plan_table, print_plans
