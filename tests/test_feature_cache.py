@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from guidex.assets.image_set import ImageSet, array_images
-from guidex.errors import UsageError
+from guidex.errors import GuidexError, UsageError
 from guidex.evaluation import feature_cache, sources
 from guidex.evaluation.detectors import Identity, Pixels
 from guidex.evaluation.feature_cache import FeatureStore
@@ -129,10 +129,17 @@ def test_blocks_are_never_joined_in_memory(
 ) -> None:
     monkeypatch.setattr(torch, "cat", lambda *_: pytest.fail("a copy of all features"))
     store, values = FeatureStore("f", IDENTITY, 6), torch.arange(24.0).view(6, 4)
-    parts = {1: store.keep_block(1, values[4:]), 0: store.keep_block(0, values[:4])}
-    parts[0][:] = 0  # no part of the values, nor written through to the file
-    assert values[0, 1] == 1 and torch.equal(store.read_block(0), values[:4])
-    assert torch.equal(store.keep({1: values[4:], 0: values[:4]}), values)
+    assert store.keep_block(1, values[4:]) and store.keep_block(0, values[:4])
+    assert torch.equal(store.keep({1: None, 0: None}), values)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_block_that_vanishes_is_told(cache: Path) -> None:
+    store = FeatureStore("f", IDENTITY, 6)
+    store.keep_block(0, torch.zeros(4, 4))
+    with pytest.raises(GuidexError, match="000001.safetensors was deleted or damaged"):
+        store.keep({0: None, 1: None})
+    assert store.read() is None
 
 
 # In use

@@ -180,7 +180,8 @@ class _Pass:
     ) -> None:
         self._images, self._detectors, self._how = images, detectors, how
         self._stores = {k: store for k, store in stores.items() if k in detectors}
-        self._done: dict[int, dict[int, Tensor]] = {k: {} for k in detectors}
+        # None: on disk. Nothing else of a block stays, which would cut the memory into pieces.
+        self._done: dict[int, dict[int, Tensor | None]] = {k: {} for k in detectors}
         self._names: dict[int, str] = {}
 
     def run(self) -> dict[int, tuple[str, Tensor]]:
@@ -229,15 +230,15 @@ class _Pass:
     def _lacking(self, block: int) -> list[int]:
         """The detectors whose features of a block are not there; takes those that are."""
         for k, store in self._stores.items():
-            features = store.read_block(block)
-            if features is not None:
+            if store.read_block(block) is not None:
                 self._names[k] = store.identity.name
-                self._done[k][block] = features
+                self._done[k][block] = None
         return [k for k in self._detectors if block not in self._done[k]]
 
     def _keep(self, k: int, block: int, features: Tensor) -> None:
         store = self._stores.get(k)
-        self._done[k][block] = features if store is None else store.keep_block(block, features)
+        kept = store is not None and store.keep_block(block, features)
+        self._done[k][block] = None if kept else features
 
     def _joined(self, k: int) -> Tensor:
         if k in self._stores:
