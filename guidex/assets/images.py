@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from guidex.assets.arrays import open_array
 from guidex.assets.codec import (
@@ -25,6 +24,7 @@ from guidex.assets.codec import (
 )
 from guidex.assets.image_set import ImageSet, array_images, default_workers, map_ahead
 from guidex.assets.labels import find_labels
+from guidex.assets.progress import counted
 from guidex.assets.sources import SUFFIXES, FolderSource, Source, ZipSource, reason_of, shown
 from guidex.errors import GuidexError, UsageError
 
@@ -196,8 +196,7 @@ def _scan(
     quiet_pillow()
     workers = default_workers()
     results = map_ahead(record, source.names, workers, ahead=2 * workers)
-    bar = tqdm(source.names, f"checking {path}", unit="image", delay=2, leave=False, disable=None)
-    for name, result in zip(bar, results, strict=True):
+    for name, result in zip(counted(source.names, f"checking {path}"), results, strict=True):
         if isinstance(result, str):
             failures.append((name, result))
         else:
@@ -252,7 +251,7 @@ def _undecodable(source: Source, path: Path, records: list[_Record], conversion:
 
     workers = default_workers()
     reasons = map_ahead(reason, records, workers, ahead=2 * workers)
-    bar = tqdm(records, f"decoding {path}", unit="image", delay=2, leave=False, disable=None)
+    bar = counted(records, f"decoding {path}")
     failures = [
         (record.name, one) for record, one in zip(bar, reasons, strict=True) if one is not None
     ]
