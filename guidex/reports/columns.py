@@ -4,13 +4,16 @@ Plain text; `tables` escapes it for each format.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from guidex.reports.edges import edge_of_best
 from guidex.reports.rows import (
     Metric,
     Row,
+    Value,
+    chief_metrics,
     decimals,
     is_number,
     main_metrics,
@@ -108,7 +111,8 @@ class Table:
             counts = {getattr(row, name) for row in rows if row.is_measured}
             if name not in keys and len(counts) > 1:
                 texts = (str(getattr(row, name)) if row.is_measured else _ABSENT for row in rows)
-                columns.append(Column(name, _texts(texts), numeric=True))
+                heading = rows[0].unit if name == "images" else name
+                columns.append(Column(heading, _texts(texts), numeric=True))
         metrics = main_metrics(rows)
         for metric in metrics:
             columns.append(_metric_column(rows, metric, metrics, rank=len(differing) == 0))
@@ -137,8 +141,8 @@ class Table:
         return max(map(len, self.text()))
 
     def notes(self, mark: str) -> list[str]:
-        """What the numbers are, in one line, and what hinders their comparison in another."""
-        parts = [*_settings(self.rows), runs(self.rows)]
+        """What the numbers are, in one line, and what hinders their comparison in others."""
+        parts = [*_common(self.rows), *_settings(self.rows), runs(self.rows)]
         cells = [cell for column in self.columns for cell in column.cells]
         if any(row.repeats > 1 for row in self.rows):
             around = any(cell.spread.startswith("(") for cell in cells)
@@ -156,12 +160,29 @@ class Table:
                 f"No best values are marked, since points differ in {', '.join(self.differing)}, "
                 "which metrics depend on."
             )
+        elif len(edges := _edges(self.rows)) > 0:
+            notes.append(
+                "Best values on the edge of an axis, beyond which better ones may lie: "
+                f"{'; '.join(edges)}."
+            )
+        short = short_names(swept_keys(self.rows))
+        for row in self.rows:
+            if not row.is_measured:
+                notes.append(f"Missing: point {_point(row, short)}: {one_line(row.missing)}")
+            elif row.note is not None:
+                notes.append(f"Point {_point(row, short)}: {one_line(row.note)}")
         return notes
 
     @property
-    def missing(self) -> list[str]:
-        short = short_names(swept_keys(self.rows))
-        return [_missing(row, short) for row in self.rows if not row.is_measured]
+    def origin(self) -> list[str]:
+        """The version, the date and the command that made the rows, for tables that travel."""
+        made = dict.fromkeys(
+            f"guidex {row.provenance['guidex']}, {row.provenance['date']}: "
+            f"{row.provenance['command']}"
+            for row in self.rows
+            if "command" in row.provenance
+        )
+        return list(made)
 
     def narrower(self) -> Iterator["Table"]:
         """Ever narrower tables, this one first, the least loss before others. The first column,
@@ -280,6 +301,37 @@ def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"
 
 
+def _common(rows: Sequence[Row]) -> list[str]:
+    """What all points have in common, as no column says it: weights and bounds, model, sampler,
+    steps, seeds, images."""
+    known: dict[str, dict[str, None]] = {}
+    methods = {row.guidance for row in rows if row.guidance != "none"}
+    for row in rows:
+        presets = row.provenance.get("presets", {})
+        found = {name: presets.get(name) for name in ("model", "sampler")}
+        found |= {name: row.config.get(name) for name in ("seeds", "images")}
+        found |= {"steps": row.plan.get("steps")} | _schedules(row, f"{row.guidance} ", methods)
+        for name, value in found.items():
+            if value is not None and name not in row.values:
+                known.setdefault(name, {})[shown(value)] = None
+    return [f"{name} {value}" for name, (value, *others) in known.items() if len(others) == 0]
+
+
+def _schedules(row: Row, prefix: str, methods: Collection[str]) -> dict[str, Value]:
+    """The weight and the bounds of each schedule, where they are not swept, by short names."""
+    found = {}
+    waiting = [("guidance", row.config.get("guidance"))]
+    for place, node in waiting:
+        for name, value in node.items() if isinstance(node, dict) else ():
+            key = f"{place}.{name}"
+            known = name in ("w", "lo", "hi") or (name == "unit" and value != "sigma")
+            if known and key not in row.values:
+                found[key] = value
+            waiting.append((key, value))
+    short = short_names(list(found))
+    return {f"{prefix if len(methods) > 1 else ''}{short[key]}": found[key] for key in found}
+
+
 def _settings(rows: Sequence[Row]) -> list[str]:
     """Each setting with its values over all rows."""
     values: dict[str, dict[str, None]] = {}
@@ -297,8 +349,30 @@ def _differing(rows: Sequence[Row]) -> list[str]:
     return [name for name in names if len({one.get(name) for one in conditions}) > 1]
 
 
-def _missing(row: Row, short: dict[str, str]) -> str:
+def _edges(rows: Sequence[Row]) -> list[str]:
+    """Which metrics are best on an edge, and where: of all rows, and the chief ones, by which one
+    compares, also of each method."""
+    short, metrics = short_names(swept_keys(rows)), main_metrics(rows)
+    places: dict[str, list[str]] = {}
+    for metric in metrics:
+        groups: dict[str, list[Row]] = {}
+        for row in rows:
+            own = _method(row) if metric in chief_metrics(metrics) else ""
+            groups.setdefault(own, []).append(row)
+        for row, keys in filter(None, (edge_of_best(own, metric) for own in groups.values())):
+            place = ", ".join(f"{short[key]} = {shown(row.values[key])}" for key in keys)
+            place += f" of {_method(row)}" if len(set(map(_method, rows)) - {""}) > 1 else ""
+            places.setdefault(place, []).append(_metric_name(metric, metrics))
+    return [f"{', '.join(names)} at {place}" for place, names in places.items()]
+
+
+def _method(row: Row) -> str:
+    """The swept values of a row that are no numbers."""
+    return " ".join(_cut(shown(value)) for value in row.values.values() if not is_number(value))
+
+
+def _point(row: Row, short: dict[str, str]) -> str:
     unnamed = row.guidance == "" or "guidance" in row.values
     values = [] if unnamed else [f"guidance {shown(row.guidance)}"]
     values += [f"{short[key]} {shown(value)}" for key, value in row.values.items()]
-    return f"Missing: point {row.point} ({', '.join(values)}): {one_line(row.missing or '')}"
+    return f"{row.point} ({', '.join(values)})"

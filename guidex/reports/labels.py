@@ -67,7 +67,7 @@ def point_label(row: Row, rows: Sequence[Row], without: Sequence[str | None]) ->
     for key, value in values.items():
         lo, hi = f"{parent(key)}lo", f"{parent(key)}hi"
         if key == lo and hi in values:
-            parts.append(_interval(_unit(row, key), value, values[hi]))
+            parts.append(_interval(unit(row, key), value, values[hi]))
         elif (key != hi or lo not in values) and _varies(key, row, rows):
             parts.append(f"{_symbol(key, row, short[key])} = {text(shown(value))}")
     return " ".join(parts) if len(parts) > 0 else text(row.guidance)
@@ -101,7 +101,7 @@ def _interval(unit: str, lo: Value, hi: Value) -> str:
     return f"({low}, {high}]" if unit == "sigma" else f"{unit}s {low}–{high}"
 
 
-def _unit(row: Row, key: str) -> str:
+def unit(row: Row, key: str) -> str:
     """What a bound counts, as the configuration says beside it: sigma, step or fraction."""
     place: Any = row.config
     for name in [*parent(key).split(".")[:-1], "unit"]:
@@ -117,7 +117,7 @@ _BOUNDS = {
 
 
 def _symbol(key: str, row: Row, short: str) -> str:
-    bounds = _BOUNDS.get(_unit(row, key), {})
+    bounds = _BOUNDS.get(unit(row, key), {})
     if short in bounds and "." in key:
         return bounds[short]
     return "$w$" if short == "w" else text(short)

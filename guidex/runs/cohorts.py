@@ -56,6 +56,11 @@ class Cohort:
         """How many seeds, from the first, have their images or trajectories kept."""
         return min(self.config["gallery"], sum(map(_size, self.blocks)))
 
+    @property
+    def unit(self) -> str:
+        """What samples are called."""
+        return "samples" if self.tasks[0].point.model.space == "points" else "images"
+
     def arrays(self) -> list[Any]:
         """The blocks' arrays, opened; each is read when asked for.
 

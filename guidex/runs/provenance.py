@@ -1,7 +1,10 @@
 """Where results come from and where they go: versions, devices, default folders."""
 
+import datetime
 import hashlib
 import platform
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,12 @@ def provenance(config: Config) -> dict[str, str]:
         "python": platform.python_version(),
         "device": f"{device} ({name})",
     }
+
+
+def made_by(command: str, words: Sequence[str]) -> dict[str, str]:
+    """The command line that makes results, and the date."""
+    line = shlex.join(["guidex", *command.split(), *words])
+    return {"command": line, "date": datetime.date.today().isoformat()}
 
 
 def output_folder(out: str | None, command: str, name: str, identity: object) -> Path:

@@ -5,6 +5,7 @@ all points of a cohort run together and share the steps they agree in -> feature
 -> rows -> table, plots and grids.
 """
 
+import dataclasses
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from guidex.evaluation.features import FeatureSet
 from guidex.evaluation.references import describe
 from guidex.evaluation.sources import Looking
 from guidex.instantiate import Models
-from guidex.reports.rows import Row
+from guidex.reports.rows import Row, counted
 from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.blocks import Batch, Block, cut, run_block
 from guidex.runs.cohorts import Cohort, Task
@@ -38,7 +39,7 @@ from guidex.runs.measure import Measures, are_metrics_chosen, repeats_of, settin
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, load, models_on
 from guidex.runs.progress import Progress
-from guidex.runs.provenance import output_folder, provenance
+from guidex.runs.provenance import made_by, output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
 from guidex.runs.table import DEFAULT_EXPERIMENT, Entry, Table, plan_table, print_plans
 from guidex.sampling.trajectories import NonFinite, Outcome, shared_steps
@@ -84,7 +85,11 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
         with finish.turn() as mine:
             if not mine:
                 return
-            rows = _rows(table.entries, cohorts, folder)
+            made = made_by("sweep" if default else "sample eval=true", words)
+            rows = [
+                dataclasses.replace(row, provenance=row.provenance | made)
+                for row in _rows(table.entries, cohorts, folder)
+            ]
             files = [*write_tables(rows, folder), *draw(rows, cohorts, folder)]
     print(f"\n{terminal_table(rows)}\n")
     for file in files:
@@ -96,7 +101,7 @@ def _print_size(table: Table) -> None:
     counts = sorted({len(settings.seeds) for settings in planned})
     missing = len(table.entries) - len(planned)
     print(
-        f"{table.name}: {len(planned)} points of {'/'.join(map(str, counts))} images"
+        f"{table.name}: {counted(len(planned), 'point')} of {'/'.join(map(str, counts))} seeds"
         + (f", {missing} left out (see the table)" if missing else "")
     )
 
@@ -205,7 +210,7 @@ def _sample(cohorts: Sequence[Cohort], folder: Path, rank: Rank) -> None:
         sum(len(block.seeds) * len(cohort.tasks) for cohort, block in some) for some in (own, todo)
     )
     if left < total:
-        print(f"{total - left} of {total} images are there already")
+        print(f"{total - left} of {total} {cohorts[0].unit} are there already")
     if not todo:
         return
     needed = sum(
@@ -220,7 +225,8 @@ def _sample(cohorts: Sequence[Cohort], folder: Path, rank: Rank) -> None:
         if needed >= 2**30:
             print(f"features will take {needed / 2**30:.1f} GiB in {folder}")
         _print_shared(cohorts)
-    with Progress("sampling", total, total - left, quiet=not rank.first) as progress:
+    bar = Progress("sampling", total, total - left, cohorts[0].unit, quiet=not rank.first)
+    with bar as progress:
         for cohort in cohorts:
             blocks = [block for other, block in todo if other is cohort]
             _sample_cohort(cohort, blocks, progress)
@@ -344,7 +350,12 @@ def _row(cohort: Cohort, position: int, folder: Path) -> Row:
         missing=None,
         plan=plan.record(),
         config=config,
-        provenance={**provenance(config), "origins": task.point.origins},
+        unit=cohort.unit,
+        provenance={
+            **provenance(config),
+            "origins": task.point.origins,
+            "presets": settings.choices,
+        },
     )
 
 
