@@ -12,6 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
+from guidex.reports.edges import edge_of_best
 from guidex.reports.labels import (
     axis_label,
     last,
@@ -22,8 +23,9 @@ from guidex.reports.labels import (
     relevant,
     text,
     title,
+    value_label,
 )
-from guidex.reports.rows import Metric, Row, main_metrics, shown, swept_keys
+from guidex.reports.rows import Metric, Row, chief_metrics, main_metrics, shown, swept_keys
 
 # Values are written into the cells of maps with at most so many columns.
 _WRITTEN_COLUMNS = 8
@@ -39,8 +41,7 @@ def heat_maps(rows: Sequence[Row]) -> Figure | None:
         if len(maps) > 0:
             break
     metrics = [m for m in main_metrics(rows) if any(one.has(m) for one in maps)]
-    distances = [metric for metric in metrics if metric.kind == "fd"]
-    metrics = distances if len(distances) > 0 else metrics[:1]
+    metrics = chief_metrics(metrics)
     if len(metrics) == 0:
         return None
     columns = min(_MAPS_PER_LINE, len(maps))
@@ -57,7 +58,12 @@ def heat_maps(rows: Sequence[Row]) -> Figure | None:
     subject += f" over {axis_label(x_key, rows)} and {axis_label(y_key, rows)}"
     medians = ["medians"] if any(row.repeats > 1 for row in rows) else []
     lacking = any(not row.is_measured for one in maps for row in one.rows.values())
-    remarks = [*medians, "framed: best" + (", hatched: missing" if lacking else "")]
+    framed = "framed: best" + (", hatched: missing" if lacking else "")
+    drawn = [row for one in maps for row in one.rows.values()]
+    edges = filter(None, (edge_of_best(drawn, metric) for metric in metrics))
+    ends = dict.fromkeys(value_label(row, drawn, key) for row, keys in edges for key in keys)
+    doubts = [f"better ones may lie beyond the edge, {' and '.join(ends)}"] if ends else []
+    remarks = [*medians, framed, *doubts]
     figure.suptitle(title(subject, rows, remarks, figure.get_figwidth()))
     return figure
 
@@ -99,10 +105,9 @@ class _Map:
 def _pairs(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     """Pairs of numeric keys that may span a map, horizontal one first, the likeliest first."""
     keys = [key for key in swept_keys(rows) if len(numbers(rows, key)) > 1]
-    for high, low in (("hi", "lo"), ("last", "first")):
-        for key in keys:
-            if last(key) == high and parent(key) + low in keys:
-                yield key, parent(key) + low
+    for key in keys:
+        if last(key) == "hi" and parent(key) + "lo" in keys:
+            yield key, parent(key) + "lo"
     yield from itertools.combinations(keys, 2)
 
 

@@ -99,6 +99,10 @@ KINDS: dict[str, tuple[str, Direction | None, int | None]] = {
 }
 
 
+# Kinds whose values lie between 0 and 1.
+_SHARES = ("precision", "recall", "coverage", "accuracy", "mode_coverage", "outliers")
+
+
 @dataclass(frozen=True)
 class Metric:
     """A main metric column, taken apart by its name.
@@ -131,6 +135,11 @@ class Metric:
     def title(self) -> str:
         """The name for people, such as "FD (pixels)"."""
         return self.label if self.detector == "" else f"{self.label} ({self.detector})"
+
+    @property
+    def is_share(self) -> bool:
+        """Whether all values lie between 0 and 1."""
+        return self.kind in _SHARES
 
     @property
     def arrow(self) -> str:

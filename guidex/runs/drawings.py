@@ -2,34 +2,59 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from guidex.guidance.plan import Plan
-from guidex.models.denoiser import ExactDenoiser
+from guidex.instantiate import content_key
+from guidex.models.denoiser import Denoiser, ExactDenoiser
 from guidex.reports.grids import image_grid
 from guidex.reports.plots import write_plots
 from guidex.reports.rows import Row
 from guidex.reports.toys import ToyPanel, figure_1d, figure_2d
-from guidex.runs.cohorts import Cohort
+from guidex.runs.cohorts import Cohort, Task
+from guidex.runs.points import Point
 
 MOST_ROWS = 60  # of points in one image grid
 MOST_PANELS = 11  # of points in one figure of a toy
 
 
+class _Shown(NamedTuple):
+    """A point of a figure: where its samples are, and what it is."""
+
+    cohort: Cohort
+    position: int
+    task: Task
+
+    @property
+    def point(self) -> Point:
+        return self.task.point
+
+    @property
+    def name(self) -> str:
+        return title(self.point.settings.values, self.point.settings.method)
+
+
 def draw(rows: Sequence[Row], cohorts: Sequence[Cohort], folder: Path) -> list[Path]:
-    """Draw what the rows and samples of a finished sweep allow; returns the files."""
+    """Draw what the rows and samples of a finished sweep allow; returns the files.
+
+    Points stand side by side in one figure, whatever their samplers and models, where they show
+    the same seeds and classes; of a toy, where the truth is the same.
+    """
     files = list(write_plots(rows, folder))
-    for number, cohort in enumerate(cohorts):
-        suffix = f"_{number}" if len(cohorts) > 1 else ""
-        model = cohort.tasks[0].point.model
-        if cohort.kept == 0:
-            continue
-        if model.space == "points":
-            files += _draw_toy(cohort, folder / f"toy{suffix}.png")
+    figures: dict[str, list[_Shown]] = {}
+    for cohort in cohorts:
+        if cohort.kept > 0:
+            points = [_Shown(cohort, k, task) for k, task in enumerate(cohort.tasks)]
+            figures.setdefault(_alike(cohort), []).extend(points)
+    for number, points in enumerate(figures.values()):
+        points.sort(key=lambda one: one.task.index)
+        suffix = f"_{number}" if len(figures) > 1 else ""
+        if points[0].point.model.space == "points":
+            files += _draw_toy(points, folder / f"toy{suffix}.png")
         else:
-            files.append(_draw_grid(cohort, folder / f"grid{suffix}.png"))
+            files.append(_draw_grid(points, folder / f"grid{suffix}.png"))
     return files
 
 
@@ -88,47 +113,65 @@ def draw_toy(
     return dimensions <= 2
 
 
-def _draw_grid(cohort: Cohort, path: Path) -> Path:
+def captions(seeds: Sequence[int], labels: Sequence[int] | None, model: Denoiser) -> list[str]:
+    """What stands with images: their seeds and classes, which may have names."""
+    if labels is None:
+        return [f"seed {seed}" for seed in seeds]
+    names = dict(enumerate(getattr(model, "class_names", ())))
+    return [
+        f"seed {seed} · class {names.get(label, label)}"
+        for seed, label in zip(seeds, map(int, labels), strict=False)
+    ]
+
+
+def _columns(cohort: Cohort) -> list[str]:
+    """What stands above the images of a cohort."""
+    point = cohort.tasks[0].point
+    return captions(point.settings.seeds[: cohort.kept], cohort.labels(), point.model)
+
+
+def _alike(cohort: Cohort) -> str:
+    """Equal for images that fit under the same columns, and for toys of the same density."""
+    point = cohort.tasks[0].point
+    if point.decoder is not None:
+        return content_key([point.decoder.image_shape(point.model.shape), _columns(cohort)])
+    model = point.settings.config["model"]
+    return content_key({key: value for key, value in model.items() if key != "references"})
+
+
+def _draw_grid(points: Sequence[_Shown], path: Path) -> Path:
     """Same seeds under every point: a row per point, a column per seed."""
-    tasks = cohort.tasks[:MOST_ROWS]
-    kept = [cohort.gathered(f"gallery_{k}", axis=0)[: cohort.kept] for k in range(len(tasks))]
-    settings = cohort.tasks[0].point.settings
-    labels = cohort.labels()
-    columns = []
-    for k, seed in enumerate(settings.seeds[: cohort.kept]):
-        columns.append(f"seed {seed}" + ("" if labels is None else f" · class {labels[k]}"))
-    names = [title(task.point.settings.values, task.point.settings.method) for task in tasks]
+    shown = points[:MOST_ROWS]
+    kept = [cohort.gathered(f"gallery_{k}", axis=0)[: cohort.kept] for cohort, k, _ in shown]
     heading = None
-    if len(tasks) < len(cohort.tasks):
-        heading = f"the first {len(tasks)} of {len(cohort.tasks)} points"
-    image_grid(np.stack(kept), names, columns, path, title=heading)
+    if len(shown) < len(points):
+        heading = f"the first {len(shown)} of {len(points)} points"
+    names = [one.name for one in shown]
+    image_grid(np.stack(kept), names, _columns(points[0].cohort), path, title=heading)
     return path
 
 
-def _draw_toy(cohort: Cohort, path: Path) -> list[Path]:
+def _draw_toy(points: Sequence[_Shown], path: Path) -> list[Path]:
     files = []
-    tasks = cohort.tasks
-    labels = cohort.labels()
-    view = tasks[0].point.settings.config["figure"]
-    reference = _reference(cohort)
-    for first in range(0, len(tasks), MOST_PANELS):
+    view = points[0].point.settings.config["figure"]
+    reference = _reference(points)
+    for first in range(0, len(points), MOST_PANELS):
         panels = []
-        for k in range(first, min(first + MOST_PANELS, len(tasks))):
-            settings = tasks[k].point.settings
-            samples = cohort.gathered(f"features0_{k}", axis=0)
-            trajectories = cohort.gathered(f"path_{k}", axis=1)
-            name = title(settings.values, settings.method)
-            panels.append(toy_panel(name, settings.plan, samples, labels, trajectories))
+        for one in points[first : first + MOST_PANELS]:
+            samples = one.cohort.gathered(f"features0_{one.position}", axis=0)
+            trajectories = one.cohort.gathered(f"path_{one.position}", axis=1)
+            plan, labels = one.point.settings.plan, one.cohort.labels()
+            panels.append(toy_panel(one.name, plan, samples, labels, trajectories))
         file = path if first == 0 else path.with_stem(f"{path.stem}_{first // MOST_PANELS + 1}")
-        if draw_toy(panels, tasks[0].point.model, file, view, reference):
+        if draw_toy(panels, points[0].point.model, file, view, reference):
             files.append(file)
     return files
 
 
-def _reference(cohort: Cohort) -> ExactDenoiser | None:
+def _reference(points: Sequence[_Shown]) -> ExactDenoiser | None:
     """What the first guided point is guided away from, if its density is known."""
-    for task in cohort.tasks:
-        for term in task.point.guidance.terms.values():
+    for one in points:
+        for term in one.point.guidance.terms.values():
             reference = getattr(term.direction, "reference", None)
             if isinstance(reference, ExactDenoiser):
                 return reference
