@@ -119,28 +119,19 @@ def _number(
         known = np.flatnonzero(np.isfinite(x + y)) if one.is_curve else []
         for rank, k in enumerate([*known[-1:], *known[:-1]]):
             points.append((min(rank, 2), (x[k], y[k]), shown(one.x[k]), colour))
-    scale = panel.get_figure(root=True).dpi / 72
-    places = [panel.transData.transform(place) / scale for _, place, _, _ in points]
+    points.sort(key=lambda point: point[0])
+    # In points of type, 1/72 inch.
+    places = [panel.transData.transform(xy) * 72 / panel.figure.dpi for _, xy, _, _ in points]
     taken = [Bbox.from_extents(*(at - 3), *(at + 3)) for at in places]
-    for (_, place, words, colour), at in sorted(
-        zip(points, places, strict=True), key=lambda pair: pair[0][0]
-    ):
+    for (_, xy, words, colour), at in zip(points, places, strict=True):
         half = np.array([2.4 * len(words) + 1, 3.6])
         for side in ((1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0)):
-            centre = at + side * (half + 3)
-            box = Bbox.from_extents(*(centre - half), *(centre + half))
+            away = side * (half + 3)
+            box = Bbox.from_extents(*(at + away - half), *(at + away + half))
             if box.count_overlaps(taken) == 0:
                 taken.append(box)
-                panel.annotate(
-                    words,
-                    place,
-                    centre - at,
-                    textcoords="offset points",
-                    ha="center",
-                    va="center",
-                    fontsize=7.5,
-                    color=colour,
-                )
+                style = {"ha": "center", "va": "center", "fontsize": 7.5, "color": colour}
+                panel.annotate(words, xy, away, textcoords="offset points", **style)
                 break
 
 
@@ -227,9 +218,9 @@ def _x_key(row: Row, rows: Sequence[Row], keys: Sequence[str]) -> str | None:
 def _groups(series: Sequence[_Series], rows: Sequence[Row]) -> dict[str, dict[_Series, str]]:
     """The series of each small panel by its title, with their labels.
 
-    Many series are parted by as few keys as it takes, so that they make the fewest panels; those
-    that have none of these keys are in all panels. Where that would leave hardly more than one
-    series in each, they are parted in their order.
+    Many series are parted by as few keys as it takes, so that they make the fewest panels; one
+    without some of these keys is in all panels that agree with it in the others. Where that would
+    leave hardly more than one series in each, they are parted in their order.
     """
 
     def labelled(some: Collection[_Series], without: Sequence[str] = ()) -> dict[_Series, str]:
@@ -243,15 +234,16 @@ def _groups(series: Sequence[_Series], rows: Sequence[Row]) -> dict[str, dict[_S
     for count in range(1, len(keys) + 1):
         ways = []
         for chosen in itertools.combinations(keys, count):
-            groups: dict[str, list[_Series]] = {}
-            for one, own in zip(series, values, strict=True):
-                if any(key in own for key in chosen):
-                    name = ", ".join(value_label(one.rows[0], rows, k) for k in chosen if k in own)
-                    groups.setdefault(name, []).append(one)
-            common = [one for one in series if not any(one in own for own in groups.values())]
-            most = max(map(len, groups.values())) + len(common)
-            if most <= MOST_CURVES and 2 * len(groups) <= len(series):
-                ways.append({n: labelled(g + common, chosen) for n, g in groups.items()})
+            places = [frozenset((k, own[k]) for k in chosen if k in own) for own in values]
+            groups = {}
+            for first, place in zip(series, places, strict=True):
+                if not any(place < other for other in places):
+                    own = [one for one, at in zip(series, places, strict=True) if at <= place]
+                    named = [key for key in chosen if key in dict(place)]
+                    name = ", ".join(value_label(first.rows[0], rows, key) for key in named)
+                    groups[name] = labelled(own, chosen)
+            if max(map(len, groups.values())) <= MOST_CURVES and 2 * len(groups) <= len(series):
+                ways.append(groups)
         if len(ways) > 0:
             return min(ways, key=len)
     parts = (series[k : k + MOST_CURVES] for k in range(0, len(series), MOST_CURVES))
@@ -280,8 +272,8 @@ class _Sheet:
         level: dict[str, Any],
     ) -> None:
         small = len(groups) > 1
-        columns = min(len(groups), 5) if small else {1: 1, 2: 2, 4: 2}.get(count, 3)
-        deep = math.ceil(len(groups) / columns)  # lines of small panels of a metric
+        deep = math.ceil(len(groups) / 5)  # lines of small panels of a metric
+        columns = math.ceil(len(groups) / deep) if small else {1: 1, 2: 2, 4: 2}.get(count, 3)
         lines = count * deep if small else math.ceil(count / columns)
         across, down = (0.7 * side for side in size) if small else size
         height = lines * down + 0.5
@@ -293,7 +285,6 @@ class _Sheet:
         self._figure = Figure(figsize=(self.width + legend, height), layout="constrained")
         grid = self._figure.add_gridspec(lines, columns)
         self.panels: list[tuple[Axes, int, Collection[_Series]]] = []
-        self._inner: list[tuple[Axes, bool, bool]] = []
         for number in range(count):
             first = None
             for k, (name, own) in enumerate(groups.items()):
@@ -303,22 +294,20 @@ class _Sheet:
                 first = first or panel
                 panel.set_title(name if number == 0 or deep > 1 else "", fontsize=9)
                 panel.grid(alpha=0.25)
+                if small and column > 0:
+                    panel.tick_params(labelleft=False)
+                    panel.yaxis.label.set_visible(False)
+                if k + columns < len(groups):
+                    panel.tick_params(labelbottom=False)
+                    panel.xaxis.label.set_visible(False)
                 self.panels.append((panel, number, own))
-                self._inner.append((panel, small and column > 0, k + columns < len(groups)))
 
     def style(self, one: _Series) -> dict[str, Any]:
         """Colour, line and marker of a series."""
         return self._styles[self._labels[one]]
 
     def finish(self, title: str) -> Figure:
-        """Add the title above the panels, and the legend; what inner panels share is said once."""
-        for panel, right, above in self._inner:
-            if right:
-                panel.set_ylabel("")
-                panel.tick_params(labelleft=False)
-            if above:
-                panel.set_xlabel("")
-                panel.tick_params(labelbottom=False)
+        """Add the title above the panels, and the legend."""
         handles = [Line2D([], [], **style) for style in self._styles.values()]
         self._figure.legend(
             handles, self._styles, loc="outside right upper", ncols=self._legend_columns
@@ -330,30 +319,15 @@ class _Sheet:
 def _styles(labels: dict[_Series, str], level: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """A style for each label."""
     styles: dict[str, dict[str, Any]] = {}
-    for is_curve in (True, False):
-        names = dict.fromkeys(v for one, v in labels.items() if one.is_curve == is_curve)
-        for k, name in enumerate(names):
-            styles[name] = _curve_style(k) if is_curve else _level_style(k) | level
+    names = dict.fromkeys(label for one, label in labels.items() if one.is_curve)
+    for k, name in enumerate(names):
+        turn, colour = divmod(k, len(_COLOURS))
+        turn %= len(_LINES)
+        styles[name] = {"color": _COLOURS[colour], "linewidth": 1.4, "markersize": 4}
+        styles[name] |= {"linestyle": _LINES[turn], "marker": _MARKERS[turn]}
+    names = dict.fromkeys(label for one, label in labels.items() if not one.is_curve)
+    for k, name in enumerate(names):
+        turn, line = divmod(k, len(_LEVEL_LINES))
+        styles[name] = {"color": ("black", "0.55")[turn % 2], "linestyle": _LEVEL_LINES[line]}
+        styles[name] |= {"linewidth": 1.2, "marker": "*", "markersize": 8} | level
     return styles
-
-
-def _curve_style(number: int) -> dict[str, Any]:
-    turn, colour = divmod(number, len(_COLOURS))
-    return {
-        "color": _COLOURS[colour],
-        "linestyle": _LINES[turn % len(_LINES)],
-        "linewidth": 1.4,
-        "marker": _MARKERS[turn % len(_MARKERS)],
-        "markersize": 4,
-    }
-
-
-def _level_style(number: int) -> dict[str, Any]:
-    turn, line = divmod(number, len(_LEVEL_LINES))
-    return {
-        "color": ("black", "0.55")[turn % 2],
-        "linestyle": _LEVEL_LINES[line],
-        "linewidth": 1.2,
-        "marker": "*",
-        "markersize": 8,
-    }

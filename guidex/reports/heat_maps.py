@@ -143,7 +143,7 @@ def _draw_maps(
     low = min(float(np.nanmin(own)) for own in values if np.isfinite(own).any())
     high = max(float(np.nanmax(own)) for own in values if np.isfinite(own).any())
     scale = ScalarMappable(
-        Normalize(low, high if high > low else low + 1.0),
+        Normalize(*((low, high) if high > low else (0, 1) if metric.is_share else (low, low + 1))),
         "viridis" if metric.better == "higher" else "viridis_r",
     )
     best = {"lower": low, "higher": high, None: None}[metric.better]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -14,26 +14,13 @@ from guidex.reports.plots import write_plots
 from guidex.reports.rows import Row
 from guidex.reports.toys import ToyPanel, figure_1d, figure_2d
 from guidex.runs.cohorts import Cohort, Task
-from guidex.runs.points import Point
 
 MOST_ROWS = 60  # of points in one image grid
 MOST_PANELS = 11  # of points in one figure of a toy
 
 
-class _Shown(NamedTuple):
-    """A point of a figure: where its samples are, and what it is."""
-
-    cohort: Cohort
-    position: int
-    task: Task
-
-    @property
-    def point(self) -> Point:
-        return self.task.point
-
-    @property
-    def name(self) -> str:
-        return title(self.point.settings.values, self.point.settings.method)
+# A point of a figure: whose samples it has, at which position, and what it is.
+_Shown = tuple[Cohort, int, Task]
 
 
 def draw(rows: Sequence[Row], cohorts: Sequence[Cohort], folder: Path) -> list[Path]:
@@ -46,12 +33,12 @@ def draw(rows: Sequence[Row], cohorts: Sequence[Cohort], folder: Path) -> list[P
     figures: dict[str, list[_Shown]] = {}
     for cohort in cohorts:
         if cohort.kept > 0:
-            points = [_Shown(cohort, k, task) for k, task in enumerate(cohort.tasks)]
+            points = [(cohort, k, task) for k, task in enumerate(cohort.tasks)]
             figures.setdefault(_alike(cohort), []).extend(points)
     for number, points in enumerate(figures.values()):
-        points.sort(key=lambda one: one.task.index)
+        points.sort(key=lambda one: one[2].index)
         suffix = f"_{number}" if len(figures) > 1 else ""
-        if points[0].point.model.space == "points":
+        if points[0][2].point.model.space == "points":
             files += _draw_toy(points, folder / f"toy{suffix}.png")
         else:
             files.append(_draw_grid(points, folder / f"grid{suffix}.png"))
@@ -146,32 +133,36 @@ def _draw_grid(points: Sequence[_Shown], path: Path) -> Path:
     heading = None
     if len(shown) < len(points):
         heading = f"the first {len(shown)} of {len(points)} points"
-    names = [one.name for one in shown]
-    image_grid(np.stack(kept), names, _columns(points[0].cohort), path, title=heading)
+    names = [_name(task) for _, _, task in shown]
+    image_grid(np.stack(kept), names, _columns(points[0][0]), path, title=heading)
     return path
 
 
 def _draw_toy(points: Sequence[_Shown], path: Path) -> list[Path]:
     files = []
-    view = points[0].point.settings.config["figure"]
-    reference = _reference(points)
+    model, view = points[0][2].point.model, points[0][0].config["figure"]
+    reference = _reference([task for _, _, task in points])
     for first in range(0, len(points), MOST_PANELS):
         panels = []
-        for one in points[first : first + MOST_PANELS]:
-            samples = one.cohort.gathered(f"features0_{one.position}", axis=0)
-            trajectories = one.cohort.gathered(f"path_{one.position}", axis=1)
-            plan, labels = one.point.settings.plan, one.cohort.labels()
-            panels.append(toy_panel(one.name, plan, samples, labels, trajectories))
+        for cohort, k, task in points[first : first + MOST_PANELS]:
+            samples = cohort.gathered(f"features0_{k}", axis=0)
+            path_of = cohort.gathered(f"path_{k}", axis=1)
+            plan = task.point.settings.plan
+            panels.append(toy_panel(_name(task), plan, samples, cohort.labels(), path_of))
         file = path if first == 0 else path.with_stem(f"{path.stem}_{first // MOST_PANELS + 1}")
-        if draw_toy(panels, points[0].point.model, file, view, reference):
+        if draw_toy(panels, model, file, view, reference):
             files.append(file)
     return files
 
 
-def _reference(points: Sequence[_Shown]) -> ExactDenoiser | None:
+def _name(task: Task) -> str:
+    return title(task.point.settings.values, task.point.settings.method)
+
+
+def _reference(tasks: Sequence[Task]) -> ExactDenoiser | None:
     """What the first guided point is guided away from, if its density is known."""
-    for one in points:
-        for term in one.point.guidance.terms.values():
+    for task in tasks:
+        for term in task.point.guidance.terms.values():
             reference = getattr(term.direction, "reference", None)
             if isinstance(reference, ExactDenoiser):
                 return reference
