@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
-from guidex.reports.edges import edge_of_best
+from guidex.reports.columns import edge_of_best
 from guidex.reports.labels import (
     axis_label,
     last,
