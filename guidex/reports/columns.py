@@ -182,7 +182,7 @@ class Table:
             f"guidex {row.provenance['guidex']}, {row.provenance['date']}: "
             f"{row.provenance['command']}"
             for row in self.rows
-            if "command" in row.provenance
+            if {"guidex", "date", "command"} <= row.provenance.keys()
         )
         return list(made)
 
