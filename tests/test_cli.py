@@ -237,7 +237,7 @@ def test_an_interval_without_a_step_is_told(
     assert main(["sweep", *words, f"out={tmp_path / 'run'}"]) == 0
     out, err = capsys.readouterr()
     assert f"{said}  at guidance.schedule.hi=1.35\n" in err and "hi=5" not in err
-    note = "Not guided: point 0 (guidance interval, hi 1.35): no step of the sampler"
+    note = "Point 0 (guidance interval, hi 1.35): not guided: no step of the sampler"
     assert note in out and note in (tmp_path / "run" / "table.md").read_text()
     assert "point 1" not in out
 

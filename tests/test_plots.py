@@ -13,9 +13,10 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from guidex.errors import GuidexError
-from guidex.reports.curves import curves, precision_recall
+from guidex.reports.curves import MOST_CURVES, curves, precision_recall
+from guidex.reports.figures import default_settings
 from guidex.reports.heat_maps import heat_maps
-from guidex.reports.plots import write_plots
+from guidex.reports.plots import STYLE, write_plots
 from guidex.reports.rows import Row, ordered
 
 W, LO, HI = "guidance.schedule.w", "guidance.schedule.lo", "guidance.schedule.hi"
@@ -213,6 +214,7 @@ def test_many_curves_differ_in_colour_or_line():
     figure = curves(rows)
     handles = figure.legends[0].legend_handles
     assert len(handles) == 36
+    assert max(len(panel.lines) for panel in figure.axes) <= MOST_CURVES
     styles = {(to_rgba(h.get_color()), h.get_marker(), str(h.get_linestyle())) for h in handles}
     assert len(styles) == 36
 
@@ -252,7 +254,9 @@ def test_heat_maps_put_each_value_in_its_place(rows):
         ("0.1", "0.3"): "0.130", ("0.1", "1"): "0.200", ("0.1", "∞"): "0.900",
         ("0.3", "1"): "0.400",
     }  # fmt: skip
-    assert "hatched: missing; 2 of 17 points missing" in " ".join(figure.get_suptitle().split())
+    words = " ".join(figure.get_suptitle().split())
+    assert "hatched: missing; better ones may lie beyond the edge" in words
+    assert words.endswith("$ = 0.3; 2 of 17 points missing")
     assert ("0.1", "1") not in map_cells(maps[1]) and len(map_cells(maps[1])) == 5
 
 
@@ -263,9 +267,8 @@ def test_heat_maps_hatch_the_missing_and_frame_the_best(rows):
         (frame,) = [patch for patch in panel.patches if patch.get_hatch() is None]
         assert frame.get_xy() == (-0.5, -0.5)
     # What is not in the table is blank.
-    colours = first.images[0].get_array()
-    assert colours.shape == (3, 3, 4)
-    np.testing.assert_array_equal(colours[..., 3], [[1, 1, 0], [1, 1, 1], [0, 1, 0]])
+    blank = np.ma.getmaskarray(first.images[0].get_array())
+    np.testing.assert_array_equal(~blank, [[1, 1, 0], [1, 1, 1], [0, 1, 0]])
 
 
 def test_better_is_brighter():
@@ -274,7 +277,7 @@ def test_better_is_brighter():
     for name, best in (("fd_a", (0, 0)), ("precision_a", (0, 0)), ("recall_a", (1, 1))):
         own = [replace(one, metrics={name: one.metrics[name]}) for one in rows]
         panel = next(panel for panel in heat_maps(own).axes if panel.images)
-        light = panel.images[0].get_array()[..., :3].sum(axis=-1)
+        light = panel.images[0].make_image(None, unsampled=True)[0][..., :3].sum(axis=-1)
         assert np.unravel_index(light.argmax(), light.shape) == best
 
 
@@ -306,16 +309,65 @@ def test_precision_against_recall_joins_points_along_w(rows):
     line = curve(panel, "cfg", figure)
     np.testing.assert_array_equal(line.get_xdata(), [0.25, math.nan, 0.175, 0.2])
     np.testing.assert_array_equal(line.get_ydata(), [0.5, math.nan, 0.65, 0.6])
-    numbered = {text.xy: text.get_text() for text in panel.texts}
-    assert numbered[(0.25, 0.5)] == "1.5" and numbered[(0.2, 0.6)] == "3"
+    numbered = {(text.xy, text.get_text()) for text in panel.texts}
+    assert {((0.25, 0.5), "1.5"), ((0.2, 0.6), "3")} <= numbered
     none = curve(panel, "none", figure)
     assert none.get_linestyle() == "None" and list(none.get_xdata()) == [0.4]
 
 
-def test_many_points_are_numbered_at_the_end_only():
-    rows = [row(n, {W: 1 + n / 10}, n / 100) for n in range(40)]
-    (panel,) = precision_recall(rows).axes
-    assert [text.get_text() for text in panel.texts] == ["4.9"]
+def test_numbers_do_not_pile_up():
+    points = [(name, 1 + n / 10) for name in ("a", "b") for n in range(60)]
+    rows = [row(n, {"x": name, W: w}, 0.1 + (w // 0.5) / 100) for n, (name, w) in enumerate(points)]
+    figure = precision_recall(rows)
+    figure.draw_without_rendering()
+    (panel,) = figure.axes
+    boxes = [words.get_window_extent() for words in panel.texts]
+    assert 10 < len(boxes) < 60 and "6.9" in {words.get_text() for words in panel.texts}
+    assert not any(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[k + 1 :])
+
+
+def test_axes_of_shares_end_at_one():
+    for values in ((1.0, 1.0), (0.99998, 1.0), (0.0, 1.0)):
+        metrics = [{"precision_a": value, "recall_a": value} for value in values]
+        rows = [row(n, {W: n + 2.0}, 0.1, metrics=one) for n, one in enumerate(metrics)]
+        with default_settings(STYLE):
+            for figure in (curves(rows), precision_recall(rows)):
+                figure.draw_without_rendering()
+                for panel in figure.axes:
+                    low, high = panel.get_ylim()
+                    assert low <= min(values) and max(values) <= high
+                    shown = [tick for tick in panel.get_yticks() if low <= tick <= high]
+                    assert 0 <= min(shown) and max(shown) <= 1 + 1e-9
+                    assert panel.yaxis.get_offset_text().get_text() == ""
+
+
+def test_a_series_without_data_has_no_place_in_the_legend(rows):
+    lost = [row(20 + n, {"guidance": "lost", W: w}, None, "lost") for n, w in enumerate((1.5, 2.0))]
+    fd_only = row(22, {"guidance": "far"}, 0.5, "far", metrics={"fd_a": 0.5})
+    assert labels(curves([*rows, *lost])) == labels(curves(rows))
+    assert labels(precision_recall([*rows, fd_only])) == labels(precision_recall(rows))
+    assert "far" in labels(curves([*rows, fd_only]))
+
+
+def test_many_curves_become_panels_by_the_next_key():
+    points = [(lo, hi, w) for lo in (0.1, 0.2) for hi in (1, 2, 3, 4, 5) for w in (1.5, 2.0)]
+    rows = [
+        row(n, {"guidance": "interval", LO: lo, HI: hi, W: w}, lo + hi / 10, "interval")
+        for n, (lo, hi, w) in enumerate(points)
+    ]
+    rows.append(row(len(rows), {"guidance": "none"}, 0.9, "none"))
+    figure = curves([replace(one, metrics={"fd_a": one.metrics["fd_a"]}) for one in rows])
+    assert [panel.get_title() for panel in figure.axes] == [
+        r"$\sigma_\mathrm{lo}$ = 0.1", r"$\sigma_\mathrm{lo}$ = 0.2",
+    ]  # fmt: skip
+    assert labels(figure) == [
+        *(rf"interval $\sigma_\mathrm{{hi}}$ = {hi}" for hi in (1, 2, 3, 4, 5)), "none",
+    ]  # fmt: skip
+    assert [len(panel.lines) for panel in figure.axes] == [6, 6]
+    assert len({panel.get_ylim() for panel in figure.axes}) == 1
+    (value,) = {line.get_ydata()[0] for line in [curve(figure.axes[1], labels(figure)[0], figure)]}
+    assert value == pytest.approx(0.3)
+    assert len(precision_recall(rows).axes) == 2
 
 
 def test_precision_and_recall_of_each_detector():

@@ -337,7 +337,7 @@ def test_two_processes_measure_as_one(tmp_path: Path) -> None:
             continue
         done = torchrun(words)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("points of 12 images") == 1
+        assert done.stdout.count("1 point of 12 seeds") == 1
     # Other numbers of threads may round sums in another way.
     expected = pytest.approx(row_of(tmp_path / "one")["metrics"], rel=1e-9)
     assert row_of(tmp_path / "two")["metrics"] == expected

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import math
 import re
@@ -416,3 +417,107 @@ def test_text_that_is_no_text_is_written(tmp_path):
 def test_a_folder_that_is_not_there_is_told(rows, tmp_path):
     with pytest.raises(GuidexError, match="cannot write"):
         write_tables(rows, tmp_path / "none")
+
+
+def edges(rows: list[Row]) -> str:
+    """What the notes say of edges."""
+    notes = " ".join(terminal_table(rows, 10_000).splitlines())
+    return notes.partition("better ones may lie: ")[2].partition(".  ")[0].rstrip(".")
+
+
+def line(key: str, values: list, **changes) -> list[Row]:
+    """Points along a key, the last one the best."""
+    return [
+        row(n, {key: value}, metrics={"fd_a": 1 - 0.1 * n}, **changes)
+        for n, value in enumerate(values)
+    ]
+
+
+def test_a_best_value_on_the_edge_of_its_axis_is_doubted():
+    assert edges(line(W, [1.5, 2.0, 3.0])) == "FD (a) at w = 3"
+    assert edges(line(W, [3.0, 2.0, 1.5])) == "FD (a) at w = 1.5"
+    assert edges(line(W, [1.5, 3.0, 2.0])) == ""
+    assert edges(line("labels", [1, 2, 3])) == ""  # classes are no axis
+    grid = [
+        row(n, {LO: lo, HI: hi}, metrics={"fd_a": lo + hi, "recall_a": lo})
+        for n, (lo, hi) in enumerate(itertools.product((0.1, 0.2, 0.3), (1.0, 2.0)))
+    ]
+    assert edges(grid) == "FD (a) at lo = 0.1, hi = 1; Recall at lo = 0.3"
+    assert "edge" in markdown_table(grid) and "edge" in latex_table(grid)
+
+
+def test_each_method_is_compared_at_its_own_best():
+    points = [("cfg", 1.5, 0.4), ("cfg", 2.0, 0.3), ("cfg", 3.0, 0.4), ("auto", 2.0, 0.2),
+              ("auto", 3.0, 0.1), ("none", None, 0.9)]  # fmt: skip
+    rows = [
+        row(n, {"guidance": name} | ({W: w} if w else {}), name, metrics={"fd_a": fd})
+        for n, (name, w, fd) in enumerate(points)
+    ]
+    assert edges(rows) == "FD (a) at w = 3 of auto"
+
+
+def test_an_axis_does_not_end_where_nothing_lies_beyond():
+    assert edges(line(W, [3.0, 2.0, 1.0])) == ""  # no guidance
+    assert edges(line(LO, [0.2, 0.1, 0.0])) == ""
+    assert edges(line(HI, [1.0, 2.0, math.inf])) == ""
+    for unit, low, first, last in (
+        ("sigma", [0.1, 0.01], 1, 2),
+        ("sigma", [0.1, 0.01], 1, 1),
+        ("step", [3, 1], 0, 1),
+    ):
+        weights = np.ones((1, 3, 2))
+        weights[:, first : last + 1] = 2
+        there = {"plan": {"weights": weights.tolist()}}
+        there |= {"config": {"guidance": {"schedule": {"unit": unit}}}}
+        reached = (unit == "sigma" and last == 2) or (unit == "step" and first == 0)
+        assert (edges(line(LO, low, **there)) == "") == reached
+    # The next point is no interval any more.
+    rows = line(LO, [0.1, 0.3])
+    assert edges([*rows, row(2, {LO: 2.0}, missing="lo must be below hi")]) == ""
+
+
+def test_equally_good_values_and_pairs_of_values():
+    flat = [row(n, {W: w}, metrics={"recall_a": 1.0}) for n, w in enumerate((1.5, 2.0, 3.0))]
+    assert edges(flat) == ""
+    pairs = [row(n, {W: 1.5 + n, LO: 0.1 + n}, metrics={"fd_a": 1 - 0.1 * n}) for n in range(3)]
+    assert edges(pairs) == ""
+    zipped = [replace(one, config={"sweep": {"mode": "zip"}}) for one in pairs]
+    assert edges(zipped) == "FD (a) at w = 3.5, lo = 2.1"
+
+
+def test_tables_stand_alone():
+    made = {"guidex": "0.1.0", "date": "2026-01-31", "command": "guidex sweep w=1,2 metrics=[a]"}
+    shared = {
+        "config": {
+            "seeds": "0-99",
+            "guidance": {"schedule": {"w": 3.0, "lo": 0.1, "hi": math.inf, "unit": "sigma"}},
+        },
+        "plan": {"steps": 32},
+        "provenance": {"presets": {"model": "digits", "sampler": "heun"}} | made,
+    }
+    rows = [row(n, {HI: hi}, "interval", **shared) for n, hi in enumerate((1.0, math.inf))]
+    for text in (markdown_table(rows).replace("\\", ""), latex_table(rows)):
+        assert "model digits; sampler heun; seeds 0-99; steps 32; w 3; lo 0.1; detector pix" in text
+        assert "guidex 0.1.0, 2026-01-31: guidex sweep w=1,2 metrics=" in text
+    # What differs, or is a column, is not said.
+    rows[1] = replace(rows[1], values={"model": "other"}, plan={"steps": 16})
+    rows[0] = replace(rows[0], values={"model": "digits"})
+    notes = terminal_table(rows, 1000)
+    assert "model digits;" not in notes and "steps" not in notes and "w 3; lo 0.1;" in notes
+    # Several methods have a weight each.
+    rows[0] = replace(rows[0], guidance="cfg", config={"guidance": {"schedule": {"w": 2.0}}})
+    assert "; cfg w 2; " in terminal_table(rows, 1000)
+    assert "; interval w 3; interval lo 0.1; " in terminal_table(rows, 1000)
+
+
+def test_a_note_of_a_point_is_shown():
+    rows = line(W, [1.0, 2.0, 3.0])
+    rows[1] = replace(rows[1], note="no step lies within (0.1, 0.11]")
+    for text in (terminal_table(rows, 200), markdown_table(rows), latex_table(rows)):
+        assert "Point 1 (guidance cfg, w 2): no step lies within (0.1, 0.11" in text
+
+
+def test_samples_of_a_toy_are_no_images():
+    (one,) = line(W, [1.5])
+    assert "; 1 sample; " in terminal_table([replace(one, unit="samples", images=1)])
+    assert "; 64 images; " in terminal_table([one])

@@ -12,7 +12,7 @@ from matplotlib.contour import QuadContourSet
 from matplotlib.offsetbox import AnchoredOffsetbox
 from PIL import Image
 
-from guidex.errors import GuidexError, UsageError
+from guidex.errors import GuidexError
 from guidex.guidance.guidance import Guided
 from guidex.guidance.methods import difference, none
 from guidex.guidance.rules import Extrapolate
@@ -522,32 +522,3 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, panels_1d, monkeypatch):
     with pytest.raises(GuidexError, match="disk is full"):
         figure_1d(panels_1d[:1], mixture1d(), path)
     assert path.read_bytes() == b"old"
-
-
-# Errors
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"samples": np.zeros(3)}, "samples"),
-        ({"samples": np.zeros((0, 1))}, "samples"),
-        ({"labels": np.zeros(4, int)}, "labels"),
-        ({"path": np.zeros((2, 1, 1))}, "path"),
-        ({"path": np.zeros((3, 4, 1))}, "path"),
-        ({"path": np.zeros((3, 1))}, "path"),
-        ({"path": np.zeros((3, 1, 2))}, "path"),
-        ({"guided": np.zeros(3, bool)}, "guided"),
-    ],
-)
-def test_arrays_that_do_not_fit_are_refused(change, named):
-    arrays = {
-        "samples": np.zeros((3, 1)),
-        "labels": np.zeros(3, int),
-        "path": np.zeros((3, 2, 1)),
-        "sigmas": np.array([4.0, 0.5, 0.0]),
-        "guided": np.zeros(2, bool),
-    }
-    ToyPanel("fits", **arrays)
-    with pytest.raises(UsageError, match=f"'a point': {named} must be"):
-        ToyPanel("a point", **(arrays | change))

@@ -4,13 +4,18 @@ Plain text; `tables` escapes it for each format.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
+
+from guidex.reports.labels import last, relevant, unit
 from guidex.reports.rows import (
     Metric,
     Row,
+    Value,
+    chief_metrics,
     decimals,
     is_number,
     main_metrics,
@@ -108,7 +113,8 @@ class Table:
             counts = {getattr(row, name) for row in rows if row.is_measured}
             if name not in keys and len(counts) > 1:
                 texts = (str(getattr(row, name)) if row.is_measured else _ABSENT for row in rows)
-                columns.append(Column(name, _texts(texts), numeric=True))
+                heading = rows[0].unit if name == "images" else name
+                columns.append(Column(heading, _texts(texts), numeric=True))
         metrics = main_metrics(rows)
         for metric in metrics:
             columns.append(_metric_column(rows, metric, metrics, rank=len(differing) == 0))
@@ -137,8 +143,8 @@ class Table:
         return max(map(len, self.text()))
 
     def notes(self, mark: str) -> list[str]:
-        """What the numbers are, in one line, and what hinders their comparison in another."""
-        parts = [*_settings(self.rows), runs(self.rows)]
+        """What the numbers are, in one line, and what hinders their comparison in others."""
+        parts = [*_common(self.rows), *_settings(self.rows), runs(self.rows)]
         cells = [cell for column in self.columns for cell in column.cells]
         if any(row.repeats > 1 for row in self.rows):
             around = any(cell.spread.startswith("(") for cell in cells)
@@ -156,24 +162,29 @@ class Table:
                 f"No best values are marked, since points differ in {', '.join(self.differing)}, "
                 "which metrics depend on."
             )
+        elif len(edges := _edges(self.rows)) > 0:
+            notes.append(
+                "Best values on the edge of an axis, beyond which better ones may lie: "
+                f"{'; '.join(edges)}."
+            )
+        short = short_names(swept_keys(self.rows))
+        for row in self.rows:
+            if not row.is_measured:
+                notes.append(f"Missing: point {_point(row, short)}: {one_line(row.missing)}")
+            elif row.note is not None:
+                notes.append(f"Point {_point(row, short)}: {one_line(row.note)}")
         return notes
 
     @property
-    def missing(self) -> list[str]:
-        """Rows without numbers, and those that are not guided though they were to be."""
-        short = short_names(swept_keys(self.rows))
-        idle = [row for row in self.rows if row.plan.get("idle")]
-        return [
-            *(
-                _about("Missing", row, short, row.missing or "")
-                for row in self.rows
-                if not row.is_measured
-            ),
-            *(
-                _about("Not guided", row, short, "no step of the sampler is in its interval")
-                for row in idle
-            ),
-        ]
+    def origin(self) -> list[str]:
+        """The version, the date and the command that made the rows, for tables that travel."""
+        made = dict.fromkeys(
+            f"guidex {row.provenance['guidex']}, {row.provenance['date']}: "
+            f"{row.provenance['command']}"
+            for row in self.rows
+            if {"guidex", "date", "command"} <= row.provenance.keys()
+        )
+        return list(made)
 
     def narrower(self) -> Iterator["Table"]:
         """Ever narrower tables, this one first, the least loss before others. The first column,
@@ -296,6 +307,37 @@ def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"
 
 
+def _common(rows: Sequence[Row]) -> list[str]:
+    """What all points have in common, as no column says it: weights and bounds, model, sampler,
+    steps, seeds, images."""
+    known: dict[str, dict[str, None]] = {}
+    methods = {row.guidance for row in rows if row.guidance != "none"}
+    for row in rows:
+        presets = row.provenance.get("presets", {})
+        found = {name: presets.get(name) for name in ("model", "sampler")}
+        found |= {name: row.config.get(name) for name in ("seeds", "images")}
+        found |= {"steps": row.plan.get("steps")} | _schedules(row, f"{row.guidance} ", methods)
+        for name, value in found.items():
+            if value is not None and name not in row.values:
+                known.setdefault(name, {})[shown(value)] = None
+    return [f"{name} {value}" for name, (value, *others) in known.items() if len(others) == 0]
+
+
+def _schedules(row: Row, prefix: str, methods: Collection[str]) -> dict[str, Value]:
+    """The weight and the bounds of each schedule, where they are not swept, by short names."""
+    found = {}
+    waiting = [("guidance", row.config.get("guidance"))]
+    for place, node in waiting:
+        for name, value in node.items() if isinstance(node, dict) else ():
+            key = f"{place}.{name}"
+            known = name in ("w", "lo", "hi") or (name == "unit" and value != "sigma")
+            if known and key not in row.values:
+                found[key] = value
+            waiting.append((key, value))
+    short = short_names(list(found))
+    return {f"{prefix if len(methods) > 1 else ''}{short[key]}": found[key] for key in found}
+
+
 def _settings(rows: Sequence[Row]) -> list[str]:
     """Each setting with its values over all rows."""
     values: dict[str, dict[str, None]] = {}
@@ -313,8 +355,89 @@ def _differing(rows: Sequence[Row]) -> list[str]:
     return [name for name in names if len({one.get(name) for one in conditions}) > 1]
 
 
-def _about(what: str, row: Row, short: dict[str, str], why: str) -> str:
+def _edges(rows: Sequence[Row]) -> list[str]:
+    """Which metrics are best on an edge, and where: of all rows, and the chief ones, by which one
+    compares, also of each method."""
+    short, metrics = short_names(swept_keys(rows)), main_metrics(rows)
+    places: dict[str, list[str]] = {}
+    for metric in metrics:
+        groups: dict[str, list[Row]] = {}
+        for row in rows:
+            own = _method(row) if metric in chief_metrics(metrics) else ""
+            groups.setdefault(own, []).append(row)
+        for row, keys in filter(None, (edge_of_best(own, metric) for own in groups.values())):
+            place = ", ".join(f"{short[key]} = {shown(row.values[key])}" for key in keys)
+            place += f" of {_method(row)}" if len(set(map(_method, rows)) - {""}) > 1 else ""
+            places.setdefault(place, []).append(_metric_name(metric, metrics))
+    return [f"{', '.join(names)} at {place}" for place, names in places.items()]
+
+
+def edge_of_best(rows: Sequence[Row], metric: Metric) -> tuple[Row, list[str]] | None:
+    """The best row, and the swept keys at whose first or last value it lies.
+
+    An axis of a row is a numeric key of guidance, sampler or model, over the rows that agree with
+    it in all other keys (in zip mode, in all that are no numbers). It does not end where there is
+    nothing beyond: at w = 1, which is no guidance, at 0, at infinity, and where an interval
+    reaches the sampler's first or last step.
+
+    Arguments:
+        rows: in which to look; missing ones are part of their axes.
+        metric: with a direction; values that print alike are equally good.
+
+    Returns:
+        None without two values, or where equally good ones lie on no common edge.
+    """
+    known = {row.point: row.metrics.get(metric.name, math.nan) for row in rows}
+    finite = [value for value in known.values() if math.isfinite(value)]
+    if metric.better is None or len(finite) < 2:
+        return None
+    digits = metric.decimals(finite)
+    best = (min if metric.better == "lower" else max)(finite)
+    alike = [row for row in rows if f"{known[row.point]:.{digits}f}" == f"{best:.{digits}f}"]
+    first, *others = (_ends(row, rows) for row in alike)
+    keys = [key for key, end in first.items() if all(one.get(key) == end for one in others)]
+    return (alike[0], keys) if len(keys) > 0 else None
+
+
+def _ends(row: Row, rows: Sequence[Row]) -> dict[str, Value]:
+    found = {}
+    for key, value in relevant(row).items():
+        if "." not in key or not is_number(value):
+            continue
+        apart = _apart(row, key)
+        axis = [other.values.get(key) for other in rows if _apart(other, key) == apart]
+        axis = sorted({one for one in axis if is_number(one)})
+        for end in (axis[0], axis[-1]) if len(axis) > 1 else ():
+            if value == end and not _is_natural(row, key, low=end == axis[0]):
+                found[key] = value
+    return found
+
+
+def _apart(row: Row, key: str) -> dict[str, Value]:
+    """What a row has in common with the others of an axis."""
+    paired = row.config.get("sweep", {}).get("mode") == "zip"
+    return {k: v for k, v in row.values.items() if k != key and not (paired and is_number(v))}
+
+
+def _is_natural(row: Row, key: str, low: bool) -> bool:
+    """Whether there is nothing beyond the lowest or highest value of an axis, which the row has."""
+    name = last(key)
+    if math.isinf(row.values[key]) or (low and row.values[key] == (1 if name == "w" else 0)):
+        return True
+    if name != ("lo" if low else "hi") or "weights" not in row.plan:
+        return False
+    guided = (np.array(row.plan["weights"]) != 1).any(axis=(0, 2))
+    # A bound in sigma counts down to 0, steps count up to the last.
+    return bool(guided[0 if (name == "hi") == (unit(row, key) == "sigma") else -1])
+
+
+def _method(row: Row) -> str:
+    """The swept values of a row that are no numbers."""
+    return " ".join(_cut(shown(value)) for value in row.values.values() if not is_number(value))
+
+
+def _point(row: Row, short: dict[str, str]) -> str:
     unnamed = row.guidance == "" or "guidance" in row.values
     values = [] if unnamed else [f"guidance {shown(row.guidance)}"]
     values += [f"{short[key]} {shown(value)}" for key, value in row.values.items()]
-    return f"{what}: point {row.point} ({', '.join(values)}): {one_line(why)}"
+    return f"{row.point} ({', '.join(values)})"

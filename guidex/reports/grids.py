@@ -1,6 +1,7 @@
 """Sheets of images: same-seed grids over swept parameters, and contact sheets of samples."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,7 @@ _LABEL_SIZE = 13
 _CAPTION_SIZE = 11
 _TITLE_SIZE = 15
 
+_HARD = "\u00a0"  # a space at which no line is broken
 _PAPER = (255, 255, 255)
 _INK = (40, 40, 40)
 
@@ -54,15 +56,9 @@ def image_grid(
         title: line above everything.
 
     Raises:
-        ValueError: arrays or labels that do not fit together.
         GuidexError: the file cannot be written.
     """
-    rows, columns = _check(images, axes=2)
-    if (len(row_labels), len(column_labels)) != (rows, columns):
-        raise ValueError(
-            f"{len(row_labels)} row and {len(column_labels)} column labels for {rows} x {columns}"
-        )
-    size = _cell_size(images, max(rows, columns), column_labels, _font(_LABEL_SIZE))
+    size = _cell_size(images, max(images.shape[:2]), column_labels, _font(_LABEL_SIZE))
     tiles = _join([_join([_tile(image, size) for image in line]) for line in images], down=True)
     header = _header(column_labels, size[0])
     margin = _row_margin(row_labels, size[1])
@@ -85,12 +81,9 @@ def sample_grid(images: np.ndarray, captions: Sequence[str], path: Path) -> None
         path: the PNG; its folder must exist, an existing file is replaced.
 
     Raises:
-        ValueError: arrays or captions that do not fit together.
         GuidexError: the file cannot be written.
     """
-    (count,) = _check(images, axes=1)
-    if len(captions) != count:
-        raise ValueError(f"{len(captions)} captions for {count} images")
+    count = len(images)
     columns = math.ceil(math.sqrt(count))
     font = _font(_CAPTION_SIZE)
     size = _cell_size(images, max(columns, math.ceil(count / columns)), captions, font)
@@ -101,22 +94,6 @@ def sample_grid(images: np.ndarray, captions: Sequence[str], path: Path) -> None
     ]
     lines = [_join(cells[first : first + columns]) for first in range(0, count, columns)]
     _save(_join(lines, down=True), path)
-
-
-def _check(images: np.ndarray, axes: int) -> tuple[int, ...]:
-    """The counts of an array of images [*counts, K, H, W] with `axes` counts."""
-    shape = images.shape
-    if (
-        images.dtype != np.uint8
-        or len(shape) != axes + 3
-        or shape[axes] not in (1, 3)
-        or min(shape) == 0
-    ):
-        raise ValueError(
-            f"images are {images.dtype} {list(shape)}; they must be uint8 with {axes + 3} "
-            "dimensions, of which the last three are 1 or 3 channels, height and width"
-        )
-    return shape[:axes]
 
 
 def _cell_size(
@@ -181,34 +158,20 @@ def _words(text: str, width: int, font: ImageFont.FreeTypeFont | None = None) ->
 
 
 def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
-    """Lines of at most a width, broken at dots and spaces where possible; "…" for what is cut."""
+    """Lines of at most a width, broken at dots, else at spaces, else anywhere; "…" for what is
+    cut."""
+    whole = " · ".join(
+        part.replace(" ", _HARD) if font.getlength(part) <= width else part
+        for part in text.split(" · ")
+    )
     lines: list[str] = []
-    rest = text
-    while rest != "" and len(lines) < _LABEL_LINES:
-        line = _first_line(rest, width, font)
-        rest = rest[len(line) :].strip(" ·")
-        lines.append(line.strip(" ·") if rest != "" else line)
-    if rest != "":
-        end = lines[-1]
-        while end != "" and font.getlength(end + "…") > width:
-            end = end[:-1]
-        lines[-1] = end + "…"
+    for letters in range(len(whole), 0, -1):
+        lines = [line.strip(" ·").replace(_HARD, " ") for line in textwrap.wrap(whole, letters)]
+        if len(lines) > _LABEL_LINES:
+            lines = [*lines[: _LABEL_LINES - 1], lines[_LABEL_LINES - 1] + "…"]
+        if all(font.getlength(line) <= width for line in lines):
+            break
     return lines
-
-
-def _first_line(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    """As many words as fit; of a first word that is too wide, as many letters, one at least."""
-    if font.getlength(text) <= width:
-        return text
-    fitting = 1
-    while fitting < len(text) and font.getlength(text[: fitting + 1].rstrip()) <= width:
-        fitting += 1
-    # "seed 3 · class 7" is broken at the dot, not after "class".
-    for separator in (" · ", " "):
-        place = text.rfind(separator, 1, fitting + len(separator))
-        if place > 0:
-            return text[:place]
-    return text[:fitting]
 
 
 def _equal(blocks: Sequence[Image.Image], width: int, y: float) -> list[Image.Image]:

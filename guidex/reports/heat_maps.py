@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,6 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
+from guidex.reports.columns import edge_of_best
 from guidex.reports.labels import (
     axis_label,
     last,
@@ -22,8 +22,9 @@ from guidex.reports.labels import (
     relevant,
     text,
     title,
+    value_label,
 )
-from guidex.reports.rows import Metric, Row, main_metrics, shown, swept_keys
+from guidex.reports.rows import Metric, Row, chief_metrics, main_metrics, shown, swept_keys
 
 # Values are written into the cells of maps with at most so many columns.
 _WRITTEN_COLUMNS = 8
@@ -33,94 +34,60 @@ _MAPS_PER_LINE = 4
 
 def heat_maps(rows: Sequence[Row]) -> Figure | None:
     """FD over two keys, one map per combination of the others, or None without a grid."""
-    maps: list[_Map] = []
-    for x_key, y_key in _pairs(rows):
-        maps = _maps(rows, x_key, y_key)
-        if len(maps) > 0:
+    for keys in _pairs(rows):
+        grids = _grids(rows, *keys)
+        if len(grids) > 0:
             break
-    metrics = [m for m in main_metrics(rows) if any(one.has(m) for one in maps)]
-    distances = [metric for metric in metrics if metric.kind == "fd"]
-    metrics = distances if len(distances) > 0 else metrics[:1]
+    else:
+        return None
+    drawn = [row for own in grids.values() for row in own]
+    metrics = chief_metrics([m for m in main_metrics(drawn) if len(_values(drawn, m)) > 0])
     if len(metrics) == 0:
         return None
-    columns = min(_MAPS_PER_LINE, len(maps))
-    lines = math.ceil(len(maps) / columns)
-    width, height = maps[0].size
-    figure = Figure(
-        figsize=(max(5.0, columns * width + 1.3), len(metrics) * lines * height + 0.6),
-        layout="constrained",
-    )
+    columns = min(_MAPS_PER_LINE, len(grids))
+    lines = len(metrics) * math.ceil(len(grids) / columns)
+    x, y = (max(3, len(numbers(drawn, key))) for key in keys)
+    size = max(5.0, columns * (0.9 + 0.52 * x) + 1.3), lines * (0.95 + 0.4 * y) + 0.6
+    figure = Figure(size, layout="constrained")
     parts = figure.subfigures(len(metrics), 1, squeeze=False)[:, 0]
     for part, metric in zip(parts, metrics, strict=True):
-        _draw_maps(part, maps, metric, lines, columns)
+        _draw_maps(part, grids, metric, keys, columns)
     subject = " and ".join(text(metric.title) for metric in metrics)
-    subject += f" over {axis_label(x_key, rows)} and {axis_label(y_key, rows)}"
-    medians = ["medians"] if any(row.repeats > 1 for row in rows) else []
-    lacking = any(not row.is_measured for one in maps for row in one.rows.values())
-    remarks = [*medians, "framed: best" + (", hatched: missing" if lacking else "")]
+    subject += f" over {' and '.join(axis_label(key, rows) for key in keys)}"
+    remarks = ["medians"] if any(row.repeats > 1 for row in rows) else []
+    missing = ", hatched: missing" if not all(row.is_measured for row in drawn) else ""
+    remarks.append(f"framed: best{missing}")
+    edges = filter(None, (edge_of_best(drawn, metric) for metric in metrics))
+    ends = dict.fromkeys(value_label(row, drawn, key) for row, own in edges for key in own)
+    if len(ends) > 0:
+        remarks.append(f"better ones may lie beyond the edge, {' and '.join(ends)}")
     figure.suptitle(title(subject, rows, remarks, figure.get_figwidth()))
     return figure
 
 
-@dataclass(frozen=True)
-class _Map:
-    """One heat map.
-
-    Attributes:
-        title: what its rows have in common.
-        x, y: values of the axes, ascending, the same for all maps of a figure.
-        x_label, y_label: of the axes.
-        rows: by (index in y, index in x).
-    """
-
-    title: str
-    x: list[float]
-    y: list[float]
-    x_label: str
-    y_label: str
-    rows: dict[tuple[int, int], Row]
-
-    @property
-    def size(self) -> tuple[float, float]:
-        """Width and height in inches."""
-        return 0.9 + 0.52 * max(3, len(self.x)), 0.95 + 0.4 * max(3, len(self.y))
-
-    def values(self, metric: Metric) -> np.ndarray:
-        """[len(y), len(x)], float64, NaN where there is none."""
-        values = np.full((len(self.y), len(self.x)), math.nan)
-        for place, row in self.rows.items():
-            values[place] = row.metrics.get(metric.name, math.nan)
-        return values
-
-    def has(self, metric: Metric) -> bool:
-        return bool(np.isfinite(self.values(metric)).any())
+def _values(rows: Sequence[Row], metric: Metric) -> list[float]:
+    """All finite values of a metric."""
+    values = (row.metrics.get(metric.name, math.nan) for row in rows)
+    return [value for value in values if math.isfinite(value)]
 
 
 def _pairs(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     """Pairs of numeric keys that may span a map, horizontal one first, the likeliest first."""
     keys = [key for key in swept_keys(rows) if len(numbers(rows, key)) > 1]
-    for high, low in (("hi", "lo"), ("last", "first")):
-        for key in keys:
-            if last(key) == high and parent(key) + low in keys:
-                yield key, parent(key) + low
+    for key in keys:
+        if last(key) == "hi" and parent(key) + "lo" in keys:
+            yield key, parent(key) + "lo"
     yield from itertools.combinations(keys, 2)
 
 
-def _maps(rows: Sequence[Row], x_key: str, y_key: str) -> list[_Map]:
-    """A map for each combination of other values whose points form a grid."""
-    both = [row for row in rows if x_key in relevant(row) and y_key in relevant(row)]
+def _grids(rows: Sequence[Row], x_key: str, y_key: str) -> dict[str, list[Row]]:
+    """The points of each map by what they have in common: a combination of other values, whose
+    points form a grid."""
     groups: dict[str, list[Row]] = {}
-    for row in both:
-        groups.setdefault(point_label(row, rows, without=(x_key, y_key)), []).append(row)
-    groups = {label: own for label, own in groups.items() if _is_grid(own, x_key, y_key)}
-    kept = [row for own in groups.values() for row in own]
-    x, y = sorted(numbers(kept, x_key)), sorted(numbers(kept, y_key))
-    labels = [axis_label(key, kept) for key in (x_key, y_key)] if len(kept) > 0 else ["", ""]
-    maps = []
-    for label, own in groups.items():
-        places = {(y.index(row.values[y_key]), x.index(row.values[x_key])): row for row in own}
-        maps.append(_Map(label, x, y, *labels, places))
-    return maps
+    for row in rows:
+        if {x_key, y_key} <= relevant(row).keys():
+            groups.setdefault(point_label(row, rows, without=(x_key, y_key)), []).append(row)
+    return {label: own for label, own in groups.items() if _is_grid(own, x_key, y_key)}
 
 
 def _is_grid(rows: Sequence[Row], x_key: str, y_key: str) -> bool:
@@ -131,55 +98,47 @@ def _is_grid(rows: Sequence[Row], x_key: str, y_key: str) -> bool:
 
 
 def _draw_maps(
-    figure: SubFigure, maps: Sequence[_Map], metric: Metric, lines: int, columns: int
+    figure: SubFigure,
+    grids: dict[str, list[Row]],
+    metric: Metric,
+    keys: tuple[str, str],
+    columns: int,
 ) -> None:
     """All maps of one metric, on one scale of colours on which brighter is better."""
-    values = [one.values(metric) for one in maps]
-    low = min(float(np.nanmin(own)) for own in values if np.isfinite(own).any())
-    high = max(float(np.nanmax(own)) for own in values if np.isfinite(own).any())
-    scale = ScalarMappable(
-        Normalize(low, high if high > low else low + 1.0),
-        "viridis" if metric.better == "higher" else "viridis_r",
-    )
+    drawn = [row for own in grids.values() for row in own]
+    x, y = (sorted(numbers(drawn, key)) for key in keys)
+    known = _values(drawn, metric)
+    low, high, digits = min(known), max(known), metric.decimals(known)
     best = {"lower": low, "higher": high, None: None}[metric.better]
-    grid = figure.add_gridspec(lines, columns)
-    panels = []
-    for number, (one, own) in enumerate(zip(maps, values, strict=True)):
-        panel = figure.add_subplot(grid[divmod(number, columns)])
-        panels.append(panel)
-        _draw_map(panel, one, own, scale, best, metric.decimals(np.concatenate(values).ravel()))
-    figure.colorbar(scale, ax=panels, label=metric_label(metric))
-
-
-def _draw_map(
-    panel: Axes,
-    one: _Map,
-    values: np.ndarray,
-    scale: ScalarMappable,
-    best: float | None,
-    digits: int,
-) -> None:
-    # Colours are set here and not by imshow, which would also colour the cells without a value.
-    colours = scale.to_rgba(np.nan_to_num(values))
-    colours[~np.isfinite(values)] = (1.0, 1.0, 1.0, 0.0)
-    panel.imshow(colours, origin="lower", aspect="auto", interpolation="nearest")
-    for i, j in one.rows:
-        value = values[i, j]
-        if not math.isfinite(value):
-            _frame(panel, i, j, hatch="////", edgecolor="0.6", linewidth=0)
-            continue
-        if value == best:
-            _frame(panel, i, j, edgecolor="red", linewidth=2, zorder=3)
-        if len(one.x) <= _WRITTEN_COLUMNS:
-            dark = colours[i, j, :3] @ (0.299, 0.587, 0.114) < 0.42
-            ink = "white" if dark else "black"
-            panel.text(j, i, f"{value:.{digits}f}", ha="center", va="center", size=8, color=ink)
-    panel.set_xticks(range(len(one.x)), [shown(value) for value in one.x])
-    panel.set_yticks(range(len(one.y)), [shown(value) for value in one.y])
-    panel.set_xlabel(one.x_label)
-    panel.set_ylabel(one.y_label)
-    panel.set_title(one.title, fontsize=9.5)
-    panel.spines[:].set_visible(False)
+    if low == high:
+        low, high = (0.0, 1.0) if metric.is_share else (low, low + 1.0)
+    colours = "viridis" if metric.better == "higher" else "viridis_r"
+    scale = ScalarMappable(Normalize(low, high), colours)
+    for number, (name, own) in enumerate(grids.items(), start=1):
+        panel = figure.add_subplot(math.ceil(len(grids) / columns), columns, number)
+        values = np.full((len(y), len(x)), math.nan)
+        for row in own:
+            j, i = (axis.index(row.values[key]) for axis, key in zip((x, y), keys, strict=True))
+            value = values[i, j] = row.metrics.get(metric.name, math.nan)
+            if not math.isfinite(value):
+                _frame(panel, i, j, hatch="////", edgecolor="0.6", linewidth=0)
+                continue
+            if value == best:
+                _frame(panel, i, j, edgecolor="red", linewidth=2, zorder=3)
+            if len(x) <= _WRITTEN_COLUMNS:
+                dark = np.dot(scale.to_rgba(value)[:3], (0.299, 0.587, 0.114)) < 0.42
+                style = {"ha": "center", "va": "center", "size": 8}
+                style["color"] = "white" if dark else "black"
+                panel.text(j, i, f"{value:.{digits}f}", **style)
+        place = {"origin": "lower", "aspect": "auto", "interpolation": "nearest"}
+        panel.imshow(np.ma.masked_invalid(values), cmap=scale.cmap, norm=scale.norm, **place)
+        panel.set_xticks(range(len(x)), [shown(value) for value in x])
+        panel.set_yticks(range(len(y)), [shown(value) for value in y])
+        panel.set_xlabel(axis_label(keys[0], drawn))
+        panel.set_ylabel(axis_label(keys[1], drawn))
+        panel.set_title(name, fontsize=9.5)
+        panel.spines[:].set_visible(False)
+    figure.colorbar(scale, ax=figure.axes, label=metric_label(metric))
 
 
 def _frame(panel: Axes, i: int, j: int, **style: str | float) -> None:

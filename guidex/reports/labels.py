@@ -1,8 +1,7 @@
 """Titles and names in figures, ready for matplotlib (which reads $...$ as formulas)."""
 
 import re
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from guidex.reports.rows import (
@@ -29,8 +28,16 @@ def title(subject: str, rows: Sequence[Row], remarks: Sequence[str], width: floa
     of `width` inches."""
     missing = sum(not row.is_measured for row in rows)
     lacking = [f"{missing} of {len(rows)} points missing"] if missing > 0 else []
-    words = "; ".join([f"{subject}, {runs(rows)}", *remarks, *lacking])
-    return textwrap.fill(words, round(12 * width), break_long_words=False, break_on_hyphens=False)
+    lines = [""]
+    for word in "; ".join([f"{subject}, {runs(rows)}", *remarks, *lacking]).split(" "):
+        joined = f"{lines[-1]} {word}".lstrip()
+        lines[-1:] = [joined] if length(joined) <= 12 * width else [lines[-1], word]
+    return "\n".join(line for line in lines if line != "")
+
+
+def length(words: str) -> int:
+    """How many characters are seen, without the commands of formulas."""
+    return len(re.sub(r"\\mathrm|[${}_]", "", words.replace(r"\sigma", "s")))
 
 
 def metric_label(metric: Metric) -> str:
@@ -55,22 +62,30 @@ def numbers(rows: Sequence[Row], key: str) -> set[float]:
     return {float(v) for v in values} if all(is_number(v) for v in values) else set()
 
 
-def point_label(row: Row, rows: Sequence[Row], without: Sequence[str | None]) -> str:
+def point_label(row: Row, rows: Sequence[Row], without: Collection[str | None]) -> str:
     """What sets a row apart from others, the keys in `without` left out of account.
 
     The guidance where there are several, an interval as (lo, hi], and every other key that varies
     among the rows of the same guidance.
     """
     values = {key: value for key, value in relevant(row).items() if key not in without}
-    short = short_names(swept_keys(rows))
-    parts = [text(row.guidance)] if len({other.guidance for other in rows}) > 1 else []
+    several = len({other.guidance for other in rows}) > 1 and "guidance" not in without
+    parts = [text(row.guidance)] if several else []
     for key, value in values.items():
         lo, hi = f"{parent(key)}lo", f"{parent(key)}hi"
         if key == lo and hi in values:
-            parts.append(_interval(_unit(row, key), value, values[hi]))
+            parts.append(_interval(unit(row, key), value, values[hi]))
         elif (key != hi or lo not in values) and _varies(key, row, rows):
-            parts.append(f"{_symbol(key, row, short[key])} = {text(shown(value))}")
+            parts.append(value_label(row, rows, key))
     return " ".join(parts) if len(parts) > 0 else text(row.guidance)
+
+
+def value_label(row: Row, rows: Sequence[Row], key: str) -> str:
+    """A swept value with its name, such as "steps = 32"; named choices speak for themselves."""
+    value = text(shown(row.value(key)))
+    if not is_number(row.value(key)) and "." not in key:
+        return value
+    return f"{_symbol(key, row, short_names(swept_keys(rows))[key])} = {value}"
 
 
 def axis_label(key: str, rows: Sequence[Row]) -> str:
@@ -101,7 +116,7 @@ def _interval(unit: str, lo: Value, hi: Value) -> str:
     return f"({low}, {high}]" if unit == "sigma" else f"{unit}s {low}–{high}"
 
 
-def _unit(row: Row, key: str) -> str:
+def unit(row: Row, key: str) -> str:
     """What a bound counts, as the configuration says beside it: sigma, step or fraction."""
     place: Any = row.config
     for name in [*parent(key).split(".")[:-1], "unit"]:
@@ -117,7 +132,7 @@ _BOUNDS = {
 
 
 def _symbol(key: str, row: Row, short: str) -> str:
-    bounds = _BOUNDS.get(_unit(row, key), {})
+    bounds = _BOUNDS.get(unit(row, key), {})
     if short in bounds and "." in key:
         return bounds[short]
     return "$w$" if short == "w" else text(short)

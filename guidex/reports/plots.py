@@ -10,7 +10,8 @@ from guidex.reports.figures import default_settings, save
 from guidex.reports.heat_maps import heat_maps
 from guidex.reports.rows import Row, ordered
 
-_STYLE = {
+STYLE = {
+    "axes.formatter.useoffset": False,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "figure.titlesize": 11,
@@ -30,9 +31,11 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
         and max over repeats, or the confidence interval. Points without that value, such as those
         without guidance, are lines across. A missing point interrupts its curve.
     heatmap: FD (without one, the first metric) over two numeric keys that form a grid: lo and hi,
-        first and last, or the first two that do; one map per combination of the other values.
-        Missing points are hatched, combinations that are not in the table blank.
+        or the first two that do; one map per combination of the other values. Missing points are
+        hatched, combinations that are not in the table blank.
     precision_recall: precision against recall, points joined along w.
+
+    More than MOST_CURVES curves are parted into small panels side by side, by another key.
 
     Arguments:
         rows: the points so far.
@@ -51,7 +54,7 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
     }
     rows = ordered(rows)
     paths = []
-    with default_settings(_STYLE):
+    with default_settings(STYLE):
         for name, draw in figures.items():
             figure = draw(rows)
             if figure is None:

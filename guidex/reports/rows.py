@@ -7,7 +7,7 @@ interval, <name>_lo, <name>_hi and its centre <name>_unbiased.
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -34,6 +34,8 @@ class Row:
         seconds: time that the point took.
         missing: why there are no numbers, or None. With a reason, metrics are empty, and neither
             counts nor costs are reported.
+        note: what must be said of this point below a table, or None.
+        unit: what is counted: images, or samples of a toy.
         plan, config, provenance: the record of the point as plain data.
     """
 
@@ -49,6 +51,8 @@ class Row:
     gflops: float
     seconds: float
     missing: str | None = None
+    note: str | None = None
+    unit: str = "images"
     plan: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -95,6 +99,10 @@ KINDS: dict[str, tuple[str, Direction | None, int | None]] = {
 }
 
 
+# Kinds whose values lie between 0 and 1.
+_SHARES = ("precision", "recall", "coverage", "accuracy", "mode_coverage", "outliers")
+
+
 @dataclass(frozen=True)
 class Metric:
     """A main metric column, taken apart by its name.
@@ -129,6 +137,11 @@ class Metric:
         return self.label if self.detector == "" else f"{self.label} ({self.detector})"
 
     @property
+    def is_share(self) -> bool:
+        """Whether all values lie between 0 and 1."""
+        return self.kind in _SHARES
+
+    @property
     def arrow(self) -> str:
         """The direction of better values: "↓", "↑", or "" where unknown."""
         return {"lower": "↓", "higher": "↑", None: ""}[self.better]
@@ -160,6 +173,11 @@ def main_metrics(rows: Iterable[Row]) -> list[Metric]:
     """The metrics without what goes with them, in order of first appearance."""
     columns = metric_columns(rows)
     return [Metric.of(name) for name in columns if _is_main(name, columns)]
+
+
+def chief_metrics(metrics: Sequence[Metric]) -> list[Metric]:
+    """Those by which points are compared: Fréchet distances, without one the first."""
+    return [metric for metric in metrics if metric.kind == "fd"] or list(metrics[:1])
 
 
 def spread(row: Row, name: str) -> Spread | None:
@@ -265,14 +283,20 @@ def decimals(values: Iterable[float]) -> int:
     return max(0, min(max(enough, 1 - smallest), 4 - largest))
 
 
+def counted(number: int, noun: str) -> str:
+    """Such as "1 point", "2 points"."""
+    return f"{number:d} {noun}" + "s" * (number != 1)
+
+
 def runs(rows: Sequence[Row]) -> str:
     """How much was measured per point, such as "64 images × 3 repeats"."""
     measured = [row for row in rows if row.is_measured]
-    images = _range(row.images for row in measured)
-    repeats = _range(row.repeats for row in measured)
-    return f"{images} images" if repeats == "1" else f"{images} images × {repeats} repeats"
+    unit = measured[0].unit.removesuffix("s")
+    images, repeats = ({getattr(row, name) for row in measured} for name in ("images", "repeats"))
+    text = _range(images, unit)
+    return text if repeats == {1} else f"{text} × {_range(repeats, 'repeat')}"
 
 
-def _range(counts: Iterable[int]) -> str:
-    ordered = sorted(set(counts))
-    return f"{ordered[0]}" if len(ordered) == 1 else f"{ordered[0]}–{ordered[-1]}"
+def _range(counts: Collection[int], noun: str) -> str:
+    least = "" if len(counts) == 1 else f"{min(counts)}–"
+    return least + counted(max(counts), noun)

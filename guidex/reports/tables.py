@@ -105,7 +105,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
     ]
     for cells in table.lines():
         lines.append([_markdown_cell(cell) for cell in cells])
-    notes = [*table.notes("bold = best"), *table.missing]
+    notes = [*table.notes("bold = best"), *table.origin]
     body = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     return body + "".join(f"\n{_escape_markdown(note)}\n" for note in notes)
 
@@ -119,7 +119,7 @@ def latex_table(rows: Sequence[Row]) -> str:
         "  " + " & ".join(_latex_cell(cell) for cell in cells) + " \\\\\n"
         for cells in table.lines()
     )
-    notes = [*table.notes("bold = best"), *table.missing]
+    notes = [*table.notes("bold = best"), *table.origin]
     return (
         "% Needs \\usepackage{booktabs}. In a document:\n"
         "% \\begin{table}\\centering\\input{table}\\caption{...}\\end{table}\n"
@@ -145,7 +145,7 @@ def terminal_table(rows: Sequence[Row], width: int = 100) -> str:
         if table.width() <= width:
             break
     lines = [line if len(line) <= width else line[: width - 1] + "…" for line in table.text()]
-    notes = [*table.notes("* = best"), *table.missing]
+    notes = table.notes("* = best")
     if table != whole:
         notes.insert(0, f"Left out for want of room, see table.csv: {loss(whole, table)}.")
     for note in notes:

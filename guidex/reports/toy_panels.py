@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
 
-from guidex.errors import UsageError
 from guidex.reports.toy_density import Density1D, Limits, Modes
 
 BINS = 72
@@ -33,9 +32,6 @@ class ToyPanel:
         path: states of the first R samples at every step boundary [steps + 1, R, d]; R may be 0.
         sigmas: noise levels of the step boundaries [steps + 1], float64, decreasing to 0.
         guided: which steps are guided, bool [steps].
-
-    Raises:
-        UsageError: arrays that do not fit together.
     """
 
     title: str
@@ -44,26 +40,6 @@ class ToyPanel:
     path: np.ndarray
     sigmas: np.ndarray
     guided: np.ndarray
-
-    def __post_init__(self) -> None:
-        if self.samples.ndim != 2 or self.samples.size == 0:
-            raise UsageError(
-                f"{self.title!r}: samples must be [N, d] with N and d at least 1, not "
-                f"{list(self.samples.shape)}"
-            )
-        count, dimension = self.samples.shape
-        steps = len(self.sigmas) - 1
-        recorded = min(self.path.shape[1], count) if self.path.ndim == 3 else 0
-        for name, given, shape in (
-            ("path", self.path, (steps + 1, recorded, dimension)),
-            ("guided", self.guided, (steps,)),
-            ("labels", self.labels, (count,)),
-        ):
-            if given is not None and given.shape != shape:
-                raise UsageError(
-                    f"{self.title!r}: {name} must be {list(shape)} to go with {count} samples and "
-                    f"{steps} steps, not {list(given.shape)}"
-                )
 
     def guided_ranges(self) -> list[Limits]:
         """The noise levels (lo, hi] of each run of guided steps."""

@@ -57,6 +57,11 @@ class Cohort:
         """How many seeds, from the first, have their images or trajectories kept."""
         return min(self.config["gallery"], sum(map(_size, self.blocks)))
 
+    @property
+    def unit(self) -> str:
+        """What samples are called."""
+        return "samples" if self.tasks[0].point.model.space == "points" else "images"
+
     def missing(self, block: Block) -> list[Task]:
         """The tasks that a block is yet to be made for."""
         return [one for one in self.tasks if not self.folder.holds(self.record(one, block))]

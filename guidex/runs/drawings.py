@@ -7,29 +7,41 @@ from typing import Any
 import numpy as np
 
 from guidex.guidance.plan import Plan
-from guidex.models.denoiser import ExactDenoiser
+from guidex.instantiate import content_key
+from guidex.models.denoiser import Denoiser, ExactDenoiser
 from guidex.reports.grids import image_grid
 from guidex.reports.plots import write_plots
 from guidex.reports.rows import Row
 from guidex.reports.toys import ToyPanel, figure_1d, figure_2d
-from guidex.runs.cohorts import Cohort
+from guidex.runs.cohorts import Cohort, Task
 
 MOST_ROWS = 60  # of points in one image grid
 MOST_PANELS = 11  # of points in one figure of a toy
 
 
+# A point of a figure, and the cohort that its samples lie in.
+_Shown = tuple[Cohort, Task]
+
+
 def draw(rows: Sequence[Row], cohorts: Sequence[Cohort], folder: Path) -> list[Path]:
-    """Draw what the rows and samples of a finished sweep allow; returns the files."""
+    """Draw what the rows and samples of a finished sweep allow; returns the files.
+
+    Points stand side by side in one figure, whatever their samplers and models, where they show
+    the same seeds and classes; of a toy, where the truth is the same.
+    """
     files = list(write_plots(rows, folder))
-    for number, cohort in enumerate(cohorts):
-        suffix = f"_{number}" if len(cohorts) > 1 else ""
-        model = cohort.tasks[0].point.model
-        if cohort.kept == 0:
-            continue
-        if model.space == "points":
-            files += _draw_toy(cohort, folder / f"toy{suffix}.png")
+    figures: dict[str, list[_Shown]] = {}
+    for cohort in cohorts:
+        if cohort.kept > 0:
+            points = [(cohort, task) for task in cohort.tasks]
+            figures.setdefault(_alike(cohort), []).extend(points)
+    for number, points in enumerate(figures.values()):
+        points.sort(key=lambda one: one[1].index)
+        suffix = f"_{number}" if len(figures) > 1 else ""
+        if points[0][1].point.model.space == "points":
+            files += _draw_toy(points, folder / f"toy{suffix}.png")
         else:
-            files.append(_draw_grid(cohort, folder / f"grid{suffix}.png"))
+            files.append(_draw_grid(points, folder / f"grid{suffix}.png"))
     return files
 
 
@@ -88,47 +100,71 @@ def draw_toy(
     return dimensions <= 2
 
 
-def _draw_grid(cohort: Cohort, path: Path) -> Path:
+def captions(seeds: Sequence[int], labels: Sequence[int] | None, model: Denoiser) -> list[str]:
+    """What stands with images: their seeds and classes, which may have names."""
+    if labels is None:
+        return [f"seed {seed}" for seed in seeds]
+    return [
+        f"seed {seed} · class {model.name_of(label)}"
+        for seed, label in zip(seeds, map(int, labels), strict=False)
+    ]
+
+
+def _columns(cohort: Cohort) -> list[str]:
+    """What stands above the images of a cohort."""
+    point = cohort.tasks[0].point
+    labels = cohort.gathered(cohort.tasks[0], "labels", first=cohort.kept)[0].get("labels")
+    return captions(point.settings.seeds[: cohort.kept], labels, point.model)
+
+
+def _alike(cohort: Cohort) -> str:
+    """Equal for images that fit under the same columns, and for toys of the same density."""
+    point = cohort.tasks[0].point
+    if point.decoder is not None:
+        return content_key([point.decoder.image_shape(point.model.shape), _columns(cohort)])
+    model = point.settings.config["model"]
+    return content_key({key: value for key, value in model.items() if key != "references"})
+
+
+def _draw_grid(points: Sequence[_Shown], path: Path) -> Path:
     """Same seeds under every point: a row per point, a column per seed."""
-    tasks = cohort.tasks[:MOST_ROWS]
-    shown = [cohort.gathered(task, "gallery", "labels", first=cohort.kept)[0] for task in tasks]
-    kept = [arrays["gallery"][: cohort.kept] for arrays in shown]
-    settings = cohort.tasks[0].point.settings
-    labels = shown[0].get("labels")
-    columns, model = [], cohort.tasks[0].point.model
-    for k, seed in enumerate(settings.seeds[: cohort.kept]):
-        name = "" if labels is None else f" · class {model.name_of(labels[k])}"
-        columns.append(f"seed {seed}{name}")
-    names = [title(task.point.settings.values, task.point.settings.method) for task in tasks]
+    shown = points[:MOST_ROWS]
+    kept = [
+        cohort.gathered(task, "gallery", first=cohort.kept)[0]["gallery"][: cohort.kept]
+        for cohort, task in shown
+    ]
     heading = None
-    if len(tasks) < len(cohort.tasks):
-        heading = f"the first {len(tasks)} of {len(cohort.tasks)} points"
-    image_grid(np.stack(kept), names, columns, path, title=heading)
+    if len(shown) < len(points):
+        heading = f"the first {len(shown)} of {len(points)} points"
+    names = [_name(task) for _, task in shown]
+    image_grid(np.stack(kept), names, _columns(points[0][0]), path, title=heading)
     return path
 
 
-def _draw_toy(cohort: Cohort, path: Path) -> list[Path]:
+def _draw_toy(points: Sequence[_Shown], path: Path) -> list[Path]:
     files = []
-    tasks = cohort.tasks
-    view = tasks[0].point.settings.config["figure"]
-    reference = _reference(cohort)
-    for first in range(0, len(tasks), MOST_PANELS):
+    model, view = points[0][1].point.model, points[0][0].config["figure"]
+    reference = _reference([task for _, task in points])
+    for first in range(0, len(points), MOST_PANELS):
         panels = []
-        for task in tasks[first : first + MOST_PANELS]:
-            settings = task.point.settings
+        for cohort, task in points[first : first + MOST_PANELS]:
             made, _ = cohort.gathered(task, "features0", "labels", "path")
-            name = title(settings.values, settings.method)
+            plan = task.point.settings.plan
             samples, labels, paths = made["features0"], made.get("labels"), made["path"]
-            panels.append(toy_panel(name, settings.plan, samples, labels, paths))
+            panels.append(toy_panel(_name(task), plan, samples, labels, paths))
         file = path if first == 0 else path.with_stem(f"{path.stem}_{first // MOST_PANELS + 1}")
-        if draw_toy(panels, tasks[0].point.model, file, view, reference):
+        if draw_toy(panels, model, file, view, reference):
             files.append(file)
     return files
 
 
-def _reference(cohort: Cohort) -> ExactDenoiser | None:
+def _name(task: Task) -> str:
+    return title(task.point.settings.values, task.point.settings.method)
+
+
+def _reference(tasks: Sequence[Task]) -> ExactDenoiser | None:
     """What the first guided point is guided away from, if its density is known."""
-    for task in cohort.tasks:
+    for task in tasks:
         for term in task.point.guidance.terms.values():
             reference = getattr(term.direction, "reference", None)
             if isinstance(reference, ExactDenoiser):

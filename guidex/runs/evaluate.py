@@ -25,7 +25,7 @@ from guidex.runs.measure import (
     warn,
 )
 from guidex.runs.points import resolve_device, whole
-from guidex.runs.provenance import output_folder, provenance
+from guidex.runs.provenance import made_by, output_folder, provenance
 from guidex.runs.ranks import this_rank
 
 
@@ -90,7 +90,8 @@ def evaluate(words: Sequence[str]) -> None:
                 "detectors": [detector_record(one.detector) for one in measures],
                 "warnings": warnings,
             },
-            provenance=provenance(config),
+            provenance=provenance(config) | made_by("eval", words),
+            unit="samples" if samples.images is None else "images",
         )
         files = write_tables([row], folder)
     print(f"{images} against {row.settings.get('reference', 'nothing')}\n{terminal_table([row])}\n")

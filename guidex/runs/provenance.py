@@ -1,9 +1,11 @@
 """Where results come from and where they go: versions, devices, default folders."""
 
+import datetime
 import functools
 import hashlib
 import platform
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -52,6 +54,12 @@ def provenance(config: Config) -> dict[str, str]:
 def digest(data: object, length: int) -> str:
     """Names plain data: hex digits of a SHA-256 that does not depend on the order of keys."""
     return hashlib.sha256(content_key(data).encode()).hexdigest()[:length]
+
+
+def made_by(command: str, words: Sequence[str]) -> dict[str, str]:
+    """The command line that makes results, and the date."""
+    line = shlex.join(["guidex", *command.split(), *words])
+    return {"command": line, "date": datetime.date.today().isoformat()}
 
 
 def output_folder(out: str | None, command: str, name: str, identity: object) -> Path:

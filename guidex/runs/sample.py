@@ -18,7 +18,7 @@ from guidex.errors import GuidexError, UsageError
 from guidex.instantiate import Models
 from guidex.reports.grids import sample_grid
 from guidex.runs.blocks import Batch, Block, cut, run_block
-from guidex.runs.drawings import draw_toy, toy_panel
+from guidex.runs.drawings import captions, draw_toy, toy_panel
 from guidex.runs.folder import (
     Finish,
     RunFolder,
@@ -266,12 +266,9 @@ def _write_grid(
         panel = toy_panel(settings.method, settings.plan, samples, classes, paths)
         draw_toy([panel], point.model, folder / "grid.png", view=AUTOMATIC_VIEW)
         return
-    captions = []
-    for seed, label in zip(settings.seeds[: len(preview)], labels, strict=False):
-        captions.append(
-            f"seed {seed}" + ("" if label is None else f" · class {point.model.name_of(label)}")
-        )
-    sample_grid(preview, captions, folder / "grid.png")
+    seeds = settings.seeds[: len(preview)]
+    classes = None if None in labels else labels
+    sample_grid(preview, captions(seeds, classes, point.model), folder / "grid.png")
 
 
 def _kind(point: Point) -> str:

@@ -5,6 +5,7 @@ all points of a cohort run together and share the steps they agree in -> feature
 -> rows -> table, plots and grids.
 """
 
+import dataclasses
 import io
 import json
 import time
@@ -23,7 +24,7 @@ from guidex.evaluation.features import FeatureSet
 from guidex.evaluation.references import describe
 from guidex.evaluation.sources import Looking
 from guidex.instantiate import Models
-from guidex.reports.rows import Row
+from guidex.reports.rows import Row, counted
 from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.blocks import Batch, Block, cut, run_block
 from guidex.runs.cohorts import Cohort, Task
@@ -46,7 +47,7 @@ from guidex.runs.measure import (
 )
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, load
-from guidex.runs.provenance import digest, merged, output_folder, provenance
+from guidex.runs.provenance import digest, made_by, merged, output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
 from guidex.runs.table import DEFAULT_EXPERIMENT, Entry, Table, plan_table, print_plans, typed
 from guidex.sampling.trajectories import NonFinite, Outcome, shared_steps
@@ -94,7 +95,11 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
         with finish.turn() as mine:
             if not mine:
                 return
-            rows = _rows(table.entries, cohorts)
+            made = made_by("sweep" if default else "sample eval=true", words)
+            rows = [
+                dataclasses.replace(row, provenance=row.provenance | made)
+                for row in _rows(table.entries, cohorts)
+            ]
             held.check()
             files = [*write_tables(rows, folder), *draw(rows, cohorts, folder)]
     print(f"\n{terminal_table(rows)}\n")
@@ -107,7 +112,7 @@ def _print_size(table: Table) -> None:
     counts = sorted({len(settings.seeds) for settings in planned})
     missing = len(table.entries) - len(planned)
     print(
-        f"{table.name}: {len(planned)} points of {'/'.join(map(str, counts))} images"
+        f"{table.name}: {counted(len(planned), 'point')} of {'/'.join(map(str, counts))} seeds"
         + (f", {missing} left out (see the table)" if missing else "")
     )
 
@@ -213,7 +218,7 @@ def _sample(cohorts: Sequence[Cohort], folder: Path, rank: Rank) -> None:
     total = sum(len(block.seeds) * len(cohort.tasks) for cohort, block in own)
     left = sum(len(block.seeds) * len(tasks) for block, tasks in todo)
     if left < total:
-        print(f"{total - left} of {total} images are there already")
+        print(f"{total - left} of {total} {cohorts[0].unit} are there already")
     if not left:
         return
     needed = sum(
@@ -228,7 +233,8 @@ def _sample(cohorts: Sequence[Cohort], folder: Path, rank: Rank) -> None:
         if needed >= 2**30:
             print(f"features will take {needed / 2**30:.1f} GiB in {folder}")
         _print_shared(cohorts)
-    with Progress("sampling", total, total - left, quiet=not rank.first) as progress:
+    bar = Progress("sampling", total, total - left, cohorts[0].unit, quiet=not rank.first)
+    with bar as progress:
         for cohort in cohorts:
             blocks = [block for block in cohort.blocks if rank.takes(block.index)]
             _sample_cohort(cohort, [one for one in blocks if cohort.missing(one)], progress)
@@ -359,10 +365,13 @@ def _row(cohort: Cohort, task: Task) -> Row:
         missing=None,
         plan=plan.record(),
         config=config,
+        unit=cohort.unit,
+        note="not guided: no step of the sampler is in its interval" if plan.idle else None,
         provenance={
             **provenance(config),
             **merged([found["versions"], made_with]),
             "origins": task.point.origins,
+            "presets": settings.choices,
         },
     )
 
