@@ -325,6 +325,25 @@ def test_damage_that_does_not_touch_the_pixels_is_let_pass(tmp_path):
     )
 
 
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_no_flipped_bit_of_a_png_changes_its_pixels_unnoticed(mode):
+    pixels = np.add.outer(np.arange(12), np.arange(12)).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    if mode == "P":
+        image.putpalette([255, 0, 0] * 9 + [0, 200, 1] * 20)
+    whole = encoded(image)
+    pixels = decode(whole, Conversion())
+    for bit in range(8 * len(whole)):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        for read in (examine, decode):
+            try:
+                read(bytes(data), Conversion())
+            except ValueError:
+                continue
+            np.testing.assert_array_equal(decode(bytes(data), Conversion()), pixels)
+
+
 def test_ten_unreadable_images_are_listed_and_the_rest_counted(tmp_path):
     for index in range(13):
         put(tmp_path / f"{index:02d}.png", b"x")
@@ -1008,6 +1027,22 @@ def test_pixels_are_those_of_edm2():
     with np.load(path) as golden:
         x, expected = golden["rgb_in"], golden["rgb_out"]
     np.testing.assert_array_equal(to_uint8(torch.from_numpy(x)).numpy(), expected)
+
+
+def test_an_array_that_changes_while_it_is_read_is_noticed():
+    array = random_pixels(3, 4, 5, 3)
+    images = array_images(array)
+    before = images.fingerprint()
+    array[1] ^= 1
+    images.read([0, 2])
+    with pytest.raises(GuidexError, match="image 1 has changed since the images were opened"):
+        images.read([1])
+    later = array_images(array)
+    later.read([1])
+    array[1] ^= 1
+    with pytest.raises(GuidexError, match="image 1 has changed"):
+        later.fingerprint()
+    assert array_images(array).fingerprint() == before
 
 
 def test_every_pixel_value_survives_the_way_to_a_model_and_back():

@@ -23,7 +23,13 @@ from guidex.assets.codec import (
     examine,
     quiet_pillow,
 )
-from guidex.assets.image_set import ImageSet, array_images, default_workers, map_ahead
+from guidex.assets.image_set import (
+    ImageSet,
+    array_images,
+    changed,
+    default_workers,
+    map_ahead,
+)
 from guidex.assets.labels import find_labels
 from guidex.assets.sources import SUFFIXES, FolderSource, Source, ZipSource, reason_of, shown
 from guidex.errors import GuidexError, UsageError
@@ -220,9 +226,9 @@ def _loader(
         try:
             data = source.read(name)
         except (OSError, ValueError) as error:
-            raise GuidexError(_changed(name, reason_of(error))) from error
+            raise GuidexError(changed(name, reason_of(error))) from error
         if hashlib.sha256(data).digest() != digest:
-            raise GuidexError(_changed(name, "its content is another"))
+            raise GuidexError(changed(name, "its content is another"))
         try:
             pixels = decode(data, conversion)
         except ValueError as error:
@@ -319,11 +325,4 @@ def _mixed_sizes(records: list[_Record], path: Path) -> str:
             "Pass resize=N to bring all of them to NxN pixels (with crop=true, their central "
             "squares), or remove those that are not meant.",
         ]
-    )
-
-
-def _changed(name: str, reason: str) -> str:
-    return (
-        f"{shown(name)} has changed since the images were opened: {reason}. Leave the images "
-        "alone while they are being read, and start again."
     )

@@ -2,10 +2,12 @@
 
 They lie in features/ of guidex's cache folder (see `guidex.assets.cache`), one file for what a
 detector made of a set of images. Its name is a hash of all that they depend on: the pixels and
-their order, the detector, the hash of its weights, resize, precision and compilation. While they
-are being made, blocks of them lie in a folder of the same name, so that a run that was stopped goes
-on where it was, and several processes take different blocks. Any of the files may be deleted at any
-time; beyond LIMIT bytes, guidex deletes those that have not been used for the longest time.
+their order, the detector, the hash of its weights, resize, precision, compilation, and versions of
+the packages that compute. Every block in a file has a checksum, compared whenever it is read. While
+features are being made, blocks of them lie in a folder of the same name, so that a run that was
+stopped goes on where it was, and several processes take different blocks. Any of the files may be
+deleted at any time; beyond LIMIT bytes, guidex deletes those that have not been used for the
+longest time.
 """
 
 import contextlib
@@ -28,7 +30,7 @@ from guidex.assets.cache import cache_dir
 from guidex.errors import GuidexError
 from guidex.evaluation.detectors import Identity
 
-FORMAT = "1"  # changes where features would, with all else the same
+FORMAT = "2"  # changes where features would, with all else the same
 
 BLOCK = 1024
 """Images whose features are kept together while a set is being looked at."""
@@ -94,22 +96,27 @@ class FeatureStore:
     def _write(self, path: Path, key: dict[str, object], features: Tensor) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            content = safetensors.torch.save({"features": features}, {"key": _text(key)})
+            about = {"key": _text(key), "sums": json.dumps(_sums(features))}
+            content = safetensors.torch.save({"features": features}, about)
             atomic_write(path, lambda file: file.write(content))
         except (OSError, GuidexError) as error:
             log.warning("Features are not kept for the next time: %s", error)
 
     def _read(self, path: Path, key: dict[str, object], rows: slice, count: int) -> Tensor | None:
-        """Some rows of a file that should hold `count` of them."""
+        """Some rows, which are whole blocks, of a file that should hold `count` of them."""
         if not path.is_file():
             return None
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                if (file.metadata() or {}).get("key") == _text(key):
+                about = file.metadata() or {}
+                if about.get("key") == _text(key):
                     features = file.get_slice("features")
                     if features.get_shape() == [count, self.identity.dim]:
-                        return features[rows]
-        except (OSError, SafetensorError):
+                        wanted = json.loads(about["sums"])[rows.start // BLOCK :]
+                        found = features[rows]
+                        if (sums := _sums(found)) == wanted[: len(sums)]:
+                            return found
+        except (OSError, SafetensorError, KeyError, ValueError):
             pass
         log.warning("%s is damaged or of another kind; making it again.", path)
         with contextlib.suppress(OSError):
@@ -127,6 +134,12 @@ def _drop_old(newest: Path) -> None:
             if total > LIMIT and path != newest:
                 path.unlink()
                 log.info("%s is deleted: %s holds more than %d bytes", path, path.parent, LIMIT)
+
+
+def _sums(features: Tensor) -> list[str]:
+    """A checksum of each block of features [N, D]."""
+    blocks = features.contiguous().split(BLOCK)
+    return [hashlib.sha256(block.numpy()).hexdigest()[:32] for block in blocks]
 
 
 def _text(key: dict[str, object]) -> str:

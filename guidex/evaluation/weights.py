@@ -70,7 +70,7 @@ class Weights:
         A file of torch.save is read with weights_only, which runs nothing that the file holds.
 
         Raises:
-            GuidexError: damaged, or not a plain table of tensors.
+            GuidexError: damaged, not a plain table of tensors, or replaced since it was hashed.
         """
         path = self.path
         try:
@@ -78,12 +78,15 @@ class Weights:
         except MemoryError:
             raise
         # torch.load answers damaged and hostile files with exceptions of more than five types.
+        # They are not quoted: some are a number, others advise to load the file unsafely.
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise GuidexError(
-                f"{path}: not readable weights of {self.what} ({reason:.200}). Nothing in the "
-                f"file was run; get it anew from {self.url}."
+                f"{path}: not readable weights of {self.what}: neither a safetensors file nor a "
+                "file of torch.save that holds tensors alone, or damaged. Nothing in the file was "
+                f"run; get it anew from {self.url}."
             ) from error
+        if file_sha256(path) != self.sha256:
+            raise GuidexError(f"{path} was replaced while it was being read; start again.")
         if not isinstance(tensors, dict) or not all(
             isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
         ):
@@ -150,5 +153,5 @@ def optional(module: str) -> ModuleType:
 def _not_installed(module: str) -> UsageError:
     return UsageError(
         f"this detector needs the Python package {module}, which is not installed; "
-        "install what detectors need with: pip install 'guidex[eval]'"
+        "install what detectors need in the clone of guidex: pip install '.[eval]'"
     )
