@@ -26,6 +26,7 @@ from guidex.guidance.plan import Plan
 from guidex.instantiate import Models, _locate, arguments_of, instantiate
 from guidex.models.denoiser import Denoiser
 from guidex.presets import KINDS, config_dir, describe, listing, options
+from guidex.sampling.solver import Solver
 from guidex.sampling.trajectories import Run, trajectories
 
 SEEDS = [5, 0, 2]
@@ -134,7 +135,7 @@ def test_every_preset_lists_all_arguments(preset, images):
     checked = list(nodes(subtree(found.config, group)))
     assert checked
     for path, config in checked:
-        parameters = set(arguments_of(_locate(config["_target_"], path)))
+        parameters = set(arguments_of(_locate(config["_target_"], path, object)))
         given = set(config) - {"_target_", "references"}
         assert given <= parameters, path
         # The product has the one weight of its factors, and says how it ramps.
@@ -169,7 +170,8 @@ class Result:
 def run(words: list[str]) -> Result:
     config = config_of(*words, f"sampler.grid.steps={STEPS}")
     model, guidance, solver = (
-        instantiate(config[name], name, MODELS) for name in ("model", "guidance", "sampler")
+        instantiate(config[name], name, MODELS, hint)
+        for name, hint in (("model", Denoiser), ("guidance", Guidance), ("sampler", Solver))
     )
     plan = guidance.plan(solver.timeline())
     begin = starts(model, SEEDS, solver)
@@ -217,13 +219,13 @@ def check_contract(base: list[str], guidance: list[str], moves: bool = True) -> 
 @pytest.mark.parametrize("name", EXACT)
 def test_every_model_knows_its_facts(name, images):
     config = config_of(*words_of("model", name, images))["model"]
-    model = instantiate(config, "model", MODELS)
+    model = instantiate(config, "model", MODELS, Denoiser)
     assert isinstance(model, Denoiser) and model.space in ("pixels", "latents", "points")
     assert model.gflops > 0 and model.sigma_data > 0 and 0 <= model.sigma_min < model.sigma_max
     x = torch.zeros(2, *model.shape)
     labels = torch.zeros(2, dtype=torch.int64) if model.num_classes > 0 else None
     for key, other in config["references"].items():
-        reference = instantiate(other, f"model.references.{key}", MODELS)
+        reference = instantiate(other, f"model.references.{key}", MODELS, nn.Module)
         assert reference.gflops > 0
         assert reference(x, 1.0, labels).shape in (x.shape, (2,))
     with pytest.raises(UsageError):
@@ -267,8 +269,8 @@ def test_a_network_that_answers_several_questions_at_once(guidance, tiny):
 def test_every_network_can_be_planned_before_it_is_there(name, images):
     config = config_of(*words_of("model", name, images))
     models = Models(finish=None)
-    guidance = instantiate(config["guidance"], "guidance", models)
-    solver = instantiate(config["sampler"], "sampler", models)
+    guidance = instantiate(config["guidance"], "guidance", models, Guidance)
+    solver = instantiate(config["sampler"], "sampler", models, Solver)
     assert guidance.plan(solver.timeline()).evaluations_main == 63
 
 

@@ -15,6 +15,7 @@ from guidex.assets.checkpoints import Checkpoint, convert, write_checkpoint
 from guidex.assets.progress import download_bar
 from guidex.errors import GuidexError, UsageError
 from guidex.instantiate import Models, instantiate
+from guidex.models.denoiser import Denoiser
 from guidex.models.edm2 import load
 from guidex.models.edm2.load import (
     CHANNELS,
@@ -203,10 +204,12 @@ def test_converted_networks_are_not_downloaded():
 
 def test_configurations_are_checked(snapshots):
     config = {"_target_": "guidex.models.edm2.load.edm2", "checkpoint": str(snapshots / "net.pkl")}
-    model = instantiate({**config, "dtype": "float32"}, "model", Models(lambda made: made))
+    model = instantiate(
+        {**config, "dtype": "float32"}, "model", Models(lambda made: made), Denoiser
+    )
     assert isinstance(model, EDM2) and not any(p.requires_grad for p in model.parameters())
     with pytest.raises(UsageError, match="model.dtype must be 'float16' or .*, not 'float64'"):
-        instantiate({**config, "dtype": "float64"}, "model", Models(lambda made: made))
+        instantiate({**config, "dtype": "float64"}, "model", Models(lambda made: made), Denoiser)
 
 
 def test_downloads_are_told_of_where_there_is_no_terminal(capsys):

@@ -39,4 +39,4 @@ def _shape_of(config: dict[str, Any]) -> Denoiser:
         # All published networks have the same blocks, so that none has to be downloaded for names.
         with torch.device("meta"):
             return EDM2(Config(img_resolution=64, img_channels=4, label_dim=0))
-    return instantiate(config, "model", Models(finish=lambda model: model))
+    return instantiate(config, "model", Models(finish=lambda model: model), Denoiser)

@@ -141,7 +141,7 @@ class Detectors:
         """The detector of a configuration with the keys detector and device (not auto)."""
         key = content_key([config["detector"], config["device"]])
         if key not in self._made:
-            made = instantiate(config["detector"], "detector", Models(finish=None))
+            made = instantiate(config["detector"], "detector", Models(finish=None), Detector)
             self._made[key] = made.to(config["device"])
         return self._made[key]
 
@@ -192,7 +192,8 @@ class Measures:
         """
         configs = _configs(config)
         detectors = [self._detectors.get(one) for one in configs]
-        metrics = [instantiate(one["metrics"], "metrics", Models(finish=None)) for one in configs]
+        none, kind = Models(finish=None), dict[str, Metric]
+        metrics = [instantiate(one["metrics"], "metrics", none, kind) for one in configs]
         for detector, some in zip(detectors, metrics, strict=True):
             for metric in some.values():
                 check_detector(metric, detector.name)
@@ -278,7 +279,7 @@ class Measures:
         found = compose("sample", [f"model={ref}"]).config["model"]
         device = config["device"]
         models = self._models.setdefault(device, models_on(device))
-        return open_model(instantiate(found, "model", models), ref)
+        return open_model(instantiate(found, "model", models, Denoiser), ref)
 
 
 def are_metrics_chosen(words: Sequence[str]) -> bool:

@@ -84,8 +84,8 @@ def check(composed: Composed, values: dict[str, str]) -> Settings:
     """
     config = composed.config
     models = Models(finish=None, gflops=known_gflops)
-    solver = instantiate(config["sampler"], "sampler", models)
-    guidance = instantiate(config["guidance"], "guidance", models)
+    solver = instantiate(config["sampler"], "sampler", models, Solver)
+    guidance = instantiate(config["guidance"], "guidance", models, Guidance)
     seeds = _all_seeds(config)
     labels = parse_labels(config["labels"], len(seeds))
     whole(config, "batch")
@@ -160,8 +160,8 @@ def load(settings: Settings, models: Models, latents_suffice: bool = False) -> P
         UsageError: labels that the model does not have, noise levels outside its range, a reference
             or a decoder of another kind of samples.
     """
-    model = instantiate(settings.config["model"], "model", models)
-    guidance = instantiate(settings.config["guidance"], "guidance", models)
+    model = instantiate(settings.config["model"], "model", models, Denoiser)
+    guidance = instantiate(settings.config["guidance"], "guidance", models, Guidance)
     for label in settings.labels or []:
         if not 0 <= label < model.num_classes:
             allowed = (
@@ -199,7 +199,7 @@ def _decoder(settings: Settings, model: Denoiser, models: Models) -> Decoder:
     config, key = settings.config["decoder"], "decoder"
     if "_target_" not in config:
         config, key = config[model.space], f"decoder.{model.space}"
-    decoder = instantiate(config, key, models)
+    decoder = instantiate(config, key, models, Decoder)
     decoder.image_shape(model.shape)
     return decoder
 
