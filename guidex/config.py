@@ -85,7 +85,9 @@ def compose(command: str, words: Sequence[str]) -> Composed:
     # A part taken over from elsewhere is copied once a key inside it is set, so that comes last.
     for override in sorted(values, key=lambda one: _is_taken_over(cfg, one)):
         _set(cfg, override, choices)
-    _require_all(OmegaConf.to_container(cfg, resolve=False))
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    _require_plain_references(raw)
+    _require_all(raw)
     try:
         config = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
@@ -110,6 +112,15 @@ def _require_one_way(
                 f"{override.input_line}: protocol={protocol} has detectors and metrics of its own; "
                 f"change them there ({parts or 'protocol.…'}), or say protocol=null"
             )
+
+
+def _require_plain_references(data: Any, key: str = "") -> None:
+    """Refuse resolvers, such as ${oc.env:…}: a YAML may take from itself, and from nowhere else."""
+    if isinstance(data, str) and "${" in re.sub(r"\$\{[\w.]+\}", "", data):
+        raise UsageError(f"{key}: only references to other keys, as ${{model.h}}, are followed")
+    if isinstance(data, dict | list):
+        for name, item in data.items() if isinstance(data, dict) else enumerate(data):
+            _require_plain_references(item, f"{key}.{name}" if key else str(name))
 
 
 def _require_all(data: Any, key: str = "") -> None:

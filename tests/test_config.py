@@ -1,6 +1,9 @@
 """From words to a configuration: what is accepted, and what the complaints say."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -292,3 +295,29 @@ def test_a_protocol_replaces_detector_and_metrics():
     assert "protocol" in compose("sweep", [table]).config
     with pytest.raises(UsageError, match="there is no protocol=edm; did you mean edm2"):
         compose("eval", ["protocol=edm", "images=a"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["${oc.env:SECRET}", "http://x/${oc.env:SECRET}", "${${rng}.env:SECRET}", "${oc.decode:'3'}"],
+)
+def test_nothing_is_taken_from_outside_the_configuration(text, monkeypatch):
+    monkeypatch.setenv("SECRET", "sesame")
+    for words in ([f"out='{text}'"], ["out=null", f"labels=['{text}']"]):
+        with pytest.raises(UsageError, match="only references to other keys") as caught:
+            compose("sample", words)
+        assert "sesame" not in str(caught.value)
+
+
+def test_offline_is_offline_for_the_libraries_too():
+    code = "import os, guidex; print(os.environ.get('HF_HUB_OFFLINE'))"
+    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
+    for value, told in (("1", "1"), ("0", "None")):
+        out = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**environment, "GUIDEX_OFFLINE": value},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert out.stdout.strip() == told
