@@ -595,6 +595,11 @@ PAGE = b"\xef\xbb\xbf \r\n<!DOCTYPE HTML><html>Please sign in</html>"
         (answer(200, PAGE, Content_Type="text/html; charset=utf-8"), "web page"),
         (serve(kind="text/html"), "web page"),
         (answer(200, PAGE, Content_Type="application/octet-stream"), "web page"),
+        (answer(200, b'{"error": "not found"}', Content_Type="application/json"), "JSON message"),
+        (answer(200, b'\n["no"]'), "JSON message"),
+        (answer(200, b'<?xml version="1.0"?><Error/>'), "XML message"),
+        (answer(200, b"<Error><Code>AccessDenied</Code></Error>"), "web page"),
+        (answer(200, b"version https://git-lfs.github.com/spec/v1\noid sha256:12"), "Git LFS"),
         (answer(200), "empty"),
         (serve(headers=(("Content-Encoding", "gzip"),)), "gzip"),
         (answer(204), "HTTP 204"),
@@ -832,6 +837,13 @@ def test_hand_placed_web_page(server: Server) -> None:
     with pytest.raises(UsageError, match="web page"):
         fetch(server.url)
     assert listing() == [path.name]
+
+
+def test_a_safetensors_file_may_begin_as_json_does(server: Server) -> None:
+    path = place(server.url)
+    path.parent.mkdir()
+    path.write_bytes(b"{\0\0\0\0\0\0\0" + b"{" + b" " * 121 + b"}")
+    assert fetch(server.url) == path
 
 
 def test_read_only_cache(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

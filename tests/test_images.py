@@ -168,6 +168,13 @@ def test_what_is_no_file_is_told_and_not_opened(tmp_path):
     }
 
 
+@pytest.mark.parametrize("name", ["x.npz", "x.npy", "x.zip"])
+def test_pipes_are_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UsageError, match="neither a folder nor a regular file"):
+        open_images(tmp_path / name)
+
+
 @pytest.mark.parametrize("bad", ["error", "skip"])
 def test_a_folder_that_may_not_be_entered_is_told(tmp_path, monkeypatch, bad):
     folder_of(tmp_path, ["a/1.png", "b/2.png"])
@@ -700,6 +707,18 @@ def test_an_entry_that_comes_twice_is_refused(tmp_path):
             archive.writestr("a.png", good)
     with pytest.raises(GuidexError, match="'a.png': the name comes twice"):
         open_images(tmp_path / "set.zip")
+
+
+def test_entries_below_the_folder_itself_are_no_hidden_files(tmp_path):
+    pixels = random_pixels(4, 4, 3)
+    table = b"file,label\n./a.png,3\n"
+    path = zip_of(tmp_path / "set.zip", [("./a.png", encoded(pixels)), ("./labels.csv", table)])
+    images = open_images(path)
+    assert images.names == ["a.png"] and images.labels.tolist() == [3]
+    np.testing.assert_array_equal(images.read([0])[0], pixels.transpose(2, 0, 1))
+    twice = [(name, encoded(pixels)) for name in ("a.png", "./a.png")]
+    with pytest.raises(GuidexError, match="'./a.png': the name comes twice"):
+        open_images(zip_of(tmp_path / "twice.zip", twice))
 
 
 def test_a_zip_bomb_is_refused_by_its_declared_size(tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """Checkpoint files: what is read from them, and that nothing in them is run."""
 
+import errno
 import io
 import json
+import os
 import pickle
 import struct
 import subprocess
@@ -857,6 +859,35 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     assert (tmp_path / "net.json").read_text() == "mine" and not destination.exists()
     convert(source, destination, overwrite=True)
     assert_same(read_checkpoint(destination).tensors, EXPECTED)
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("failing", [0, 1])
+def test_both_files_are_written_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool, failing: int
+) -> None:
+    destination = tmp_path / "net.safetensors"
+    if there:
+        write_checkpoint(Checkpoint({}, {"a": torch.ones(2)}, {}), destination)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    writes = iter(range(2))
+    fsync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if next(writes) == failing:
+            raise OSError(errno.ENOSPC, "full")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(GuidexError, match="cannot write .*net.* disk is full"):
+        write_checkpoint(Checkpoint({}, {"a": torch.zeros(3)}, {}), destination, overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_in_the_place_of_a_file_is_told_first(tmp_path: Path) -> None:
+    (tmp_path / "net.json").mkdir()
+    with pytest.raises(UsageError, match="net.json is already there"):
+        write_checkpoint(Checkpoint({}, {}, {}), tmp_path / "net.safetensors", overwrite=True)
 
 
 def test_the_destination_is_checked_before_the_source_is_read(tmp_path: Path) -> None:

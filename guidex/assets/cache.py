@@ -27,7 +27,7 @@ from guidex.assets.download import (
     Progress,
     TransferError,
     download,
-    looks_like_html,
+    looks_like_an_answer,
     url_fault,
 )
 from guidex.assets.partial import note_path, read_fields, write_fields, writing
@@ -293,10 +293,11 @@ def _verified(entry: _Entry, expected: str | None) -> Path:
 def _adopt(entry: _Entry) -> None:
     """Record a file that was put into the cache by hand."""
     size, sha256 = entry.path.stat().st_size, file_sha256(entry.path)
-    if looks_like_html(entry.path):
+    answer = looks_like_an_answer(entry.path)
+    if answer is not None:
         raise UsageError(
-            f"{entry.path} is a web page, not a file to load: a sign-in or confirmation page was "
-            f"saved in its place? {entry.by_hand(None)}"
+            f"{entry.path} is {answer}, not a file to load; was it saved in its place? "
+            f"{entry.by_hand(None)}"
         )
     record = _Record(entry.url, size, sha256, None, None, _now(), "placed by hand")
     write_fields(entry.record_path, asdict(record))

@@ -8,10 +8,11 @@ import hashlib
 import itertools
 import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors.torch
@@ -89,10 +90,10 @@ def convert(source: str | Path, destination: str | Path, *, overwrite: bool = Fa
 def write_checkpoint(
     checkpoint: Checkpoint, destination: str | Path, *, overwrite: bool = False
 ) -> None:
-    """Write PATH.safetensors and PATH.json, each of them whole or not at all.
+    """Write PATH.safetensors and PATH.json: both of them, or none where something goes wrong.
 
     The weights carry a hash of the description, so that two files that do not belong together
-    (after an interruption, or by a wrong copy) are told apart from a pair.
+    (after a kill between two renames, or by a wrong copy) are told apart from a pair.
 
     Raises:
         UsageError: another suffix than .safetensors, no such folder, or a file is already there.
@@ -103,8 +104,15 @@ def write_checkpoint(
     header = {"guidex": str(FORMAT), "description": _digest(content)}
     tensors = _separate(checkpoint.tensors)
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    atomic_write(weights, lambda file: file.write(safetensors.torch.save(tensors, header)))
-    atomic_write(description, lambda file: file.write(text.encode()))
+
+    def write_both(file: BinaryIO) -> None:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+        # Renamed once the description is on the disk, which is renamed after it.
+        atomic_write(weights, lambda file: file.write(safetensors.torch.save(tensors, header)))
+
+    atomic_write(description, write_both)
 
 
 def _destination(path: str | Path, overwrite: bool) -> tuple[Path, Path]:
@@ -116,8 +124,8 @@ def _destination(path: str | Path, overwrite: bool) -> tuple[Path, Path]:
         raise UsageError(f"{weights}: there is no folder {weights.parent}; create it first.")
     description = weights.with_suffix(".json")
     for file in (weights, description):
-        if file.exists() and not overwrite:
-            raise UsageError(f"{file} is already there; choose another name or ask to overwrite.")
+        if file.exists() and not (overwrite and file.is_file()):
+            raise UsageError(f"{file} is already there; choose another name, or overwrite=true.")
     return weights, description
 
 

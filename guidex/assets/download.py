@@ -2,7 +2,7 @@
 
 A transfer is resumed (Range and If-Range, RFC 9110 sections 13.1.5 and 14) only if the server shows
 that its file is still the same; in doubt it begins anew. Nothing that a server says is believed:
-bytes are counted, web pages in place of files refused, redirects checked.
+bytes are counted, messages in place of files refused, redirects checked.
 """
 
 import http.client
@@ -41,6 +41,13 @@ ADVANCE = 1 << 20  # bytes beyond the furthest point so far that make an attempt
 CHUNK = 1 << 18  # bytes, the most that is read and written at once
 
 Progress = Callable[[int, int | None], None]
+
+_ANSWERS = {
+    b"<?xml": "an XML message",
+    b"<": "a web page (a sign-in, quota or confirmation page, or a network's log-in page)",
+    b"{": "a JSON message",
+    b"[": "a JSON message",
+}
 
 log = logging.getLogger(__name__)
 
@@ -126,11 +133,18 @@ def url_fault(url: str) -> str | None:
     return None
 
 
-def looks_like_html(path: Path) -> bool:
-    """Whether a file begins like a web page (no checkpoint, archive or JSON file does)."""
+def looks_like_an_answer(path: Path) -> str | None:
+    """What a file is that is a server's words and no file to load; None for any other.
+
+    What guidex loads is never text: even the length that a safetensors file begins with has zeros.
+    """
     with open(path, "rb") as file:
         head = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    return head.startswith((b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<!--"))
+    if b"\0" in head:
+        return None
+    if head.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, which names the file and is not it"
+    return next((text for start, text in _ANSWERS.items() if head.startswith(start)), None)
 
 
 def in_words(count: int) -> str:
@@ -263,7 +277,7 @@ def _check_answer(url: str, response: http.client.HTTPResponse, part: Part) -> N
         raise TransferError(f"cannot download {url}: the server answers {text}.", status)
     kind = response.headers.get_content_type()
     if kind in ("text/html", "application/xhtml+xml"):
-        raise TransferError(_web_page(url))
+        raise TransferError(_answered(url, _ANSWERS[b"<"]))
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
         raise TransferError(
@@ -345,8 +359,9 @@ def _fault(url: str, part: Part, sha256: str | None) -> GuidexError | None:
     """What is wrong with a part that came whole."""
     if part.size == 0:
         return TransferError(f"cannot download {url}: the server sends an empty file.")
-    if looks_like_html(part.path):
-        return TransferError(_web_page(url))
+    answer = looks_like_an_answer(part.path)
+    if answer is not None:
+        return TransferError(_answered(url, answer))
     if sha256 is not None and part.sha256 != sha256:
         return HashMismatch(
             f"the file downloaded from {url} ({part.size} bytes) has the SHA-256 {part.sha256} and "
@@ -355,11 +370,8 @@ def _fault(url: str, part: Part, sha256: str | None) -> GuidexError | None:
     return None
 
 
-def _web_page(url: str) -> str:
-    return (
-        f"cannot download {url}: the server sends a web page instead of a file (a sign-in, quota "
-        f"or confirmation page, or a network's log-in page)."
-    )
+def _answered(url: str, answer: str) -> str:
+    return f"cannot download {url}: the server sends {answer} instead of a file."
 
 
 def _header(response: http.client.HTTPResponse, name: str) -> str | None:

@@ -84,6 +84,8 @@ def open_images(
     if not os.path.exists(path):
         raise UsageError(_no_such_path(path))
     path = sample_output(path)
+    if not path.is_dir() and not path.is_file():  # to open a pipe would be to wait for ever
+        raise UsageError(f"{path} is neither a folder nor a regular file.")
     if path.is_dir():
         return _open_files(FolderSource(path), path, bad, conversion)
     if path.suffix.lower() == ".zip":
@@ -261,7 +263,7 @@ def _undecodable(source: Source, path: Path, records: list[_Record], conversion:
         f"{len(failures)} of {len(records)} images in {path} cannot be decoded, although their "
         "checksums are right:",
         failures,
-        "Repair or remove them; bad=skip leaves out only what checksums find.",
+        "Repair or remove them; to skip bad images leaves out only what checksums find.",
     )
 
 
@@ -298,7 +300,7 @@ def _unreadable(failures: list[tuple[str, str]], count: int, path: Path) -> str:
     return _listed(
         f"{len(failures)} of {count} images in {path} cannot be read:",
         failures,
-        "Repair or remove them, or pass bad=skip to go on without them.",
+        "Repair or remove them; guidex eval and guidex ref go on without them given bad=skip.",
     )
 
 
@@ -322,7 +324,8 @@ def _mixed_sizes(records: list[_Record], path: Path) -> str:
         [
             f"{path} holds images of {len(sizes)} sizes (width x height), and one set has one:",
             *lines,
-            "Pass resize=N to bring all of them to NxN pixels (with crop=true, their central "
-            "squares), or remove those that are not meant.",
+            "Bring all of them to NxN pixels, or remove those that are not meant. In guidex eval "
+            "and guidex ref: resize=N (crop=true: their central squares); in a model's data: "
+            "model.resize=N.",
         ]
     )
