@@ -10,7 +10,6 @@ wrong.
 import importlib
 import inspect
 import json
-import math
 import re
 import types
 import typing
@@ -21,40 +20,17 @@ from guidex.errors import UsageError
 from guidex.presets import nearest
 
 
-class Placeholder:
-    """Stands in for a model while a plan is checked, before anything is loaded.
-
-    Attributes:
-        gflops: 10^9 floating-point operations of an evaluation; NaN where that is not known yet.
-    """
-
-    def __init__(self, gflops: float = math.nan) -> None:
-        self.gflops = gflops
-
-
 class Models:
-    """Models made so far, by content: two equal model configurations are one object.
+    """Models made so far, by content: two equal model configurations are one object."""
 
-    Arguments:
-        finish: what is done to a new model (moved to a device), or None to make placeholders only.
-        gflops: what a placeholder costs, by its model's configuration.
-    """
-
-    def __init__(
-        self,
-        finish: Callable[[Any], Any] | None,
-        gflops: Callable[[dict[str, Any]], float] = lambda config: math.nan,
-    ) -> None:
-        self._finish, self._gflops = finish, gflops
+    def __init__(self) -> None:
         self._made: dict[str, Any] = {}
 
     def get(self, config: dict[str, Any], make: Callable[[], Any]) -> Any:
         """The model of a configuration, made on first use."""
-        if self._finish is None:
-            return Placeholder(self._gflops(config))
         identity = content_key(config)
         if identity not in self._made:
-            self._made[identity] = self._finish(make())
+            self._made[identity] = make()
         return self._made[identity]
 
 
@@ -176,7 +152,7 @@ def _checked(value: Any, hint: Any, key: str) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    if hint is Any or isinstance(value, Placeholder):
+    if hint is Any:
         return True
     if typing.get_origin(hint) is typing.Literal:
         return value in typing.get_args(hint)

@@ -53,7 +53,7 @@ from guidex.models.edm2.folded import fold
 from guidex.models.edm2.load import CHANNELS, compile_network
 from guidex.models.edm2.network import EDM2
 from guidex.runs.blocks import cut, start
-from guidex.runs.points import Point, check, load, models_on
+from guidex.runs.points import Point, check, load
 from guidex.runs.ranks import ALONE
 from guidex.runs.sample import make_blocks
 from guidex.runs.writers import Arriving, PngFolder, Threads
@@ -267,7 +267,7 @@ class Bench:
             title = f"Seeds to PNG files, {self.args.guide} guide, {self.args.steps} steps of Heun"
             columns = ["images/s", "x plain", "TFLOP per image", "kB per image"]
             head(title, "size, batch, networks, decoder, guidance", *columns)
-            models, split = models_on(self.args.device), []
+            models, split = Models(), []
             for size in self.args.sizes:
                 for batch in self.args.end_batches:
                     with reported(f"{size}, {batch}"):

@@ -10,8 +10,9 @@ import time
 
 import torch
 
+from guidex.instantiate import Models
 from guidex.runs.blocks import Batch, cut, run_block
-from guidex.runs.points import load, models_on
+from guidex.runs.points import load
 from guidex.runs.table import plan_table
 from guidex.sampling.trajectories import shared_steps
 
@@ -19,7 +20,7 @@ from guidex.sampling.trajectories import shared_steps
 def main(images: int) -> None:
     """Time one block both ways."""
     table = plan_table([f"seeds=0-{images - 1}", "repeats=1"])
-    models = models_on("cpu")
+    models = Models()
     points = [load(entry.settings, models) for entry in table.entries if entry.settings]
     block = cut(points[0].settings.seeds, None, images)[0]
 

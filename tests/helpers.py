@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from guidex.assets.codec import write_png
 from guidex.models.mixture import GaussianMixture
 from guidex.sampling.grids import Bounded
 from guidex.sampling.seeds import Start, start
@@ -36,6 +37,15 @@ def concrete(base: type) -> Iterator[type]:
         if not inspect.isabstract(child) and child.__module__.startswith("guidex."):
             yield child
         yield from concrete(child)
+
+
+def one_image_per_class(folder: Path) -> str:
+    """A folder of images, a sub-folder for each of two classes."""
+    for value, name in enumerate(("circle", "square")):
+        path = folder / "classes" / name / "0.png"
+        path.parent.mkdir(parents=True)
+        write_png(path, np.full((1, 4, 4), 255 * value, np.uint8))
+    return str(folder / "classes")
 
 
 def gaussian(mean: float = 0.0, std: float = 0.5) -> GaussianMixture:

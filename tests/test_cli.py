@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import one_image_per_class
 from PIL import Image
 
 import guidex
@@ -45,7 +46,8 @@ def examples() -> list[list[str]]:
 
 @pytest.mark.parametrize("words", examples(), ids=" ".join)
 def test_examples_of_the_help_can_be_planned(words: list[str], tmp_path: Path) -> None:
-    words = [word.replace("MY_IMAGES", str(tmp_path)) for word in words if word != "--plan"]
+    images = one_image_per_class(tmp_path)
+    words = [word.replace("MY_IMAGES", images) for word in words if word != "--plan"]
     assert main([*words, "--plan"]) == 0
 
 

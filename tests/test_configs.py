@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from guidex.assets.checkpoints import Checkpoint, write_checkpoint
 from guidex.config import compose
 from guidex.errors import UsageError
+from guidex.guidance.directions import ClassifierGradient, Direction
 from guidex.guidance.guidance import Guidance, Guided
 from guidex.guidance.plan import Plan
 from guidex.instantiate import Models, _locate, arguments_of, instantiate
 from guidex.models.denoiser import Denoiser
+from guidex.models.spec import ModelSpec, load
 from guidex.presets import KINDS, config_dir, describe, listing, options
 from guidex.sampling.solver import Solver
 from guidex.sampling.trajectories import Run, trajectories
@@ -144,7 +146,28 @@ def test_every_preset_lists_all_arguments(preset, images):
 
 
 CALLS = Calls()
-MODELS = Models(finish=CALLS.watch)
+MODELS = Models()
+WATCHED: set[int] = set()
+
+
+def made(config: Any, key: str) -> Any:
+    """What a configuration makes; the calls of its networks are counted."""
+    thing = instantiate(config, key, MODELS, object)
+    thing = thing.on("cpu") if isinstance(thing, Guidance) else thing
+    thing = load(thing, "cpu") if isinstance(thing, ModelSpec) else thing
+    terms = thing.terms.values() if isinstance(thing, Guidance) else ()
+    for network in [thing, *(network_of(term.direction) for term in terms)]:
+        if isinstance(network, nn.Module) and id(network) not in WATCHED:
+            WATCHED.add(id(network))
+            CALLS.watch(network)
+    return thing
+
+
+def network_of(direction: Direction) -> nn.Module | None:
+    """The network that a direction asks."""
+    if isinstance(direction, ClassifierGradient):
+        return direction.classifier
+    return direction.queries[0].network if direction.queries else None
 
 
 @dataclass
@@ -162,16 +185,14 @@ class Result:
         for term, count in zip(
             self.guidance.terms.values(), self.plan.evaluations_ref, strict=True
         ):
-            [network] = [v for v in vars(term.direction).values() if isinstance(v, nn.Module)]
-            expected[id(network)] += count * len(SEEDS)
+            expected[id(network_of(term.direction))] += count * len(SEEDS)
         return +expected
 
 
 def run(words: list[str]) -> Result:
     config = config_of(*words, f"sampler.grid.steps={STEPS}")
     model, guidance, solver = (
-        instantiate(config[name], name, MODELS, hint)
-        for name, hint in (("model", Denoiser), ("guidance", Guidance), ("sampler", Solver))
+        made(config[name], name) for name in ("model", "guidance", "sampler")
     )
     plan = guidance.plan(solver.timeline())
     begin = starts(model, SEEDS, solver)
@@ -219,13 +240,13 @@ def check_contract(base: list[str], guidance: list[str], moves: bool = True) -> 
 @pytest.mark.parametrize("name", EXACT)
 def test_every_model_knows_its_facts(name, images):
     config = config_of(*words_of("model", name, images))["model"]
-    model = instantiate(config, "model", MODELS, Denoiser)
+    model = made(config, "model")
     assert isinstance(model, Denoiser) and model.space in ("pixels", "latents", "points")
     assert model.gflops > 0 and model.sigma_data > 0 and 0 <= model.sigma_min < model.sigma_max
     x = torch.zeros(2, *model.shape)
     labels = torch.zeros(2, dtype=torch.int64) if model.num_classes > 0 else None
     for key, other in config["references"].items():
-        reference = instantiate(other, f"model.references.{key}", MODELS, nn.Module)
+        reference = made(other, f"model.references.{key}")
         assert reference.gflops > 0
         assert reference(x, 1.0, labels).shape in (x.shape, (2,))
     with pytest.raises(UsageError):
@@ -268,7 +289,7 @@ def test_a_network_that_answers_several_questions_at_once(guidance, tiny):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_can_be_planned_before_it_is_there(name, images):
     config = config_of(*words_of("model", name, images))
-    models = Models(finish=None)
+    models = Models()
     guidance = instantiate(config["guidance"], "guidance", models, Guidance)
     solver = instantiate(config["sampler"], "sampler", models, Solver)
     assert guidance.plan(solver.timeline()).evaluations_main == 63

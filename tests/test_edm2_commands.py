@@ -19,7 +19,7 @@ from guidex.models.edm2.ema import (
     profile_product,
     reconstruction_coefficients,
 )
-from guidex.models.edm2.load import edm2
+from guidex.models.edm2.load import load_network
 from guidex.presets import config_dir
 from guidex.runs import ema as ema_module
 from guidex.runs.convert import convert_command
@@ -304,7 +304,7 @@ def test_a_reconstructed_network_loads(place):
         path = place / f"network-snapshot-0000100-{length:.3f}.safetensors"
         write_checkpoint(Checkpoint(asdict(TINY), tensors, about), path)
     ema_command([".", "ema=0.075", "out=net.safetensors"])
-    model = edm2("net.safetensors", folded=False)
+    model = load_network("net.safetensors", folded=False)
     assert model.unet.out_gain.dtype == torch.float16 and len(model.origin["sha256"]) == 64
 
 

@@ -15,19 +15,18 @@ from guidex.assets.checkpoints import Checkpoint, convert, write_checkpoint
 from guidex.assets.progress import download_bar
 from guidex.errors import GuidexError, UsageError
 from guidex.instantiate import Models, instantiate
-from guidex.models.denoiser import Denoiser
 from guidex.models.edm2 import load
 from guidex.models.edm2.load import (
     CHANNELS,
     GFLOPS,
-    checkpoint_of,
     edm2,
-    known_gflops,
+    load_network,
     network_of,
     released,
     released_source,
 )
 from guidex.models.edm2.network import EDM2, Config, count_gflops
+from guidex.models.spec import Model
 
 LABELS = torch.tensor([0, 4])
 
@@ -69,16 +68,20 @@ def denoised(model: EDM2, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 def test_a_snapshot_is_the_network_that_was_written(snapshots):
     expected = denoised(tiny_model().half().float())
-    plain = edm2(str(snapshots / "net.pkl"), dtype="float32", folded=False)
+    plain = load_network(str(snapshots / "net.pkl"), dtype="float32", folded=False)
     # Gains are read in float16, as the released code does, which moves them by up to 5e-4.
     assert relative(denoised(plain), expected) < 1e-3
-    assert relative(denoised(edm2(str(snapshots / "net.pkl"), dtype="float32")), expected) < 1e-3
+    assert (
+        relative(denoised(load_network(str(snapshots / "net.pkl"), dtype="float32")), expected)
+        < 1e-3
+    )
     assert plain.unet.out_gain.dtype == torch.float16
 
 
 def test_snapshot_and_conversion_give_the_same_bits_and_record(snapshots):
     original, converted = (
-        edm2(str(snapshots / name), dtype="float32") for name in ("net.pkl", "net.safetensors")
+        load_network(str(snapshots / name), dtype="float32")
+        for name in ("net.pkl", "net.safetensors")
     )
     assert torch.equal(denoised(original), denoised(converted))
     sha256 = file_sha256(snapshots / "net.pkl")
@@ -86,18 +89,19 @@ def test_snapshot_and_conversion_give_the_same_bits_and_record(snapshots):
 
 
 def test_a_url_of_a_local_file(snapshots):
-    model = edm2((snapshots / "net.pkl").as_uri())
+    model = load_network((snapshots / "net.pkl").as_uri())
     assert model.origin["source"] == "net.pkl"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_forms_agree_up_to_the_dtype(snapshots, dtype):
     folded, plain = (
-        edm2(str(snapshots / "net.pkl"), dtype=dtype, folded=folded) for folded in (True, False)
+        load_network(str(snapshots / "net.pkl"), dtype=dtype, folded=folded)
+        for folded in (True, False)
     )
     epsilon = torch.finfo(getattr(torch, dtype)).eps
     assert relative(denoised(folded), denoised(plain)) < 8 * epsilon
-    exact = edm2(str(snapshots / "net.pkl"), dtype="float32")
+    exact = load_network(str(snapshots / "net.pkl"), dtype="float32")
     distance = relative(denoised(folded), denoised(exact))
     assert distance == 0 if dtype == "float32" else 0 < distance < 8 * epsilon
     assert denoised(folded, torch.float64).dtype == torch.float64
@@ -105,7 +109,7 @@ def test_forms_agree_up_to_the_dtype(snapshots, dtype):
 
 @pytest.mark.parametrize("name", ["cond", "uncond", "rgb"])
 def test_golden_snapshots_give_the_golden_numbers(name):
-    model = edm2(str(golden_file(f"edm2-tiny-{name}.pkl")), dtype="float32")
+    model = load_network(str(golden_file(f"edm2-tiny-{name}.pkl")), dtype="float32")
     io = golden_tensors(f"edm2-tiny-{name}.io.npz")
     assert relative(model.predict(io["x"], io["sigma"], io.get("labels")), io["D"]) < 2e-6
     assert model.space == ("pixels" if name == "rgb" else "latents")
@@ -120,7 +124,7 @@ def test_channels_tell_the_space(channels, space):
 def test_weights_without_a_recorded_hash_are_told_by_that_of_their_file(tmp_path):
     path = tmp_path / "net.safetensors"
     write_checkpoint(tiny_checkpoint(), path)
-    assert edm2(str(path)).origin == {"source": "random", "sha256": file_sha256(path)}
+    assert load_network(str(path)).origin == {"source": "random", "sha256": file_sha256(path)}
 
 
 def test_the_network_compiles_as_one_graph(snapshots, monkeypatch):
@@ -139,7 +143,9 @@ def test_the_network_compiles_as_one_graph(snapshots, monkeypatch):
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
     path = str(snapshots / "net.pkl")
-    compiled, plain = (edm2(path, dtype="float32", compile=choice) for choice in (True, False))
+    compiled, plain = (
+        load_network(path, dtype="float32", compile=choice) for choice in (True, False)
+    )
     with torch.no_grad():
         assert torch.equal(denoised(compiled), denoised(plain))
         compiled(torch.randn(2, *compiled.shape, dtype=torch.float64), 0.3)
@@ -186,30 +192,42 @@ def test_a_description_of_something_else_is_refused():
 
 def test_the_hash_is_checked(snapshots):
     with pytest.raises(GuidexError, match="another file"):
-        edm2(str(snapshots / "net.pkl"), sha256="0" * 64)
+        load_network(str(snapshots / "net.pkl"), sha256="0" * 64)
 
 
 def test_missing_files():
     with pytest.raises(UsageError, match="nowhere.pkl does not exist"):
-        edm2("nowhere.pkl")
+        load_network("nowhere.pkl")
     url = "https://example.org/a/net.pkl"
     with pytest.raises(UsageError, match=f"Download {url}.* put it at .*cache.*net"):
-        edm2(url)
+        load_network(url)
 
 
 def test_converted_networks_are_not_downloaded():
     with pytest.raises(UsageError, match="two files"):
-        edm2("https://example.org/net.safetensors")
+        load_network("https://example.org/net.safetensors")
+
+
+def test_a_recipe_tells_what_can_be_known_without_weights(snapshots):
+    """Of a converted network all; of a pickle, and of a file that is not there yet, nothing."""
+    spec = edm2(str(snapshots / "net.safetensors"))
+    network = spec.load("cpu")
+    assert isinstance(network, EDM2) and not any(p.requires_grad for p in network.parameters())
+    assert spec.load("cpu") is network
+    for name in ("shape", "num_classes", "space", "attention_layers", "gflops"):
+        assert getattr(spec, name) == getattr(network, name), name
+    for path in (snapshots / "net.pkl", "nowhere.safetensors", "https://example.org/net.pkl"):
+        spec = edm2(str(path))
+        assert spec.shape is spec.attention_layers is None and math.isnan(spec.gflops)
+        assert [source.place for source in spec.sources] == [str(path)]
 
 
 def test_configurations_are_checked(snapshots):
     config = {"_target_": "guidex.models.edm2.load.edm2", "checkpoint": str(snapshots / "net.pkl")}
-    model = instantiate(
-        {**config, "dtype": "float32"}, "model", Models(lambda made: made), Denoiser
-    )
-    assert isinstance(model, EDM2) and not any(p.requires_grad for p in model.parameters())
+    model = instantiate({**config, "dtype": "float32"}, "model", Models(), Model)
+    assert model.load("cpu").dtype == torch.float32
     with pytest.raises(UsageError, match="model.dtype must be 'float16' or .*, not 'float64'"):
-        instantiate({**config, "dtype": "float64"}, "model", Models(lambda made: made), Denoiser)
+        instantiate({**config, "dtype": "float64"}, "model", Models(), Model)
 
 
 def test_downloads_are_told_of_where_there_is_no_terminal(capsys):
@@ -261,21 +279,22 @@ def test_names_that_no_file_has(kimg, ema, message):
 def test_a_published_network_from_a_folder_of_ones_own(snapshots, tmp_path):
     name = "edm2-img64-xs-uncond-0134217-0.110.pkl"
     (tmp_path / name).write_bytes((snapshots / "net.pkl").read_bytes())
-    model = released("img64", "xs", 134217, 0.11, conditional=False, root=str(tmp_path))
-    assert model.origin["source"] == name and model.dtype == torch.float16
+    spec = released("img64", "xs", 134217, 0.11, conditional=False, root=str(tmp_path))
+    network = spec.build()
+    assert network.origin["source"] == name and network.dtype == torch.float16
+    with pytest.raises(GuidexError, match=f"{name} holds another network .* shape is"):
+        spec.load("cpu")
     with pytest.raises(UsageError, match=r"edm2-img64-s-0134217-0.110.pkl does not exist"):
-        released("img64", "s", 134217, 0.11, root=str(tmp_path))
+        released("img64", "s", 134217, 0.11, root=str(tmp_path)).load("cpu")
 
 
-def test_checkpoint_of_a_configuration():
-    target = load.__name__
-    names = {"dataset": "img512", "size": "s", "kimg": 1, "ema": 0.1, "conditional": True}
-    config = {"_target_": f"{target}.released", **names, "root": "r", "dtype": "float16"}
-    assert checkpoint_of(config) == "r/edm2-img512-s-0000001-0.100.pkl"
-    assert checkpoint_of({**config, "size": "???"}) is None
-    assert checkpoint_of({"_target_": f"{target}.edm2", "checkpoint": "a.pkl"}) == "a.pkl"
-    assert checkpoint_of({"_target_": f"{target}.edm2", "checkpoint": "???"}) is None
-    assert checkpoint_of({"_target_": "guidex.models.kernel.kernel", "data": "digits"}) is None
+@pytest.mark.parametrize(("dataset", "shape"), [("img512", (4, 64, 64)), ("img64", (3, 64, 64))])
+@pytest.mark.parametrize("conditional", [True, False])
+def test_recipes_of_published_networks(dataset, shape, conditional):
+    spec = released(dataset, "s", 134217, 0.11, conditional)
+    assert (spec.shape, spec.num_classes) == (shape, 1000 if conditional else 0)
+    assert spec.space == ("latents" if dataset == "img512" else "pixels")
+    assert spec.gflops == 201.6 and "dec.8x8_in0" in spec.attention_layers
 
 
 # Channels of a sample and classes: latents, latents without classes, pixels.
@@ -287,15 +306,6 @@ def test_the_cost_of_published_networks_is_what_is_counted(kind, sizes):
     for size in sizes:
         config = Config(64, *kind, model_channels=CHANNELS[size])
         assert GFLOPS[size] == pytest.approx(count_gflops(config), rel=5e-4)
-
-
-def test_the_cost_of_a_configuration():
-    target = load.__name__
-    assert known_gflops({"_target_": f"{target}.released", "size": "s"}) == 201.6
-    assert known_gflops({"_target_": f"{target}.released", "size": "xxl"}) == 1093.8
-    assert math.isnan(known_gflops({"_target_": f"{target}.released", "size": "???"}))
-    assert math.isnan(known_gflops({"_target_": f"{target}.edm2", "checkpoint": "a.pkl"}))
-    assert math.isnan(known_gflops({"_target_": "guidex.models.kernel.kernel", "size": "s"}))
 
 
 def test_a_plan_tells_the_cost_where_it_is_known(capsys):

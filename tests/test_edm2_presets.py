@@ -8,7 +8,7 @@ import pytest
 
 from guidex.config import Config, compose
 from guidex.errors import UsageError
-from guidex.models.edm2.load import checkpoint_of
+from guidex.instantiate import Models, instantiate
 from guidex.presets import config_dir, describe, options
 from guidex.runs.points import Settings, check
 from guidex.runs.table import plan_table
@@ -85,7 +85,13 @@ def url(name: str) -> str:
 def checkpoints(config: Config) -> tuple[str | None, str | None]:
     """Of the main network and of the reference."""
     reference = config["guidance"].get("reference")
-    return checkpoint_of(config["model"]), reference and checkpoint_of(reference)
+    return source(config["model"]), reference and source(reference)
+
+
+def source(config: Config) -> str:
+    """Path or URL of the file of a network."""
+    [found] = instantiate(config, "model", Models()).sources
+    return found.place
 
 
 def published(size: str, metric: str) -> list[str]:
@@ -271,7 +277,7 @@ def test_figures_of_the_interval_paper(number):
         settings = entry.settings
         assert settings.seeds == [hash(pair) % 2**31 for pair in FIGURES[number]]
         assert settings.labels == [label for label, _ in FIGURES[number]]
-        assert checkpoint_of(settings.config["model"]) == url("edm2-img512-xxl-0939524-0.015")
+        assert source(settings.config["model"]) == url("edm2-img512-xxl-0939524-0.015")
         weights = set(settings.plan.weights[settings.plan.guided]) or {1}
         columns.append((weights.pop(), tuple(settings.plan.guided_steps)))
         assert not weights
@@ -293,7 +299,7 @@ def test_figure_3():
     ):
         none, *guided = entries[13 * k : 13 * (k + 1)]
         _, network, ema, _, _, steps = INTERVAL[name]
-        assert checkpoint_of(none.settings.config["model"]) == url(f"edm2-img512-{network}-{ema}")
+        assert source(none.settings.config["model"]) == url(f"edm2-img512-{network}-{ema}")
         assert none.settings.plan.guided_steps == []
         for j, entry in enumerate(guided):
             plan = entry.settings.plan

@@ -13,7 +13,7 @@ from guidex.guidance.directions import Difference
 from guidex.guidance.guidance import Guidance
 from guidex.guidance.rules import APG
 from guidex.guidance.schedules import EmptyInterval, Interval, Product, Schedule
-from guidex.instantiate import Models, Placeholder, _checked, content_key, instantiate
+from guidex.instantiate import Models, _checked, content_key, instantiate
 from guidex.models.classifier import BayesClassifier
 from guidex.models.denoiser import Denoiser
 from guidex.models.mixture import GaussianMixture
@@ -35,7 +35,7 @@ CFG = {
 
 
 def make(config, key="guidance.schedule", hint=object):
-    return instantiate(config, key, Models(finish=lambda model: model), hint)
+    return instantiate(config, key, Models(), hint)
 
 
 def test_objects_are_made_from_the_inside_out():
@@ -46,7 +46,7 @@ def test_objects_are_made_from_the_inside_out():
     assert isinstance(guidance, Guidance) and guidance.rule == APG()
     [term] = guidance.terms.values()
     assert isinstance(term.direction, Difference) and term.schedule == Interval(w=3, lo=0.1, hi=1)
-    assert isinstance(term.direction.reference, GaussianMixture)
+    assert isinstance(term.direction.queries[0].network, GaussianMixture)
 
 
 def test_plain_data_stays_plain():
@@ -174,11 +174,10 @@ def test_nothing_outside_guidex_is_called(target, match):
     ],
     ids=lambda value: value.get("_target_", "") if isinstance(value, dict) else "",
 )
-@pytest.mark.parametrize("finish", [None, lambda model: model], ids=["planned", "made"])
-def test_only_what_makes_what_belongs_there_is_called(hint, config, finish, monkeypatch):
+def test_only_what_makes_what_belongs_there_is_called(hint, config, monkeypatch):
     monkeypatch.setattr("guidex.cli._dispatch", lambda *_: pytest.fail("it was called"))
     with pytest.raises(UsageError, match="must be .*, not what _target_=guidex"):
-        instantiate(config, "place", Models(finish=finish), hint)
+        instantiate(config, "place", Models(), hint)
     assert "antigravity" not in sys.modules
 
 
@@ -194,15 +193,14 @@ def test_interfaces_are_no_objects():
 
 
 def test_equal_models_are_one_object():
-    made = []
-    models = Models(finish=lambda model: made.append(model) or model)
+    models = Models()
     first = instantiate(TOY, "model", models, Denoiser)
     again = instantiate(dict(reversed(TOY.items())), "guidance.reference", models, Denoiser)
     with_references = {**TOY, "references": {"weaker": {**TOY, "blur": 0.5}}}
     assert first is again is instantiate(with_references, "model", models, Denoiser)
     other = instantiate({**TOY, "conditional": False}, "model", models, Denoiser)
-    assert other is not first and len(made) == 2
-    assert make(TOY, "model", Denoiser) is not first
+    assert other is not first
+    assert make(TOY, "model") is not first
 
 
 def test_models_inside_models_are_shared():
@@ -211,27 +209,13 @@ def test_models_inside_models_are_shared():
         "conditional": TOY,
         "unconditional": {**TOY, "conditional": False},
     }
-    models = Models(finish=lambda model: model)
-    assert instantiate(classifier, "x", models, BayesClassifier).conditional is instantiate(
-        TOY, "model", models, Denoiser
-    )
+    models = Models()
+    made = instantiate(classifier, "x", models, BayesClassifier)
+    assert made.conditional is instantiate(TOY, "model", models, Denoiser)
 
 
 def test_schedules_are_not_shared():
     assert make(INTERVAL) is not make(INTERVAL)
-
-
-def test_placeholders_stand_in_for_models():
-    """A plan needs no network; not even a file that is not there."""
-    missing = {"_target_": "guidex.models.kernel.kernel", "data": "/no/such/place", "h": 0.3}
-    guidance = instantiate({**CFG, "reference": missing}, "guidance", Models(finish=None), Guidance)
-    [term] = guidance.terms.values()
-    assert isinstance(term.direction.reference, Placeholder)
-    plan = guidance.plan(make(HEUN).timeline())
-    assert plan.evaluations_main == 7 and math.isnan(term.direction.gflops)
-    models = Models(finish=None, gflops=lambda config: 2.0 if config["h"] == 0.3 else 0.0)
-    [term] = instantiate({**CFG, "reference": missing}, "guidance", models, Guidance).terms.values()
-    assert term.direction.gflops == 2.0
 
 
 def test_content_keys():

@@ -8,7 +8,6 @@ from edm2_networks import TINY, relative, tiny_model
 from helpers import Calls, two_classes
 from torch import Tensor
 
-from guidex.config import Composed
 from guidex.errors import UsageError
 from guidex.guidance.directions import Difference, PerturbedAttention
 from guidex.guidance.guidance import Guidance, Guided, Term
@@ -16,12 +15,12 @@ from guidex.guidance.methods import none, perturbed_attention
 from guidex.guidance.queries import Query, answer
 from guidex.guidance.rules import APG, Extrapolate, Rescale
 from guidex.guidance.schedules import Constant, Interval
-from guidex.instantiate import Placeholder
 from guidex.models.attention import Mode, Perturbation, attention, stacked
 from guidex.models.denoiser import View
 from guidex.models.edm2 import layers as edm2_layers
 from guidex.models.edm2.folded import fold
 from guidex.models.edm2.network import EDM2
+from guidex.models.spec import ModelSpec
 from guidex.runs import layers as runs_layers
 from guidex.sampling.grids import Karras
 from guidex.sampling.solvers import Euler, Heun
@@ -454,27 +453,17 @@ def test_bad_options_are_refused(model, option, message):
 
 
 def test_a_plan_needs_no_network():
-    guidance = perturbed_attention(Placeholder(), Constant(w=2.0), Extrapolate(), ["any"])
+    recipe = ModelSpec(build=lambda: pytest.fail("not asked for"), sources=())
+    guidance = perturbed_attention(recipe, Constant(w=2.0), Extrapolate(), ["any"])
     assert guidance.plan(SOLVER.timeline()).evaluations_ref == [7]
 
 
 # guidex list layers
 
 
-def test_layers_of_a_model_are_listed(monkeypatch):
-    shape = {"img_resolution": 32, "img_channels": 3, "label_dim": 2, "model_channels": 8}
-    config = {"_target_": "guidex.models.edm2.network.Config", "channels_per_head": 8, **shape}
-    model = {"_target_": "guidex.models.edm2.network.EDM2", "config": config}
-    composed = Composed({"model": model}, {"model": "some"})
-    monkeypatch.setattr(runs_layers, "compose", lambda command, words: composed)
-    names = runs_layers.layers(["model=some"])
-    assert names[:3] == [f"enc.16x16_block{i}" for i in range(3)]
-    assert names[6] == "dec.4x4_in0" and len(names) == 15
-
-
 @pytest.mark.parametrize("model", ["edm2-img512-xxl", "edm2-img64-s"])
 def test_layers_of_published_networks_are_listed_without_them(model, monkeypatch):
-    monkeypatch.setattr(runs_layers, "instantiate", None)
+    monkeypatch.setattr(ModelSpec, "load", None)
     names = runs_layers.layers([f"model={model}"])
     blocks = [f"16x16_block{i}" for i in range(4)], [f"8x8_block{i}" for i in range(4)]
     encoder = [f"enc.{name}" for name in (*blocks[0][:3], *blocks[1][:3])]

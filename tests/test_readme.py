@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import one_image_per_class
 
 from guidex.cli import main
 from guidex.config import split_axes
@@ -47,7 +48,7 @@ def test_the_method_of_ones_own_works(monkeypatch: pytest.MonkeyPatch) -> None:
     rule = {"_target_": "guidex.guidance.rules.Extrapolate"}
     assert preset.pop("defaults") == [{"schedule": "constant"}, {"rule": "extrapolate"}]
     config = {**preset, "schedule": schedule, "rule": rule}
-    guidance = instantiate(config, "guidance", Models(finish=None), Guidance)
+    guidance = instantiate(config, "guidance", Models(), Guidance)
     import torch
 
     x, main_prediction = torch.randn(2, 3), torch.randn(2, 3)
@@ -60,7 +61,8 @@ def test_commands_of_the_readme_are_understood(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command, *rest = words
-    rest = [word.replace("MY_IMAGES", str(tmp_path)) for word in rest]
+    images = one_image_per_class(tmp_path)
+    rest = [word.replace("MY_IMAGES", images) for word in rest]
     if command == "sweep":
         plan_table(rest)
     elif command == "sample" and "--cfg" not in rest:

@@ -339,7 +339,11 @@ def test_damaged_npz(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(statistics_files, "_ARRAY_LIMIT", 2**20)
         np.savez_compressed(path, mu=np.zeros(400), sigma=np.zeros((400, 400)))
         assert path.stat().st_size < 2**14
-    texts = {"bomb": "at most 1048576", "integers": "its mu is no array", "objects": "Python objects"}
+    texts = {
+        "bomb": "at most 1048576",
+        "integers": "its mu is no array",
+        "objects": "Python objects",
+    }
     with pytest.raises(GuidexError, match=rf"a\.npz.*{texts.get(case, 'cannot be read')}"):
         reference_features(str(path), network(tmp_path))
 

@@ -142,7 +142,7 @@ def test_one_plan_costs_what_it_says(solver):
         for term, count in zip(
             run.guided.guidance.terms.values(), plan.evaluations_ref, strict=True
         ):
-            expected[id(term.direction.reference)] += count * len(SEEDS)
+            expected[id(term.direction.queries[0].network)] += count * len(SEEDS)
         assert table.calls.images == expected
         assert shared_steps([run], 8) == 8
 

@@ -17,10 +17,11 @@ from guidex.assets.images import open_images
 from guidex.cli import main
 from guidex.config import compose
 from guidex.errors import UsageError
+from guidex.instantiate import Models
 from guidex.models.kernel import KernelDenoiser
 from guidex.runs.blocks import Batch, cut, run_block
 from guidex.runs.folder import run_folder
-from guidex.runs.points import check, load, models_on, resolve_device
+from guidex.runs.points import check, load, resolve_device
 from guidex.runs.ranks import Rank
 from guidex.runs.writers import WAITING, Arriving, Jobs, Threads
 
@@ -147,11 +148,8 @@ def test_other_failures_are_no_lack_of_memory(
 def test_a_compiled_batch_is_no_longer_than_the_run_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a short batch is filled up with is computed for nothing."""
     settings = check(compose("sample", ["batch=8", "seeds=0-9", "sampler.grid.steps=2"]), {})
-    settings.config["model"]["compile"] = True
-    point = load(
-        check(compose("sample", ["seeds=0-9", "sampler.grid.steps=2"]), {}), models_on("cpu")
-    )
-    point = replace(point, settings=settings)
+    point = load(settings, Models())
+    monkeypatch.setattr(point.model, "compiled", True)
     rows: list[int] = []
     forward = KernelDenoiser.forward
 

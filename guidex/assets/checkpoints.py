@@ -66,6 +66,19 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return _read_pair(path) if path.suffix == ".safetensors" else _read_snapshot(path)
 
 
+def read_config(path: str | Path) -> dict[str, Any] | None:
+    """The arguments that a converted network is built with, without its weights; None where `path`
+    is no converted checkpoint on this machine.
+
+    Raises:
+        GuidexError: the description is damaged.
+    """
+    description = Path(path).expanduser().with_suffix(".json")
+    if Path(path).suffix != ".safetensors" or not description.is_file():
+        return None
+    return _read_description(description)[0]["config"]
+
+
 def convert(source: str | Path, destination: str | Path, *, overwrite: bool = False) -> Checkpoint:
     """Read a checkpoint and write it as a pair PATH.safetensors + PATH.json.
 

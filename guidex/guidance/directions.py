@@ -5,6 +5,9 @@ D_w = D_main + (w - 1) * direction.
 """
 
 from abc import ABC, abstractmethod
+from copy import copy
+from dataclasses import replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -13,7 +16,7 @@ from guidex.errors import UsageError
 from guidex.guidance.queries import Query
 from guidex.models.attention import Mode, Perturbation
 from guidex.models.classifier import BayesClassifier
-from guidex.models.denoiser import Denoiser
+from guidex.models.spec import Model, load
 
 
 class Direction(ABC):
@@ -31,6 +34,14 @@ class Direction(ABC):
     evaluations: int = 1
     gflops: float
     zero: bool = False
+
+    def on(self, device: str | torch.device) -> Self:
+        """The same with its networks on a device, ready to be called."""
+        made = copy(self)
+        made.queries = tuple(
+            replace(query, network=load(query.network, device)) for query in self.queries
+        )
+        return made
 
     @abstractmethod
     def __call__(
@@ -58,10 +69,9 @@ class Difference(Direction):
             has been trained both ways.
     """
 
-    def __init__(self, reference: Denoiser, k: float = 1.0, drop_labels: bool = False) -> None:
+    def __init__(self, reference: Model, k: float = 1.0, drop_labels: bool = False) -> None:
         if not k > 0:
             raise UsageError(f"k scales the reference's noise level and must be positive, not {k}")
-        self.reference = reference
         self.k = k
         self.gflops = reference.gflops
         self.queries = (Query(reference, k, drop_labels),)
@@ -92,7 +102,7 @@ class PerturbedAttention(Direction):
 
     def __init__(
         self,
-        reference: Denoiser,
+        reference: Model,
         layers: str | list[str],
         mode: Mode = "identity",
         ratio: float = 0.25,
@@ -101,9 +111,8 @@ class PerturbedAttention(Direction):
     ) -> None:
         names = (layers,) if isinstance(layers, str) else tuple(layers)
         perturbation = Perturbation(names, mode, ratio, std, seed)
-        if isinstance(reference, Denoiser):  # not where a plan is checked, without any model
+        if reference.attention_layers is not None:
             perturbation.chosen(reference.attention_layers)
-        self.reference = reference
         self.zero = len(perturbation.layers) == 0
         self.evaluations = 0 if self.zero else 1
         self.gflops = 0.0 if self.zero else reference.gflops
@@ -134,6 +143,9 @@ class ClassifierGradient(Direction):
         self.gflops = (
             2 * classifier.gflops
         )  # a backward pass costs about what the forward pass does
+
+    def on(self, device: str | torch.device) -> Self:
+        return type(self)(self.classifier.to(device))
 
     def __call__(self, x: Tensor, sigma: float, labels: Tensor | None, main: Tensor) -> Tensor:
         if labels is None:

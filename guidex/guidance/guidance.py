@@ -5,6 +5,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from guidex.errors import UsageError
@@ -48,6 +49,18 @@ class Guidance:
         weights = [term.plan(timeline) for term in self.terms.values()]
         costs = tuple(term.direction.evaluations for term in self.terms.values())
         return Plan(timeline, np.array(weights).reshape(-1, *timeline.evaluations.shape), costs)
+
+    def on(self, device: str | torch.device) -> "Guidance":
+        """The same with its networks on a device, ready to be called.
+
+        Raises:
+            UsageError, GuidexError: as `guidex.models.spec.ModelSpec.load`.
+        """
+        terms = self.terms.items()
+        return Guidance(
+            {name: Term(term.direction.on(device), term.schedule) for name, term in terms},
+            self.rule,
+        )
 
     def gflops(self, plan: Plan) -> float:
         """Cost of all reference evaluations of one image, 10^9 floating-point operations."""

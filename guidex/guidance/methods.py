@@ -11,7 +11,7 @@ from guidex.guidance.rules import Extrapolate, Rule
 from guidex.guidance.schedules import Schedule
 from guidex.models.attention import Mode
 from guidex.models.classifier import BayesClassifier
-from guidex.models.denoiser import Denoiser
+from guidex.models.spec import Model
 
 
 def none() -> Guidance:
@@ -20,7 +20,7 @@ def none() -> Guidance:
 
 
 def difference(
-    reference: Denoiser,
+    reference: Model,
     schedule: Schedule,
     rule: Rule,
     k: float = 1.0,
@@ -31,7 +31,7 @@ def difference(
 
 
 def perturbed_attention(
-    reference: Denoiser,
+    reference: Model,
     schedule: Schedule,
     rule: Rule,
     layers: str | list[str],

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from guidex.models.attention import Perturbation
-from guidex.models.denoiser import Denoiser, View
+from guidex.models.denoiser import View
+from guidex.models.spec import Model
 
 
 @dataclass(frozen=True)
@@ -14,13 +15,13 @@ class Query:
     """A prediction that is wanted, whatever the x, noise level and class.
 
     Attributes:
-        network: who makes it.
+        network: who makes it; a recipe can be planned with, not asked.
         k: factor on the noise level.
         drop_labels: whether it is made without a class.
         perturbation: of the network's self-attention, or None.
     """
 
-    network: Denoiser
+    network: Model
     k: float = 1.0
     drop_labels: bool = False
     perturbation: Perturbation | None = None

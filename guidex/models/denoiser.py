@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from guidex.errors import UsageError
 from guidex.models.attention import NO_LAYERS, Perturbation
 
+Space = Literal["pixels", "latents", "points"]
+"""What a sample is: pixels in [-1, 1] of an image, latents of a decoder, coordinates of a toy."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -41,12 +44,12 @@ class Denoiser(nn.Module, ABC):
         num_classes: labels are 0 ... num_classes - 1; 0 for a model without classes.
         sigma_data: standard deviation of the data, in the units of x.
         sigma_min, sigma_max: noise levels for which D is valid (inclusive).
-        space: what a sample is: "pixels" of an image in [-1, 1], "latents" of a decoder, or
-            "points": the coordinates of a toy.
+        space: what a sample is.
         gflops: 10^9 floating-point operations of one evaluation (one image), 2 per multiply-add.
         attention_layers: names of the self-attention layers that can be perturbed.
         origin: "source" (name) and "sha256" of the files that it was made from; empty where it was
             made from none.
+        compiled: whether every new size of batch costs a compilation.
     """
 
     shape: tuple[int, ...]
@@ -55,9 +58,10 @@ class Denoiser(nn.Module, ABC):
     sigma_min: float
     sigma_max: float
     gflops: float
-    space: Literal["pixels", "latents", "points"] = "pixels"
+    space: Space = "pixels"
     attention_layers: tuple[str, ...] = ()
     origin: Mapping[str, str] = MappingProxyType({})
+    compiled: bool = False
 
     @abstractmethod
     def forward(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:

@@ -104,14 +104,13 @@ def run_block(
     generators = torch.device("cpu") if settings.config["rng"] == "cpu" else device
     model, solver = points[0].model, settings.solver
     runs = [point.run for point in points]
-    compiled = settings.config["model"].get("compile", False)
     first = 0
     while first < len(block.seeds):
         part = slice(first, first + batch.size)
         seeds = block.seeds[part]
         labels = None if block.labels is None else block.labels[part]
         # A compiled network wants one shape; what is made beyond the block is cut off again.
-        padding = batch.size - len(seeds) if compiled else 0
+        padding = batch.size - len(seeds) if model.compiled else 0
         padded = seeds + seeds[-1:] * padding
         begin = start(
             padded,

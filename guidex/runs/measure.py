@@ -26,8 +26,9 @@ from guidex.evaluation.references import Real, Reference, open_model, open_refer
 from guidex.evaluation.sources import Looking, detector_record
 from guidex.instantiate import Models, content_key, instantiate
 from guidex.models.denoiser import Denoiser
+from guidex.models.spec import Model
+from guidex.models.spec import load as load_model
 from guidex.presets import nearest, options
-from guidex.runs.points import models_on
 
 # What is known of a set of images, as plain data.
 About = dict[str, object]
@@ -141,7 +142,7 @@ class Detectors:
         """The detector of a configuration with the keys detector and device (not auto)."""
         key = content_key([config["detector"], config["device"]])
         if key not in self._made:
-            made = instantiate(config["detector"], "detector", Models(finish=None), Detector)
+            made = instantiate(config["detector"], "detector", Models(), Detector)
             self._made[key] = made.to(config["device"])
         return self._made[key]
 
@@ -159,7 +160,6 @@ class Measures:
     def __init__(self, how: Looking) -> None:
         self._how = how
         self._detectors = Detectors()
-        self._models: dict[str, Models] = {}  # for references, by device
         self._opened: dict[str, Reference] = {}
         self._reals: dict[str, Real] = {}
         self._users: dict[Reference, dict[Real, list[Measure]]] = {}
@@ -192,8 +192,8 @@ class Measures:
         """
         configs = _configs(config)
         detectors = [self._detectors.get(one) for one in configs]
-        none, kind = Models(finish=None), dict[str, Metric]
-        metrics = [instantiate(one["metrics"], "metrics", none, kind) for one in configs]
+        kind = dict[str, Metric]
+        metrics = [instantiate(one["metrics"], "metrics", Models(), kind) for one in configs]
         for detector, some in zip(detectors, metrics, strict=True):
             for metric in some.values():
                 check_detector(metric, detector.name)
@@ -277,9 +277,8 @@ class Measures:
             known = nearest(ref, options("model"))
             raise UsageError(f"ref={ref}: no such file or folder, and no model of that name{known}")
         found = compose("sample", [f"model={ref}"]).config["model"]
-        device = config["device"]
-        models = self._models.setdefault(device, models_on(device))
-        return open_model(instantiate(found, "model", models, Denoiser), ref)
+        model = instantiate(found, "model", Models(), Model)
+        return open_model(load_model(model, config["device"]), ref)
 
 
 def are_metrics_chosen(words: Sequence[str]) -> bool:

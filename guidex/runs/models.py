@@ -3,11 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from torch import nn
+
 from guidex.assets.cache import cache_dir, cached
 from guidex.assets.progress import megabytes
 from guidex.config import compose
 from guidex.errors import UsageError
-from guidex.models.edm2.load import checkpoint_of
+from guidex.instantiate import Models, instantiate
+from guidex.models.spec import ModelSpec
 from guidex.presets import nearest, options
 
 
@@ -47,9 +50,9 @@ def presets() -> dict[str, dict[str, str]]:
 
 def _roles(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for role, part in {"main": config, **config.get("references", {})}.items():
-        source = checkpoint_of(part)
-        if source is not None:
-            yield role, source
+        if "???" not in part.values():  # a reference that nobody has chosen
+            model = instantiate(part, "model", Models(), nn.Module | ModelSpec)
+            yield from ((role, source.place) for source in getattr(model, "sources", ()))
 
 
 def _rows(name: str, roles: dict[str, str]) -> Iterator[tuple[str, str, str]]:

@@ -1,5 +1,6 @@
 """A point of a table, made from its configuration: model, guidance, solver and plan."""
 
+import dataclasses
 import math
 import sys
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from guidex.guidance.plan import Plan
 from guidex.instantiate import Models, content_key, instantiate
 from guidex.models.decoders import Decoder
 from guidex.models.denoiser import Denoiser
-from guidex.models.edm2.load import known_gflops
+from guidex.models.spec import Model
+from guidex.models.spec import load as load_model
 from guidex.runs.folder import VOLATILE
 from guidex.runs.ranks import this_rank
 from guidex.sampling.seeds import SEED_LIMIT, parse_seeds
@@ -32,26 +34,35 @@ class Settings:
         config: the resolved configuration.
         choices: the preset chosen in each group.
         values: swept keys and their values in this point.
+        model: the main model, or its recipe.
+        guidance: what guides it.
         solver: the sampler.
         plan: all guidance weights.
         seeds: one per image.
         labels: class of each image as asked for, or None to draw it from the seed.
-        gflops: cost of one image, 10^9 floating-point operations, 2 per multiply-add; NaN where it
-            is not known before the networks are loaded.
     """
 
     config: Config
     choices: dict[str, str]
     values: dict[str, str]
+    model: Model
+    guidance: Guidance
     solver: Solver
     plan: Plan
     seeds: list[int]
     labels: list[int] | None
-    gflops: float
+
+    @property
+    def gflops(self) -> float:
+        """Cost of one image, 10^9 floating-point operations, 2 per multiply-add; NaN where that is
+        not known before the networks are loaded."""
+        main = self.model.gflops * self.plan.evaluations_main
+        return main + self.guidance.gflops(self.plan)
 
     def describe(self) -> str:
-        """The plan in one line, and what an image costs where that is known."""
-        if math.isnan(self.gflops):
+        """The plan in one line, and what an image costs where that is known and not next to
+        nothing."""
+        if not self.gflops >= 0.5:
             return self.plan.describe()
         cost = f"{self.gflops:,.0f} GFLOP per image (2 per multiply-add)"
         return f"{self.plan.describe()}; {cost}"
@@ -76,14 +87,21 @@ class Settings:
         return {**kept, "device": kept["device"].partition(":")[0]}
 
 
-def check(composed: Composed, values: dict[str, str]) -> Settings:
+def check(composed: Composed, values: dict[str, str], models: Models | None = None) -> Settings:
     """Settings of a point; everything that can be wrong without its networks is found here.
 
+    Arguments:
+        composed: the configuration.
+        values: swept keys and their values in this point.
+        models: models and recipes made for other points.
+
     Raises:
-        UsageError: naming the key.
+        UsageError: naming the key; labels that the model does not have, noise levels outside its
+            range, a reference of another kind of samples.
     """
     config = composed.config
-    models = Models(finish=None, gflops=known_gflops)
+    models = Models() if models is None else models
+    model = instantiate(config["model"], "model", models, Model)
     solver = instantiate(config["sampler"], "sampler", models, Solver)
     guidance = instantiate(config["guidance"], "guidance", models, Guidance)
     seeds = _all_seeds(config)
@@ -97,8 +115,8 @@ def check(composed: Composed, values: dict[str, str]) -> Settings:
         raise UsageError(f"rng must be device or cpu, not {config['rng']!r}")
     config["device"] = resolve_device(config["device"])
     plan = guidance.plan(solver.timeline())
-    gflops = known_gflops(config["model"]) * plan.evaluations_main + guidance.gflops(plan)
-    return Settings(config, composed.choices, values, solver, plan, seeds, labels, gflops)
+    _check_models(model, guidance, plan, labels)
+    return Settings(config, composed.choices, values, model, guidance, solver, plan, seeds, labels)
 
 
 @dataclass(frozen=True)
@@ -144,37 +162,28 @@ class Point:
     @property
     def gflops(self) -> float:
         """Cost of one image, 10^9 floating-point operations."""
-        plan = self.settings.plan
-        return self.model.gflops * plan.evaluations_main + self.guidance.gflops(plan)
+        return dataclasses.replace(self.settings, model=self.model, guidance=self.guidance).gflops
 
 
-def load(settings: Settings, models: Models, latents_suffice: bool = False) -> Point:
-    """The point with its networks.
+def load(settings: Settings, decoders: Models, latents_suffice: bool = False) -> Point:
+    """The point with its networks on its device.
 
     Arguments:
         settings: of the point.
-        models: where networks come from.
+        decoders: made for other points.
         latents_suffice: go on, with a notice, where latents cannot be decoded here.
 
     Raises:
-        UsageError: labels that the model does not have, noise levels outside its range, a reference
-            or a decoder of another kind of samples.
+        UsageError: as `check`, of what only the networks' files could tell; a decoder of another
+            kind of samples.
+        GuidexError: a file is not to be had, or damaged.
     """
-    model = instantiate(settings.config["model"], "model", models, Denoiser)
-    guidance = instantiate(settings.config["guidance"], "guidance", models, Guidance)
-    for label in settings.labels or []:
-        if not 0 <= label < model.num_classes:
-            allowed = (
-                f"0 … {model.num_classes - 1}" if model.num_classes else "none: use labels=random"
-            )
-            raise UsageError(f"labels={label}: the classes of this model are {allowed}")
-    _check_range(model, settings.plan, 1.0)
-    for term in guidance.terms.values():
-        for query in term.direction.queries:
-            _check_reference(model, query.network)
-            _check_range(query.network, settings.plan, query.k)
+    device = settings.config["device"]
+    model = load_model(settings.model, device)
+    guidance = settings.guidance.on(device)
+    _check_models(model, guidance, settings.plan, settings.labels)
     try:
-        decoder = None if model.space == "points" else _decoder(settings, model, models)
+        decoder = None if model.space == "points" else _decoder(settings, model, decoders)
     except GuidexError as error:
         if not latents_suffice:
             raise
@@ -183,8 +192,28 @@ def load(settings: Settings, models: Models, latents_suffice: bool = False) -> P
     return Point(settings, model, guidance, decoder)
 
 
-def _check_reference(model: Denoiser, reference: Denoiser) -> None:
+def _check_models(model: Model, guidance: Guidance, plan: Plan, labels: list[int] | None) -> None:
+    """Refuse labels, noise levels, references and layers that do not fit; what a recipe does not
+    tell is let be."""
+    for label in labels or []:
+        if model.num_classes is not None and not 0 <= label < model.num_classes:
+            allowed = (
+                f"0 … {model.num_classes - 1}" if model.num_classes else "none: use labels=random"
+            )
+            raise UsageError(f"labels={label}: the classes of this model are {allowed}")
+    _check_range(model, plan, 1.0)
+    for term in guidance.terms.values():
+        for query in term.direction.queries:
+            _check_reference(model, query.network)
+            _check_range(query.network, plan, query.k)
+            if query.perturbation is not None and query.network.attention_layers is not None:
+                query.perturbation.chosen(query.network.attention_layers)
+
+
+def _check_reference(model: Model, reference: Model) -> None:
     """Refuse another kind of model here: a GPU stops for good at a class that does not exist."""
+    if model.shape is None or reference.shape is None:
+        return
     classes = {one.num_classes for one in (model, reference)} - {0}
     if reference.shape != model.shape or len(classes) > 1:
         raise UsageError(
@@ -194,17 +223,17 @@ def _check_reference(model: Denoiser, reference: Denoiser) -> None:
         )
 
 
-def _decoder(settings: Settings, model: Denoiser, models: Models) -> Decoder:
+def _decoder(settings: Settings, model: Denoiser, decoders: Models) -> Decoder:
     """The decoder chosen, or by default the one for the model's space."""
     config, key = settings.config["decoder"], "decoder"
     if "_target_" not in config:
         config, key = config[model.space], f"decoder.{model.space}"
-    decoder = instantiate(config, key, models, Decoder)
+    decoder = instantiate(config, key, decoders, Decoder).to(settings.config["device"]).eval()
     decoder.image_shape(model.shape)
-    return decoder
+    return decoder.requires_grad_(False)
 
 
-def _check_range(model: Denoiser, plan: Plan, k: float) -> None:
+def _check_range(model: Model, plan: Plan, k: float) -> None:
     """Refuse noise levels, k times the sampler's, that a model is not valid for."""
     levels = k * plan.timeline.evaluations
     lowest, highest = np.nanmin(levels), np.nanmax(levels)
@@ -213,11 +242,6 @@ def _check_range(model: Denoiser, plan: Plan, k: float) -> None:
             f"noise levels {lowest:.4g} … {highest:.4g} leave the range of the model, "
             f"{model.sigma_min:g} … {model.sigma_max:g}; change sampler.grid"
         )
-
-
-def models_on(device: str) -> Models:
-    """A store of models that live on a device and are ready for inference."""
-    return Models(finish=lambda model: model.to(device).eval().requires_grad_(False))
 
 
 def resolve_device(device: str) -> str:

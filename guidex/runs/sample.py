@@ -12,6 +12,7 @@ import numpy as np
 from guidex.assets.atomic import atomic_write
 from guidex.config import compose, parse
 from guidex.errors import UsageError
+from guidex.instantiate import Models
 from guidex.reports.grids import sample_grid
 from guidex.runs.blocks import Batch, Block, cut, run_block
 from guidex.runs.drawings import draw_toy, toy_panel
@@ -24,7 +25,7 @@ from guidex.runs.folder import (
     write_json,
 )
 from guidex.runs.parallel import Tick, in_parallel
-from guidex.runs.points import Point, check, load, models_on
+from guidex.runs.points import Point, check, load
 from guidex.runs.progress import Progress
 from guidex.runs.provenance import output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
@@ -67,7 +68,7 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
     identity = {"command": "sample", **settings.identity}
     folder = output_folder(config["out"], "sample", settings.method, identity)
     with run_folder(folder, identity, bool(config["overwrite"]), rank):
-        point = load(settings, models_on(config["device"]), latents_suffice=config["latents"])
+        point = load(settings, Models(), latents_suffice=config["latents"])
         if config["latents"] and point.model.space != "latents":
             raise UsageError("latents=true: this model has none; its samples are its output")
         require_same_inputs(folder, point.origins.values())

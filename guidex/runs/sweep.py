@@ -36,7 +36,7 @@ from guidex.runs.folder import (
 )
 from guidex.runs.measure import Measures, are_metrics_chosen, repeats_of, settings_of, warn
 from guidex.runs.parallel import Tick, in_parallel
-from guidex.runs.points import Point, load, models_on
+from guidex.runs.points import Point, load
 from guidex.runs.progress import Progress
 from guidex.runs.provenance import output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
@@ -103,7 +103,7 @@ def _print_size(table: Table) -> None:
 
 def _prepare(table: Table, rank: Rank, chosen: bool) -> list[Task]:
     """Load models and references; whatever is wrong with them shows here."""
-    stores: dict[str, Models] = {}
+    decoders: dict[str, Models] = {}  # by device
     measures = Measures(Looking(rank=rank.index, ranks=rank.count))
     tasks = []
     for index, entry in enumerate(table.entries):
@@ -111,7 +111,7 @@ def _prepare(table: Table, rank: Rank, chosen: bool) -> list[Task]:
             continue
         config = entry.settings.config
         device = config["device"]
-        point = load(entry.settings, stores.setdefault(device, models_on(device)))
+        point = load(entry.settings, decoders.setdefault(device, Models()))
         name = entry.settings.choices["model"]
         found = measures.get(
             config,

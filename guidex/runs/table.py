@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from guidex.config import Axis, Composed, axes_from_yaml, compose, points, split_axes
 from guidex.errors import UsageError
 from guidex.guidance.schedules import EmptyInterval
+from guidex.instantiate import Models
 from guidex.runs.points import Settings, check
 
 DEFAULT_EXPERIMENT = "interval/digits"
@@ -65,9 +66,10 @@ def plan_table(words: Sequence[str], default: str | None = DEFAULT_EXPERIMENT) -
     if swept["mode"] not in ("grid", "zip"):
         raise UsageError(f"sweep.mode must be grid or zip, not {swept['mode']!r}")
     entries: dict[tuple[tuple[str, str], ...], Entry] = {}
+    models: dict[str, Models] = {}  # by device
     for table in swept["axes"] or [{}]:
         for values in points(_axes(table, axes, fixed), swept["mode"]):
-            entries.setdefault(tuple(values.items()), _entry(fixed, values))
+            entries.setdefault(tuple(values.items()), _entry(fixed, values, models))
     if not any(entry.settings for entry in entries.values()):
         raise UsageError(next(iter(entries.values())).missing or "the table has no points")
     return Table(base, list(entries.values()))
@@ -92,10 +94,12 @@ def _axes(table: dict[str, object], given: Sequence[Axis], fixed: Sequence[str])
     return merged + list(replaced.values())
 
 
-def _entry(fixed: Sequence[str], values: dict[str, str]) -> Entry:
+def _entry(fixed: Sequence[str], values: dict[str, str], models: dict[str, Models]) -> Entry:
     words = [*fixed, *(f"{key}={value}" for key, value in values.items())]
     try:
-        return Entry(values, check(compose("sweep", words), values), None)
+        composed = compose("sweep", words)
+        known = models.setdefault(composed.config["device"], Models())
+        return Entry(values, check(composed, values, known), None)
     except EmptyInterval as error:
         if not any(key.endswith((".lo", ".hi")) for key in values):
             raise

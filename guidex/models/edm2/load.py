@@ -4,22 +4,24 @@ Published networks are float16, and so were the numbers published with them; tha
 here, on every device. CPUs compute float16 several times slower than float32: use float32 there.
 """
 
-import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
 
 from guidex.assets.cache import fetch, file_sha256
-from guidex.assets.checkpoints import Checkpoint, read_checkpoint
+from guidex.assets.checkpoints import Checkpoint, read_checkpoint, read_config
 from guidex.assets.pickles import printable
 from guidex.assets.progress import download_bar
 from guidex.errors import GuidexError, UsageError
+from guidex.models.denoiser import Space
 from guidex.models.edm2.folded import fold
 from guidex.models.edm2.network import EDM2, Config
+from guidex.models.spec import ModelSpec, Source
 
 Dtype = Literal["float16", "bfloat16", "float32"]
 Size = Literal["xxs", "xs", "s", "m", "l", "xl", "xxl"]
@@ -40,6 +42,26 @@ PIXEL_CHANNELS = (1, 3)
 
 
 def edm2(
+    checkpoint: str,
+    sha256: str | None = None,
+    dtype: Dtype = "float16",
+    folded: bool = True,
+    compile: bool = False,
+) -> ModelSpec:
+    """The recipe of a checkpoint's network; see `load_network`.
+
+    Of converted checkpoints on this machine the description is read, which tells all that there is
+    to plan with; of others nothing is.
+    """
+    build = partial(load_network, checkpoint, sha256, dtype, folded, compile)
+    config = read_config(checkpoint)
+    if config is None:
+        return ModelSpec(build, (Source(checkpoint, sha256),))
+    outline = _outline(_config(config, checkpoint))
+    return ModelSpec.of(outline, build, (Source(checkpoint, sha256),))
+
+
+def load_network(
     checkpoint: str,
     sha256: str | None = None,
     dtype: Dtype = "float16",
@@ -84,6 +106,7 @@ def compile_network(model: EDM2) -> None:
     # networks of a process count together: those of a table may be many.
     torch._dynamo.config.recompile_limit = 64
     model.unet.compile(dynamic=False)
+    model.compiled = True
 
 
 def released(
@@ -96,8 +119,8 @@ def released(
     dtype: Dtype = "float16",
     folded: bool = True,
     compile: bool = False,
-) -> EDM2:
-    """A published EDM2 network by what it is (Karras et al. 2024, arXiv 2312.02696, 2406.02507).
+) -> ModelSpec:
+    """The recipe of a published EDM2 network (Karras et al. 2024, arXiv 2312.02696, 2406.02507).
 
     Arguments:
         dataset: ImageNet at 512x512 (latents) or 64x64 (pixels).
@@ -107,13 +130,26 @@ def released(
             published; `guidex ema` makes others from raw snapshots, for model=edm2.
         conditional: False for the networks without classes.
         root: URL or folder that has the files under their published names.
-        dtype, folded, compile: see `edm2`.
+        dtype, folded, compile: see `load_network`.
 
     Raises:
-        UsageError, GuidexError: as `edm2`.
+        UsageError: a kimg or ema that no file is named after.
     """
     source = released_source(dataset, size, kimg, ema, conditional, root)
-    return edm2(source, None, dtype, folded, compile)
+    build = partial(load_network, source, None, dtype, folded, compile)
+    channels = {"img512": 4, "img64": 3}[dataset]
+    config = Config(64, channels, 1000 if conditional else 0, CHANNELS[size])
+    return ModelSpec.of(_outline(config), build, (Source(source),), GFLOPS[size])
+
+
+def _outline(config: Config) -> EDM2:
+    """A network without weights."""
+    with torch.device("meta"):
+        return EDM2(config, space=_space(config))
+
+
+def _space(config: Config) -> Space:
+    return "pixels" if config.img_channels in PIXEL_CHANNELS else "latents"
 
 
 def released_source(
@@ -130,30 +166,6 @@ def released_source(
         raise UsageError(f"ema is {ema}; files are named by lengths such as 0.130, up to 0.001")
     network = size if conditional else f"{size}-uncond"
     return f"{root.rstrip('/')}/edm2-{dataset}-{network}-{kimg:07d}-{ema:.3f}.pkl"
-
-
-def checkpoint_of(config: Mapping[str, Any]) -> str | None:
-    """Path or URL of the checkpoint that a model configuration loads.
-
-    None for models without one, and where the keys that decide it are not given ("???").
-    """
-    target = str(config.get("_target_", "")).removeprefix(f"{__name__}.")
-    names = {
-        "edm2": ("checkpoint",),
-        "released": ("dataset", "size", "kimg", "ema", "conditional", "root"),
-    }.get(target, ())
-    values = [config[name] for name in names]
-    if not values or "???" in values:
-        return None
-    return values[0] if target == "edm2" else released_source(*values)
-
-
-def known_gflops(config: Mapping[str, Any]) -> float:
-    """10^9 floating-point operations of one evaluation of the model of a configuration, as far as
-    they are known before anything is loaded: NaN for all but published networks."""
-    if config.get("_target_") != f"{__name__}.released":
-        return math.nan
-    return GFLOPS.get(config["size"], math.nan)
 
 
 def obtain(checkpoint: str, sha256: str | None = None) -> Path:
@@ -185,19 +197,22 @@ def network_of(checkpoint: Checkpoint, where: str, dtype: torch.dtype) -> EDM2:
         UsageError: the description is not of an EDM2 network.
         GuidexError: the tensors are not those of the network described.
     """
-    try:
-        config = Config.from_mapping(checkpoint.config)
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from error
-    space = "pixels" if config.img_channels in PIXEL_CHANNELS else "latents"
+    config = _config(checkpoint.config, where)
     with torch.device("meta"):
-        model = EDM2(config, dtype, space)
+        model = EDM2(config, dtype, _space(config))
     _require_same(checkpoint.tensors, model.state_dict(), where)
     # As stored: the float16 gains of the published networks have to be read in float16.
     model.load_state_dict(checkpoint.tensors, assign=True)
     found = {k: str(v) for k, v in checkpoint.metadata.items() if k in ("source", "sha256")}
     model.origin = {"source": where, **found}
     return model.requires_grad_(False)
+
+
+def _config(given: Mapping[str, object], where: str) -> Config:
+    try:
+        return Config.from_mapping(given)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
 
 
 def _require_same(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:

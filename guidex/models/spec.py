@@ -1,0 +1,97 @@
+"""Recipes of models: what is known of a network before its weights are there.
+
+Planning, costs and checks need no more than a recipe. Models that are small enough to be made at
+once (exact denoisers) are their own recipes.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from guidex.errors import GuidexError
+from guidex.models.denoiser import Denoiser, Space
+
+
+class Source(NamedTuple):
+    """A file that a network is made of.
+
+    Attributes:
+        place: path or URL.
+        sha256: that the file must have, or None.
+    """
+
+    place: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ModelSpec:
+    """A network's recipe. What only its file can tell is None, or NaN, until it is loaded.
+
+    Attributes:
+        build: makes the network, on the CPU.
+        sources: files that it is made of.
+        shape, num_classes, sigma_min, sigma_max, gflops, space, attention_layers: of the network,
+            see `Denoiser`.
+    """
+
+    build: Callable[[], Denoiser]
+    sources: tuple[Source, ...]
+    shape: tuple[int, ...] | None = None
+    num_classes: int | None = None
+    sigma_min: float = 0.0
+    sigma_max: float = math.inf
+    gflops: float = math.nan
+    space: Space | None = None
+    attention_layers: tuple[str, ...] | None = None
+    _loaded: dict[str, Denoiser] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        model: Denoiser,
+        build: Callable[[], Denoiser],
+        sources: tuple[Source, ...],
+        gflops: float | None = None,
+    ) -> "ModelSpec":
+        """The recipe of networks like this one, which may be without weights (device "meta").
+
+        Arguments:
+            gflops: cost of an evaluation where it is known; it is counted otherwise.
+        """
+        names = ("shape", "num_classes", "sigma_min", "sigma_max", "space", "attention_layers")
+        facts: dict[str, Any] = {name: getattr(model, name) for name in names}
+        return cls(build, sources, **facts, gflops=model.gflops if gflops is None else gflops)
+
+    def load(self, device: str | torch.device) -> Denoiser:
+        """The network on a device, ready for inference; made once for each device.
+
+        Raises:
+            UsageError, GuidexError: its files are not to be had, damaged, or of another network.
+        """
+        key = str(device)
+        if key not in self._loaded:
+            network = self.build()
+            for name in ("shape", "num_classes"):
+                wanted, found = getattr(self, name), getattr(network, name)
+                if wanted not in (None, found):
+                    raise GuidexError(
+                        f"{self.sources[0].place} holds another network than its name says: "
+                        f"{name} is {found}, not {wanted}"
+                    )
+            self._loaded[key] = network.to(device).eval().requires_grad_(False)
+        return self._loaded[key]
+
+
+Model = Denoiser | ModelSpec
+"""A model, loaded or not."""
+
+
+def load(model: Model, device: str | torch.device) -> Denoiser:
+    """A model on a device, ready for inference; see `ModelSpec.load`."""
+    if isinstance(model, ModelSpec):
+        return model.load(device)
+    return model.to(device).eval().requires_grad_(False)
