@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -79,13 +79,20 @@ def read_config(path: str | Path) -> dict[str, Any] | None:
     return _read_description(description)[0]["config"]
 
 
-def convert(source: str | Path, destination: str | Path, *, overwrite: bool = False) -> Checkpoint:
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    overwrite: bool = False,
+    check: Callable[[Checkpoint], object] = bool,
+) -> Checkpoint:
     """Read a checkpoint and write it as a pair PATH.safetensors + PATH.json.
 
     Arguments:
         source: as for `read_checkpoint`.
         destination: PATH.safetensors, in an existing folder.
         overwrite: replace the files of that name.
+        check: raises to refuse what was read, before anything is written.
 
     Returns:
         What was written; `read_checkpoint(destination)` gives the same.
@@ -96,6 +103,7 @@ def convert(source: str | Path, destination: str | Path, *, overwrite: bool = Fa
     """
     _destination(destination, overwrite)
     checkpoint = read_checkpoint(source)
+    check(checkpoint)
     write_checkpoint(checkpoint, destination, overwrite=overwrite)
     return checkpoint
 

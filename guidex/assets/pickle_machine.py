@@ -207,13 +207,13 @@ class Machine:
         exactly(self.top(), list, "APPENDS").extend(values)
 
     def add(self, values: list[Any]) -> None:
-        exactly(self.top(), set, "ADDITEMS").update(map(_key, values))
+        exactly(self.top(), set, "ADDITEMS").update(map(as_key, values))
 
     def set_items(self, pairs: list[Any]) -> None:
         if len(pairs) % 2 != 0:
             raise Refused("a key without a value: the file is damaged")
         target = exactly(self.top(), dict, "SETITEMS")
-        target.update(zip(map(_key, pairs[::2]), pairs[1::2], strict=True))
+        target.update(zip(map(as_key, pairs[::2]), pairs[1::2], strict=True))
 
     # Names and what they stand for
 
@@ -336,7 +336,7 @@ def arguments(args: tuple[Any, ...], where: str, *kinds: type) -> tuple[Any, ...
     return tuple(exactly(value, kind, where) for value, kind in zip(args, kinds, strict=True))
 
 
-def _key(value: object) -> object:
+def as_key(value: object) -> object:
     """A key of a dict or set: such that hashing is quick (a tuple can take for ever to hash)."""
     if type(value) is str or (type(value) is int and -_LARGEST_KEY <= value < _LARGEST_KEY):
         return value

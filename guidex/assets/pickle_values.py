@@ -18,6 +18,7 @@ from guidex.assets.pickle_machine import (
     Recorded,
     Refused,
     arguments,
+    as_key,
     count_of,
     dimensions,
     exactly,
@@ -34,6 +35,24 @@ _TORCH_PROTOCOL = 1001
 def _ordered_dict(machine: Machine, args: tuple[Any, ...]) -> dict[str | int, Any]:
     arguments(args, "OrderedDict")
     return {}
+
+
+def _set(machine: Machine, args: tuple[Any, ...]) -> set[str | int]:
+    (values,) = arguments(args, "set", list)
+    return set(map(as_key, values))
+
+
+def _latin1(machine: Machine, args: tuple[Any, ...]) -> memoryview:
+    """Bytes, as protocol 2 writes them: each as the character of its number."""
+    text, encoding = arguments(args, "_codecs.encode", str, str)
+    if encoding != "latin1" or any(ord(char) > 255 for char in text):
+        raise Refused("a text that is encoded otherwise than bytes are")
+    return memoryview(text.encode("latin1"))
+
+
+def _no_bytes(machine: Machine, args: tuple[Any, ...]) -> memoryview:
+    arguments(args, "bytes")
+    return memoryview(b"")
 
 
 def _persistent_object(machine: Machine, args: tuple[Any, ...]) -> Recorded:
@@ -294,6 +313,10 @@ def _table() -> dict[tuple[str, str], object]:
     calls = {
         ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent_object,
         ("collections", "OrderedDict"): _ordered_dict,
+        ("builtins", "set"): _set,
+        ("__builtin__", "set"): _set,
+        ("__builtin__", "bytes"): _no_bytes,
+        ("_codecs", "encode"): _latin1,
         ("torch", "Size"): _torch_size,
         ("torch", "device"): _torch_device,
         ("torch._utils", "_rebuild_tensor_v2"): _tensor,
