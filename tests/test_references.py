@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from guidex.assets import cache
 from guidex.config import compose
 from guidex.errors import GuidexError, UsageError
 from guidex.evaluation import references, statistics_files
@@ -26,10 +27,10 @@ from guidex.evaluation.references import describe
 from guidex.evaluation.sources import Looking, detector_record, open_samples
 from guidex.evaluation.statistics import GaussianStatistics
 from guidex.evaluation.statistics_files import read_statistics, write_statistics
-from guidex.evaluation.weights import Weights
+from guidex.evaluation.weights import Weights, published_reference
 from guidex.presets import options
 from guidex.runs.evaluate import evaluate
-from guidex.runs.measure import Detectors
+from guidex.runs.measure import Detectors, Measures
 from guidex.runs.reference import make_reference
 
 DIM = 6
@@ -640,3 +641,22 @@ def test_points_of_any_floating_type_are_read(tmp_path: Path, kind: str) -> None
     np.savez(tmp_path / "x.npz", samples=np.ones((3, 2)).astype(kind))
     samples = open_samples(str(tmp_path / "x.npz"), resize=None, bad="error")
     assert samples.points[0].double().sum() == 6
+
+
+def test_edm2s_references_are_found_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GUIDEX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    url = "https://nvlabs-fi-cdn.nvidia.com/edm2/dataset-refs/img512.pkl"
+    for name in ("img512.pkl", "refs/img512.pkl"):
+        with pytest.raises(UsageError, match=f"there is no {name}; give ref={re.escape(url)}"):
+            published_reference(name)
+    assert published_reference("mine.pkl") is None
+    place = cache._entry(url).path
+    place.parent.mkdir()
+    place.write_bytes(pickle.dumps({"fid": moments(), "num_images": 100}))
+    assert published_reference("img512.pkl") == url
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    config = compose("eval", ["images=.", "ref=img512.pkl", "detector=inception"]).config
+    assert Measures(Looking())._open(config, None, "").path == place

@@ -10,9 +10,26 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from guidex.assets.cache import fetch, file_sha256
+from guidex.assets.cache import cached, fetch, file_sha256
 from guidex.assets.progress import download_bar
 from guidex.errors import GuidexError, UsageError
+
+_STATISTICS = "https://nvlabs-fi-cdn.nvidia.com/edm2/dataset-refs"
+REFERENCES = {name: f"{_STATISTICS}/{name}" for name in ("img512.pkl", "img64.pkl")}
+"""Published statistics that papers compare with, by the names that people know them by."""
+
+
+def published_reference(name: str) -> str | None:
+    """Where a file of statistics that is not there is published, if it is in the cache; None for
+    names that are not of published files.
+
+    Raises:
+        UsageError: it is not in the cache.
+    """
+    url = REFERENCES.get(Path(name).name)
+    if url is not None and (cached(url) is None or name not in REFERENCES):
+        raise UsageError(f"there is no {name}; give ref={url}, which is downloaded once")
+    return url
 
 
 @dataclass(frozen=True)

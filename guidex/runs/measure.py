@@ -24,6 +24,7 @@ from guidex.evaluation.features import (
 from guidex.evaluation.protocol import concerns, score_concerns
 from guidex.evaluation.references import Real, Reference, open_model, open_reference, seen_by
 from guidex.evaluation.sources import Looking, detector_record
+from guidex.evaluation.weights import published_reference
 from guidex.instantiate import Models, content_key, instantiate
 from guidex.models.denoiser import Denoiser
 from guidex.models.spec import Model
@@ -266,6 +267,8 @@ class Measures:
         if ref == "auto" and model is not None:
             return open_model(model, name)
         path = str(Path(ref).expanduser())
+        if not Path(path).exists():
+            ref = published_reference(ref) or ref
         if Path(path).exists() or "://" in ref:
             return open_reference(
                 ref if "://" in ref else path,
