@@ -814,6 +814,17 @@ def test_npz_files_hold_images_and_labels(tmp_path, save, first, second):
     assert images.labels.dtype == np.int64
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_flipped_bit_of_an_npz_is_told(tmp_path, save):
+    save(tmp_path / "set.npz", images=random_pixels(3, 4, 5, 3), labels=np.arange(3))
+    assert len(open_images(tmp_path / "set.npz")) == 3
+    data = bytearray((tmp_path / "set.npz").read_bytes())
+    data[data.index(b"images.npy") + 200] ^= 1
+    (tmp_path / "set.npz").write_bytes(data)
+    with pytest.raises(GuidexError, match="set.npz"):
+        open_images(tmp_path / "set.npz")
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_npy_files_are_mapped(tmp_path, order):
     pixels = random_pixels(6, 5, 4, 1)

@@ -39,7 +39,7 @@ from pickle_builder import (
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from guidex.assets import pickles
+from guidex.assets import checkpoints, pickles
 from guidex.assets.checkpoints import Checkpoint, convert, read_checkpoint, write_checkpoint
 from guidex.assets.pickles import Recorded, read_pickle
 from guidex.errors import GuidexError, UsageError
@@ -858,6 +858,23 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     assert (tmp_path / "net.json").read_text() == "mine" and not destination.exists()
     convert(source, destination, overwrite=True)
     assert_same(read_checkpoint(destination).tensors, EXPECTED)
+
+
+def test_a_snapshot_that_is_replaced_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "net.pkl", ema=network())
+    read = checkpoints.read_pickle
+
+    def slow(source: Path) -> object:
+        data = read(source)
+        (tmp_path / "new").write_bytes(path.read_bytes())
+        (tmp_path / "new").replace(path)
+        return data
+
+    monkeypatch.setattr(checkpoints, "read_pickle", slow)
+    with pytest.raises(GuidexError, match="net.pkl was replaced while it was being read"):
+        read_checkpoint(path)
 
 
 @pytest.mark.parametrize("there", [False, True])

@@ -221,6 +221,7 @@ def _no_constant(name: str) -> None:
 
 
 def _read_snapshot(path: Path) -> Checkpoint:
+    before = _state(path)
     data = read_pickle(path)
     entry, network = _network(data, path)
     if len(network.init_args) != 0:
@@ -241,6 +242,8 @@ def _read_snapshot(path: Path) -> Checkpoint:
         raise GuidexError(f"{path}: its tensors claim {needed} bytes, and the file has {size}.")
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if _state(path) != before:
+        raise GuidexError(f"{path} was replaced while it was being read; start again.")
     metadata = {
         "source": path.name,
         "sha256": sha256,
@@ -250,6 +253,14 @@ def _read_snapshot(path: Path) -> Checkpoint:
         **recorded,
     }
     return Checkpoint(config, tensors, metadata)
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """What changes with a file's content, unless somebody takes care that it does not."""
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _network(data: object, path: Path) -> tuple[str, Recorded]:
