@@ -4,7 +4,6 @@ import difflib
 import hashlib
 import json
 import os
-import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -215,13 +214,7 @@ def _loader(
     shape: tuple[int, int, int],
     conversion: Conversion,
 ) -> Callable[[int], Pixels]:
-    """The pixels [C,H,W] of image k, from a file that is found to be the same as before.
-
-    The first file that cannot be decoded makes all the others be tried, so that all such files are
-    told at once and not one after another.
-    """
-    lock = threading.Lock()
-    complaint = ""
+    """The pixels [C,H,W] of image k, from a file that is found to be the same as before."""
 
     def load(index: int) -> Pixels:
         name, _, digest = records[index]
@@ -232,39 +225,14 @@ def _loader(
         if hashlib.sha256(data).digest() != digest:
             raise GuidexError(changed(name, "its content is another"))
         try:
-            pixels = decode(data, conversion)
+            return np.broadcast_to(decode(data, conversion), shape)
         except ValueError as error:
-            nonlocal complaint
-            with lock:
-                complaint = complaint or _undecodable(source, path, records, conversion)
-            raise GuidexError(complaint) from error
-        return np.broadcast_to(pixels, shape)
+            raise GuidexError(
+                f"{shown(name)} in {path} cannot be decoded, although its checksums are right: "
+                f"{reason_of(error)}. Repair or remove it."
+            ) from error
 
     return load
-
-
-def _undecodable(source: Source, path: Path, records: list[_Record], conversion: Conversion) -> str:
-    """The complaint about all images that cannot be decoded, for which all are tried."""
-
-    def reason(record: _Record) -> str | None:
-        try:
-            decode(source.read(record.name), conversion)
-        except (OSError, ValueError) as error:
-            return reason_of(error)
-        return None
-
-    workers = default_workers()
-    reasons = map_ahead(reason, records, workers, ahead=2 * workers)
-    bar = tqdm(records, f"decoding {path}", unit="image", delay=2, leave=False, disable=None)
-    failures = [
-        (record.name, one) for record, one in zip(bar, reasons, strict=True) if one is not None
-    ]
-    return _listed(
-        f"{len(failures)} of {len(records)} images in {path} cannot be decoded, although their "
-        "checksums are right:",
-        failures,
-        "Repair or remove them; to skip bad images leaves out only what checksums find.",
-    )
 
 
 def _no_such_path(path: Path) -> str:
