@@ -437,7 +437,8 @@ def show(command: str, words: Sequence[str]) -> str:
     for choice, name in [*composed.choices.items(), *metrics]:
         group, _, package = choice.partition("@")
         if name in options(group):
-            comments |= _comments(group, name, package or group.replace("/", "."))
+            own = "" if group == "experiment" else group.replace("/", ".")
+            comments |= _comments(group, name, package or own)
     lines, path = [], []
     for line in OmegaConf.to_yaml(OmegaConf.create(composed.config)).splitlines():
         key = re.match(r"( *)(\w+):", line)
