@@ -171,14 +171,13 @@ def _require_all(data: Any, choices: dict[str, str]) -> None:
     missing = list(_missing(data))
     if not missing:
         return
-    example = " ".join(f"{key}=…" for key in missing)
+    text = f"{missing[0]} must be given, for example {' '.join(f'{key}=…' for key in missing)}"
     if missing[0].startswith("guidance."):
-        raise UsageError(
-            f"model={choices['model']} comes with no network of its own for "
-            f"guidance={choices['guidance']} (its preset names one where one is published); choose "
-            f"one: {example}"
+        text += (
+            f". model={choices['model']} comes with no network of its own for "
+            f"guidance={choices['guidance']}: where one is published, the preset names it"
         )
-    raise UsageError(f"{missing[0]} must be given, for example {example}")
+    raise UsageError(text)
 
 
 def _missing(data: Any, key: str = "") -> Iterator[str]:
