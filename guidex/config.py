@@ -83,6 +83,7 @@ def compose(command: str, words: Sequence[str], complete: bool = True) -> Compos
         cfg.pop(group, None)
         choices[group] = "None"
     _require_one_way([*groups, *values], cfg, choices)
+    _set_published(cfg, choices)
     # A part taken over from elsewhere is copied once a key inside it is set, so that comes last.
     try:
         for override in sorted(values, key=lambda one: _is_taken_over(cfg, one)):
@@ -137,6 +138,20 @@ def _unresolved(error: OmegaConfBaseException, cfg: DictConfig, choices: dict[st
         f"guidance={choices['guidance']} is measured against a reference {lacking[1]!r}, which "
         f"model={choices['model']} does not have; it has {there}"
     )
+
+
+def _set_published(cfg: DictConfig, choices: dict[str, str]) -> None:
+    """Set what was published for the model under the guidance chosen (`model.published`), where
+    there is such a key and an experiment says nothing about it."""
+    model, experiment = cfg.get("model", {}), choices.get("experiment", "None")
+    own: list[str] = []
+    if experiment != "None":
+        own = _keys(OmegaConf.load(config_dir() / "experiment" / f"{experiment}.yaml"))
+    for key, value in model.get("published", {}).get(choices.get("guidance"), {}).items():
+        parent, _, name = key.rpartition(".")
+        if name in (OmegaConf.select(cfg, parent) or ()) and key not in own:
+            OmegaConf.update(cfg, key, value)
+    model.pop("published", None)
 
 
 def _require_one_way(

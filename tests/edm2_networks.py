@@ -1,16 +1,13 @@
 """EDM2 networks that several test files share: the golden ones, and a tiny random one."""
 
 import json
-from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
+from helpers import GOLDEN
 
+from guidex.assets.checkpoints import read_checkpoint
 from guidex.models.edm2.network import EDM2, Config
-
-HERE = Path(__file__)
-GOLDEN_FOLDERS = [HERE.parent / "golden", HERE.parents[2] / "shared" / "golden"]
 
 TINY = Config(
     img_resolution=16,
@@ -25,24 +22,17 @@ TINY = Config(
 )
 
 
-def golden_file(name: str) -> Path:
-    for folder in GOLDEN_FOLDERS:
-        if (folder / name).exists():
-            return folder / name
-    pytest.skip(f"{name} is in none of {', '.join(map(str, GOLDEN_FOLDERS))}")
-
-
 def golden_tensors(name: str) -> dict[str, torch.Tensor]:
-    with np.load(golden_file(name), allow_pickle=False) as data:
+    with np.load(GOLDEN / name, allow_pickle=False) as data:
         return {key: torch.from_numpy(data[key]) for key in data}
 
 
 def golden_model(name: str) -> EDM2:
-    config = json.loads(golden_file(f"edm2-tiny-{name}.config.json").read_text())
+    config = json.loads((GOLDEN / f"edm2-tiny-{name}.config.json").read_text())
     with torch.device("meta"):
         model = EDM2(Config.from_mapping(config))
     # The numbers were made with the float16 weights of the snapshot; its rounding is part of them.
-    weights = {k: v.half() for k, v in golden_tensors(f"edm2-tiny-{name}.weights.npz").items()}
+    weights = read_checkpoint(GOLDEN / f"edm2-tiny-{name}.pkl").tensors
     model.load_state_dict(weights, assign=True)
     return model
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 RECONSTRUCT = "torch_utils.persistence:_reconstruct_persistent_obj"
 REBUILD = "torch._utils:_rebuild_tensor_v2"
 LOAD = "torch.storage:_load_from_bytes"
+MODULES = "torch.nn.modules.container:ModuleDict"
 
 
 @dataclasses.dataclass
@@ -84,23 +85,33 @@ def stream(*values: Any) -> io.BytesIO:
     return io.BytesIO(pickle.PROTO + b"\x04" + many(values) + pickle.STOP)
 
 
-def storage_bytes(tensor: Tensor, zipped: bool = False) -> bytes:
+def storage_bytes(tensor: Tensor) -> bytes:
     """What torch writes for the storage of a tensor."""
     with warnings.catch_warnings(action="ignore"), io.BytesIO() as file:
-        torch.save(tensor.storage(), file, _use_new_zipfile_serialization=zipped)
+        torch.save(tensor.storage(), file, _use_new_zipfile_serialization=False)
         return file.getvalue()
 
 
-def recorded_tensor(tensor: Tensor, zipped: bool = False) -> Call:
-    storage = Call(LOAD, (storage_bytes(tensor, zipped),))
+def recorded_tensor(tensor: Tensor) -> Call:
+    storage = Call(LOAD, (storage_bytes(tensor),))
     hooks = Call("collections:OrderedDict")
     layout = (tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()))
     return Call(REBUILD, (storage, *layout, False, hooks))
 
 
-def parameter(tensor: Tensor, zipped: bool = False) -> Call:
-    args = (recorded_tensor(tensor, zipped), True, Call("collections:OrderedDict"))
+def parameter(tensor: Tensor) -> Call:
+    args = (recorded_tensor(tensor), True, Call("collections:OrderedDict"))
     return Call("torch._utils:_rebuild_parameter", args)
+
+
+def array_type(code: str) -> Raw:
+    order = (3, "<", None, None, None, -1, -1, 0)
+    return Raw(many([Call("numpy:dtype", (code, False, True)), order]) + pickle.BUILD)
+
+
+def array_of(code: str, size: tuple[int, ...], data: bytes, core: str = "numpy._core") -> Raw:
+    new = Call(f"{core}.multiarray:_reconstruct", (Name("numpy:ndarray"), (0,), b"b"))
+    return Raw(many([new, (1, size, array_type(code), False, data)]) + pickle.BUILD)
 
 
 def persistent(class_name: str, state: dict[str, Any], **init_kwargs: Any) -> Call:
@@ -134,6 +145,30 @@ def recorded_module(module: nn.Module, class_name: str = "Precond", **init_kwarg
     )
     members["_non_persistent_buffers_set"] = state["_non_persistent_buffers_set"]
     return persistent(class_name, members, **init_kwargs)
+
+
+WEIGHT = torch.arange(6.0).reshape(2, 3).half()
+
+
+def network() -> Call:
+    """A module with all kinds of members: Precond(unet: UNet(enc: ModuleDict(conv: MPConv)))."""
+    conv = persistent("MPConv", module_state({"weight": parameter(WEIGHT), "bias": None}))
+    buffers = {"filter": recorded_tensor(WEIGHT[0] + 1), "cache": recorded_tensor(WEIGHT)}
+    enc = New(MODULES, module_state(modules={"conv": conv}))
+    state = {
+        **module_state({"gain": parameter(torch.tensor(2.0).half())}, buffers),
+        "_non_persistent_buffers_set": {"cache"},
+        "_modules": {"enc": enc, "emb_label": None},
+    }
+    unet = module_state(modules={"unet": persistent("UNet", state)})
+    return persistent("Precond", unet, img_resolution=8, channel_mult=(1, 2))
+
+
+EXPECTED = {
+    "unet.gain": torch.tensor(2.0).half(),
+    "unet.filter": WEIGHT[0] + 1,
+    "unet.enc.conv.weight": WEIGHT,
+}
 
 
 def snapshot(**entries: Any) -> bytes:

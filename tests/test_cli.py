@@ -135,7 +135,9 @@ def test_list_of_something_else(capsys: pytest.CaptureFixture[str]) -> None:
         (["guidance.schedule.lo=2", "guidance.schedule.hi=1"], "lo must be below hi"),
         (["seeds=5-2"], "must increase"),
         (["seeds=ten"], "whole numbers"),
-        (["labels=[0,x]"], "labels must be"),
+        (["labels=[0,-1]"], "labels must be"),
+        (["labels=[0,random]"], "labels must be"),
+        (["labels=[0,x]"], "labels=x: the classes of this model are 0 … 9; there are 0, 1, 2"),
         (["labels=10"], "0 … 9"),
         (["batch=0"], "batch must be"),
         (["device=tpu"], "device"),
@@ -257,6 +259,23 @@ def test_missing_points_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture
     assert sum("lo must be below hi" in line for line in table) == 1
 
 
+def test_an_interval_without_a_step_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["guidance=interval", "guidance.schedule.lo=1.3", "guidance.schedule.hi=1.35"]
+    said = "guidance.schedule acts at no step of the sampler, so nothing is guided by it\n"
+    assert main(["sample", "--plan", *words]) == 0
+    assert said in capsys.readouterr().err
+    words[2] += ",5"
+    words += ["seeds=0-19", "sampler.grid.steps=12", "metrics=[frechet]"]
+    assert main(["sweep", *words, f"out={tmp_path / 'run'}"]) == 0
+    out, err = capsys.readouterr()
+    assert f"{said}  at guidance.schedule.hi=1.35\n" in err and "hi=5" not in err
+    note = "Not guided: point 0 (guidance interval, hi 1.35): no step of the sampler"
+    assert note in out and note in (tmp_path / "run" / "table.md").read_text()
+    assert "point 1" not in out
+
+
 def test_axes_on_the_command_line_replace_those_of_an_experiment(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -265,4 +284,4 @@ def test_axes_on_the_command_line_replace_those_of_an_experiment(
     words = ["sweep", "experiment=interval/digits", "sampler.grid.steps=8,16", "--plan"]
     assert main(words) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + 2 * 16
+    assert len(lines) == 1 + 2 * 19

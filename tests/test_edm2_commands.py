@@ -122,23 +122,28 @@ def test_models_tell_what_is_on_this_machine(place, capsys):
     assert str(place / "cache") in lines[0]
     assert [line.split() for line in lines[2:]] == [
         ["edm2-tiny", "-", "outputs/edm2-tiny.safetensors"],
-        ["unconditional", "-", "outputs/edm2-tiny-uncond.safetensors"],
-        ["weaker", "-", "outputs/edm2-tiny-weaker.safetensors"],
+        ["cfg", "reference", "-", "outputs/edm2-tiny-uncond.safetensors"],
+        ["autoguidance", "reference", "-", "outputs/edm2-tiny-weaker.safetensors"],
     ]
     (place / "outputs").mkdir()
     (place / "outputs/edm2-tiny.safetensors").write_bytes(bytes(1_250_000))
     models_command(["edm2-tiny"])
-    assert "edm2-tiny           1.2 MB  outputs" in capsys.readouterr().out
+    assert "edm2-tiny                    1.2 MB  outputs" in capsys.readouterr().out
 
 
 def test_models_are_all_presets_with_checkpoints(capsys):
     models_command([])
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "edm2-" in line]
     names = {file.stem for file in (config_dir() / "model").glob("edm2-*.yaml")}
-    assert names == {name for name in listed if name.startswith("edm2")} == set(presets())
-    roles = presets()["edm2-img512-s"]
-    assert list(roles) == ["main", "unconditional", "weaker"]
-    assert roles["weaker"].endswith("/edm2-img512-xs-0134217-0.125.pkl")
+    assert names == {name for name in listed if name.startswith("edm2")} == set(found := presets())
+    roles = found["edm2-img512-s"]
+    assert {role: source.partition("edm2-img512-")[2] for role, source in roles.items()} == {
+        "main": "s-2147483-0.130.pkl",
+        "cfg": "s-2147483-0.025.pkl",
+        "cfg reference": "xs-uncond-2147483-0.025.pkl",
+        "autoguidance": "s-2147483-0.070.pkl",
+        "autoguidance reference": "xs-0134217-0.125.pkl",
+    }
 
 
 def test_models_refuse_other_names():

@@ -32,30 +32,41 @@ IMG64 = {
     "l": ("1.33", "edm2-img64-l-1073741-0.040"),
     "xl": ("1.33", "edm2-img64-xl-0671088-0.040"),
 }
-# Main network, its guide, w and what is published.
+# Without guidance, main network and value; with autoguidance, main network, guide, w and value.
 AUTOGUIDANCE = {
-    "img512-s-fid": ("s-2147483-0.070", "xs-0134217-0.125", 2.10, "FID 1.34"),
-    "img512-s-dino": ("s-2147483-0.120", "xs-0134217-0.165", 2.45, "FD_DINOv2 36.67"),
-    "img512-xxl-fid": ("xxl-0939524-0.075", "m-0268435-0.155", 2.05, "FID 1.25"),
-    "img512-xxl-dino": ("xxl-0939524-0.130", "m-0268435-0.205", 2.30, "FD_DINOv2 24.18"),
-    "img512-s-uncond-fid": ("s-uncond-2147483-0.070", "xs-uncond-0134217-0.110", 2.85, "FID 3.86"),
-    "img512-s-uncond-dino": (
-        "s-uncond-2147483-0.090",
-        "xs-uncond-0134217-0.125",
-        2.90,
-        "FD_DINOv2 90.39",
+    "img512-s": ("s-2147483-0.130", 2.56, "s-2147483-0.070", "xs-0134217-0.125", 2.10, 1.34),
+    "img512-xxl": ("xxl-0939524-0.070", 1.91, "xxl-0939524-0.075", "m-0268435-0.155", 2.05, 1.25),
+    "img512-s-dino": ("s-2147483-0.190", 68.64, "s-2147483-0.120", "xs-0134217-0.165", 2.45, 36.67),
+    "img512-xxl-dino": (
+        "xxl-0939524-0.150", 42.84, "xxl-0939524-0.130", "m-0268435-0.205", 2.30, 24.18,
     ),
-    "img64-s-fid": ("s-1073741-0.045", "xs-0134217-0.110", 1.70, "FID 1.01"),
-    "img64-s-dino": ("s-1073741-0.105", "xs-0134217-0.175", 2.20, "FD_DINOv2 31.85"),
-}
+    "img512-s-uncond": (
+        "s-uncond-2147483-0.145", 11.67, "s-uncond-2147483-0.070", "xs-uncond-0134217-0.110", 2.85,
+        3.86,
+    ),
+    "img512-s-uncond-dino": (
+        "s-uncond-2147483-0.170", 209.53, "s-uncond-2147483-0.090", "xs-uncond-0134217-0.125", 2.9,
+        90.39,
+    ),
+    "img64-s": ("s-1073741-0.075", 1.58, "s-1073741-0.045", "xs-0134217-0.110", 1.70, 1.01),
+    "img64-s-dino": ("s-1073741-0.160", 58.52, "s-1073741-0.105", "xs-0134217-0.175", 2.20, 31.85),
+}  # fmt: skip
+# One EMA for both, less training alone, less capacity alone.
+ABLATIONS = [
+    ("s-2147483-0.050", "xs-0134217-0.050", 1.95, "FID 1.53"),
+    ("s-2147483-0.090", "s-0134217-0.130", 2.20, "FID 1.51"),
+    ("s-2147483-0.120", "xs-2147483-0.160", 1.80, "FID 2.13"),
+    ("s-2147483-0.115", "xs-0134217-0.115", 2.25, "FD_DINOv2 40.81"),
+    ("s-2147483-0.130", "s-0134217-0.170", 2.55, "FD_DINOv2 42.27"),
+    ("s-2147483-0.140", "xs-2147483-0.085", 1.90, "FD_DINOv2 59.89"),
+]
 # arXiv 2404.07724, table 1: value, network, EMA of both networks, w, bounds, guided steps of 32.
 INTERVAL = {
-    "table1-s-fid": ("FID 1.68", "s-2147483", "0.025", 2.1, (0.28, 2.9), range(15, 22)),
-    "table1-s-dino": ("FD_DINOv2 46.25", "s-2147483", "0.085", 3.2, (0.6, 5.0), range(13, 20)),
-    "table1-xxl-fid": ("FID 1.40", "xxl-0939524", "0.015", 2.0, (0.19, 1.61), range(17, 23)),
-    "table1-xxl-dino": ("FD_DINOv2 29.16", "xxl-0939524", "0.015", 2.9, (0.6, 5.0), range(13, 20)),
+    "s": ("1.68", "s-2147483", "0.025", 2.1, (0.28, 2.9), range(15, 22)),
+    "xxl": ("1.40", "xxl-0939524", "0.015", 2.0, (0.19, 1.61), range(17, 23)),
+    "s-dino": ("46.25", "s-2147483", "0.085", 3.2, (0.6, 5.0), range(13, 20)),
+    "xxl-dino": ("29.16", "xxl-0939524", "0.015", 2.9, (0.6, 5.0), range(13, 20)),
 }
-TABLE_1 = ("table1-s-fid", "table1-xxl-fid", "table1-s-dino", "table1-xxl-dino")
 # Class and seed of each image, in the paper's numbering of version 2.
 FIGURES = {
     6: [(64, s) for s in (6, 16, 12, 29)] + [(959, s) for s in (7, 8, 3, 4)],
@@ -105,23 +116,62 @@ def sampled(*words: str) -> Settings:
     return check(compose("sample", words), {})
 
 
-# Models
+def yaml_of(model: str) -> str:
+    return (config_dir() / f"model/{model}.yaml").read_text(encoding="utf-8")
+
+
+# Models, under the guidance that something was published for
 
 
 @pytest.mark.parametrize("metric, suffix", [("FID", ""), ("FD_DINOv2", "-dino")])
 @pytest.mark.parametrize("size", IMG512)
 def test_networks_of_imagenet_512(size, metric, suffix):
-    kimg, value, ema, guided_value, _, guided_ema = published(size, metric)
+    kimg, value, ema, guided_value, w, guided_ema = published(size, metric)
     name = f"edm2-img512-{size}{suffix}"
-    config = compose("sample", [f"model={name}"]).config
-    assert checkpoints(config) == (
-        url(f"edm2-img512-{size}-{kimg}-{ema}"),
+    none, cfg, interval = (
+        sampled(f"model={name}", f"guidance={one}") for one in ("none", "cfg", "interval")
+    )
+    assert checkpoints(none.config) == (url(f"edm2-img512-{size}-{kimg}-{ema}"), None)
+    assert none.config["decoder"]["_target_"] == "guidex.models.decoders.StabilityVAE"
+    assert f"{metric}: {value} " in describe("model", name)
+    assert checkpoints(cfg.config) == checkpoints(interval.config)
+    assert checkpoints(cfg.config) == (
+        url(f"edm2-img512-{size}-{kimg}-{guided_ema}"),
         url(f"edm2-img512-xs-uncond-2147483-{guided_ema}"),
     )
-    assert config["decoder"]["_target_"] == "guidex.models.decoders.StabilityVAE"
-    text = (config_dir() / f"model/{name}.yaml").read_text()
-    assert f"{metric}: {value} " in describe("model", name)
-    assert f"CFG: {guided_value} " in text
+    assert set(cfg.plan.weights[cfg.plan.guided]) == {float(w)}
+    assert f"# {guided_value}\n" in yaml_of(name)
+    # Of other sizes no interval is published; they take that of S.
+    key = f"{size if size == 'xxl' else 's'}{suffix}"
+    check_interval(interval, key)
+    found, said = (
+        INTERVAL[key][0] in yaml_of(name),
+        "of this size none are published" in yaml_of(name),
+    )
+    assert (found, said) == ((True, False) if size in ("s", "xxl") else (False, True))
+
+
+def check_interval(settings: Settings, key: str) -> None:
+    _, _, _, w, bounds, steps = INTERVAL[key]
+    schedule = settings.config["guidance"]["schedule"]
+    assert (schedule["lo"], schedule["hi"], schedule["w"]) == (*bounds, w)
+    assert settings.plan.guided_steps == list(steps)
+    assert settings.plan.evaluations_ref == [2 * len(steps)]
+
+
+@pytest.mark.parametrize("model", AUTOGUIDANCE)
+def test_networks_of_autoguidance(model):
+    alone, value, main, reference, w, guided_value = AUTOGUIDANCE[model]
+    none, guided = (
+        sampled(f"model=edm2-{model}", f"guidance={g}") for g in ("none", "autoguidance")
+    )
+    data = model.partition("-")[0]
+    assert checkpoints(none.config) == (url(f"edm2-{data}-{alone}"), None)
+    expected = url(f"edm2-{data}-{main}"), url(f"edm2-{data}-{reference}")
+    assert checkpoints(guided.config) == expected
+    assert set(guided.plan.weights[guided.plan.guided]) == {w}
+    assert f": {value} " in describe("model", f"edm2-{model}")
+    assert f"# {guided_value}\n" in yaml_of(f"edm2-{model}")
 
 
 @pytest.mark.parametrize("size", IMG64)
@@ -133,10 +183,51 @@ def test_networks_of_imagenet_64(size):
     assert f"FID: {value} " in describe("model", f"edm2-img64-{size}")
 
 
+def test_what_is_given_goes_before_what_was_published():
+    words = ["model=edm2-img512-s", "guidance=interval", "guidance.schedule.hi=1"]
+    config = compose("sample", [*words, "model.ema=0.05"]).config
+    assert (
+        config["guidance"]["schedule"] | {"w": 2.1, "lo": 0.28, "hi": 1}
+        == (config["guidance"]["schedule"])
+    )
+    assert checkpoints(config) == (
+        url("edm2-img512-s-2147483-0.050"),
+        url("edm2-img512-xs-uncond-2147483-0.050"),
+    )
+    # Other schedules take what they have keys for.
+    ramp = compose("sample", [*words[:1], "guidance=interval", "guidance/schedule=linear"]).config
+    assert ramp["guidance"]["schedule"]["w"] == 2.1 and "lo" not in ramp["guidance"]["schedule"]
+    # And so does an experiment: figure 6 says the EMA, and its points say the rest.
+    config = compose("sweep", ["experiment=interval/fig6", "guidance=none"]).config
+    assert checkpoints(config)[0] == url("edm2-img512-xxl-0939524-0.015")
+    assert "published" not in config["model"]
+
+
+def test_unequal_ema_is_doubted():
+    words = ["model=edm2-img512-s", "guidance=cfg", "guidance.reference.ema=0.045"]
+    [doubt] = sampled(*words).doubts
+    assert "main network is 0.025, that of the unconditional reference 0.045" in doubt
+    assert sampled(*words[:2]).doubts == []
+    [doubt] = sampled(
+        *words[:1], "guidance=cfg_pag", "model.references.unconditional.ema=0.2"
+    ).doubts
+    assert "reference 0.2" in doubt
+    assert sampled(*words[:1], "guidance=autoguidance").doubts == []
+
+
+def test_plans_name_the_networks():
+    text = sampled("model=edm2-img512-s", "guidance=cfg").describe()
+    assert text.endswith(
+        "; edm2-img512-s-2147483-0.025 against edm2-img512-xs-uncond-2147483-0.025"
+    )
+    alone = sampled("model=edm2-img512-s", "guidance=pag").describe()
+    assert alone.endswith("; edm2-img512-s-2147483-0.130")
+
+
 def test_a_preset_for_every_network_and_no_other():
     sizes = [f"img512-{size}{suffix}" for size in IMG512 for suffix in ("", "-dino")]
     sizes += ["img512-xs-uncond", "img512-s-uncond", "img512-s-uncond-dino"]
-    sizes += [f"img64-{size}" for size in IMG64]
+    sizes += [f"img64-{size}" for size in IMG64] + ["img64-s-dino"]
     expected = {"edm2", "edm2-tiny", "edm2-img512", "edm2-img64", *(f"edm2-{s}" for s in sizes)}
     assert {name for name in options("model") if name.startswith("edm2")} == expected
 
@@ -186,87 +277,60 @@ def test_models_choose_guidance_and_decoder_that_they_can_have(name):
 
 # Experiments
 
-
-@pytest.mark.parametrize("metric, key", [("FID", "fid"), ("FD_DINOv2", "dino")])
-@pytest.mark.parametrize("size", IMG512)
-def test_published_results_of_imagenet_512(size, metric, key):
-    kimg, value, ema, guided_value, w, guided_ema = published(size, metric)
-    name = f"edm2/img512-{size}-{key}"
-    settings = sampled(f"experiment={name}")
-    assert checkpoints(settings.config) == (url(f"edm2-img512-{size}-{kimg}-{ema}"), None)
-    assert not settings.plan.guided.any()
-    assert f": {metric} {value} " in describe("experiment", name)
-
-    name = f"edm2/img512-{size}-guid-{key}"
-    settings = sampled(f"experiment={name}")
-    assert checkpoints(settings.config) == (
-        url(f"edm2-img512-{size}-{kimg}-{guided_ema}"),
-        url(f"edm2-img512-xs-uncond-2147483-{guided_ema}"),
-    )
-    check_everywhere(settings, float(w))
-    assert f": {metric} {guided_value} " in describe("experiment", name)
+ROWS = {
+    "edm2/img512": [(m + s, g) for s in ("", "-dino") for m in IMG512 for g in ("none", "cfg")],
+    "edm2/img64": [(model, "none") for model in IMG64],
+    "autoguidance/img512": [
+        (m, g) for m in INTERVAL for g in ("none", "cfg", "autoguidance")
+    ],
+    "autoguidance/img512-uncond": [
+        (m, g) for m in ("s-uncond", "s-uncond-dino") for g in ("none", "autoguidance")
+    ],
+    "autoguidance/img64": [(m, g) for m in ("s", "s-dino") for g in ("none", "autoguidance")],
+    "interval/table1": [(m, g) for m in INTERVAL for g in ("cfg", "interval")],
+}  # fmt: skip
 
 
-def check_everywhere(settings: Settings, w: float) -> None:
-    """EDM2's protocol: 50,000 seeds, float32, one weight at all 63 evaluations."""
-    assert settings.seeds == list(range(50_000)) and settings.solver.dtype == "float32"
-    assert settings.plan.evaluations_main == 63 and settings.plan.evaluations_ref == [63]
-    assert set(settings.plan.weights[settings.plan.guided]) == {w}
+@pytest.mark.parametrize("name", ROWS)
+def test_published_tables(name):
+    """All rows are presets as they are, made as the paper's code makes them."""
+    table = plan_table([f"experiment={name}"])
+    data = "img64" if "img64" in name else "img512"
+    assert [(entry.values["model"], entry.values["guidance"]) for entry in table.entries] == [
+        (f"edm2-{data}-{model}", guidance) for model, guidance in ROWS[name]
+    ]
+    for entry in table.entries:
+        assert set(entry.values) == {"model", "guidance"}
+        check_protocol(entry.settings, data, "float64" if name.startswith("int") else "float32")
+    assert list(table.base.config["protocol"]) == ["fid", "fd_dinov2"]
 
 
-@pytest.mark.parametrize("size", IMG64)
-def test_published_results_of_imagenet_64(size):
-    value, file = IMG64[size]
-    settings = sampled(f"experiment=edm2/img64-{size}-fid")
-    assert checkpoints(settings.config) == (url(file), None)
-    assert f" {value} " in describe("experiment", f"edm2/img64-{size}-fid")
+def check_protocol(settings: Settings, data: str, dtype: str) -> None:
+    """50,000 seeds, three times, 32 steps."""
+    config = settings.config
+    assert settings.seeds == list(range(150_000)) and config["repeats"] == 3
+    assert settings.solver.dtype == dtype and settings.plan.evaluations_main == 63
+    assert config["ref"].endswith(f"/dataset-refs/{data}.pkl")
 
 
-@pytest.mark.parametrize("name", AUTOGUIDANCE)
-def test_published_results_of_autoguidance(name):
-    main, reference, w, result = AUTOGUIDANCE[name]
-    data = name.partition("-")[0]
-    settings = sampled(f"experiment=autoguidance/{name}")
-    expected = url(f"edm2-{data}-{main}"), url(f"edm2-{data}-{reference}")
-    assert checkpoints(settings.config) == expected
-    check_everywhere(settings, w)
-    assert f": {result} " in describe("experiment", f"autoguidance/{name}")
+def test_one_row_of_a_published_table():
+    words = ["model=edm2-img512-m", "guidance=cfg"]
+    [entry] = plan_table(["experiment=edm2/img512", *words]).entries
+    assert checkpoints(entry.settings.config) == checkpoints(sampled(*words).config)
+    assert len(entry.settings.seeds) == 150_000
 
 
-def check_interval(settings: Settings, name: str) -> None:
-    _, network, ema, w, bounds, steps = INTERVAL[name]
-    assert checkpoints(settings.config) == (
-        url(f"edm2-img512-{network}-{ema}"),
-        url(f"edm2-img512-xs-uncond-2147483-{ema}"),
-    )
-    schedule = settings.config["guidance"]["schedule"]
-    assert (schedule["lo"], schedule["hi"], schedule["w"]) == (*bounds, w)
-    assert settings.plan.guided_steps == list(steps)
-    assert settings.plan.evaluations_ref == [2 * len(steps)]
-    assert settings.solver.dtype == "float64"
-
-
-@pytest.mark.parametrize("name", INTERVAL)
-def test_published_results_of_the_interval(name):
-    check_interval(sampled(f"experiment=interval/{name}"), name)
-    assert f": {INTERVAL[name][0]} " in describe("experiment", f"interval/{name}")
-
-
-def test_table_1_of_the_interval_paper():
-    entries = plan_table(["experiment=interval/table1"]).entries
-    lines = (config_dir() / "experiment/interval/table1.yaml").read_text().splitlines()
+def test_ablations_of_autoguidance():
+    entries = plan_table(["experiment=autoguidance/ablations"]).entries
+    lines = (config_dir() / "experiment/autoguidance/ablations.yaml").read_text().splitlines()
     comments = [line.partition("# ")[2] for line in lines if "- model:" in line]
-    assert len(entries) == 8 and entries[0].settings.config["repeats"] == 3
-    for k, name in enumerate(TABLE_1):
-        _, size, key = name.split("-")
-        metric = {"fid": "FID", "dino": "FD_DINOv2"}[key]
-        cfg, interval = entries[2 * k].settings, entries[2 * k + 1].settings
-        _, _, _, value, w, ema = published(size, metric)
-        assert checkpoints(cfg.config) == checkpoints(interval.config)
-        assert checkpoints(cfg.config)[1] == url(f"edm2-img512-xs-uncond-2147483-{ema}")
-        assert set(cfg.plan.weights[cfg.plan.guided]) == {float(w)}
-        check_interval(interval, name)
-        assert comments[2 * k : 2 * k + 2] == [f"{metric} {value}", INTERVAL[name][0]]
+    for entry, comment, row in zip(entries, comments, ABLATIONS, strict=True):
+        main, reference, w, value = row
+        expected = url(f"edm2-img512-{main}"), url(f"edm2-img512-{reference}")
+        assert checkpoints(entry.settings.config) == expected
+        weights = entry.settings.plan.weights
+        assert set(weights[entry.settings.plan.guided]) == {w} and comment.startswith(value)
+        check_protocol(entry.settings, "img512", "float32")
 
 
 @pytest.mark.parametrize("number", FIGURES)
@@ -295,11 +359,8 @@ def test_how_python_hashes_pairs():
 def test_figure_3():
     entries = plan_table(["experiment=interval/fig3"]).entries
     assert len(entries) == 4 * 13
-    for k, name in enumerate(
-        ["table1-s-fid", "table1-xxl-fid", "table1-s-dino", "table1-xxl-dino"]
-    ):
+    for k, (_, network, ema, _, _, steps) in enumerate(INTERVAL.values()):
         none, *guided = entries[13 * k : 13 * (k + 1)]
-        _, network, ema, _, _, steps = INTERVAL[name]
         assert source(none.settings.config["model"]) == url(f"edm2-img512-{network}-{ema}")
         assert none.settings.plan.guided_steps == []
         for j, entry in enumerate(guided):

@@ -100,11 +100,10 @@ def test_interval_is_not_what_a_literal_reading_of_its_bounds_gives(seeds):
     assert relative(x.double(), golden.double()) > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_stochastic_sampling(seeds, dtype):
-    solver = Heun(
-        grid=Karras(steps=18), dtype=dtype, s_churn=40.0, s_min=0.05, s_max=50.0, s_noise=1.003
-    )
+def test_stochastic_sampling(seeds):
+    """In float32, as the golden run: in float64 the same seeds draw other fresh noise."""
+    churn = {"s_churn": 40.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003}
+    solver = Heun(grid=Karras(steps=18), dtype="float32", **churn)
     guidance = guided_by(Constant(w=1.5))
     run = Run(Guided(network("cond"), guidance, guidance.plan(solver.timeline())), key=None)
     # The classes of the golden run were given and not drawn again, so that its fresh noise follows

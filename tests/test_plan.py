@@ -45,6 +45,15 @@ def test_no_guidance():
     assert none().plan(HEUN).weights.shape == (0, 32, 2)
 
 
+def test_terms_that_find_no_step():
+    """Between two boundaries of the grid that snap to one, or beyond its noisiest step."""
+    found = plan(Interval(w=2.0, lo=1.3, hi=1.35), XXL, Interval(w=2.0, lo=90, hi=99))
+    assert found.idle == ("0", "2") and found.record()["idle"] == ["0", "2"]
+    for meant in (Constant(w=1.0), Interval(w=1.0, lo=90, hi=99), XXL):
+        assert plan(meant).idle == ()
+    assert none().plan(HEUN).idle == ()
+
+
 def test_several_terms():
     found = plan(XXL, Constant(w=1.5), Constant(w=1.0))
     assert found.weights.shape == (3, 32, 2)

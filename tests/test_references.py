@@ -653,7 +653,7 @@ def test_edm2s_references_are_found_by_their_names(
         with pytest.raises(UsageError, match=f"there is no {name}; give ref={re.escape(url)}"):
             published_reference(name)
     assert published_reference("mine.pkl") is None
-    place = cache._entry(url).path
+    place = cache._locate(url)[1]
     place.parent.mkdir()
     place.write_bytes(pickle.dumps({"fid": moments(), "num_images": 100}))
     assert published_reference("img512.pkl") == url

@@ -11,11 +11,14 @@ import pytest
 import torch
 from edm2_networks import TINY, tiny_model
 from pickle_builder import recorded_module, snapshot
+from PIL import Image
 
 from guidex.assets.images import open_images
 from guidex.cli import main
 from guidex.errors import GuidexError, UsageError
 from guidex.evaluation.sources import Samples, open_samples
+from guidex.runs import drawings
+from guidex.runs import sample as sample_module
 
 SAMPLE = ["sample", "seeds=990-1009", "block=6", "batch=4", "sampler.grid.steps=4"]
 FORMS = ("png", "zip", "npz")
@@ -146,3 +149,28 @@ def test_latents_are_told_from_images(
         assert main(["eval", str(path), "ref=digits"]) == 1
         error = capsys.readouterr().err
         assert "latents.npz: holds latents and no images" in error and "decoder=sd_vae" in error
+
+
+def test_classes_have_the_names_of_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for k, name in enumerate(["circle", "star"] * 6):
+        (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(np.full((4, 4), 20 * k, np.uint8))
+        image.save(tmp_path / "data" / name / f"{k}.png")
+    drawn: list[list[str]] = []
+    for module, name in ((sample_module, "sample_grid"), (drawings, "image_grid")):
+        monkeypatch.setattr(module, name, lambda *given, **_: drawn.append(given[-2]))
+    words = ["model=kernel", f"model.data={tmp_path / 'data'}", "seeds=0-2"]
+    words += ["labels=[star,0]", "sampler.grid.steps=4"]
+    assert main(["sample", *words, f"out={tmp_path / 'run'}"]) == 0
+    rows = (tmp_path / "run" / "labels.csv").read_text().splitlines()
+    assert [row.split(",")[1] for row in rows[1:]] == ["1", "0", "1"]
+    table = ["metrics=[]", "guidance=none,cfg", f"out={tmp_path / 'table'}"]
+    assert main(["sweep", *words, *table]) == 0
+    captions = ["seed 0 · class star", "seed 1 · class circle", "seed 2 · class star"]
+    assert drawn == [captions, captions]
+    assert main(["sample", *words, "labels=sta", f"out={tmp_path / 'other'}"]) == 2
+    assert "labels=sta: the classes of this model are 0 … 1; did you mean star?" in (
+        capsys.readouterr().err
+    )

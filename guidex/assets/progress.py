@@ -1,12 +1,12 @@
 """What a person sees of a download."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from guidex.assets.download import Progress
+Progress = Callable[[int, int | None], None]  # of (bytes so far, bytes in all or None)
 
 
 @contextmanager
@@ -23,17 +23,12 @@ def download_bar(what: str) -> Iterator[Progress]:
     def progress(count: int, total: int | None) -> None:
         nonlocal bar
         if bar is None:
-            shown = sys.stderr.isatty()
-            if not shown:
+            title, hidden = f"downloading {what}", not sys.stderr.isatty()
+            if hidden:
                 size = "" if total is None else f" ({megabytes(total)})"
-                print(f"downloading {what}{size}", file=sys.stderr, flush=True)
+                print(f"{title}{size}", file=sys.stderr, flush=True)
             bar = tqdm(
-                desc=f"downloading {what}",
-                total=total,
-                unit="B",
-                unit_scale=True,
-                leave=False,
-                disable=not shown,
+                desc=title, total=total, unit="B", unit_scale=True, leave=False, disable=hidden
             )
         bar.update(count - bar.n)
 

@@ -16,6 +16,7 @@ from guidex.guidance.rules import Offset, Rule
 from guidex.guidance.schedules import Schedule
 from guidex.guidance.timeline import Timeline
 from guidex.models.denoiser import Denoiser
+from guidex.models.spec import Model
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Term:
         """The schedule's weights; 1 everywhere for a direction that is 0."""
         weights = self.schedule.plan(timeline)
         return np.where(np.isnan(weights), weights, 1.0) if self.direction.zero else weights
+
+    def is_idle(self, weights: np.ndarray) -> bool:
+        """Whether it acts nowhere by these weights of its plan, though it was given a weight."""
+        acts = bool(np.any(weights[~np.isnan(weights)] != 1))
+        return not (acts or self.direction.zero or self.schedule.w == 1)
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,15 @@ class Guidance:
         """All weights on a sampler's grid."""
         weights = [term.plan(timeline) for term in self.terms.values()]
         costs = tuple(term.direction.evaluations for term in self.terms.values())
-        return Plan(timeline, np.array(weights).reshape(-1, *timeline.evaluations.shape), costs)
+        named = zip(self.terms.items(), weights, strict=True)
+        idle = tuple(name for (name, term), own in named if term.is_idle(own))
+        weights = np.array(weights).reshape(-1, *timeline.evaluations.shape)
+        return Plan(timeline, weights, costs, idle)
+
+    @property
+    def networks(self) -> list[Model]:
+        """What guidance is measured against, in the order of the terms."""
+        return [query.network for term in self.terms.values() for query in term.direction.queries]
 
     def on(self, device: str | torch.device) -> "Guidance":
         """The same with its networks on a device, ready to be called.

@@ -20,11 +20,14 @@ class Plan:
         timeline: the sampler's grid and evaluations.
         weights: float64 [terms, steps, stages]; 1 = no guidance, NaN = no evaluation.
         costs: evaluations of a reference that each term makes where it acts, [terms].
+        idle: names of the terms that have a weight, but no evaluation to act at: an interval
+            without a step.
     """
 
     timeline: Timeline
     weights: np.ndarray
     costs: tuple[int, ...]
+    idle: tuple[str, ...] = ()
 
     @property
     def guided(self) -> np.ndarray:
@@ -74,6 +77,7 @@ class Plan:
         return {
             "steps": len(self.timeline.sigmas) - 1,
             "guided_steps": ranges(self.guided_steps),
+            "idle": list(self.idle),
             "sigmas": self.timeline.sigmas.tolist(),
             "weights": np.where(np.isnan(self.weights), 1.0, self.weights).tolist(),
             "evals_main": self.evaluations_main,

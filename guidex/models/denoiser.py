@@ -42,6 +42,7 @@ class Denoiser(nn.Module, ABC):
     Attributes:
         shape: shape of one sample, (C, H, W) for images, (d,) for points.
         num_classes: labels are 0 ... num_classes - 1; 0 for a model without classes.
+        class_names: what the classes are called, in order; empty where only numbers are known.
         sigma_data: standard deviation of the data, in the units of x.
         sigma_min, sigma_max: noise levels for which D is valid (inclusive).
         space: what a sample is.
@@ -54,6 +55,7 @@ class Denoiser(nn.Module, ABC):
 
     shape: tuple[int, ...]
     num_classes: int
+    class_names: tuple[str, ...] = ()
     sigma_data: float
     sigma_min: float
     sigma_max: float
@@ -62,6 +64,10 @@ class Denoiser(nn.Module, ABC):
     attention_layers: tuple[str, ...] = ()
     origin: Mapping[str, str] = MappingProxyType({})
     compiled: bool = False
+
+    def name_of(self, label: int) -> str:
+        """What people call a class: its name, else its number."""
+        return self.class_names[label] if self.class_names else str(label)
 
     @abstractmethod
     def forward(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:

@@ -38,7 +38,7 @@ class KernelDenoiser(ExactDenoiser):
         labels: class of each centre, int64 [N], or None for data without classes.
         h: bandwidth, in the units of x; positive.
         conditional: False ignores the labels given to it (the unconditional model).
-        class_names: what the labels stand for, for people.
+        class_names: what the labels stand for.
 
     Raises:
         UsageError: a bandwidth that is not positive, no labels where conditional, or a class
@@ -66,7 +66,7 @@ class KernelDenoiser(ExactDenoiser):
         self.shape = tuple(centres.shape[1:])
         self.h = float(h)
         self.conditional = conditional
-        self.class_names = class_names
+        self.class_names = class_names if conditional else ()
         self.num_classes = int(labels.max()) + 1 if conditional else 0
         self.offsets = [0, *_class_sizes(labels).cumsum(0).tolist()] if conditional else []
         self.register_buffer("centres", centres.flatten(1))

@@ -36,6 +36,7 @@ class ModelSpec:
         sources: files that it is made of.
         shape, num_classes, sigma_min, sigma_max, gflops, space, attention_layers: of the network,
             see `Denoiser`.
+        ema: length of the averaged weights (sigma_rel), or None where it is not recorded.
     """
 
     build: Callable[[], Denoiser]
@@ -47,6 +48,7 @@ class ModelSpec:
     gflops: float = math.nan
     space: Space | None = None
     attention_layers: tuple[str, ...] | None = None
+    ema: float | None = None
     _loaded: dict[str, Denoiser] = field(default_factory=dict)
 
     @classmethod
@@ -56,15 +58,18 @@ class ModelSpec:
         build: Callable[[], Denoiser],
         sources: tuple[Source, ...],
         gflops: float | None = None,
+        ema: float | None = None,
     ) -> "ModelSpec":
         """The recipe of networks like this one, which may be without weights (device "meta").
 
         Arguments:
             gflops: cost of an evaluation where it is known; it is counted otherwise.
+            ema: see above.
         """
         names = ("shape", "num_classes", "sigma_min", "sigma_max", "space", "attention_layers")
         facts: dict[str, Any] = {name: getattr(model, name) for name in names}
-        return cls(build, sources, **facts, gflops=model.gflops if gflops is None else gflops)
+        facts["gflops"] = model.gflops if gflops is None else gflops
+        return cls(build, sources, **facts, ema=ema)
 
     def load(self, device: str | torch.device) -> Denoiser:
         """The network on a device, ready for inference; made once for each device.

@@ -160,8 +160,20 @@ class Table:
 
     @property
     def missing(self) -> list[str]:
+        """Rows without numbers, and those that are not guided though they were to be."""
         short = short_names(swept_keys(self.rows))
-        return [_missing(row, short) for row in self.rows if not row.is_measured]
+        idle = [row for row in self.rows if row.plan.get("idle")]
+        return [
+            *(
+                _about("Missing", row, short, row.missing or "")
+                for row in self.rows
+                if not row.is_measured
+            ),
+            *(
+                _about("Not guided", row, short, "no step of the sampler is in its interval")
+                for row in idle
+            ),
+        ]
 
     def narrower(self) -> Iterator["Table"]:
         """Ever narrower tables, this one first, the least loss before others. The first column,
@@ -297,8 +309,8 @@ def _differing(rows: Sequence[Row]) -> list[str]:
     return [name for name in names if len({one.get(name) for one in conditions}) > 1]
 
 
-def _missing(row: Row, short: dict[str, str]) -> str:
+def _about(what: str, row: Row, short: dict[str, str], why: str) -> str:
     unnamed = row.guidance == "" or "guidance" in row.values
     values = [] if unnamed else [f"guidance {shown(row.guidance)}"]
     values += [f"{short[key]} {shown(value)}" for key, value in row.values.items()]
-    return f"Missing: point {row.point} ({', '.join(values)}): {one_line(row.missing or '')}"
+    return f"{what}: point {row.point} ({', '.join(values)}): {one_line(why)}"

@@ -94,9 +94,10 @@ def _draw_grid(cohort: Cohort, path: Path) -> Path:
     kept = [cohort.gathered(f"gallery_{k}", axis=0)[: cohort.kept] for k in range(len(tasks))]
     settings = cohort.tasks[0].point.settings
     labels = cohort.labels()
-    columns = []
+    columns, model = [], cohort.tasks[0].point.model
     for k, seed in enumerate(settings.seeds[: cohort.kept]):
-        columns.append(f"seed {seed}" + ("" if labels is None else f" · class {labels[k]}"))
+        name = "" if labels is None else f" · class {model.name_of(labels[k])}"
+        columns.append(f"seed {seed}{name}")
     names = [title(task.point.settings.values, task.point.settings.method) for task in tasks]
     heading = None
     if len(tasks) < len(cohort.tasks):

@@ -1,7 +1,6 @@
 """`guidex models`: which checkpoints the presets load, and which of them are on this machine."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from torch import nn
 
@@ -20,39 +19,41 @@ def models_command(words: Sequence[str]) -> None:
     Raises:
         UsageError: no such preset, or one without checkpoints.
     """
-    known = presets()
+    known = {name: checkpoints(name) for name in words or options("model")}
     for name in words:
-        if name not in known:
-            raise UsageError(f"no preset with checkpoints is called {name!r}{nearest(name, known)}")
+        if not known[name]:
+            others = nearest(name, presets())
+            raise UsageError(f"no preset with checkpoints is called {name!r}{others}")
     print(f"Checkpoints are kept in {cache_dir()} (GUIDEX_CACHE); sizes are of those on disk.\n")
-    rows = [row for name in words or known for row in _rows(name, known[name])]
+    rows = [row for name, roles in known.items() for row in _rows(name, roles)]
     for label, state, source in rows:
         print(f"{label:<{max(len(row[0]) for row in rows)}}  {state:>9}  {source}")
 
 
 def presets() -> dict[str, dict[str, str]]:
-    """The checkpoints of every model preset that has any, by preset and role.
+    """The checkpoints of every model preset that has any, by preset and role."""
+    found = {name: checkpoints(name) for name in options("model")}
+    return {name: roles for name, roles in found.items() if roles}
 
-    Roles are "main" and the names of references. Presets that name no file by themselves
-    (model=edm2) are left out.
+
+def checkpoints(name: str) -> dict[str, str]:
+    """The checkpoints of a model preset: "main", and under each guidance what it loads instead.
+
+    Empty for other names, and where no file is named (model=edm2).
     """
-    found = {}
-    for name in options("model"):
+    roles: dict[str, str] = {}
+    for guidance in ("none", "cfg", "autoguidance"):
         try:
-            config = compose("sample", [f"model={name}", "guidance=none"]).config["model"]
+            config = compose("sample", [f"model={name}", f"guidance={guidance}"]).config
         except UsageError:  # it needs a value: a file of the user's own
             continue
-        roles = dict(_roles(config))
-        if roles:
-            found[name] = roles
-    return found
-
-
-def _roles(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for role, part in {"main": config, **config.get("references", {})}.items():
-        if "???" not in part.values():  # a reference that nobody has chosen
+        main, reference = config["model"], config["guidance"].get("reference", {})
+        for role, part in ((guidance, main), (f"{guidance} reference", reference)):
             model = instantiate(part, "model", Models(), nn.Module | ModelSpec)
-            yield from ((role, source.place) for source in getattr(model, "sources", ()))
+            for source in getattr(model, "sources", ()):
+                if source.place not in roles.values():
+                    roles["main" if role == "none" else role] = source.place
+    return roles
 
 
 def _rows(name: str, roles: dict[str, str]) -> Iterator[tuple[str, str, str]]:

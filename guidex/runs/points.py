@@ -1,9 +1,9 @@
 """A point of a table, made from its configuration: model, guidance, solver and plan."""
 
-import dataclasses
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from guidex.models.decoders import Decoder
 from guidex.models.denoiser import Denoiser
 from guidex.models.spec import Model
 from guidex.models.spec import load as load_model
+from guidex.presets import nearest
 from guidex.runs.folder import VOLATILE
 from guidex.runs.ranks import this_rank
 from guidex.sampling.seeds import SEED_LIMIT, parse_seeds
@@ -39,7 +40,8 @@ class Settings:
         solver: the sampler.
         plan: all guidance weights.
         seeds: one per image.
-        labels: class of each image as asked for, or None to draw it from the seed.
+        labels: class of each image as asked for, by number (by name, until the classes are known),
+            or None to draw it from the seed.
     """
 
     config: Config
@@ -50,7 +52,7 @@ class Settings:
     solver: Solver
     plan: Plan
     seeds: list[int]
-    labels: list[int] | None
+    labels: list[Any] | None
 
     @property
     def gflops(self) -> float:
@@ -60,12 +62,38 @@ class Settings:
         return main + self.guidance.gflops(self.plan)
 
     def describe(self) -> str:
-        """The plan in one line, and what an image costs where that is known and not next to
-        nothing."""
-        if not self.gflops >= 0.5:
-            return self.plan.describe()
-        cost = f"{self.gflops:,.0f} GFLOP per image (2 per multiply-add)"
-        return f"{self.plan.describe()}; {cost}"
+        """The plan in one line, what an image costs where that is known and not next to nothing,
+        and its networks."""
+        parts = [self.plan.describe()]
+        if self.gflops >= 0.5:
+            parts.append(f"{self.gflops:,.0f} GFLOP per image (2 per multiply-add)")
+        files = [
+            PurePosixPath(source.place).stem
+            for model in (self.model, *self.guidance.networks)
+            for source in getattr(model, "sources", ())
+        ]
+        return "; ".join([*parts, " against ".join(dict.fromkeys(files))] if files else parts)
+
+    @property
+    def doubts(self) -> list[str]:
+        """What may not be as it was meant, a sentence each."""
+        found = []
+        for name in self.plan.idle:
+            part = "guidance" if name == "direction" else f"guidance.terms.{name}"
+            found.append(
+                f"{part}.schedule acts at no step of the sampler, so nothing is guided by it"
+            )
+        main = self.model
+        for reference in self.guidance.networks:
+            lengths = [getattr(model, "ema", None) for model in (main, reference)]
+            if main.num_classes and reference.num_classes == 0 and None not in lengths:
+                if lengths[0] != lengths[1]:
+                    found.append(
+                        f"the EMA of the main network is {lengths[0]}, that of the unconditional "
+                        f"reference {lengths[1]}; all published results of CFG and the interval "
+                        "have equal ones"
+                    )
+        return found
 
     @property
     def method(self) -> str:
@@ -115,7 +143,8 @@ def check(composed: Composed, values: dict[str, str], models: Models | None = No
         raise UsageError(f"rng must be device or cpu, not {config['rng']!r}")
     config["device"] = resolve_device(config["device"])
     plan = guidance.plan(solver.timeline())
-    _check_models(model, guidance, plan, labels)
+    _check_models(model, guidance, plan)
+    labels = _numbered(labels, model)
     return Settings(config, composed.choices, values, model, guidance, solver, plan, seeds, labels)
 
 
@@ -162,7 +191,7 @@ class Point:
     @property
     def gflops(self) -> float:
         """Cost of one image, 10^9 floating-point operations."""
-        return dataclasses.replace(self.settings, model=self.model, guidance=self.guidance).gflops
+        return replace(self.settings, model=self.model, guidance=self.guidance).gflops
 
 
 def load(settings: Settings, decoders: Models, latents_suffice: bool = False) -> Point:
@@ -181,7 +210,8 @@ def load(settings: Settings, decoders: Models, latents_suffice: bool = False) ->
     device = settings.config["device"]
     model = load_model(settings.model, device)
     guidance = settings.guidance.on(device)
-    _check_models(model, guidance, settings.plan, settings.labels)
+    _check_models(model, guidance, settings.plan)
+    settings = replace(settings, labels=_numbered(settings.labels, model))
     try:
         decoder = None if model.space == "points" else _decoder(settings, model, decoders)
     except GuidexError as error:
@@ -192,15 +222,9 @@ def load(settings: Settings, decoders: Models, latents_suffice: bool = False) ->
     return Point(settings, model, guidance, decoder)
 
 
-def _check_models(model: Model, guidance: Guidance, plan: Plan, labels: list[int] | None) -> None:
-    """Refuse labels, noise levels, references and layers that do not fit; what a recipe does not
-    tell is let be."""
-    for label in labels or []:
-        if model.num_classes is not None and not 0 <= label < model.num_classes:
-            allowed = (
-                f"0 … {model.num_classes - 1}" if model.num_classes else "none: use labels=random"
-            )
-            raise UsageError(f"labels={label}: the classes of this model are {allowed}")
+def _check_models(model: Model, guidance: Guidance, plan: Plan) -> None:
+    """Refuse noise levels, references and layers that do not fit; what a recipe does not tell is
+    let be."""
     _check_range(model, plan, 1.0)
     for term in guidance.terms.values():
         for query in term.direction.queries:
@@ -208,6 +232,26 @@ def _check_models(model: Model, guidance: Guidance, plan: Plan, labels: list[int
             _check_range(query.network, plan, query.k)
             if query.perturbation is not None and query.network.attention_layers is not None:
                 query.perturbation.chosen(query.network.attention_layers)
+
+
+def _numbered(labels: list[Any] | None, model: Model) -> list[Any] | None:
+    """Classes given by number or name as numbers; as they are, where the model's are not known."""
+    if labels is None or model.num_classes is None:
+        return labels
+    numbers = {label: _class(label, model) for label in dict.fromkeys(labels)}
+    return [numbers[label] for label in labels]
+
+
+def _class(given: int | str, model: Model) -> int:
+    """The number of a class, given by its number or name."""
+    names = getattr(model, "class_names", ())
+    if isinstance(given, str) and given in names:
+        return names.index(given)
+    if isinstance(given, int) and 0 <= given < model.num_classes:
+        return given
+    allowed = f"0 … {model.num_classes - 1}" if model.num_classes else "none: use labels=random"
+    hint = nearest(given, names) if isinstance(given, str) else ""
+    raise UsageError(f"labels={given}: the classes of this model are {allowed}{hint}")
 
 
 def _check_reference(model: Model, reference: Model) -> None:
@@ -279,17 +323,16 @@ def _check_index(index: int) -> None:
         )
 
 
-def parse_labels(text: Any, count: int) -> list[int] | None:
-    """Classes as written by people, one per image: random (None), 3, or a list, repeated as
+def parse_labels(text: Any, count: int) -> list[Any] | None:
+    """Classes as written by people, one per image: random (None), 3, circle, or a list, repeated as
     needed."""
     if text == "random":
         return None
     labels = text if isinstance(text, list) else [text]
-    if not labels or not all(
-        isinstance(y, int) and not isinstance(y, bool) and y >= 0 for y in labels
-    ):
+    wrong = [y for y in labels if isinstance(y, bool) or not isinstance(y, int | str)]
+    if wrong or not labels or "random" in labels or any(y < 0 for y in labels if y != str(y)):
         raise UsageError(
-            f"labels must be random, a class such as 3, or a list [0,1,2], not {text!r}"
+            f"labels must be random, a class such as 3 or its name, or a list [0,1,2], not {text!r}"
         )
     return [labels[k % len(labels)] for k in range(count)]
 

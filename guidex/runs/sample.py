@@ -24,6 +24,7 @@ from guidex.runs.folder import (
     run_folder,
     write_json,
 )
+from guidex.runs.measure import warn
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, check, load
 from guidex.runs.progress import Progress
@@ -63,6 +64,7 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
     rank = this_rank()
     if rank.first:
         print(settings.describe())
+        warn(settings.doubts)
     if plan_only:
         return
     identity = {"command": "sample", **settings.identity}
@@ -72,7 +74,7 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
         if config["latents"] and point.model.space != "latents":
             raise UsageError("latents=true: this model has none; its samples are its output")
         require_same_inputs(folder, point.origins.values())
-        blocks = cut(settings.seeds, settings.labels, config["block"])
+        blocks = cut(settings.seeds, point.settings.labels, config["block"])
         finish = Finish(folder / "summary.json")
         make_blocks(point, blocks, folder, rank)
         if not all(block.path(folder / "blocks", ".json").exists() for block in blocks):
@@ -101,6 +103,7 @@ def _names_a_table(words: Sequence[str]) -> bool:
 def _plan_table(words: Sequence[str], plan_only: bool) -> None:
     """Plan a table as a sweep would; sampling it is refused."""
     table = plan_table(words)
+    warn(table.doubts)
     if not plan_only:
         raise UsageError(
             f"{table.name} is a table of {len(table.entries)} points; run it with guidex sweep, "
@@ -223,7 +226,9 @@ def _write_grid(
         return
     captions = []
     for seed, label in zip(settings.seeds[: len(preview)], labels, strict=False):
-        captions.append(f"seed {seed}" + ("" if label is None else f" · class {label}"))
+        captions.append(
+            f"seed {seed}" + ("" if label is None else f" · class {point.model.name_of(label)}")
+        )
     sample_grid(preview, captions, folder / "grid.png")
 
 

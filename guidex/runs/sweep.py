@@ -60,6 +60,7 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
     table, rank = plan_table(words, default), this_rank()
     if rank.first:
         _print_size(table)
+        warn(table.doubts)
     if plan_only:
         print_plans(table)
         return

@@ -42,6 +42,16 @@ class Table:
         keys = {key: None for entry in self.entries for key in entry.values}
         return "-".join(key.rpartition(".")[2].replace("/", "-") for key in keys) or "point"
 
+    @property
+    def doubts(self) -> list[str]:
+        """What may not be as it was meant, with the points that it is about."""
+        points: dict[str, list[str]] = {}
+        for entry in self.entries:
+            for doubt in entry.settings.doubts if entry.settings else ():
+                at = " ".join(f"{key}={value}" for key, value in entry.values.items())
+                points.setdefault(doubt, []).append(at)
+        return ["\n  at ".join([doubt, *filter(None, at)]) for doubt, at in points.items()]
+
 
 def plan_table(words: Sequence[str], default: str | None = DEFAULT_EXPERIMENT) -> Table:
     """Compose and check every point.

@@ -32,12 +32,17 @@ class Draws:
     device: torch.device
 
     def draw(self, like: Tensor) -> tuple[Tensor, "Draws"]:
-        """Unit noise in the shape and dtype of `like` [B, *shape], drawn in float32, row by row."""
+        """Unit noise in the shape and dtype of `like` [B, *shape], drawn in this dtype, row by row
+        (as EDM2 does: the same seeds give other noise in float64)."""
         generator = torch.Generator(self.device)
         rows, states = [], []
         for state in self.states:
             generator.set_state(state)
-            rows.append(torch.randn(like.shape[1:], generator=generator, device=self.device))
+            rows.append(
+                torch.randn(
+                    like.shape[1:], generator=generator, device=self.device, dtype=like.dtype
+                )
+            )
             states.append(generator.get_state())
         return torch.stack(rows).to(like), Draws(tuple(states), self.device)
 

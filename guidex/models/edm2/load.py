@@ -139,7 +139,7 @@ def released(
     build = partial(load_network, source, None, dtype, folded, compile)
     channels = {"img512": 4, "img64": 3}[dataset]
     config = Config(64, channels, 1000 if conditional else 0, CHANNELS[size])
-    return ModelSpec.of(_outline(config), build, (Source(source),), GFLOPS[size])
+    return ModelSpec.of(_outline(config), build, (Source(source),), GFLOPS[size], ema)
 
 
 def _outline(config: Config) -> EDM2:

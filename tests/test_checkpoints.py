@@ -1,0 +1,298 @@
+"""Checkpoint files: EDM2's snapshots, guidex's own pairs, and the way from one to the other."""
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import GOLDEN
+from pickle_builder import (
+    EXPECTED,
+    RECONSTRUCT,
+    WEIGHT,
+    Call,
+    Raw,
+    array_of,
+    module_state,
+    network,
+    parameter,
+    persistent,
+    recorded_module,
+    recorded_tensor,
+    snapshot,
+)
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from guidex.assets import checkpoints
+from guidex.assets.checkpoints import Checkpoint, convert, read_checkpoint, write_checkpoint
+from guidex.errors import GuidexError, UsageError
+
+
+def assert_same(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert tensors.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert tensors[name].dtype == tensor.dtype
+        assert torch.equal(tensors[name], tensor)
+
+
+def save(path: Path, **entries: Any) -> Path:
+    path.write_bytes(snapshot(**entries))
+    return path
+
+
+def test_checkpoint_of_a_snapshot(tmp_path: Path) -> None:
+    encoder = persistent("StabilityVAEEncoder", {"scale": array_of("f4", (1,), b"\0\0\0?")}, n=1)
+    path = save(tmp_path / "net.pkl", ema=network(), encoder=encoder)
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.config == {"img_resolution": 8, "channel_mult": [1, 2]}
+    assert list(checkpoint.tensors) == list(EXPECTED)  # in the order of torch's state_dict
+    assert_same(checkpoint.tensors, EXPECTED)
+    assert len(checkpoint.metadata.pop("sha256")) == 64
+    assert checkpoint.metadata == {
+        "source": "net.pkl",
+        "entry": "ema",
+        "network": "Precond",
+        "dtype": "float16",
+        "dataset_kwargs": {"path": "x.zip"},
+        "encoder": {
+            "class_name": "StabilityVAEEncoder",
+            "init_args": [],
+            "init_kwargs": {"n": 1},
+            "state": {"scale": [0.5]},
+        },
+    }
+
+
+def test_state_dict_agrees_with_torch(tmp_path: Path) -> None:
+    """A real module, recorded as EDM2's persistence would record it."""
+
+    module = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Linear(3, 2, bias=False))
+    module[2].register_buffer("transient", torch.ones(3), persistent=False)
+    checkpoint = read_checkpoint(save(tmp_path / "net.pkl", ema=recorded_module(module)))
+    assert list(checkpoint.tensors) == list(module.state_dict())
+    assert_same(checkpoint.tensors, module.state_dict())
+    assert checkpoint.metadata["dtype"] == "float32, int64"
+
+
+def test_ema_is_preferred_to_the_network_in_training(tmp_path: Path) -> None:
+    other = persistent("Precond", module_state({"gain": parameter(torch.ones(1))}))
+    both = save(tmp_path / "both.pkl", net=other, ema=network())
+    assert read_checkpoint(both).metadata["entry"] == "ema"
+    one = read_checkpoint(save(tmp_path / "one.pkl", net=other, ema=None))
+    assert one.metadata["entry"] == "net" and list(one.tensors) == ["gain"]
+
+
+def chain(levels: int) -> Raw:
+    """Lists that hold each other: each is first met at a small depth, and only all are deep."""
+    store, recall = (lambda k, op=op: op + struct.pack("<I", k) for op in (b"r", b"j"))
+    links = (b"]" + store(k) + recall(k - 1) + pickle.APPEND for k in range(1, levels))
+    return Raw(pickle.MARK + b"]" + store(0) + b"".join(links) + pickle.TUPLE)
+
+
+def of_parameters(**parameters: Any) -> Call:
+    return persistent("Precond", module_state(parameters))
+
+
+TENSOR = recorded_tensor(WEIGHT)
+NO_SET = {**module_state(), "_non_persistent_buffers_set": [1]}
+UNSUITABLE = {
+    "no network": ({"weights": 1}, "its entries are: dataset_kwargs, loss_fn, weights."),
+    "no recorded network": ({"ema": {"w": 1}}, "no network under ema or net"),
+    "another class": ({"ema": persistent("Generator", {})}, "holds a Generator"),
+    "no module": ({"ema": persistent("Precond", {})}, "without _parameters"),
+    "odd module": (
+        {"ema": persistent("Precond", module_state(modules={"a": 1}))}, "a. is not a module",
+    ),
+    "odd parameter": ({"ema": of_parameters(a="x")}, "a is not a tensor"),
+    "dotted name": ({"ema": of_parameters(**{"a.b": TENSOR})}, "is called 'a.b'"),
+    "name to print": ({"ema": of_parameters(**{"a\x1b": TENSOR})}, "is called 'a\\x1b'"),
+    "no set of buffers": ({"ema": persistent("Precond", NO_SET)}, "which buffers are persistent"),
+    "no number": ({"ema": persistent("Precond", module_state(), sigma=float("nan"))}, "JSON"),
+    "odd key": ({"ema": network(), "dataset_kwargs": {1: 2}}, "a dict that JSON cannot hold"),
+    "raw bytes": ({"ema": network(), "dataset_kwargs": {"a": b"x"}}, "JSON cannot hold"),
+    "endless arguments": ({"ema": network(), "dataset_kwargs": {"a": chain(2000)}}, "recursion"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNSUITABLE)
+def test_unsuitable_snapshots(case: str, tmp_path: Path) -> None:
+    entries, reason = UNSUITABLE[case]
+    path = save(tmp_path / "net.pkl", **entries)
+    with pytest.raises(GuidexError) as error:
+        read_checkpoint(path)
+    assert str(error.value).startswith(f"{path}: ") and reason in str(error.value)
+
+
+def test_unnamed_arguments_are_refused(tmp_path: Path) -> None:
+    state = {"_init_args": (8, 4), "_init_kwargs": {}, **module_state()}
+    meta = {"type": "class", "class_name": "Precond", "state": state}
+    with pytest.raises(GuidexError, match="unnamed arguments"):
+        read_checkpoint(save(tmp_path / "net.pkl", ema=Call(RECONSTRUCT, (meta,))))
+
+
+# --- Conversion -------------------------------------------------------------------------------
+
+
+def assert_equal(checkpoint: Checkpoint, expected: Checkpoint) -> None:
+    assert checkpoint.config == expected.config
+    assert checkpoint.metadata == expected.metadata
+    assert_same(checkpoint.tensors, expected.tensors)
+
+
+def test_conversion_keeps_everything(tmp_path: Path) -> None:
+    source = save(tmp_path / "net-0.130.pkl", ema=network())
+    destination = tmp_path / "net-0.130.safetensors"
+    checkpoint = convert(source, destination)
+    assert_equal(checkpoint, read_checkpoint(source))
+    assert_equal(read_checkpoint(destination), checkpoint)
+    assert_equal(convert(destination, tmp_path / "again.safetensors"), checkpoint)
+    assert_same(load_file(destination), EXPECTED)
+    written = json.loads((tmp_path / "net-0.130.json").read_text())
+    assert written == {"format": 1, "config": checkpoint.config, "metadata": checkpoint.metadata}
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_tied_and_strided_tensors_are_written(tmp_path: Path) -> None:
+    base = torch.arange(6.0).reshape(2, 3)
+    tensors = {"a": base, "b": base, "c": base.T, "d": base[:, 1], "e": torch.zeros(0)}
+    write_checkpoint(Checkpoint({}, tensors, {}), tmp_path / "net.safetensors")
+    assert_same(read_checkpoint(tmp_path / "net.safetensors").tensors, tensors)
+
+
+def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
+    source = save(tmp_path / "net.pkl", ema=network())
+    destination = tmp_path / "net.safetensors"
+    (tmp_path / "net.json").write_text("mine")
+    with pytest.raises(UsageError, match="net.json is already there"):
+        convert(source, destination)
+    assert (tmp_path / "net.json").read_text() == "mine" and not destination.exists()
+    convert(source, destination, overwrite=True)
+    assert_same(read_checkpoint(destination).tensors, EXPECTED)
+
+
+def test_a_snapshot_that_is_replaced_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "net.pkl", ema=network())
+    read = checkpoints.read_pickle
+
+    def slow(source: Path) -> object:
+        data = read(source)
+        (tmp_path / "new").write_bytes(path.read_bytes())
+        (tmp_path / "new").replace(path)
+        return data
+
+    monkeypatch.setattr(checkpoints, "read_pickle", slow)
+    with pytest.raises(GuidexError, match="net.pkl was replaced while it was being read"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("failing", [0, 1])
+def test_both_files_are_written_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool, failing: int
+) -> None:
+    destination = tmp_path / "net.safetensors"
+    if there:
+        write_checkpoint(Checkpoint({}, {"a": torch.ones(2)}, {}), destination)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    writes = iter(range(2))
+    fsync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if next(writes) == failing:
+            raise OSError(errno.ENOSPC, "full")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(GuidexError, match="cannot write .*net.* disk is full"):
+        write_checkpoint(Checkpoint({}, {"a": torch.zeros(3)}, {}), destination, overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_in_the_place_of_a_file_is_told_first(tmp_path: Path) -> None:
+    (tmp_path / "net.json").mkdir()
+    with pytest.raises(UsageError, match="net.json is already there"):
+        write_checkpoint(Checkpoint({}, {}, {}), tmp_path / "net.safetensors", overwrite=True)
+
+
+def test_the_destination_is_checked_before_the_source_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="ends in .safetensors"):
+        convert(tmp_path / "none.pkl", tmp_path / "net.pt")
+    with pytest.raises(UsageError, match="no folder"):
+        convert(tmp_path / "none.pkl", tmp_path / "new" / "net.safetensors")
+
+
+def test_pairs_that_do_not_belong_together(tmp_path: Path) -> None:
+    for name, resolution in (("a", 8), ("b", 16)):
+        checkpoint = Checkpoint({"img_resolution": resolution}, EXPECTED, {})
+        write_checkpoint(checkpoint, tmp_path / f"{name}.safetensors")
+    (tmp_path / "a.json").write_bytes((tmp_path / "b.json").read_bytes())
+    with pytest.raises(GuidexError, match="does not belong to"):
+        read_checkpoint(tmp_path / "a.safetensors")
+    (tmp_path / "b.json").unlink()
+    with pytest.raises(UsageError, match="b.json: does not exist"):
+        read_checkpoint(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "not a readable description"),
+        ("[" * 100_000, "not a readable description"),
+        ('{"format": 1, "config": {"a": NaN}, "metadata": {}}', "NaN is not a JSON number"),
+        ('{"a": ' + "9" * 10_000 + "}", "not a readable description"),
+        ("[]", "not the description"),
+        ('{"format": 1, "config": []}', "not the description"),
+        ('{"format": 2, "config": {}, "metadata": {}}', "not of format 1"),
+    ],
+)
+def test_damaged_descriptions(tmp_path: Path, text: str, reason: str) -> None:
+    write_checkpoint(Checkpoint({}, EXPECTED, {}), tmp_path / "net.safetensors")
+    (tmp_path / "net.json").write_text(text)
+    with pytest.raises(GuidexError, match=reason):
+        read_checkpoint(tmp_path / "net.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", bytes(100), (2**60).to_bytes(8, "little")])
+def test_damaged_weights(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "net.safetensors"
+    write_checkpoint(Checkpoint({}, EXPECTED, {}), path)
+    whole = path.read_bytes()
+    for damaged in (content, whole[:-1], whole + b"x"):
+        path.write_bytes(damaged)
+        with pytest.raises(GuidexError, match="not a readable safetensors file"):
+            read_checkpoint(path)
+
+
+# --- Golden snapshots -------------------------------------------------------------------------
+
+
+# SHA-256 of the names, shapes and float16 numbers that the golden networks were written with.
+WEIGHTS = {
+    "cond": "c2182be99c02641e7bda285d6213d6d596ceaed11331facdd7f32ba409ee73bb",
+    "uncond": "1c647eed1a867dc614b97acf3acab50772342c6e31421b481b597dcf88f42371",
+    "rgb": "6c3084a5c09371b3e56cb6d6ba4f82815b02e58d797443015522ac633412b71d",
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_golden_snapshots(name: str, tmp_path: Path) -> None:
+    path = GOLDEN / f"edm2-tiny-{name}.pkl"
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.config == json.loads(path.with_suffix(".config.json").read_text())
+    digest = hashlib.sha256()
+    for key, tensor in checkpoint.tensors.items():
+        assert tensor.dtype == torch.float16
+        digest.update(f"{key}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    assert digest.hexdigest() == WEIGHTS[name]
+    convert(path, tmp_path / "net.safetensors")
+    assert_equal(read_checkpoint(tmp_path / "net.safetensors"), checkpoint)
