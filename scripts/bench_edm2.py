@@ -53,6 +53,7 @@ from guidex.models.edm2.folded import fold
 from guidex.models.edm2.load import CHANNELS, compile_network
 from guidex.models.edm2.network import EDM2
 from guidex.runs.blocks import cut, start
+from guidex.runs.folder import run_folder
 from guidex.runs.points import Point, check, load
 from guidex.runs.ranks import ALONE
 from guidex.runs.sample import make_blocks
@@ -355,7 +356,8 @@ class Bench:
         settings = point.settings
         blocks = cut(settings.seeds, settings.labels, settings.config["block"])
         began = time.perf_counter()
-        make_blocks(point, blocks, out, ALONE)
+        with run_folder(out, {"command": "sample"}, overwrite=False) as held:
+            make_blocks(point, blocks, held, ALONE)
         return time.perf_counter() - began
 
     def _print_parts(self, name: str, point: Point, place: Path) -> None:

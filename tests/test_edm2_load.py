@@ -85,8 +85,12 @@ def test_snapshot_and_conversion_give_the_same_bits_and_record(snapshots):
         for name in ("net.pkl", "net.safetensors")
     )
     assert torch.equal(denoised(original), denoised(converted))
-    sha256 = file_sha256(snapshots / "net.pkl")
-    assert original.origin == converted.origin == {"source": "net.pkl", "sha256": sha256}
+    pkl, pair = snapshots / "net.pkl", snapshots / "net.safetensors"
+    origin = {"source": "net.pkl", "path": str(pkl), "sha256": file_sha256(pkl)}
+    assert original.origin == origin
+    # Of the file that is read, not what it says of itself.
+    read = {"path": str(pair), "sha256": file_sha256(pair), "original": origin["sha256"]}
+    assert converted.origin == origin | read
 
 
 def test_a_url_of_a_local_file(snapshots):
@@ -125,7 +129,8 @@ def test_channels_tell_the_space(channels, space):
 def test_weights_without_a_recorded_hash_are_told_by_that_of_their_file(tmp_path):
     path = tmp_path / "net.safetensors"
     write_checkpoint(tiny_checkpoint(), path)
-    assert load_network(str(path)).origin == {"source": "random", "sha256": file_sha256(path)}
+    origin = {"source": "random", "path": str(path), "sha256": file_sha256(path)}
+    assert load_network(str(path)).origin == origin
 
 
 def test_the_network_compiles_as_one_graph(snapshots, monkeypatch):

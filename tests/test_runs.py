@@ -126,13 +126,13 @@ def test_interrupt_leaves_a_resumable_folder(
     process = server.Process(target=quiet, args=(words, tmp_path / "run"))
     process.start()
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "run").glob("blocks/*.json")):
+    while not list((tmp_path / "run").glob("blocks/*.record")):
         assert time.monotonic() < deadline and process.is_alive()
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
     process.join(60)
     assert process.exitcode == 130
-    done = len(list((tmp_path / "run" / "blocks").glob("*.json")))
+    done = len(list((tmp_path / "run" / "blocks").glob("*.record")))
     assert 1 <= done < 100
     assert main([*words, f"out={tmp_path / 'run'}"]) == 0
     assert f"{20 * done} of 2000 images are there already" in capsys.readouterr().out
@@ -194,9 +194,10 @@ def test_a_run_that_another_process_marks_meanwhile_is_joined(
     """Of processes that start together, one may look into the folder just before the other
     writes its mark."""
     list_items = Path.iterdir
+    mark = {"run": "0123", "versions": {}, "command": "x"}
 
     def marked_meanwhile(folder: Path):
-        (folder / "run.json").write_text(json.dumps({"command": "x"}))
+        (folder / "run.json").write_text(json.dumps(mark))
         return list_items(folder)
 
     tmp_path.joinpath("run").mkdir()
@@ -274,7 +275,7 @@ def test_nonfinite_names_seed_and_step(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(words) == 1
     error = capsys.readouterr().err
     assert "seed 5 " in error and "step 0 " in error
-    assert not list((tmp_path / "run" / "blocks").glob("*.json"))
+    assert not list((tmp_path / "run" / "blocks").glob("*.record"))
 
 
 def test_full_disk(

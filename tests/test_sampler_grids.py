@@ -33,6 +33,8 @@ def test_every_grid_decreases_to_0(grid, steps):
 @pytest.mark.parametrize("grid", ALL)
 @pytest.mark.parametrize("steps", [0, -3])
 def test_a_grid_has_steps(grid, steps):
+    with pytest.raises(UsageError, match="and at most 10000, not steps=100000000"):
+        Karras(steps=100_000_000)
     with pytest.raises(UsageError, match="at least one step"):
         grid(steps=steps)
 

@@ -159,6 +159,8 @@ def test_seeds_are_parsed(text, seeds):
         ("9-3", "must increase"),
         (f"{2**63}", "below 2\\^63"),
         ("1,2,1", "given twice"),
+        (["0-5", 2**32 + 5], "seeds 5 and 4294967301 make the same image"),
+        ("0-99999999999", "more than the 10000000 that a run may have"),
         (["0-5", 3], "given twice"),
         ([], "no seeds given"),
     ],

@@ -81,7 +81,10 @@ def test_a_rank_takes_its_blocks_and_leaves_the_rest(tmp_path: Path, monkeypatch
     words = [*SAMPLE, f"out={tmp_path / 'run'}"]
     assert main(words) == 0
     blocks = tmp_path / "run" / "blocks"
-    assert sorted(path.name for path in blocks.glob("*.json")) == ["000001.json", "000003.json"]
+    assert sorted(path.name for path in blocks.glob("*.record")) == [
+        "000006-000011.record",
+        "000018-000019.record",
+    ]
     assert not (tmp_path / "run" / "labels.csv").exists()
     monkeypatch.setenv("RANK", "0")
     assert main(words) == 0
@@ -90,8 +93,8 @@ def test_a_rank_takes_its_blocks_and_leaves_the_rest(tmp_path: Path, monkeypatch
 
 
 def test_ranks_do_not_lock_each_other_out(tmp_path: Path) -> None:
-    with run_folder(tmp_path, {"a": 1}, False, Rank(0, 2, 0)):
-        with run_folder(tmp_path, {"a": 1}, False, Rank(1, 2, 1)):
+    with run_folder(tmp_path, {"command": "x"}, False, Rank(0, 2, 0)):
+        with run_folder(tmp_path, {"command": "x"}, False, Rank(1, 2, 1)):
             assert (tmp_path / "run.json").exists()
 
 

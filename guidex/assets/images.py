@@ -105,12 +105,18 @@ def sample_output(path: Path) -> Path:
     Raises:
         UsageError: the run is not finished, or its output is no longer there.
     """
+    if _command(path) in ("sweep", "eval"):
+        raise UsageError(
+            f"{path} is what guidex {_command(path)} wrote: a table and its figures, and no images "
+            "to measure. Its metrics are in table.csv; for images, give guidex sample the settings "
+            "of a point"
+        )
     finished = _has_table(path)
     if finished:
         for name in _OUTPUTS:
             if (path / name).exists():
                 return path / name
-    if not _is_run(path):
+    if _command(path) != "sample":
         return path
     if finished:
         raise UsageError(f"{path} is a run of guidex sample, but has none of {', '.join(_OUTPUTS)}")
@@ -130,17 +136,19 @@ def _has_table(path: Path) -> bool:
     return {b"seed", b"label", b"file"} <= set(columns)
 
 
-def _is_run(path: Path) -> bool:
-    """Whether a folder has the run.json that `guidex sample` writes at its beginning."""
+def _command(path: Path) -> str | None:
+    """The command whose run a folder holds, by the run.json that it writes at its beginning."""
     mark = path / "run.json"
     if not mark.is_file():
-        return False
+        return None
     try:
         with open(mark, "rb") as file:
-            content = json.loads(file.read(2**20))
+            content = json.loads(file.read(2**24))
     except (OSError, ValueError, RecursionError):
-        return False  # someone else's
-    return isinstance(content, dict) and content.get("command") == "sample"
+        return None  # someone else's
+    if not isinstance(content, dict) or "run" not in content:
+        return None
+    return str(content.get("command"))
 
 
 class _Record(NamedTuple):

@@ -3,14 +3,13 @@
 import csv
 import io
 import json
-import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guidex.assets.sources import MAX_BYTES, Source, reason_of, shown
+from guidex.assets.sources import MAX_BYTES, Source, reason_of, seed_of, shown
 from guidex.errors import GuidexError
 
 # Class by file; None where a file is listed without a class.
@@ -58,9 +57,12 @@ def find_labels(source: Source, path: Path) -> Labels:
             return Labels(None, None)
         return _select(table, source.names, "dataset.json")
     beside = path.resolve().parent / "labels.csv"
-    table = _csv_table(_content(beside), str(beside))
+    data = _content(beside)
+    table = _csv_table(data, str(beside))
     inside = [f"{source.folder}/{name}" if source.folder else name for name in source.names]
     if table is not None and not table.keys().isdisjoint(inside):
+        if data.startswith(b"seed,"):  # a run's own, which lists all that it has made
+            _require_listed(table, inside, str(beside))
         return _select(table, inside, str(beside))
     return _from_folders(source.names)
 
@@ -79,6 +81,16 @@ def _select(table: Table, names: list[str], where: str) -> Labels:
     return Labels(np.array([table[name] for name in names], dtype=np.int64), None)
 
 
+def _require_listed(table: Table, names: list[str], where: str) -> None:
+    gone = sorted(table.keys() - set(names))
+    if gone:
+        raise GuidexError(
+            f"{where} lists {len(table)} images, and {len(gone)} of them are gone, the first "
+            f"{shown(gone[0])}. Give the command of the run again to make them, or remove their "
+            "rows to do without them."
+        )
+
+
 def _from_folders(names: list[str]) -> Labels:
     parts = [name.partition("/") for name in names]
     folders = sorted({folder for folder, _, _ in parts})
@@ -91,8 +103,7 @@ def _from_folders(names: list[str]) -> Labels:
 
 def _are_seeds(names: list[str]) -> bool:
     """Whether files are named by seed, as 001000/001234.png. A stopped run has no table yet."""
-    matches = [re.fullmatch(r"([0-9]{6,12})/([0-9]{6,12})\.png", name) for name in names]
-    return all(match and int(match[1]) == int(match[2]) // 1000 * 1000 for match in matches)
+    return not any(seed_of(name) is None or name.count("/") > 1 for name in names)
 
 
 def _content(path: Path) -> bytes | None:

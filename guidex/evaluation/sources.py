@@ -62,7 +62,9 @@ class Samples:
     def about(self) -> dict[str, object]:
         """What there is to know about them, as plain data."""
         if self.images is None:
-            return {"path": self.path, "count": len(self.points[0]), "skipped": 0}
+            digests = [_digest(part) for part in self.points if part is not None]
+            about = {"path": self.path, "count": len(self.points[0]), "skipped": 0}
+            return about | {"sha256": hashlib.sha256("".join(digests).encode()).hexdigest()}
         return {
             "path": self.path,
             "count": len(self.images),

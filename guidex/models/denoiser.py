@@ -48,8 +48,9 @@ class Denoiser(nn.Module, ABC):
         space: what a sample is.
         gflops: 10^9 floating-point operations of one evaluation (one image), 2 per multiply-add.
         attention_layers: names of the self-attention layers that can be perturbed.
-        origin: "source" (name) and "sha256" of the files that it was made from; empty where it was
-            made from none.
+        origin: of the file that it was made from, "source" (its name, or that of what it was
+            converted from), "path" (or URL, as given), "sha256", and "original", the SHA-256 of
+            what it was converted from; empty where there is none.
         compiled: whether every new size of batch costs a compilation.
     """
 

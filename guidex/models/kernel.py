@@ -13,7 +13,9 @@ Wider kernels make a "worse version" of the same model, which is what autoguidan
 
 import functools
 import math
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -208,7 +210,15 @@ def _load(
     images = digits(resize) if data == "digits" else open_images(data, resize=resize)
     pixels = images.read(range(len(images)))
     labels = None if images.labels is None else torch.as_tensor(images.labels, dtype=torch.int64)
-    origin = {} if data == "digits" else {"source": data, "sha256": images.fingerprint()}
+    origin = {}
+    if data != "digits":
+        origin = {"source": data, "path": data, "sha256": images.fingerprint()}
+    elif Path(data).exists():
+        print(
+            "guidex: warning: model.data=digits is scikit-learn's digits; "
+            "write model.data=./digits for the folder of that name",
+            file=sys.stderr,
+        )
     return torch.from_numpy(pixels), labels, tuple(images.class_names or ()), origin
 
 

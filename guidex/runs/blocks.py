@@ -33,7 +33,7 @@ class Block:
 
     def path(self, folder: Path, suffix: str) -> Path:
         """Where the block's record lies; it exists once the block is done."""
-        return folder / f"{self.index:06d}{suffix}"
+        return folder / f"{self.seeds[0]:06d}-{self.seeds[-1]:06d}{suffix}"
 
 
 @dataclass

@@ -1,17 +1,18 @@
 """What a sweep works on: tasks, in cohorts that run together, and their results on disk."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from guidex.config import Config
 from guidex.errors import GuidexError
 from guidex.runs.blocks import Block
+from guidex.runs.folder import RunFolder
 from guidex.runs.measure import Measure
 from guidex.runs.points import Point
+from guidex.runs.provenance import merged
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Cohort:
 
     tasks: list[Task]
     blocks: list[Block]
-    records: Path
+    folder: RunFolder
 
     @property
     def config(self) -> Config:
@@ -56,43 +57,47 @@ class Cohort:
         """How many seeds, from the first, have their images or trajectories kept."""
         return min(self.config["gallery"], sum(map(_size, self.blocks)))
 
-    def arrays(self) -> list[Any]:
-        """The blocks' arrays, opened; each is read when asked for.
+    def missing(self, block: Block) -> list[Task]:
+        """The tasks that a block is yet to be made for."""
+        return [one for one in self.tasks if not self.folder.holds(self.record(one, block))]
+
+    def record(self, task: Task, block: Block) -> Path:
+        """Where what a task makes of a block lies: under the point's own name, in any table."""
+        return block.path(self.folder.path / "points" / task.point.settings.key, ".record")
+
+    def gathered(
+        self, task: Task, *names: str, first: int | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """Arrays of a task's blocks, joined, and the versions that they were made with.
+
+        Arguments:
+            task: of the cohort.
+            names: of the arrays; those that no block has are left out.
+            first: only of the blocks that have the run's first seeds, so many.
 
         Raises:
-            GuidexError: a block is damaged.
+            GuidexError: a block is damaged; it is deleted, so as to be made again.
         """
-        opened = []
+        parts: dict[str, list[np.ndarray]] = {}
+        made_with = []
         for block in self.blocks:
-            path = block.path(self.records, ".npz")
-            try:
-                opened.append(np.load(path, allow_pickle=False))
-            except (OSError, ValueError, BadZipFile) as error:
-                raise GuidexError(
-                    f"{path} cannot be read: {error}; delete it and run again"
-                ) from error
-        return opened
-
-    def gathered(self, name: str, axis: int) -> np.ndarray:
-        """An array of all blocks that have it, joined."""
-        parts = []
-        for arrays in self.arrays():
-            with arrays:
-                if name in arrays:
-                    parts.append(arrays[name])
-        return np.concatenate(parts, axis=axis)
-
-    def seconds(self, position: int) -> float:
-        """Time that a task's sampling took, over all blocks."""
-        return float(
-            self.gathered("seconds", axis=0).reshape(-1, len(self.tasks))[:, position].sum()
-        )
-
-    def labels(self) -> np.ndarray | None:
-        """Class of every image, or None."""
-        if self.tasks[0].point.model.num_classes == 0:
-            return None
-        return self.gathered("labels", axis=0)
+            if first is not None and block.first >= first:
+                continue
+            path = self.record(task, block)
+            record = self.folder.read(path)
+            if record is None:
+                path.unlink(missing_ok=True)
+                raise GuidexError(f"{path} was damaged; the same command makes it anew")
+            made_with.append(record[1])
+            with np.load(io.BytesIO(record[0]), allow_pickle=False) as arrays:
+                for name in names:
+                    if name in arrays:
+                        parts.setdefault(name, []).append(arrays[name])
+        joined = {
+            name: np.concatenate(part, axis=1 if name == "path" else 0)
+            for name, part in parts.items()
+        }
+        return joined, merged(made_with)
 
     @property
     def images(self) -> int:

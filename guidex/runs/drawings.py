@@ -91,9 +91,10 @@ def draw_toy(
 def _draw_grid(cohort: Cohort, path: Path) -> Path:
     """Same seeds under every point: a row per point, a column per seed."""
     tasks = cohort.tasks[:MOST_ROWS]
-    kept = [cohort.gathered(f"gallery_{k}", axis=0)[: cohort.kept] for k in range(len(tasks))]
+    shown = [cohort.gathered(task, "gallery", "labels", first=cohort.kept)[0] for task in tasks]
+    kept = [arrays["gallery"][: cohort.kept] for arrays in shown]
     settings = cohort.tasks[0].point.settings
-    labels = cohort.labels()
+    labels = shown[0].get("labels")
     columns, model = [], cohort.tasks[0].point.model
     for k, seed in enumerate(settings.seeds[: cohort.kept]):
         name = "" if labels is None else f" · class {model.name_of(labels[k])}"
@@ -109,17 +110,16 @@ def _draw_grid(cohort: Cohort, path: Path) -> Path:
 def _draw_toy(cohort: Cohort, path: Path) -> list[Path]:
     files = []
     tasks = cohort.tasks
-    labels = cohort.labels()
     view = tasks[0].point.settings.config["figure"]
     reference = _reference(cohort)
     for first in range(0, len(tasks), MOST_PANELS):
         panels = []
-        for k in range(first, min(first + MOST_PANELS, len(tasks))):
-            settings = tasks[k].point.settings
-            samples = cohort.gathered(f"features0_{k}", axis=0)
-            trajectories = cohort.gathered(f"path_{k}", axis=1)
+        for task in tasks[first : first + MOST_PANELS]:
+            settings = task.point.settings
+            made, _ = cohort.gathered(task, "features0", "labels", "path")
             name = title(settings.values, settings.method)
-            panels.append(toy_panel(name, settings.plan, samples, labels, trajectories))
+            samples, labels, paths = made["features0"], made.get("labels"), made["path"]
+            panels.append(toy_panel(name, settings.plan, samples, labels, paths))
         file = path if first == 0 else path.with_stem(f"{path.stem}_{first // MOST_PANELS + 1}")
         if draw_toy(panels, tasks[0].point.model, file, view, reference):
             files.append(file)

@@ -267,16 +267,22 @@ class Measures:
         if ref == "auto" and model is not None:
             return open_model(model, name)
         path = str(Path(ref).expanduser())
-        if not Path(path).exists():
+        named = ref in options("model")
+        if not named and not Path(path).exists():
             ref = published_reference(ref) or ref
-        if Path(path).exists() or "://" in ref:
+        if named and Path(path).exists():
+            self._tell(
+                f"ref={ref} is the data of the model of that name; write ref=./{ref} for what is "
+                "called so here"
+            )
+        elif Path(path).exists() or "://" in ref:
             return open_reference(
                 ref if "://" in ref else path,
                 resize=config.get("resize"),
                 crop=config.get("crop", False),
                 bad=config.get("bad", "error"),
             )
-        if ref not in options("model"):
+        if not named:
             known = nearest(ref, options("model"))
             raise UsageError(f"ref={ref}: no such file or folder, and no model of that name{known}")
         found = compose("sample", [f"model={ref}"]).config["model"]

@@ -1,5 +1,7 @@
 """A point of a table, made from its configuration: model, guidance, solver and plan."""
 
+import functools
+import hashlib
 import math
 import sys
 from dataclasses import dataclass, replace
@@ -8,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from guidex.config import Composed, Config
 from guidex.errors import GuidexError, UsageError
@@ -21,8 +23,9 @@ from guidex.models.spec import Model
 from guidex.models.spec import load as load_model
 from guidex.presets import nearest
 from guidex.runs.folder import VOLATILE
+from guidex.runs.provenance import digest
 from guidex.runs.ranks import this_rank
-from guidex.sampling.seeds import SEED_LIMIT, parse_seeds
+from guidex.sampling.seeds import SEED_LIMIT, check_count, check_seeds, parse_seeds
 from guidex.sampling.solver import Solver
 from guidex.sampling.trajectories import Run
 
@@ -109,6 +112,14 @@ class Settings:
         return content_key(parts)
 
     @property
+    def key(self) -> str:
+        """Names what is made of a seed: equal for points that differ in their seeds alone, and in
+        the tables that they are of."""
+        extent = ("seeds", "repeats", "block", "sweep")
+        parts = {key: value for key, value in self.identity.items() if key not in extent}
+        return digest(parts, 16)
+
+    @property
     def identity(self) -> Config:
         """What decides the results: the kind of a device, but not its number."""
         kept = {key: value for key, value in self.config.items() if key not in VOLATILE}
@@ -180,13 +191,25 @@ class Point:
             return numbers
         return numbers + math.prod(self.decoder.image_shape(self.model.shape))
 
-    @property
+    @functools.cached_property
     def origins(self) -> dict[str, dict[str, str]]:
-        """Source and SHA-256 of the files that the models come from, by role."""
+        """Source, place and SHA-256 of the files that the networks come from, by role."""
         models = {"main": self.model}
         for name, term in self.guidance.terms.items():
-            models.update((name, query.network) for query in term.direction.queries)
-        return {name: dict(model.origin) for name, model in models.items() if model.origin}
+            networks = [query.network for query in term.direction.queries]
+            networks += getattr(term.direction, "classifier", nn.Module()).children()
+            for number, network in enumerate(networks, 1):
+                models[name if number == 1 else f"{name} {number}"] = network
+        found = {name: dict(model.origin) for name, model in models.items() if model.origin}
+        if self.decoder is not None and self.decoder.state_dict():
+            found["decoder"] = _origin_of(self.decoder)
+        return found
+
+    @property
+    def inputs(self) -> list[tuple[str, str]]:
+        """Role and place, as one text, and SHA-256 of the files that the networks come from."""
+        items = self.origins.items()
+        return [(f"{role} {one.get('path', '')}".strip(), one["sha256"]) for role, one in items]
 
     @property
     def gflops(self) -> float:
@@ -220,6 +243,16 @@ def load(settings: Settings, decoders: Models, latents_suffice: bool = False) ->
         print(f"images are not made, latents are: {error}", file=sys.stderr)
         decoder = None
     return Point(settings, model, guidance, decoder)
+
+
+@functools.lru_cache(maxsize=4)
+def _origin_of(decoder: Decoder) -> dict[str, str]:
+    """A decoder is known by its numbers, wherever its library has found them."""
+    total = hashlib.sha256()
+    for name, tensor in decoder.state_dict().items():
+        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        total.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+    return {"source": type(decoder).__name__, "sha256": total.hexdigest()}
 
 
 def _check_models(model: Model, guidance: Guidance, plan: Plan) -> None:
@@ -370,10 +403,13 @@ def _all_seeds(config: Config) -> list[int]:
     """The seeds and, for repeats, as many ranges of the same length after them."""
     first = parse_seeds(config["seeds"])
     repeats = whole(config, "repeats") if "repeats" in config else 1
+    check_count(len(first) * repeats)
     stride = max(first) - min(first) + 1
     if max(first) + stride * (repeats - 1) >= SEED_LIMIT:
         raise UsageError(f"repeats={repeats} leaves the range of seeds, which end below 2^63")
-    return [seed + stride * r for r in range(repeats) for seed in first]
+    seeds = [seed + stride * r for r in range(repeats) for seed in first]
+    check_seeds(seeds)
+    return seeds
 
 
 def _without_schedules(guidance: Any) -> str:

@@ -1,15 +1,41 @@
 """Where results come from and where they go: versions, devices, default folders."""
 
+import functools
 import hashlib
 import platform
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import guidex
 from guidex.config import Config
 from guidex.instantiate import content_key
+
+# Libraries that compute, or read what is computed with; of some runs, not all are installed.
+_LIBRARIES = ("torch", "numpy", "pillow", "diffusers", "timm", "torch-fidelity")
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of guidex and of the libraries that results may depend on."""
+    found = {"guidex": guidex.__version__}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def merged(made_with: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Versions of all parts of a result; several of one library in one text."""
+    found: dict[str, set[str]] = {}
+    for one in made_with:
+        for name, text in one.items():
+            found.setdefault(name, set()).update(text.split(" and "))
+    return {name: " and ".join(sorted(texts)) for name, texts in found.items()}
 
 
 def provenance(config: Config) -> dict[str, str]:
@@ -17,12 +43,15 @@ def provenance(config: Config) -> dict[str, str]:
     device = config.get("device", "cpu")
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
     return {
-        "guidex": guidex.__version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
+        **versions(),
         "python": platform.python_version(),
         "device": f"{device} ({name})",
     }
+
+
+def digest(data: object, length: int) -> str:
+    """Names plain data: hex digits of a SHA-256 that does not depend on the order of keys."""
+    return hashlib.sha256(content_key(data).encode()).hexdigest()[:length]
 
 
 def output_folder(out: str | None, command: str, name: str, identity: object) -> Path:
@@ -36,5 +65,4 @@ def output_folder(out: str | None, command: str, name: str, identity: object) ->
     """
     if out is not None:
         return Path(out).expanduser()
-    digest = hashlib.sha256(content_key(identity).encode()).hexdigest()[:8]
-    return Path("outputs") / command / f"{name.replace('/', '-')}-{digest}"
+    return Path("outputs") / command / f"{name.replace('/', '-')}-{digest(identity, 6)}"

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from guidex.assets.atomic import atomic_write
+from guidex.assets.cache import file_sha256
 from guidex.config import compose, parse
-from guidex.errors import UsageError
+from guidex.errors import GuidexError, UsageError
 from guidex.instantiate import Models
 from guidex.reports.grids import sample_grid
 from guidex.runs.blocks import Batch, Block, cut, run_block
 from guidex.runs.drawings import draw_toy, toy_panel
 from guidex.runs.folder import (
     Finish,
-    read_json,
+    RunFolder,
     require_same_inputs,
     require_space,
     run_folder,
@@ -28,11 +30,11 @@ from guidex.runs.measure import warn
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, check, load
 from guidex.runs.progress import Progress
-from guidex.runs.provenance import output_folder, provenance
+from guidex.runs.provenance import merged, output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
 from guidex.runs.sweep import sweep
 from guidex.runs.table import plan_table, print_plans
-from guidex.runs.writers import FORMATS, Arriving, Jobs, Threads, image_name, stores
+from guidex.runs.writers import FORMATS, Arriving, Jobs, Store, Threads, image_name, stores
 
 _KINDS = {"points": "points", "pixels": "images", "latents": "images"}
 SHOWN = 64  # images, or trajectories of a toy, in grid.png
@@ -69,19 +71,19 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
         return
     identity = {"command": "sample", **settings.identity}
     folder = output_folder(config["out"], "sample", settings.method, identity)
-    with run_folder(folder, identity, bool(config["overwrite"]), rank):
+    with run_folder(folder, identity, bool(config["overwrite"]), rank) as held:
         point = load(settings, Models(), latents_suffice=config["latents"])
         if config["latents"] and point.model.space != "latents":
             raise UsageError("latents=true: this model has none; its samples are its output")
-        require_same_inputs(folder, point.origins.values())
+        require_same_inputs(folder, point.inputs)
         blocks = cut(settings.seeds, point.settings.labels, config["block"])
         finish = Finish(folder / "summary.json")
-        make_blocks(point, blocks, folder, rank)
-        if not all(block.path(folder / "blocks", ".json").exists() for block in blocks):
+        make_blocks(point, blocks, held, rank)
+        if not all(held.holds(block.path(folder / "blocks", ".record")) for block in blocks):
             return  # other processes are at work; the last one finishes
         with finish.turn() as mine:
             if mine:
-                _finish(point, blocks, folder)
+                _finish(point, blocks, held)
                 print(f"{len(settings.seeds)} {_kind(point)} in {folder}")
 
 
@@ -112,32 +114,45 @@ def _plan_table(words: Sequence[str], plan_only: bool) -> None:
     print_plans(table)
 
 
-def make_blocks(point: Point, blocks: Sequence[Block], folder: Path, rank: Rank) -> None:
-    """Make every block of this process that is not there yet."""
-    records = folder / "blocks"
-    records.mkdir(exist_ok=True)
+def make_blocks(point: Point, blocks: Sequence[Block], held: RunFolder, rank: Rank) -> None:
+    """Make every block of this process that is not there yet, or no longer."""
+    kept = stores(point.settings.config["format"], held.path, point)
+    (held.path / "blocks").mkdir(exist_ok=True)
     own = [block for block in blocks if rank.takes(block.index)]
-    missing = [block for block in own if not block.path(records, ".json").exists()]
+    missing = [block for block in own if not _is_whole(block, held, kept)]
     total, left = (sum(len(block.seeds) for block in some) for some in (own, missing))
     if left < total:
         print(f"{total - left} of {total} {_kind(point)} are there already")
     if not missing:
         return
-    require_space(folder, left * point.bytes_per_sample)
+    require_space(held.path, left * point.bytes_per_sample)
     bar = Progress("sampling", total, total - left, _kind(point), quiet=not rank.first)
     with bar as progress, Threads() as threads:
         config = point.settings.config
         batch = Batch.of(config["batch"], missing)
 
         def work(block: Block, tick: Tick) -> None:
-            _make_block(point, block, batch, folder, threads, tick)
+            _make_block(point, block, batch, held, threads, tick)
 
         for _ in in_parallel(work, missing, point.model, config["device"], progress.update):
             pass  # a block's record says that it is done
 
 
+def _is_whole(block: Block, held: RunFolder, kept: Sequence[Store]) -> bool:
+    """Whether a block's record is there, and its files, in the sizes that they were written in.
+    Parts are gone once there is the file that they were for."""
+    record = held.read(path := block.path(held.path / "blocks", ".record"))
+    if record is None:
+        return False
+    used = [store.part(path) for store in kept if store.is_finished]
+    files = [(held.path / name, size) for name, size, _ in json.loads(record[0])["files"]]
+    return all(
+        file in used or file.is_file() and file.stat().st_size == size for file, size in files
+    )
+
+
 def _make_block(
-    point: Point, block: Block, batch: Batch, folder: Path, threads: Threads, tick: Tick
+    point: Point, block: Block, batch: Batch, held: RunFolder, threads: Threads, tick: Tick
 ) -> None:
     """Sample a block and hand it to the threads; its record comes last and makes it count."""
     began = time.perf_counter()
@@ -145,7 +160,8 @@ def _make_block(
     labels: list[int | None] = []
     shown = max(0, SHOWN - block.first)
     preview: list[Arriving] = []
-    records, kept = folder / "blocks", stores(point.settings.config["format"], folder, point)
+    record = block.path(held.path / "blocks", ".record")
+    kept = stores(point.settings.config["format"], held.path, point)
     jobs = Jobs(threads)
     are_points = point.model.space == "points"
     recorded = shown if are_points else 0
@@ -155,34 +171,59 @@ def _make_block(
         labels += [None] * len(part) if classes is None else classes.tolist()
         images = point.decoded(outcome.x)
         arriving = Arriving(images)
+        held.check()
         for store in kept:
             store.write(jobs, part, Arriving(outcome.x) if store.of_latents else arriving)
         if left > 0 and not point.latents_alone:
             preview.append(Arriving(outcome.path.transpose(0, 1) if are_points else images[:left]))
-    record = {"seeds": seeds, "labels": labels, "seconds": time.perf_counter() - began}
+    seconds = time.perf_counter() - began
 
     def finish() -> None:
-        for store in kept:
-            store.close(block.path(records, ".json"))
+        held.check()
+        files = [path for store in kept for path in store.close(record)]
         if preview:
+            files.append(path := record.with_suffix(".preview.npy"))
             whole = np.concatenate([part.numpy() for part in preview])
-            atomic_write(block.path(records, ".preview.npy"), lambda file: np.save(file, whole))
-        write_json(block.path(records, ".json"), record)
+            atomic_write(path, lambda file: np.save(file, whole))
+        about = {"seeds": seeds, "labels": labels, "seconds": seconds}
+        about["files"] = []
+        for path in files:  # of which images have checksums of their own
+            sha256 = file_sha256(path) if path.parent == record.parent else None
+            name = str(path.relative_to(held.path))
+            about["files"].append((name, path.stat().st_size, sha256))
+        held.write(record, json.dumps(about).encode())
 
     jobs.close(finish)
 
 
-def _finish(point: Point, blocks: Sequence[Block], folder: Path) -> None:
+def _read(record: Path, held: RunFolder) -> tuple[dict[str, Any], dict[str, str]]:
+    """A block's record and the versions that made it; what is damaged is left to be made again.
+
+    Raises:
+        GuidexError: the record, or a part beside it, is damaged.
+    """
+    found = held.read(record)
+    if found is not None:
+        about = json.loads(found[0])
+        parts = [(held.path / name, sha256) for name, _, sha256 in about["files"] if sha256]
+        if all(file_sha256(path) == sha256 for path, sha256 in parts if path.exists()):
+            return about, found[1]
+    record.unlink(missing_ok=True)
+    raise GuidexError(f"{record} or what belongs to it is damaged; the same command makes it anew")
+
+
+def _finish(point: Point, blocks: Sequence[Block], held: RunFolder) -> None:
     """Everything that is made from all blocks together."""
-    settings = point.settings
-    paths = [block.path(folder / "blocks", ".json") for block in blocks]
-    records = [read_json(path) for path in paths]
+    settings, folder = point.settings, held.path
+    paths = [block.path(folder / "blocks", ".record") for block in blocks]
+    records, made_with = zip(*(_read(path, held) for path in paths), strict=True)
     labels = [label for record in records for label in record["labels"]]
     classes = None if None in labels else np.array(labels)
+    held.check()
     for store in stores(settings.config["format"], folder, point):
         store.finish(paths, settings.seeds, classes)
     _write_labels(folder, point, labels)
-    previews = [block.path(folder / "blocks", ".preview.npy") for block in blocks]
+    previews = [path.with_suffix(".preview.npy") for path in paths]
     if not point.latents_alone:
         _write_grid(point, folder, previews, labels)
     write_json(
@@ -194,6 +235,7 @@ def _finish(point: Point, blocks: Sequence[Block], folder: Path) -> None:
             "config": settings.config,
             "provenance": {
                 **provenance(settings.config),
+                **merged(made_with),
                 "origins": point.origins,
             },
         },

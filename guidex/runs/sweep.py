@@ -5,15 +5,17 @@ all points of a cohort run together and share the steps they agree in -> feature
 -> rows -> table, plots and grids.
 """
 
+import io
+import json
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from guidex.assets.atomic import atomic_write
+from guidex.config import Config
 from guidex.errors import GuidexError
 from guidex.evaluation.detectors import detect
 from guidex.evaluation.features import FeatureSet
@@ -28,19 +30,18 @@ from guidex.runs.drawings import draw
 from guidex.runs.folder import (
     VOLATILE,
     Finish,
-    read_json,
+    RunFolder,
     require_same_inputs,
     require_space,
     run_folder,
-    write_json,
 )
 from guidex.runs.measure import Measures, are_metrics_chosen, repeats_of, settings_of, warn
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, load
 from guidex.runs.progress import Progress
-from guidex.runs.provenance import output_folder, provenance
+from guidex.runs.provenance import digest, merged, output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
-from guidex.runs.table import DEFAULT_EXPERIMENT, Entry, Table, plan_table, print_plans
+from guidex.runs.table import DEFAULT_EXPERIMENT, Entry, Table, plan_table, print_plans, typed
 from guidex.sampling.trajectories import NonFinite, Outcome, shared_steps
 
 _Made = tuple[list[int], Tensor | None, list[Outcome]]
@@ -52,7 +53,7 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
     Arguments:
         words: Hydra overrides; those with several values are the axes.
         plan_only: print the plan of every point and stop.
-        default: experiment that is run where the words name none and have no axis.
+        default: see `plan_table`.
 
     Raises:
         UsageError, GuidexError: before any work where possible.
@@ -74,18 +75,20 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
         },
     }
     folder = output_folder(config["out"], "sweep", table.name, identity)
-    with run_folder(folder, identity, bool(config["overwrite"]), rank):
+    with run_folder(folder, identity, bool(config["overwrite"]), rank) as held:
         tasks = _prepare(table, rank, are_metrics_chosen(words))
         require_same_inputs(folder, _inputs(tasks))
-        cohorts = _cohorts(tasks, folder)
+        cohorts = _cohorts(tasks, held)
         finish = Finish(folder / "table.csv")
         _sample(cohorts, folder, rank)
-        if not all(_is_done(cohort, block) for cohort in cohorts for block in cohort.blocks):
+        if any(cohort.missing(block) for cohort in cohorts for block in cohort.blocks):
             return  # other processes are at work; the last one finishes
+        held.check()
         with finish.turn() as mine:
             if not mine:
                 return
-            rows = _rows(table.entries, cohorts, folder)
+            rows = _rows(table.entries, cohorts)
+            held.check()
             files = [*write_tables(rows, folder), *draw(rows, cohorts, folder)]
     print(f"\n{terminal_table(rows)}\n")
     for file in files:
@@ -135,16 +138,18 @@ def _count(point: Point) -> int:
     return len(point.settings.seeds) // point.settings.config["repeats"]
 
 
-def _inputs(tasks: Sequence[Task]) -> Iterator[Mapping[str, str]]:
-    """Source and SHA-256 of the files that results depend on: models, references, detectors."""
+def _inputs(tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:
+    """Role and place, as one text, and SHA-256 of the files that results depend on: models,
+    references, detectors."""
     for task in tasks:
-        yield from task.point.origins.values()
+        yield from task.point.inputs
         for one in task.measures:
             if "path" in one.about_real:
-                yield {"source": one.about_real["path"], "sha256": one.about_real.get("sha256")}
+                yield f"ref {one.about_real['path']}", one.about_real["sha256"]
             identity = one.detector.identity
             if identity is not None and identity.weights is not None:
-                yield {"source": f"weights of {identity.name}", "sha256": identity.weights}
+                place = one.config["detector"].get("weights")
+                yield f"detector {identity.name} {place or ''}".strip(), identity.weights
 
 
 def _check_samples(tasks: Sequence[Task]) -> None:
@@ -180,20 +185,16 @@ def _tell(tasks: Sequence[Task]) -> None:
     warn(list(doubts))
 
 
-def _cohorts(tasks: Sequence[Task], folder: Path) -> list[Cohort]:
+def _cohorts(tasks: Sequence[Task], folder: RunFolder) -> list[Cohort]:
     groups: dict[str, list[Task]] = {}
     for task in tasks:
         groups.setdefault(task.point.settings.cohort, []).append(task)
     cohorts = []
-    for number, group in enumerate(groups.values()):
+    for group in groups.values():
         settings = group[0].point.settings
         blocks = cut(settings.seeds, settings.labels, settings.config["block"])
-        cohorts.append(Cohort(group, blocks, folder / "blocks" / f"{number:02d}"))
+        cohorts.append(Cohort(group, blocks, folder))
     return cohorts
-
-
-def _is_done(cohort: Cohort, block: Block) -> bool:
-    return block.path(cohort.records, ".npz").exists()
 
 
 def _sample(cohorts: Sequence[Cohort], folder: Path, rank: Rank) -> None:
@@ -201,18 +202,17 @@ def _sample(cohorts: Sequence[Cohort], folder: Path, rank: Rank) -> None:
     own = [
         (cohort, block) for cohort in cohorts for block in cohort.blocks if rank.takes(block.index)
     ]
-    todo = [(cohort, block) for cohort, block in own if not _is_done(cohort, block)]
-    total, left = (
-        sum(len(block.seeds) * len(cohort.tasks) for cohort, block in some) for some in (own, todo)
-    )
+    todo = [(block, cohort.missing(block)) for cohort, block in own]
+    total = sum(len(block.seeds) * len(cohort.tasks) for cohort, block in own)
+    left = sum(len(block.seeds) * len(tasks) for block, tasks in todo)
     if left < total:
         print(f"{total - left} of {total} images are there already")
-    if not todo:
+    if not left:
         return
     needed = sum(
         len(block.seeds) * one.dim * 4
-        for cohort, block in todo
-        for task in cohort.tasks
+        for block, tasks in todo
+        for task in tasks
         for one in task.measures
         if one.metrics
     )
@@ -223,21 +223,25 @@ def _sample(cohorts: Sequence[Cohort], folder: Path, rank: Rank) -> None:
         _print_shared(cohorts)
     with Progress("sampling", total, total - left, quiet=not rank.first) as progress:
         for cohort in cohorts:
-            blocks = [block for other, block in todo if other is cohort]
-            _sample_cohort(cohort, blocks, progress)
+            blocks = [block for block in cohort.blocks if rank.takes(block.index)]
+            _sample_cohort(cohort, [one for one in blocks if cohort.missing(one)], progress)
 
 
 def _sample_cohort(cohort: Cohort, blocks: Sequence[Block], progress: Progress) -> None:
-    cohort.records.mkdir(parents=True, exist_ok=True)
+    if not blocks:
+        return
     batch = Batch.of(cohort.config["batch"], blocks)
     model, device = cohort.tasks[0].point.model, cohort.config["device"]
 
-    def work(block: Block, tick: Tick) -> dict[str, np.ndarray]:
-        return _run(cohort.tasks, block, batch, tick)
+    def work(block: Block, tick: Tick) -> list[tuple[Task, dict[str, np.ndarray]]]:
+        tasks = cohort.missing(block)
+        return list(zip(tasks, _run(tasks, block, batch, tick), strict=True))
 
-    for block, arrays in in_parallel(work, blocks, model, device, progress.update):
-        path = block.path(cohort.records, ".npz")
-        atomic_write(path, lambda file, arrays=arrays: np.savez(file, **arrays))
+    for block, made in in_parallel(work, blocks, model, device, progress.update):
+        for task, arrays in made:
+            content = io.BytesIO()
+            np.savez(content, **arrays)
+            cohort.folder.write(cohort.record(task, block), content.getvalue())
 
 
 def _print_shared(cohorts: Sequence[Cohort]) -> None:
@@ -251,27 +255,32 @@ def _print_shared(cohorts: Sequence[Cohort]) -> None:
         print(f"{taken} of {alone} steps are taken, the rest is shared between points")
 
 
-def _run(tasks: Sequence[Task], block: Block, batch: Batch, tick: Tick) -> dict[str, np.ndarray]:
-    """All points for a block's seeds, as arrays to be kept."""
+def _run(
+    tasks: Sequence[Task], block: Block, batch: Batch, tick: Tick
+) -> list[dict[str, np.ndarray]]:
+    """All points for a block's seeds, each as arrays to be kept."""
     left = max(0, tasks[0].point.settings.config["gallery"] - block.first)
     recorded = left if tasks[0].point.model.space == "points" else 0
-    parts: dict[str, list[Tensor]] = {}
-    seconds = np.zeros(len(tasks))
+    parts: list[dict[str, list[Tensor]]] = [{} for _ in tasks]
     points = [task.point for task in tasks]
     for part, labels, outcomes in _named(run_block(points, block, batch, recorded, tick), points):
-        if labels is not None:
-            parts.setdefault("labels", []).append(labels)
-        for k, (task, outcome) in enumerate(zip(tasks, outcomes, strict=True)):
+        for task, outcome, own in zip(tasks, outcomes, parts, strict=True):
             began = time.perf_counter()
-            for name, kept in _keep(task, outcome.x, outcome.path, left).items():
-                parts.setdefault(f"{name}_{k}", []).append(kept)
-            seconds[k] += outcome.seconds + time.perf_counter() - began
+            kept = _keep(task, outcome.x, outcome.path, left)
+            if labels is not None:
+                kept["labels"] = labels
+            taken = outcome.seconds + time.perf_counter() - began
+            kept["seconds"] = torch.tensor([taken], dtype=torch.float64)
+            for name, values in kept.items():
+                own.setdefault(name, []).append(values)
         left = max(0, left - len(part))
-    arrays = {
-        name: torch.cat(part, dim=1 if name.startswith("path") else 0).cpu().numpy()
-        for name, part in parts.items()
-    }
-    return {**arrays, "seconds": seconds}
+    return [
+        {
+            name: torch.cat(part, dim=1 if name == "path" else 0).cpu().numpy()
+            for name, part in own.items()
+        }
+        for own in parts
+    ]
 
 
 def _named(batches: Iterator[_Made], points: Sequence[Point]) -> Iterator[_Made]:
@@ -297,16 +306,15 @@ def _keep(task: Task, x: Tensor, path: Tensor | None, shown: int) -> dict[str, T
     return {**kept, "gallery": samples[:shown]} if shown else kept
 
 
-def _rows(entries: Sequence[Entry], cohorts: Sequence[Cohort], folder: Path) -> list[Row]:
+def _rows(entries: Sequence[Entry], cohorts: Sequence[Cohort]) -> list[Row]:
     """One row per entry, in the order of the table."""
     made: dict[int, Row] = {}
-    (folder / "metrics").mkdir(exist_ok=True)
     total = sum(len(cohort.tasks) for cohort in cohorts)
     with Progress("measuring", total, unit="points") as progress:
         for cohort in cohorts:
 
             def work(position: int, tick: Tick, cohort: Cohort = cohort) -> Row:
-                row = _row(cohort, position, folder)
+                row = _row(cohort, cohort.tasks[position])
                 tick(1)
                 return row
 
@@ -320,32 +328,35 @@ def _rows(entries: Sequence[Entry], cohorts: Sequence[Cohort], folder: Path) -> 
     ]
 
 
-def _row(cohort: Cohort, position: int, folder: Path) -> Row:
-    task = cohort.tasks[position]
+def _row(cohort: Cohort, task: Task) -> Row:
     settings, plan = task.point.settings, task.point.settings.plan
-    config = settings.config
-    record = folder / "metrics" / f"{task.index:06d}.json"
-    if task.is_measured and not record.exists():
-        values: dict[str, float] = {}
-        for m, one in enumerate(task.measures):
-            values |= one.values(repeats_of(features_of(cohort, position, m), config["repeats"]))
-        write_json(record, values)
+    config, folder = settings.config, cohort.folder
+    name = f"row-{digest([settings.seeds, config['repeats']], 8)}.record"
+    path = cohort.record(task, cohort.blocks[0]).with_name(name)
+    if folder.read(path) is None:
+        folder.write(path, json.dumps(_measured(cohort, task)).encode())
+    content, made_with = folder.read(path)
+    found = json.loads(content)
     return Row(
         point=task.index,
         values=typed(settings.values),
         guidance=settings.method,
         images=len(settings.seeds) // config["repeats"],
         repeats=config["repeats"],
-        metrics=read_json(record) if task.is_measured else {},
+        metrics=found["metrics"],
         settings=settings_of(task.measures) if task.is_measured else {},
         evals_main=plan.evaluations_main,
         evals_ref=sum(plan.evaluations_ref),
         gflops=task.point.gflops,
-        seconds=cohort.seconds(position),
+        seconds=found["seconds"],
         missing=None,
         plan=plan.record(),
         config=config,
-        provenance={**provenance(config), "origins": task.point.origins},
+        provenance={
+            **provenance(config),
+            **merged([found["versions"], made_with]),
+            "origins": task.point.origins,
+        },
     )
 
 
@@ -369,25 +380,19 @@ def _missing_row(index: int, entry: Entry) -> Row:
     )
 
 
-def features_of(cohort: Cohort, position: int, measure: int) -> FeatureSet:
-    """All features of a point by the detector of one of its measures, from the blocks on disk."""
-    labels = cohort.labels()
-    return FeatureSet.from_values(
-        detector=cohort.tasks[position].measures[measure].name,
-        values=torch.from_numpy(cohort.gathered(f"features{measure}_{position}", axis=0)),
-        labels=None if labels is None else torch.from_numpy(labels),
-    )
-
-
-def typed(values: dict[str, str]) -> dict[str, str | int | float | bool | None]:
-    """Swept values as what they say: numbers as numbers."""
-    return {key: _typed(value) for key, value in values.items()}
-
-
-def _typed(text: str) -> str | int | float | bool | None:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"null": None, "true": True, "false": False}.get(text, text)
+def _measured(cohort: Cohort, task: Task) -> Config:
+    """All metrics of a point, from the blocks on disk, and what its samples took."""
+    arrays, made_with = cohort.gathered(task, "seconds")
+    found = {"metrics": {}, "seconds": float(arrays["seconds"].sum()), "versions": made_with}
+    if task.is_measured:
+        for m, one in enumerate(task.measures):
+            arrays, _ = cohort.gathered(task, "labels", f"features{m}")
+            features = FeatureSet.from_values(
+                detector=one.name,
+                values=torch.from_numpy(arrays[f"features{m}"]),
+                labels=torch.from_numpy(arrays["labels"]) if "labels" in arrays else None,
+            )
+            found["metrics"] |= one.values(
+                repeats_of(features, task.point.settings.config["repeats"])
+            )
+    return found

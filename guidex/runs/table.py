@@ -1,5 +1,6 @@
 """The points of a sweep: from axes on the command line and in experiments to checked settings."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,9 +8,12 @@ from guidex.config import Axis, Composed, axes_from_yaml, compose, points, split
 from guidex.errors import UsageError
 from guidex.guidance.schedules import EmptyInterval
 from guidex.instantiate import Models
+from guidex.presets import is_group
 from guidex.runs.points import Settings, check
 
 DEFAULT_EXPERIMENT = "interval/digits"
+# Words with these keys say what to sample: the default experiment, which says it too, is not meant.
+_SAMPLED = {"experiment", "model", "guidance", "sampler", "decoder", "sweep"}
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,17 @@ class Table:
         chosen = self.base.choices.get("experiment", "None")
         if chosen != "None":
             return chosen
-        keys = {key: None for entry in self.entries for key in entry.values}
-        return "-".join(key.rpartition(".")[2].replace("/", "-") for key in keys) or "point"
+        methods = {entry.settings.method for entry in self.entries if entry.settings}
+        parts = list(methods) if len(methods) == 1 else []
+        for key in dict.fromkeys(key for entry in self.entries for key in entry.values):
+            values = list(dict.fromkeys(e.values[key] for e in self.entries if key in e.values))
+            if key == "guidance" and len(values) == len(parts):
+                continue  # named already
+            name = "" if is_group(key) else key.rpartition(".")[2].rpartition("/")[2]
+            numbers = not any(isinstance(_typed(value), str) for value in values)
+            ends = values[:: max(1, len(values) - 1)]
+            parts.append(name + ("..".join(ends) if numbers else "+".join(values)))
+        return re.sub(r"[^\w.+-]+", "_", "-".join(parts))[:80]
 
     @property
     def doubts(self) -> list[str]:
@@ -61,15 +74,15 @@ def plan_table(words: Sequence[str], default: str | None = DEFAULT_EXPERIMENT) -
 
     Arguments:
         words: Hydra overrides.
-        default: experiment that is taken without any axis and without another experiment, or None
-            for a table of one point.
+        default: experiment that is taken where the words say neither what to sample nor an axis;
+            None for a table of one point.
 
     Raises:
         UsageError: in any point; but in a table of bounds, combinations with lo >= hi are left out.
     """
     fixed, axes = split_axes(words)
-    chosen = any(word.partition("=")[0] == "experiment" for word in fixed)
-    if default is not None and not axes and not chosen:
+    said = {re.split(r"[./=]", word)[0] for word in fixed}
+    if default is not None and not axes and said.isdisjoint(_SAMPLED):
         fixed = [f"experiment={default}", *fixed]
     base = compose("sweep", fixed)
     swept = base.config["sweep"]
@@ -117,3 +130,17 @@ def _entry(fixed: Sequence[str], values: dict[str, str], models: dict[str, Model
     except UsageError as error:
         at = " ".join(f"{key}={value}" for key, value in values.items())
         raise UsageError(f"{error}\n  at the point {at}" if at else str(error)) from error
+
+
+def typed(values: dict[str, str]) -> dict[str, str | int | float | bool | None]:
+    """Swept values as what they say: numbers as numbers."""
+    return {key: _typed(value) for key, value in values.items()}
+
+
+def _typed(text: str) -> str | int | float | bool | None:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"null": None, "true": True, "false": False}.get(text, text)

@@ -152,18 +152,31 @@ class Store(ABC):
 
     Attributes:
         of_latents: whether it takes latents, not what is decoded from them.
+        path: the final file, a zip, or None where there is none.
+        suffix: of the parts.
     """
 
     of_latents = False
+    path: Path | None = None
+    suffix = ""
 
     @abstractmethod
     def write(self, jobs: Jobs, seeds: Sequence[int], samples: Arriving) -> None:
         """Take samples of the block at hand: images uint8 [n, C, H, W], or numbers [n, ...]."""
 
     @abstractmethod
-    def close(self, block: Path) -> None:
-        """Keep what was taken, under the block's path with a suffix of its own; the block's jobs
-        are done."""
+    def close(self, block: Path) -> list[Path]:
+        """Keep what was taken, in parts at the block's path with a suffix of their own, or in
+        files; returns them. The block's jobs are done."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the final file is there and whole, so that parts are not needed."""
+        return self.path is not None and zipfile.is_zipfile(self.path)
+
+    def part(self, block: Path) -> Path:
+        """Where the part of a block is kept until the final file is there."""
+        return block.with_name(block.stem + self.suffix)
 
     @abstractmethod
     def finish(
@@ -177,15 +190,19 @@ class PngFolder(Store):
 
     def __init__(self, folder: Path) -> None:
         self.images = folder / "images"
+        self.written: list[Path] = []
 
     def write(self, jobs: Jobs, seeds: Sequence[int], samples: Arriving) -> None:
         for k, seed in enumerate(seeds):
             path = self.images / image_name(seed)
             path.parent.mkdir(parents=True, exist_ok=True)
+            self.written.append(path)
             jobs.submit(lambda path=path, k=k: write_png(path, samples.numpy()[k]))
 
-    def close(self, block: Path) -> None:
+    def close(self, block: Path) -> list[Path]:
         del block
+        written, self.written = self.written, []
+        return written
 
     def finish(
         self, blocks: Sequence[Path], seeds: Sequence[int], labels: np.ndarray | None
@@ -195,6 +212,8 @@ class PngFolder(Store):
 
 class Zip(Store):
     """images.zip: the same names as PNG files in one uncompressed archive."""
+
+    suffix = ".zip"
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "images.zip"
@@ -206,14 +225,16 @@ class Zip(Store):
             self.encoded[name] = b""  # the order of the seeds, whichever thread is first
             jobs.submit(lambda name=name, k=k: self._encode(name, samples.numpy()[k]))
 
-    def close(self, block: Path) -> None:
+    def close(self, block: Path) -> list[Path]:
         entries, self.encoded = self.encoded, {}
-        atomic_write(_part(block, ".zip"), lambda file: _write_zip(file, entries.items()))
+        part = self.part(block)
+        atomic_write(part, lambda file: _write_zip(file, entries.items()))
+        return [part]
 
     def finish(
         self, blocks: Sequence[Path], seeds: Sequence[int], labels: np.ndarray | None
     ) -> None:
-        parts = [_part(block, ".zip") for block in blocks]
+        parts = list(map(self.part, blocks))
 
         def entries() -> Iterator[tuple[str, bytes]]:
             for part in parts:
@@ -262,16 +283,18 @@ class Arrays(Store):
     def write(self, jobs: Jobs, seeds: Sequence[int], samples: Arriving) -> None:
         self.taken.append(samples)
 
-    def close(self, block: Path) -> None:
+    def close(self, block: Path) -> list[Path]:
         whole, self.taken = np.concatenate([samples.numpy() for samples in self.taken]), []
         if self.channels_last:
             whole = whole.transpose(0, 2, 3, 1)
-        atomic_write(_part(block, self.suffix), lambda file: np.save(file, whole))
+        part = self.part(block)
+        atomic_write(part, lambda file: np.save(file, whole))
+        return [part]
 
     def finish(
         self, blocks: Sequence[Path], seeds: Sequence[int], labels: np.ndarray | None
     ) -> None:
-        parts = [_part(block, self.suffix) for block in blocks]
+        parts = list(map(self.part, blocks))
         extra = {} if labels is None else {self.with_labels: labels}
         if self.with_seeds is not None:
             extra[self.with_seeds] = np.array(seeds)
@@ -299,13 +322,9 @@ def stores(form: str, folder: Path, point: Point) -> list[Store]:
     return kept
 
 
-def _part(block: Path, suffix: str) -> Path:
-    return block.with_name(block.stem + suffix)
-
-
 def _make_once(path: Path, write: Callable[[BinaryIO], None], parts: Sequence[Path]) -> None:
     """Write the final file unless a run before did, then drop the parts it is made of."""
-    if not path.exists():
+    if not zipfile.is_zipfile(path):
         atomic_write(path, write)
     for part in parts:
         part.unlink(missing_ok=True)

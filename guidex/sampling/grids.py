@@ -8,20 +8,25 @@ import numpy as np
 
 from guidex.errors import UsageError
 
+MOST_STEPS = 10_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Grid(ABC):
     """The interface. A grid of N steps has N decreasing noise levels and a final 0.
 
     Attributes:
-        steps: number of steps, N >= 1.
+        steps: number of steps, 1 … MOST_STEPS.
     """
 
     steps: int = 32
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UsageError(f"a sampler needs at least one step, not steps={self.steps}")
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise UsageError(
+                f"a sampler needs at least one step and at most {MOST_STEPS}, not "
+                f"steps={self.steps}"
+            )
 
     def sigmas(self) -> np.ndarray:
         """Noise levels of the step boundaries, float64 [steps + 1], decreasing to 0.

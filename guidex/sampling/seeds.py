@@ -16,6 +16,7 @@ from guidex.errors import UsageError
 SEED_LIMIT = 2**63
 # EDM2 takes seeds modulo 2^32, and PyTorch's CPU generators look at no more bits than these.
 _MODULUS = 2**32
+MOST_SEEDS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,28 @@ def parse_seeds(text: str | int | Sequence[str | int]) -> list[int]:
         low, high = int(first), int(last) if dash else int(first)
         if high < low or high >= SEED_LIMIT:
             raise UsageError(f"seeds {part!r}: the range must increase and stay below 2^63")
+        check_count(len(seeds) + high - low + 1)
         seeds.extend(range(low, high + 1))
-    if len(set(seeds)) != len(seeds):
-        raise UsageError("a seed is given twice; each seed makes one image")
     if not seeds:
         raise UsageError("no seeds given; try seeds=0-63")
+    check_seeds(seeds)
     return seeds
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds that make the same image."""
+    first: dict[int, int] = {}
+    for seed in seeds:
+        other = first.setdefault(seed % _MODULUS, seed)
+        if other != seed:
+            raise UsageError(
+                f"seeds {other} and {seed} make the same image, since seeds count modulo 2^32"
+            )
+    if len(first) < len(seeds):
+        raise UsageError("a seed is given twice; each seed makes one image")
+
+
+def check_count(count: int) -> None:
+    """Refuse more seeds than a run can hold in memory."""
+    if count > MOST_SEEDS:
+        raise UsageError(f"{count} seeds are more than the {MOST_SEEDS} that a run may have")

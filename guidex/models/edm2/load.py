@@ -89,8 +89,11 @@ def load_network(
     """
     path = obtain(checkpoint, sha256)
     model = network_of(read_checkpoint(path), str(path), getattr(torch, dtype))
-    if "sha256" not in model.origin:
-        model.origin = {**model.origin, "sha256": file_sha256(path)}
+    model.origin = {**model.origin, "path": checkpoint}
+    if path.suffix == ".safetensors":  # the hash that it says itself is that of the original
+        if "sha256" in model.origin:
+            model.origin["original"] = model.origin["sha256"]
+        model.origin["sha256"] = file_sha256(path)
     if folded:
         model = fold(model)
     if compile:

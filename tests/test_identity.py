@@ -1,0 +1,71 @@
+"""Every key of a configuration decides the results, and so the identity of a run, or stands on a
+short list here."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from guidex.config import compose
+from guidex.runs.points import Settings, check
+
+# What may change while a run is resumed: where it goes, how much at once, what is drawn.
+VOLATILE = {"out", "overwrite", "batch", "eval", "figure"}
+# What all points of a cohort have in common: they start from the same noise.
+STARTS = {"model", "sampler", "seeds", "labels", "rng", "device", "repeats"}
+# Where the results of a point lie says nothing of how many seeds there are, and in which table.
+EXTENT = {"seeds", "repeats", "block", "sweep"}
+
+
+def leaves(config: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every value of a configuration."""
+    if not isinstance(config, dict) or not config:
+        yield path
+        return
+    for key, value in config.items():
+        yield from leaves(value, (*path, key))
+
+
+def changed(settings: Settings, path: tuple[Any, ...]) -> Settings:
+    """The same settings, but for one value."""
+    config = copy.deepcopy(settings.config)
+    part = config
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = "cuda:0" if path == ("device",) else [part[path[-1]], "other"]
+    return replace(settings, config=config)
+
+
+@pytest.fixture(scope="module", params=["sample", "sweep"])
+def settings(request: pytest.FixtureRequest) -> Settings:
+    return check(compose(request.param, ["device=cpu"]), {})
+
+
+def test_every_key_is_of_the_identity_or_volatile(settings):
+    tops = set()
+    for path in leaves(settings.config):
+        tops.add(path[0])
+        differs = changed(settings, path).identity != settings.identity
+        assert differs == (path[0] not in VOLATILE), path
+    assert tops - VOLATILE and tops >= {"model", "guidance", "sampler", "labels", "seeds"}
+
+
+def test_every_key_is_of_the_cohort_where_it_decides_how_sampling_starts(settings):
+    for path in leaves(settings.config):
+        starts = path[0] in STARTS and path[:2] != ("model", "references")
+        assert (changed(settings, path).cohort != settings.cohort) == starts, path
+
+
+def test_every_key_is_of_the_name_of_a_points_results_but_its_extent(settings):
+    for path in leaves(settings.config):
+        named = path[0] not in VOLATILE | EXTENT
+        assert (changed(settings, path).key != settings.key) == named, path
+
+
+def test_the_number_of_a_gpu_changes_nothing(settings):
+    first, second = (
+        replace(settings, config={**settings.config, "device": f"cuda:{n}"}) for n in (0, 1)
+    )
+    assert first.identity == second.identity and first.key == second.key
