@@ -30,6 +30,11 @@ Config = dict[str, Any]
 
 LIST_GROUPS = ("metrics",)  # of which several presets may be chosen together
 OPTIONAL_GROUPS = ("experiment", "protocol")  # of which none may be chosen, as null
+METRIC_NAMES = {  # what metrics are called elsewhere
+    **dict.fromkeys(("fid", "sfid", "fd", "fdd", "fd_dinov2"), "frechet"),
+    **dict.fromkeys(("precision", "recall", "density", "coverage", "pr"), "prdc"),
+    "is": "inception_score",
+}
 PATH_KEYS = {"eval": "images", "ref": "data"}  # what the first word of a command may be
 
 
@@ -68,10 +73,12 @@ def compose(command: str, words: Sequence[str], complete: bool = True) -> Compos
     groups, values = [], []
     for override in map(parse, words):
         if override.is_sweep_override():
-            raise UsageError(
-                f"{override.input_line}: several values make a sweep (guidex sweep); "
-                f"for a list, write {override.key_or_group}=[…]"
-            )
+            key = override.key_or_group
+            if command in PATH_KEYS and _is_group(override) and key not in LIST_GROUPS:
+                hint = f"choose one {key}, and run the command for each (features are kept)"
+            else:
+                hint = f"several values make a sweep (guidex sweep); for a list, write {key}=[…]"
+            raise UsageError(f"{override.input_line}: {hint}")
         (groups if _is_group(override) else values).append(override)
     # To choose none is what roots say by themselves; Hydra has no way to say it again.
     last = {one.key_or_group: one for one in groups if one.key_or_group in OPTIONAL_GROUPS}
@@ -324,7 +331,8 @@ def _check_choice(override: Override) -> None:
             continue
         if str(name) not in options(group):
             given = _as_text(name)
-            raise UsageError(f"there is no {group}={given}{nearest(given, options(group))}")
+            meant = METRIC_NAMES.get(given.lower(), given) if group == "metrics" else given
+            raise UsageError(f"there is no {group}={given}{nearest(meant, options(group))}")
 
 
 def _hydra_text(error: HydraException, groups: Sequence[str]) -> str:

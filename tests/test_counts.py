@@ -44,7 +44,7 @@ def feature_set(count: int) -> FeatureSet:
     return FeatureSet.from_values(
         detector="inception_logits",
         values=torch.randn(count, DIM, generator=torch.Generator().manual_seed(count)),
-        labels=torch.arange(count) % 2,
+        labels=(torch.arange(count) % 3 == 0).long(),  # not balanced
     )
 
 

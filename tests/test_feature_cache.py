@@ -70,7 +70,10 @@ def test_a_damaged_file_is_made_again(
     cache: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = FeatureStore("f", IDENTITY, 3)
-    store.keep({0: ONES[:2] if damage == "rows" else ONES})
+    if damage == "rows":
+        FeatureStore("f", IDENTITY, 2).keep({0: ONES[:2]})
+    else:
+        store.keep({0: ONES})
     (file,) = cache.iterdir()
     if damage == "another":  # copied over by someone, say
         FeatureStore("g", IDENTITY, 3).keep({0: ONES})
@@ -136,6 +139,24 @@ def test_every_block_has_a_checksum_of_its_own(cache: Path) -> None:
     file.write_bytes(data)
     assert torch.equal(store.read_block(1), values[4:8])
     assert store.read_block(2) is None
+
+
+def test_blocks_are_never_joined_in_memory(
+    cache: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "cat", lambda *_: pytest.fail("a copy of all features"))
+    store, values = FeatureStore("f", IDENTITY, 6), torch.arange(24.0).view(6, 4)
+    assert store.keep_block(1, values[4:]) and store.keep_block(0, values[:4])
+    assert torch.equal(store.keep({1: None, 0: None}), values)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_block_that_vanishes_is_told(cache: Path) -> None:
+    store = FeatureStore("f", IDENTITY, 6)
+    store.keep_block(0, torch.zeros(4, 4))
+    with pytest.raises(GuidexError, match="000001.safetensors was deleted or damaged"):
+        store.keep({0: None, 1: None})
+    assert store.read() is None
 
 
 # In use
@@ -337,3 +358,15 @@ def test_references_that_models_know_are_kept(tmp_path: Path) -> None:
     assert torch.equal(found[0].values, found[1].values)
     assert torch.equal(found[0].labels, found[1].labels)
     assert not torch.equal(found[0].values, found[2].values)
+
+
+def test_a_long_pass_says_how_far_it_is_without_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    look = Looking(batch=5, cache=False)
+    image_features(array_images(pixels(10)), [Watched(tmp_path)], look)
+    assert capsys.readouterr().err == ""
+    clock = iter(range(0, 10**6, 20))
+    monkeypatch.setattr("guidex.assets.progress.time.monotonic", lambda: next(clock))
+    image_features(array_images(pixels(10)), [Watched(tmp_path)], look)
+    assert "features 5/10 images" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from guidex.errors import UsageError
 from guidex.evaluation.features import FeatureSet, check_reference
-from guidex.evaluation.frechet import Frechet, _redraws, frechet_distance, student_quantile
+from guidex.evaluation.frechet import Frechet, _blocks, _redraws, frechet_distance, student_quantile
 from guidex.evaluation.statistics import GaussianStatistics, gram
 
 GOLDEN = Path(__file__).parent / "golden" / "frechet.npz"
@@ -238,16 +238,61 @@ def test_intervals_hold_the_true_distance_and_take_out_the_bias(confidence: str)
         metric(real=real, fake=feature_set(shift + scale * normal(count, dim, seed=seed)))
         for seed in range(sets)
     ]
-    distance, lo, hi = torch.tensor([list(row.values()) for row in rows], dtype=torch.float64).T
-    assert list(rows[0]) == ["fd_d", "fd_d_lo", "fd_d_hi"]
+    assert list(rows[0]) == ["fd_d", "fd_d_unbiased", "fd_d_lo", "fd_d_hi"]
+    distance, centre, lo, hi = torch.tensor(
+        [list(row.values()) for row in rows], dtype=torch.float64
+    ).T
 
     # The distances are biased by about as much as they scatter, which a percentile interval would
     # double and an interval around the distance would keep.
     error = float(distance.std()) / sets**0.5
     assert float(distance.mean()) - truth > 5 * error
     assert abs(float((lo + hi).mean()) / 2 - truth) < 3 * error
+    assert abs(float(centre.mean()) - truth) < 3 * error
     covered = float(((lo <= truth) & (truth <= hi)).double().mean())
     assert 0.82 <= covered <= 0.98
+
+
+@pytest.mark.parametrize("per_class", [23, 7])
+def test_intervals_of_balanced_classes_that_lie_far_apart(per_class: int) -> None:
+    dim, sets, classes = 4, 60, 6
+    means, labels = 5 * normal(classes, dim), torch.arange(classes).repeat_interleave(per_class)
+    centred = means - means.mean(0)
+    covariance = torch.eye(dim) + centred.T @ centred / classes
+    real = FeatureSet.from_statistics(
+        detector="d", statistics=moments(means.mean(0) + 0.3, 1.2 * covariance)
+    )
+    fakes = moments(means.mean(0), covariance)
+    truth = frechet_distance(real=real.statistics, fake=fakes)
+    metric = Frechet("jackknife", level=0.9)
+    covered, centres = [], []
+    for seed in range(sets):
+        values = means[labels] + normal(len(labels), dim, seed=100 + seed)
+        fake = FeatureSet.from_values(detector="d", values=values, labels=labels)
+        row = metric(real=real, fake=fake)
+        covered.append(row["fd_d_lo"] <= truth <= row["fd_d_hi"])
+        centres.append(row["fd_d_unbiased"])
+    assert 0.8 <= sum(covered) / sets <= 0.99  # without labels: 0.4 and 0.1
+    error = float(torch.tensor(centres).std()) / sets**0.5
+    assert abs(sum(centres) / sets - truth) < 3 * error
+
+
+def test_balanced_classes_need_blocks_that_keep_their_shares() -> None:
+    values = normal(60, 2)
+    real, blocks = feature_set(values), _blocks(53, torch.arange(53) % 4, seed=0)
+    labels = [(torch.arange(53) % 4)[block].bincount().tolist() for block in blocks]
+    assert labels == [[1, 1, 1, 1]] * 13
+    assert len(torch.cat(list(blocks)).unique()) == 52
+    few = FeatureSet.from_values(detector="d", values=values, labels=torch.arange(60) % 15)
+    with pytest.raises(UsageError, match="4 images of every class, and an interval needs at least"):
+        Frechet("jackknife")(real=real, fake=few)
+    with pytest.raises(UsageError, match="use confidence=jackknife"):
+        Frechet("bootstrap")(real=real, fake=few)
+    unequal = torch.cat([torch.zeros(20), torch.ones(40)]).long()
+    random = FeatureSet.from_values(detector="d", values=values, labels=unequal)
+    assert Frechet("jackknife")(real=real, fake=random) == Frechet("jackknife")(
+        real=real, fake=feature_set(values)
+    )
 
 
 @pytest.mark.parametrize("confidence", ["bootstrap", "jackknife"])

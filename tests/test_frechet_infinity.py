@@ -80,6 +80,14 @@ def test_the_real_side_is_decomposed_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(decomposed) == 1
 
 
+def test_dgm_eval_begins_with_a_tenth() -> None:
+    fake = feature_set(normal(200, DIM))
+    found = FrechetInfinity(sizes=4, tenth=True)(real=exact_real(), fake=fake)
+    assert found == FrechetInfinity(sizes=4, smallest=20)(real=exact_real(), fake=fake)
+    with pytest.raises(UsageError, match="at least 20 fake images, but there are 19"):
+        FrechetInfinity(tenth=True)(real=exact_real(), fake=feature_set(normal(19, DIM)))
+
+
 def test_refusals() -> None:
     real, fake = exact_real(), feature_set(normal(100, DIM))
     with pytest.raises(UsageError, match="8 features need at least 16 images"):

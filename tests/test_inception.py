@@ -12,6 +12,7 @@ from torch import Tensor
 
 from guidex.errors import GuidexError, UsageError
 from guidex.evaluation import weights as weights_module
+from guidex.evaluation.detectors import Pixels, look
 from guidex.evaluation.frechet import frechet_distance
 from guidex.evaluation.inception import PREFIX, URL, inception
 from guidex.evaluation.networks import NetworkDetector
@@ -131,6 +132,23 @@ def test_spatial_features_are_seven_channels_of_mixed_6(
     assert values[1, 7 * (17 * 4 + 5) + 6] == pytest.approx(float(seen[0][1, 6, 4, 5]), rel=1e-5)
     assert (values >= 0).all() and values.std() > 0.1
     torch.testing.assert_close(values, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_one_pass_gives_the_features_of_all_three(
+    file: Path, detector: NetworkDetector, spatial: NetworkDetector
+) -> None:
+    logits = inception(str(file), features="logits")
+    others = [inception(str(file), precision="bfloat16"), Pixels()]
+    found = look([logits, *others, spatial, detector], images(2))
+    for one, (name, values) in zip(
+        [logits, spatial, detector], [found[0], *found[3:]], strict=True
+    ):
+        assert name == one.name
+        torch.testing.assert_close(values, one(images(2))[1], rtol=1e-6, atol=1e-6)
+    assert found[1][1].shape == (2, 2048) and found[2][0] == "pixels"
+    [joined] = logits._joined.values()
+    assert joined.name == "inception_logits+inception_spatial+inception"
+    assert not detector._joined and not spatial._joined
 
 
 def test_nothing_behind_the_spatial_features_is_computed(spatial: NetworkDetector) -> None:

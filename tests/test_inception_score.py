@@ -71,6 +71,14 @@ def test_every_image_is_in_one_part() -> None:
     assert found["is_std_inception_logits"] == pytest.approx(0, abs=1e-12)
 
 
+def test_adm_takes_parts_of_a_size_in_order() -> None:
+    fake = logits_of(torch.randn(25, 4, generator=torch.Generator().manual_seed(0)))
+    found = InceptionScore(size=10, shuffle=False)(real=fake, fake=fake)
+    parts = [float(inception_score(part)) for part in fake.values.split([10, 10, 5])]
+    assert found["is_inception_logits"] == pytest.approx(sum(parts) / 3)
+    InceptionScore(size=10).check_counts(real=None, fake=1, dim=4)
+
+
 def test_another_detector_is_refused_before_any_image_is_looked_at() -> None:
     check_detector(InceptionScore(), "inception_logits")
     check_detector(KID(), "inception")

@@ -87,6 +87,7 @@ METRICS: dict[str, Metric] = {
     "kid": KID(subsets=3, subset_size=100),
     "mind": MIND(projections=100),
     "prdc": PRDC(),
+    "prdc of adm": PRDC(arithmetic="adm"),
     "accuracy": KNNAccuracy(),
     "inception score": InceptionScore(),
     "cmmd": CMMD(),
@@ -99,7 +100,9 @@ def evaluated(metric: Metric, put: Callable[[Tensor], Tensor], known: bool) -> d
     detector = "inception_logits" if isinstance(metric, InceptionScore) else "d"
     sides = []
     for seed, count in enumerate((900, 700)):
-        values, labels = features(count, seed), torch.arange(count) % 5
+        # As many of every class, which a bootstrap refuses, or not.
+        power = 2 if isinstance(metric, Frechet) and metric.confidence == "bootstrap" else 1
+        values, labels = features(count, seed), torch.arange(count) ** power % 5
         sides.append(FeatureSet.from_values(detector=detector, values=put(values), labels=labels))
     if not known:
         statistics = GaussianStatistics.from_features(features(900, 0))

@@ -259,3 +259,61 @@ def test_at_most_so_many_images() -> None:
     for options in ({"reals": 3}, {"fakes": 0}, {"reals": 10.5}, {"seed": -1}):
         with pytest.raises(UsageError, match=next(iter(options))):
             PRDC(k=3, **options)
+
+
+# ADM's arithmetic
+
+
+def brute_adm(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float]:
+    """Precision and recall by full tables of float16, one operation after the other."""
+
+    def table(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        a, b = a.astype(np.float16), b.astype(np.float16)
+        norms = [np.square(x).astype(np.float32).sum(1).astype(np.float16) for x in (a, b)]
+        products = (a.astype(np.float32) @ b.astype(np.float32).T).astype(np.float16)
+        rows = (norms[0][:, None] - np.float16(2) * products).astype(np.float16)
+        return np.maximum((rows + norms[1]).astype(np.float16), 0).astype(np.float32)
+
+    radii = [np.sort(table(x, x), axis=1)[:, k] for x in (real, fake)]
+    across = table(real, fake)
+    precision = (across <= radii[0][:, None]).any(axis=0).mean()
+    return precision, (across <= radii[1]).any(axis=1).mean()
+
+
+@pytest.mark.parametrize("tile", [7, 64])
+def test_adm_compares_distances_of_float16(tile: int) -> None:
+    rng = np.random.default_rng(0)
+    # Tightly packed, far from the origin: float16 leaves few different distances.
+    real = (5 + 0.1 * rng.normal(size=(60, 16))).astype(np.float32)
+    fake = (5.02 + 0.1 * rng.normal(size=(50, 16))).astype(np.float32)
+    found = prdc(
+        real=torch.from_numpy(real),
+        fake=torch.from_numpy(fake),
+        k=3,
+        rule="<=",
+        arithmetic="adm",
+        tile=tile,
+    )
+    assert (found["precision"], found["recall"]) == pytest.approx(brute_adm(real, fake, 3))
+    exact = prdc(real=torch.from_numpy(real), fake=torch.from_numpy(fake), k=3, rule="<=")
+    assert exact["precision"] != pytest.approx(found["precision"], abs=0.02)
+
+
+def test_adm_falls_back_to_float32_beyond_float16() -> None:
+    values = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    near = prdc(real=values, fake=values.flip(0) * 0.9, k=3, rule="<=", arithmetic="adm")
+    far = prdc(real=400 * values, fake=360 * values.flip(0), k=3, rule="<=", arithmetic="adm")
+    exact = prdc(real=values, fake=values.flip(0) * 0.9, k=3, rule="<=")
+    assert near == pytest.approx(exact, abs=0.1) and far == pytest.approx(exact)
+    with pytest.raises(UsageError, match="it must be exact or adm"):
+        prdc(real=values, fake=values, k=3, arithmetic="half")
+
+
+def test_dgm_eval_takes_as_many_of_each_side() -> None:
+    values = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    real, fake = (
+        FeatureSet.from_values(detector="d", values=some) for some in (values, values[:20] + 0.1)
+    )
+    equal = PRDC(k=3, reals=50, equal=True)(real=real, fake=fake)
+    assert equal == PRDC(k=3, reals=20)(real=real, fake=fake)
+    assert equal != PRDC(k=3, reals=50)(real=real, fake=fake)

@@ -3,6 +3,7 @@ processes, and straight from sampling."""
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from PIL import Image
 from guidex.cli import main
 from guidex.config import compose
 from guidex.errors import UsageError
+from guidex.evaluation.inception import JoinedInception
+from guidex.evaluation.networks import NetworkDetector
 from guidex.evaluation.sources import Looking
 from guidex.presets import options
 from guidex.runs.evaluate import evaluate
@@ -77,16 +80,18 @@ def test_both_distances_in_one_row(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     reals, fakes = sets
-    words = [str(fakes), f"ref={reals}", "protocol=interval", *weights]
+    words = [str(fakes), f"ref={reals}", "protocol=fbg", *weights, "protocol.pr.reals=11"]
     evaluate([*words, f"out={tmp_path / 'both'}"])
     row = row_of(tmp_path / "both")
     assert list(row["metrics"])[:3] == ["fd_inception", "fd_dinov2_s", "precision_dinov2_s"]
     assert row["settings"]["detector"] == "inception, dinov2_s"
-    assert row["settings"]["reference"] == f"{reals} (12)"
-    assert row["settings"]["precision/recall"] == "k=3, < (dinov2_s)"
-    assert len(row["config"]["reals"]) == 2
+    told = f"{reals} (12) (fid), {reals} (12) (fd_dinov2), {reals} (11) (pr)"
+    assert row["settings"]["reference"] == told
+    assert row["settings"]["precision/recall"] == "k=5, <=, at most 10240 fake (pr)"
+    assert len(row["config"]["reals"]) == 3
     captured = capsys.readouterr()
-    assert captured.out.count("fake: ") == 1 and captured.out.count("real: ") == 2
+    assert captured.out.count("fake: ") == 1 and captured.out.count("real: ") == 3
+    assert "11 images of 12, chosen at random" in captured.out
     assert "FD (inception)" in captured.out and "FD (dinov2_s)" in captured.out
     assert "12 fake images and 384 features of dinov2_s" in captured.err
 
@@ -95,12 +100,93 @@ def test_both_distances_in_one_row(
         f"ref={reals}",
         "detector=dinov2_s",
         weights[1].replace("protocol.fd_dinov2.", ""),
-        "metrics=[frechet,prdc]",
+        "metrics=[frechet]",
     ]
     evaluate([*alone, f"out={tmp_path / 'alone'}"])
     metrics = row_of(tmp_path / "alone")["metrics"]
     assert metrics == {name: row["metrics"][name] for name in metrics}
     assert metrics["fd_dinov2_s"] > 0
+
+
+def test_the_intervals_features_are_of_pillows_resize_with_references_of_their_own(
+    sets: tuple[Path, Path],
+    weights: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("GUIDEX_CACHE", str(tmp_path / "cache"))
+    seen: list[tuple[str, int]] = []
+    called = NetworkDetector.__call__
+
+    def call(self: NetworkDetector, samples: torch.Tensor) -> tuple[str, torch.Tensor]:
+        seen.append((self.name, len(samples)))
+        return called(self, samples)
+
+    monkeypatch.setattr(NetworkDetector, "__call__", call)
+    reals, fakes = sets
+    edm2 = {"num_images": 50_000}
+    for name, dim in (("fid", 2048), ("fd_dinov2", 384)):
+        edm2[name] = {"mu": np.zeros(dim), "sigma": np.eye(dim)}
+    (tmp_path / "img512.pkl").write_bytes(pickle.dumps(edm2))
+    words = ["eval", str(fakes), f"ref={tmp_path / 'img512.pkl'}", "protocol=interval", *weights]
+    words += [f"protocol.pr.ref={reals}", f"protocol.fd_dinov2.ref={reals}"]
+    assert main([*words, "protocol.fid.fakes=5", f"out={tmp_path / 'out'}"]) == 0
+    assert sorted(seen) == [("dinov2_s_pil", 12), ("dinov2_s_pil", 12), ("inception", 12)]
+    row = row_of(tmp_path / "out")
+    expected = ["fd_inception", "fd_dinov2_s_pil", "precision_dinov2_s_pil", "recall_dinov2_s_pil"]
+    assert list(row["metrics"])[:4] == expected
+    assert row["settings"]["fakes"] == "5, chosen at random (fid)"
+    assert "5 fake images and 2,048 features" in capsys.readouterr().err
+
+
+def test_parts_and_metrics_of_a_protocol_can_be_left_out(
+    sets: tuple[Path, Path],
+    weights: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    reals, fakes = sets
+    words = ["eval", str(fakes), f"ref={reals}", "protocol=interval", *weights]
+    words += ["protocol.fd_dinov2=null", "protocol.pr=null", "overwrite=true"]
+    words += [f"out={tmp_path / 'out'}"]
+    assert main(words) == 0
+    assert list(row_of(tmp_path / "out")["metrics"]) == ["fd_inception"]
+    for word, text in (
+        ("protocol.fid=null", "no metrics chosen"),
+        ("protocol.fid.metrics.frechet=null", "no metrics chosen"),
+        (
+            "protocol.fid.metrics=[frechet,prdc]",
+            "leave it out by protocol.fid.metrics.frechet=null",
+        ),
+        ("protocol.fid.detector=dinov2", "protocol.fid.detector.weights=FILE"),
+        ("protocol.fid=frechet", "changed by its keys"),
+        ("protocol.fid.fakes=0", "protocol.fid.fakes is 0; it must be a whole number"),
+        ("protocol=edm2,adm", "choose one protocol"),
+        ("protocol=[edm2,adm]", "choose one protocol"),
+        ("protocol.fid.metrics.frechet.seed=null", "protocol.fid.metrics.frechet.seed"),
+    ):
+        assert main([*words, word]) == 2, word
+        assert text in capsys.readouterr().err, word
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    words = ["eval", str(fakes), f"ref={tmp_path / 'stats.npz'}", "protocol=adm", weights[0]]
+    words += ["protocol.sfid=null", "protocol.is=null", f"out={tmp_path / 'adm'}"]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert "protocol.fid: PRDC compares single images" in told
+    assert "protocol.fid.ref=… gives it" in told and "protocol.fid.metrics.prdc=null" in told
+    assert main([*words, "protocol.fid.metrics.prdc=null"]) == 0
+    words = ["eval", str(fakes), f"ref={reals}", f"out={tmp_path / 'pixels'}"]
+    assert main([*words, "metrics=[frechet,prdc]", "metrics.frechet=null"]) == 0
+    assert not any(name.startswith("fd") for name in row_of(tmp_path / "pixels")["metrics"])
+    assert main(["eval", str(fakes), f"ref={reals}", "metrics=[fid]"]) == 2
+    assert "did you mean frechet?" in capsys.readouterr().err
+
+
+def test_experiments_of_the_interval_paper_resize_as_it_does() -> None:
+    for name in ("table1", "fig3"):
+        protocol = compose("sweep", [f"experiment=interval/{name}"]).config["protocol"]
+        assert protocol["fd_dinov2"]["detector"]["resize"] == "pil" and protocol["pr"] is None
 
 
 def test_parts_of_a_protocol_may_have_their_own_reference(
@@ -115,21 +201,34 @@ def test_parts_of_a_protocol_may_have_their_own_reference(
     assert row["settings"]["reference"] == f"{fakes} (12) (inception), {reals} (12) (dinov2_s)"
 
 
-def test_adm(sets: tuple[Path, Path], weights: list[str], tmp_path: Path) -> None:
+def test_adm(
+    sets: tuple[Path, Path],
+    weights: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     images = np.random.default_rng(2).integers(0, 256, (9, 16, 16, 3), dtype=np.uint8)
     moments = {"mu": np.zeros(2048), "sigma": np.eye(2048)}
     moments |= {"mu_s": np.zeros(2023), "sigma_s": np.eye(2023)}
     np.savez(tmp_path / "virtual.npz", **moments, arr_0=images)
     file = weights[0].partition("=")[2]
-    words = [f"protocol.{part}.detector.weights={file}" for part in ("fid", "sfid", "is")]
+    words = [f"protocol.fid.detector.weights={file}"]  # for the three
     words += ["protocol=adm", f"ref={tmp_path / 'virtual.npz'}", f"out={tmp_path / 'out'}"]
-    evaluate([str(sets[1]), *words])
+    passed, forward = [], JoinedInception.forward
+
+    def count(self: JoinedInception, images: torch.Tensor) -> torch.Tensor:
+        passed.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(JoinedInception, "forward", count)
+    evaluate([str(sets[1]), *words, "cache=false"])
+    assert sum(passed) == 12
     row = row_of(tmp_path / "out")
     expected = "fd_inception precision_inception recall_inception density_inception"
     expected += " coverage_inception fd_inception_spatial is_inception_logits"
     expected += " is_std_inception_logits"
     assert list(row["metrics"]) == expected.split()
-    assert row["settings"]["precision/recall"] == "k=3, <=, 9 real (inception)"
+    assert row["settings"]["precision/recall"] == "k=3, <=, 9 real, float16 distances (inception)"
     assert "N not recorded" in row["settings"]["reference"]
 
 

@@ -19,10 +19,14 @@ from guidex.config import compose
 from guidex.errors import GuidexError, UsageError
 from guidex.evaluation import references, statistics_files
 from guidex.evaluation.detectors import Automatic, Detector, Identity, Pixels
-from guidex.evaluation.features import FeatureSet, require_labels, require_values
-from guidex.evaluation.frechet import frechet_distance
+from guidex.evaluation.features import FeatureSet, Metric, require_labels, require_values
+from guidex.evaluation.frechet import Frechet, frechet_distance
+from guidex.evaluation.frechet_infinity import FrechetInfinity
+from guidex.evaluation.inception_score import InceptionScore
+from guidex.evaluation.kid import KID
 from guidex.evaluation.networks import NetworkDetector
-from guidex.evaluation.protocol import concerns, score_concerns
+from guidex.evaluation.prdc import PRDC
+from guidex.evaluation.protocol import NOT_RECORDED, concerns
 from guidex.evaluation.references import describe
 from guidex.evaluation.sources import Looking, detector_record, open_samples
 from guidex.evaluation.statistics import GaussianStatistics
@@ -135,11 +139,20 @@ def test_edm2(tmp_path: Path, dtype: type) -> None:
         assert "halves" in told and "SHA-256" in told
 
 
-@pytest.mark.parametrize("detector", ["dinov2_pil", "dinov2_s", "inception_logits"])
+@pytest.mark.parametrize("detector", ["dinov2_s", "inception_logits"])
 def test_edm2_is_refused_for_other_detectors_and_resizes(tmp_path: Path, detector: str) -> None:
     path = edm2(tmp_path / "img512.pkl")
     with pytest.raises(UsageError, match="inception and dinov2, not of " + detector):
         reference_features(str(path), network(tmp_path, detector))
+
+
+def test_edm2_compares_with_pillows_resize_as_the_interval_paper_does(tmp_path: Path) -> None:
+    detector = network(tmp_path, "dinov2_pil")
+    features, about = reference_features(str(edm2(tmp_path / "img512.pkl")), detector)
+    assert features.detector == "dinov2_pil"
+    assert_moments(features, moments(2))
+    [doubt] = concerns(real=about, fake=detector_record(detector))
+    assert "resized in two ways: that of EDM2 (torch) and halves" in doubt
 
 
 def test_statistics_are_not_for_pixels(tmp_path: Path) -> None:
@@ -193,6 +206,9 @@ def test_edm_and_pytorch_fid_are_of_inception(tmp_path: Path) -> None:
     assert features.count == 0
     assert about["count"] is None
     assert "number of images not recorded" in describe(about)
+    assert NOT_RECORDED in describe(about)
+    [doubt] = concerns(real=about, fake=detector_record(network(tmp_path)))
+    assert "does not tell how its images were resized" in doubt
     with pytest.raises(UsageError, match="statistics of inception, not of dinov2"):
         reference_features(str(tmp_path / "a.npz"), network(tmp_path, "dinov2"))
 
@@ -434,9 +450,17 @@ def test_damaged_own_files(tmp_path: Path, change: dict[str, np.ndarray], text: 
 # Doubts
 
 
-def doubts(real: dict[str, Any], fake: dict[str, Any], **more: Any) -> list[str]:
-    given = {"detector": "inception", "dim": 100, "network": True, **more}
-    return concerns(real={"count": 50_000, **real}, fake={"count": 50_000, **fake}, **given)
+def doubts(
+    real: dict[str, Any],
+    fake: dict[str, Any],
+    *metrics: Metric,
+    network: bool = True,
+) -> list[str]:
+    real, fake = {"count": 50_000, **real}, {"count": 50_000, **fake}
+    look = {"detector": "inception", "dim": 100, "network": network}
+    counts = {"real": real["count"], "fake": fake["count"]}
+    found = [doubt for one in metrics or [Frechet()] for doubt in one.doubts(**counts, **look)]
+    return found + concerns(real=real, fake=fake)
 
 
 def test_no_doubts() -> None:
@@ -453,6 +477,7 @@ def test_no_doubts() -> None:
     [
         ({}, {"count": 49_999}, "49,999 fake images: published distances are of 50,000"),
         ({"count": 10_000}, {}, "10,000 real images: published"),
+        ({}, {"count": 50_001}, "50,001 fake images: published distances .* come out smaller"),
         ({"formats": ["jpeg"]}, {"formats": ["png"]}, "JPEG meets .*real jpeg, fake png"),
         ({"formats": ["png"]}, {"formats": ["jpeg", "png"]}, "JPEG meets"),
         ({"shape": [3, 64, 64]}, {"shape": [3, 256, 256]}, "64x64x3 and 256x256x3"),
@@ -472,6 +497,32 @@ def test_doubts(real: dict[str, Any], fake: dict[str, Any], text: str) -> None:
 def test_more_features_than_images_are_doubted() -> None:
     assert len(doubts({}, {"count": 100}, network=False)) == 1
     assert doubts({}, {"count": 101}, network=False) == []
+
+
+def test_doubts_are_those_of_the_metrics() -> None:
+    few: dict[str, Any] = {"count": 90}
+    assert doubts(few, few, KID(subset_size=50)) == []
+    told = doubts(few, few, PRDC())
+    assert len(told) == 2 and all("precision and recall are of 50,000" in one for one in told)
+    assert doubts(few, few, PRDC(), network=False) == []
+    assert doubts({}, {}, PRDC()) == []
+    [more] = doubts({"count": 1_281_167}, {}, PRDC())
+    assert more.startswith("1,281,167 real images")
+    # Of more, a protocol takes what it says.
+    assert doubts({"count": 10_000}, {"count": 20_000}, PRDC(reals=10_000, fakes=10_000)) == []
+
+
+def test_more_real_images_than_published_are_no_doubt_of_distances() -> None:
+    assert doubts({"count": 1_281_167}, {}) == []
+
+
+def test_the_subsets_of_an_extrapolation_are_doubted() -> None:
+    def told(count: int, **options: Any) -> list[str]:
+        return doubts({}, {"count": count}, FrechetInfinity(**options))
+
+    assert told(50_000) == told(50_000, tenth=True) == []
+    assert "begins with 150 fakes for 100 features" in told(1500, tenth=True)[0]
+    assert "100 fake images and 100 features" in told(1000, tenth=True)[0]
 
 
 # Commands
@@ -531,19 +582,22 @@ def test_eval_says_what_it_doubts(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_scores_of_few_images_are_doubted() -> None:
-    assert score_concerns({"count": 50_000}) == []
-    [told] = score_concerns({"count": 1800})
-    assert told.startswith("1,800 fake images: published scores are of 50,000")
+    def told(count: int, **options: Any) -> list[str]:
+        look = {"detector": "inception_logits", "dim": 1008, "network": True}
+        return InceptionScore(**options).doubts(real=None, fake=count, **look)
+
+    assert told(50_000) == told(10_000, size=5000) == []
+    assert told(1800)[0].startswith("1,800 fake images: published scores are of 50,000")
+    assert "larger" in told(60_000)[0]
+    assert "a last part of 1,000" in told(11_000, size=5000)[0]
 
 
 def test_published_statistics_are_of_float32(tmp_path: Path) -> None:
     identity = Identity("inception", 4, "some", "0" * 64, "float16", False)
+    file = read_statistics(edm2(tmp_path / "img512.pkl"))
     told = concerns(
-        real={"count": 50_000, "detector": references._by_protocol("inception", identity)},
-        fake={"count": 50_000, "detector": {"precision": "float16"}},
-        detector="inception",
-        dim=4,
-        network=True,
+        real={"detector": references._by_protocol("inception", identity, file)},
+        fake={"detector": {"precision": "float16"}},
     )
     assert told == ["real and fake features differ in precision: float32 and float16."]
 

@@ -267,7 +267,10 @@ def test_a_confidence_interval_is_in_brackets():
     metrics = {"log_density_a": -1.5, "log_density_a_lo": -1.75, "log_density_a_hi": -1.25}
     text = markdown_table([row(0, {}, metrics=metrics)])
     assert markdown_cells(text)[2][1] == r"-1.500 \[-1.750 to -1.250\]"
-    assert "confidence interval in brackets" in text
+    assert "confidence interval, with its centre, in brackets" in text
+    metrics = {"fd_a": 1.5, "fd_a_unbiased": 1.25, "fd_a_lo": 1, "fd_a_hi": 1.75}
+    text = markdown_table([row(0, {}, metrics=metrics)])
+    assert markdown_cells(text)[2][1] == r"1.50 \[1.25 in 1.00–1.75\]"
 
 
 def test_several_detectors_are_told_apart():

@@ -18,13 +18,13 @@ from urllib.request import url2pathname
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from guidex.assets.download import download, read_json, write_json
-from guidex.assets.progress import Progress
+from guidex.assets.progress import Received
 from guidex.errors import GuidexError, UsageError
 
 log = logging.getLogger(__name__)
 
 
-def fetch(source: str, *, sha256: str | None = None, progress: Progress | None = None) -> Path:
+def fetch(source: str, *, sha256: str | None = None, progress: Received | None = None) -> Path:
     """The local path of a file, which is downloaded into the cache where it is a URL not there yet.
 
     A cached file is hashed on each call (about 0.65 s per GB). Any number of processes may ask for
@@ -138,7 +138,7 @@ def _locate(source: str) -> tuple[str | None, Path]:
     return url, cache_dir() / f"{stem}-{hashlib.sha256(url.encode()).hexdigest()[:10]}{suffix}"
 
 
-def _download(url: str, path: Path, expected: str | None, progress: Progress) -> None:
+def _download(url: str, path: Path, expected: str | None, progress: Received) -> None:
     """Download into a part, verify it, and move it to its place, alone among all processes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")

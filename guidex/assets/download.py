@@ -19,7 +19,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from guidex import __version__
 from guidex.assets.atomic import atomic_write
-from guidex.assets.progress import Progress, megabytes
+from guidex.assets.progress import Received, megabytes
 from guidex.errors import GuidexError, UsageError
 
 TIMEOUT = 30.0  # seconds, to connect and for each read
@@ -34,7 +34,7 @@ class _Broken(Exception):
     """An attempt failed, but the next one may not."""
 
 
-def download(url: str, path: Path, progress: Progress) -> None:
+def download(url: str, path: Path, progress: Received) -> None:
     """Download an http(s) URL into `path`, on which the caller holds a lock.
 
     On a failure or an interruption, what came stays with a note, `<path>.json`, if it can be
@@ -134,7 +134,7 @@ class _Part:
         write_json(self._note, note)
 
 
-def _attempt(url: str, part: _Part, progress: Progress) -> None:
+def _attempt(url: str, part: _Part, progress: Received) -> None:
     """Send one request and append its answer to the part; returns when the part is whole."""
     headers = {"User-Agent": f"guidex/{__version__}"}
     if part.size > 0 and part.validator is not None:

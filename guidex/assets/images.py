@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from guidex.assets.arrays import open_array
 from guidex.assets.codec import (
@@ -30,6 +29,7 @@ from guidex.assets.image_set import (
     map_ahead,
 )
 from guidex.assets.labels import find_labels
+from guidex.assets.progress import counted
 from guidex.assets.sources import SUFFIXES, FolderSource, Source, ZipSource, reason_of, shown
 from guidex.errors import GuidexError, UsageError
 
@@ -206,8 +206,7 @@ def _scan(
     quiet_pillow()
     workers = default_workers()
     results = map_ahead(record, source.names, workers, ahead=2 * workers)
-    bar = tqdm(source.names, f"checking {path}", unit="image", delay=2, leave=False, disable=None)
-    for name, result in zip(bar, results, strict=True):
+    for name, result in zip(counted(source.names, f"checking {path}"), results, strict=True):
         if isinstance(result, str):
             failures.append((name, result))
         else:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from guidex.evaluation.features import (
     FeatureSet,
+    Metric,
     check_comparable,
     check_enough,
     check_whole,
@@ -15,7 +16,7 @@ from guidex.evaluation.features import (
 from guidex.evaluation.prdc import nearest_neighbours
 
 
-class KNNAccuracy:
+class KNNAccuracy(Metric):
     """Share of fakes whose k nearest reals vote for the class that was asked for.
 
     A tie goes to the tied class with the nearest image. Needs labels of reals and fakes. Real
@@ -25,11 +26,7 @@ class KNNAccuracy:
         k: voters per fake, 1 or more.
     """
 
-    needs_reference: ClassVar[bool] = True
-    needs_values: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
-    needs_truth: ClassVar[bool] = False
-    needs_detector: ClassVar[str | None] = None
 
     def __init__(self, k: int = 5) -> None:
         check_whole("k", k, least=1)

@@ -2,7 +2,6 @@
 of features under the kernel exp(-|x - y|^2 / (2 sigma^2)), times 1000."""
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch import Tensor
 from guidex.errors import UsageError
 from guidex.evaluation.features import (
     FeatureSet,
+    Metric,
     check_comparable,
     check_enough,
     require_values,
@@ -21,7 +21,7 @@ SCALE = 1000
 TILE = 2048
 
 
-class CMMD:
+class CMMD(Metric):
     """The biased estimate (Gretton et al. 2012, eq. 5), as the authors' code has it.
 
     Published numbers are of CLIP's embeddings (detector=clip) with sigma = 10, and of 30,000 images
@@ -35,12 +35,6 @@ class CMMD:
     Arguments:
         sigma: of the kernel, in units of the features; above 0.
     """
-
-    needs_reference: ClassVar[bool] = True
-    needs_values: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
-    needs_truth: ClassVar[bool] = False
-    needs_detector: ClassVar[str | None] = None
 
     def __init__(self, sigma: float = 10.0) -> None:
         number = isinstance(sigma, int | float) and not isinstance(sigma, bool)

@@ -1,5 +1,6 @@
 """Detectors: from images, or points, to the features that metrics compare."""
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -111,12 +112,37 @@ class Automatic(_WithoutNetwork):
         return detector(samples)
 
 
+def look(detectors: Sequence[Detector], samples: Tensor) -> list[tuple[str, Tensor]]:
+    """What each detector makes of samples; several outputs of one network are of one pass."""
+    groups: dict[Hashable, list[Detector]] = {}
+    for detector in detectors:
+        groups.setdefault(getattr(detector, "group", detector), []).append(detector)
+    found: dict[Detector, tuple[str, Tensor]] = {}
+    for first, *others in groups.values():
+        if not others:
+            found[first] = first(samples)
+            continue
+        _, features = first.joined(others)(samples)
+        parts = features.split([one.identity.dim for one in (first, *others)], dim=1)
+        found |= {one: (one.name, part) for one, part in zip((first, *others), parts, strict=True)}
+    return [found[detector] for detector in detectors]
+
+
+def detect_all(
+    detectors: Sequence[Detector], samples: Tensor, labels: Tensor | None, batch: int = 1024
+) -> list[FeatureSet]:
+    """All samples through different detectors, `batch` at a time; the results are on the CPU."""
+    parts = [look(detectors, some) for some in samples.split(batch)]
+    return [
+        FeatureSet.from_values(
+            detector=own[0][0], values=torch.cat([part.cpu() for _, part in own]), labels=labels
+        )
+        for own in zip(*parts, strict=True)
+    ]
+
+
 def detect(
     detector: Detector, samples: Tensor, labels: Tensor | None, batch: int = 1024
 ) -> FeatureSet:
-    """All samples through a detector, `batch` at a time; the result is on the CPU."""
-    name, parts = "", []
-    for first in range(0, len(samples), batch):
-        name, features = detector(samples[first : first + batch])
-        parts.append(features.cpu())
-    return FeatureSet.from_values(detector=name, values=torch.cat(parts), labels=labels)
+    """The same through one detector."""
+    return detect_all([detector], samples, labels, batch)[0]

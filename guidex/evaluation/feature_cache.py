@@ -14,13 +14,14 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import BinaryIO
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -36,6 +37,8 @@ BLOCK = 1024
 """Images whose features are kept together while a set is being looked at."""
 
 LIMIT = 20 * 2**30
+
+SUM = 32  # hexadecimal digits of a checksum
 
 log = logging.getLogger(__name__)
 
@@ -74,17 +77,43 @@ class FeatureStore:
         size = rows.stop - rows.start
         return self._read(self._part(block), self._key_of(block), slice(0, size), size)
 
-    def keep_block(self, block: int, features: Tensor) -> None:
-        """Keep the features of a block, on the CPU."""
-        self._write(self._part(block), self._key_of(block), features)
+    def keep_block(self, block: int, features: Tensor) -> bool:
+        """Keep the features of a block, on the CPU; returns whether they are on disk now."""
+        key = self._key_of(block)
+        return self._write(self._part(block), key, len(features), lambda: iter([features]))
 
-    def keep(self, blocks: Mapping[int, Tensor]) -> Tensor:
-        """Keep all features, given as all blocks, in one file; returns them joined."""
-        features = torch.cat([blocks[block] for block in sorted(blocks)])
+    def keep(self, blocks: Mapping[int, Tensor | None]) -> Tensor:
+        """Keep all features in one file, and return them, mapped from it: they never are in memory
+        as a whole, unless they cannot be written.
+
+        Arguments:
+            blocks: all blocks; None for those that are on disk.
+
+        Raises:
+            GuidexError: a block on disk was deleted or damaged.
+        """
+
+        def parts() -> Iterator[Tensor]:
+            for block in sorted(blocks):
+                features = blocks[block]
+                yield self._kept(block) if features is None else features
+
         if not self._path.is_file():
-            self._write(self._path, self._key, features)
+            self._write(self._path, self._key, self.count, parts)
+        features = self.read()
+        if features is None:
+            features = torch.cat(list(parts()))
         shutil.rmtree(self._parts, ignore_errors=True)
         _drop_old(self._path)
+        return features
+
+    def _kept(self, block: int) -> Tensor:
+        features = self.read_block(block)
+        if features is None:
+            raise GuidexError(
+                f"{self._part(block)} was deleted or damaged while it was needed; run again, which "
+                "goes on from the other blocks."
+            )
         return features
 
     def _key_of(self, block: int) -> dict[str, object]:
@@ -93,14 +122,37 @@ class FeatureStore:
     def _part(self, block: int) -> Path:
         return self._parts / f"{block:06d}.safetensors"
 
-    def _write(self, path: Path, key: dict[str, object], features: Tensor) -> None:
+    def _write(
+        self, path: Path, key: dict[str, object], count: int, parts: Callable[[], Iterator[Tensor]]
+    ) -> bool:
+        """Write float32 features [count, D], by parts that are whole blocks, in the layout of
+        safetensors; returns whether that went well."""
+        shape = [count, self.identity.dim]
+        features = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * math.prod(shape)]}
+
+        def header(sums: list[str]) -> bytes:
+            about = {"key": _text(key), "sums": " ".join(sums)}
+            text = json.dumps({"__metadata__": about, "features": features}).encode()
+            text += b" " * (-len(text) % 8)
+            return len(text).to_bytes(8, "little") + text
+
+        def write(file: BinaryIO) -> None:
+            sums: list[str] = []
+            file.write(header(["-" * SUM] * -(-count // BLOCK)))  # as long as it will be
+            for part in parts():
+                sums += _sums(part)
+                file.write(part.contiguous().numpy())
+            file.seek(0)
+            file.write(header(sums))
+            file.seek(0, os.SEEK_END)
+
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            about = {"key": _text(key), "sums": json.dumps(_sums(features))}
-            content = safetensors.torch.save({"features": features}, about)
-            atomic_write(path, lambda file: file.write(content))
+            atomic_write(path, write)
+            return True
         except (OSError, GuidexError) as error:
             log.warning("Features are not kept for the next time: %s", error)
+            return False
 
     def _read(self, path: Path, key: dict[str, object], rows: slice, count: int) -> Tensor | None:
         """Some rows, which are whole blocks, of a file that should hold `count` of them."""
@@ -109,14 +161,12 @@ class FeatureStore:
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
                 about = file.metadata() or {}
-                if about.get("key") == _text(key):
-                    features = file.get_slice("features")
-                    if features.get_shape() == [count, self.identity.dim]:
-                        wanted = json.loads(about["sums"])[rows.start // BLOCK :]
-                        found = features[rows]
-                        if (sums := _sums(found)) == wanted[: len(sums)]:
-                            return found
-        except (OSError, SafetensorError, KeyError, ValueError):
+                features = file.get_tensor("features")  # mapped; get_slice would copy
+                if about.get("key") == _text(key) and features.shape == (count, self.identity.dim):
+                    sums = _sums(features[rows])
+                    if sums == about.get("sums", "").split()[rows.start // BLOCK :][: len(sums)]:
+                        return features[rows]
+        except (OSError, SafetensorError):
             pass
         log.warning("%s is damaged or of another kind; making it again.", path)
         with contextlib.suppress(OSError):
@@ -139,7 +189,7 @@ def _drop_old(newest: Path) -> None:
 def _sums(features: Tensor) -> list[str]:
     """A checksum of each block of features [N, D]."""
     blocks = features.contiguous().split(BLOCK)
-    return [hashlib.sha256(block.numpy()).hexdigest()[:32] for block in blocks]
+    return [hashlib.sha256(block.numpy()).hexdigest()[:SUM] for block in blocks]
 
 
 def _text(key: dict[str, object]) -> str:

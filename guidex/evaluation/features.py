@@ -5,10 +5,12 @@ called as metric(real=..., fake=...) that returns named numbers and keeps nothin
 """
 
 import dataclasses
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -111,6 +113,15 @@ class FeatureSet:
             given_statistics=self.given_statistics and self.given_statistics.to(device),
         )
 
+    def at_most(self, most: int | None) -> "FeatureSet":
+        """`most` of its images, chosen at random, or all where there are no more; statistics that
+        came with the set stay."""
+        if most is None or self.values is None or self.count <= most:
+            return self
+        rows = torch.from_numpy(chosen(self.count, most, seed=0)).to(self.values.device)
+        labels = None if self.labels is None else self.labels[rows]
+        return dataclasses.replace(self, count=most, values=self.values[rows], labels=labels)
+
     @cached_property
     def statistics(self) -> GaussianStatistics:
         """Those given, or those of the values; computed once."""
@@ -154,7 +165,7 @@ class Known(Kind, Protocol):
     truth: ExactDenoiser | None
 
 
-class Metric(Protocol):
+class Metric(ABC):
     """A metric: a pure function of two feature sets, with what it needs of them.
 
     The needs are known without any image, so that sets which lack something are refused by
@@ -167,12 +178,13 @@ class Metric(Protocol):
         needs_detector: name of the only detector that it is defined for, or None for any.
     """
 
-    needs_reference: ClassVar[bool]
-    needs_values: ClassVar[bool]
-    needs_labels: ClassVar[bool]
-    needs_truth: ClassVar[bool]
-    needs_detector: ClassVar[str | None]
+    needs_reference: ClassVar[bool] = True
+    needs_values: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
+    needs_truth: ClassVar[bool] = False
+    needs_detector: ClassVar[str | None] = None
 
+    @abstractmethod
     def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
         """Raise UsageError where there are too few images.
 
@@ -182,12 +194,28 @@ class Metric(Protocol):
             fake: number of fakes.
             dim: number of features D.
         """
-        ...
 
+    def doubts(
+        self, *, real: int | None, fake: int, detector: str, dim: int, network: bool
+    ) -> list[str]:
+        """What the numbers of images do to a comparison with published values, in whole sentences.
+
+        Arguments:
+            real, fake, dim: as for `check_counts`.
+            detector: name of the detector.
+            network: whether that is a published network.
+        """
+        return []
+
+    @abstractmethod
     def __call__(self, *, real: FeatureSet | None, fake: FeatureSet) -> dict[str, float]:
         """Numbers by column name, in the order of the columns; real may be None where it needs no
         reference."""
-        ...
+
+
+def chosen(count: int, most: int, seed: int) -> np.ndarray:
+    """`most` of the numbers 0 ... count - 1, int64, in order, chosen at random by the seed."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[:most])
 
 
 def check_whole(name: str, value: int, *, least: int) -> None:

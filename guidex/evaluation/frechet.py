@@ -4,7 +4,7 @@
 arXiv 1706.08500, equation 6), with N - 1 covariances and in float64.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import ClassVar, Literal
@@ -15,15 +15,18 @@ from torch import Tensor
 from guidex.errors import UsageError
 from guidex.evaluation.features import (
     FeatureSet,
+    Metric,
     check_comparable,
     check_enough,
     check_share,
     check_whole,
     require_values,
 )
+from guidex.evaluation.protocol import PUBLISHED_IMAGES, singular, too_few
 from guidex.evaluation.statistics import GaussianStatistics, gram
 
 JACKKNIFE_BLOCKS = 20
+FEWEST_BLOCKS = 5  # of balanced classes, which a block holds one image of each of
 
 # With fewer fakes per feature the bias no longer falls as 1 / N, and intervals miss the truth.
 IMAGES_PER_FEATURE = 2
@@ -34,7 +37,7 @@ _NEGATIVE = 1e-4
 _EPS = torch.finfo(torch.float64).eps
 
 
-class Frechet:
+class Frechet(Metric):
     """The Fréchet distance as a metric, with an interval for what it is without sampling noise.
 
     The distance from N fakes is noisy and biased upward by about c / N (Chong and Forsyth 2020,
@@ -44,8 +47,14 @@ class Frechet:
     the fakes come from (infinitely many fakes). So at small N they may lie wholly below the
     distance itself, which keeps its bias in order to compare with published numbers of equal N.
 
-    jackknife: delete one of 20 random blocks (with unequal block sizes as in Busing, Meijer and van
-    der Leeden 1999); bias-corrected mean of the pseudo-values and Student's t. Costs 20 distances.
+    Where the fakes have labels, and as many images of every class, this is no accident, and blocks
+    have as many of every class, too: the chance of random blocks would pass for bias and noise, and
+    with classes far apart, intervals would hold the truth in as few as a tenth of the cases. Images
+    that are balanced so without labels cannot be told from others.
+
+    jackknife: delete one of 20 random blocks, or of 5 ... 20 where classes are balanced (with
+    unequal block sizes as in Busing, Meijer and van der Leeden 1999); bias-corrected mean of the
+    pseudo-values and Student's t. Costs 20 distances.
     bootstrap: the basic (pivotal) interval [2d - q_hi, 2d - q_lo] (Davison and Hinkley 1997, eq.
     5.6) from `resamples` redraws of the fakes. Costs a covariance of all fakes per redraw.
 
@@ -61,11 +70,7 @@ class Frechet:
         seed: of the blocks and redraws.
     """
 
-    needs_reference: ClassVar[bool] = True
     needs_values: ClassVar[bool] = False
-    needs_labels: ClassVar[bool] = False
-    needs_truth: ClassVar[bool] = False
-    needs_detector: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -103,12 +108,27 @@ class Frechet:
                 instead="confidence=none",
             )
 
+    def doubts(
+        self, *, real: int | None, fake: int, detector: str, dim: int, network: bool
+    ) -> list[str]:
+        """Singular covariances, and numbers of images that move the bias."""
+        found = singular(real=real, fake=fake, detector=detector, dim=dim)
+        if network:
+            found += too_few(real=real, fake=fake, dim=dim)
+            if fake > PUBLISHED_IMAGES:
+                found.append(
+                    f"{fake:,} fake images: published distances are of {PUBLISHED_IMAGES:,}, and "
+                    "with more they come out smaller."
+                )
+        return found
+
     def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-        """fd_<detector>, and fd_<detector>_lo and _hi where an interval is asked for.
+        """fd_<detector>, and where an interval is asked for fd_<detector>_unbiased, its centre, the
+        distance without the bias of the number of fakes, and _lo and _hi.
 
         Raises:
             UsageError: sets of different detectors, fewer than 2 images, or, with an interval,
-                fakes without features or too few of them.
+                fakes without features or too few of them, of every class where those are balanced.
         """
         check_comparable(real=real, fake=fake)
         self.check_counts(real=real.statistics.count, fake=fake.statistics.count, dim=fake.dim)
@@ -119,9 +139,10 @@ class Frechet:
         target, whole = _Target.of(real.statistics), fake.statistics
         distance = target.distance(whole)
         interval = self._jackknife if self.confidence == "jackknife" else self._bootstrap
-        lo, hi = interval(target, values, whole, distance)
+        lo, centre, hi = interval(target, values, _balanced(fake.labels), whole, distance)
+        found = {"": distance, "_unbiased": centre, "_lo": lo, "_hi": hi}
         # A distance is never negative, so this cuts no true value off.
-        return {name: distance, f"{name}_lo": max(lo, 0.0), f"{name}_hi": max(hi, 0.0)}
+        return {name + suffix: max(value, 0.0) for suffix, value in found.items()}
 
     def _resampled_values(self, fake: FeatureSet) -> Tensor:
         """The features [N, D] behind the fake statistics, if an interval can be had from them."""
@@ -134,12 +155,18 @@ class Frechet:
         return values
 
     def _jackknife(
-        self, target: "_Target", values: Tensor, whole: GaussianStatistics, distance: float
-    ) -> tuple[float, float]:
-        count = len(values)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
-        # Random blocks: rows are often sorted by class, and a block must look like the whole.
-        blocks = order.to(values.device).tensor_split(JACKKNIFE_BLOCKS)
+        self,
+        target: "_Target",
+        values: Tensor,
+        labels: Tensor | None,
+        whole: GaussianStatistics,
+        distance: float,
+    ) -> tuple[float, float, float]:
+        blocks = [block.to(values.device) for block in _blocks(len(values), labels, self.seed)]
+        count = sum(map(len, blocks))
+        if count < len(values):  # some of each class are left over
+            whole = GaussianStatistics.from_features(values[torch.cat(blocks)])
+            distance = target.distance(whole)
         left_out = [
             target.distance(whole.without(GaussianStatistics.from_features(values[block])))
             for block in blocks
@@ -148,12 +175,22 @@ class Frechet:
         pseudo = ratios * distance - (ratios - 1) * torch.tensor(left_out, dtype=torch.float64)
         estimate = (pseudo / ratios).sum()
         variance = ((pseudo - estimate).square() / (ratios - 1)).mean()
-        reach = student_quantile((1 + self.level) / 2, JACKKNIFE_BLOCKS - 1) * variance.sqrt()
-        return float(estimate - reach), float(estimate + reach)
+        reach = student_quantile((1 + self.level) / 2, len(blocks) - 1) * variance.sqrt()
+        return float(estimate - reach), float(estimate), float(estimate + reach)
 
     def _bootstrap(
-        self, target: "_Target", values: Tensor, whole: GaussianStatistics, distance: float
-    ) -> tuple[float, float]:
+        self,
+        target: "_Target",
+        values: Tensor,
+        labels: Tensor | None,
+        whole: GaussianStatistics,
+        distance: float,
+    ) -> tuple[float, float, float]:
+        if labels is not None:
+            raise UsageError(
+                "the fakes have equal numbers of all classes, which the redraws of a bootstrap do "
+                "not keep; use confidence=jackknife."
+            )
         redrawn = torch.tensor(
             [
                 target.distance(statistics)
@@ -163,7 +200,7 @@ class Frechet:
         )
         tail = (1 - self.level) / 2
         low, high = redrawn.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-        return 2 * distance - high, 2 * distance - low
+        return 2 * distance - high, 2 * distance - float(redrawn.mean()), 2 * distance - low
 
 
 def frechet_distance(*, real: GaussianStatistics, fake: GaussianStatistics) -> float:
@@ -254,6 +291,38 @@ def _redraws(
         shift = times @ centred / count
         scatter = gram(centred * times.sqrt()[:, None]) - count * torch.outer(shift, shift)
         yield GaussianStatistics(count, mean + shift, scatter)
+
+
+def _balanced(labels: Tensor | None) -> Tensor | None:
+    """Labels [N], on the CPU, if all of several classes have equal numbers of images, give or take
+    one; else None."""
+    if labels is None:
+        return None
+    _, counts = labels.unique(return_counts=True)
+    return labels.cpu() if len(counts) > 1 and counts.max() - counts.min() <= 1 else None
+
+
+def _blocks(count: int, labels: Tensor | None, seed: int) -> Sequence[Tensor]:
+    """Rows of the blocks of a jackknife, on the CPU: at random, since images often come sorted by
+    class and a block must look like the whole; with labels [N] as many of each class."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    if labels is None:
+        return order.tensor_split(JACKKNIFE_BLOCKS)
+    classes = [order[labels[order] == label] for label in labels.unique()]
+    least = min(map(len, classes))
+    if least < FEWEST_BLOCKS:
+        raise UsageError(
+            f"the fakes have {least} images of every class, and an interval needs at least "
+            f"{FEWEST_BLOCKS}; use more images or confidence=none."
+        )
+    # As few left over as possible.
+    numbers = range(min(least, JACKKNIFE_BLOCKS // 2), min(least, JACKKNIFE_BLOCKS) + 1)
+    blocks = max(numbers, key=lambda number: (least // number * number, number))
+    each = least // blocks
+    return [
+        torch.cat([rows[each * block : each * (block + 1)] for rows in classes])
+        for block in range(blocks)
+    ]
 
 
 def student_quantile(probability: float, freedom: int) -> float:

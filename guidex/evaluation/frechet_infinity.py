@@ -10,16 +10,18 @@ from torch import Tensor
 from guidex.errors import UsageError
 from guidex.evaluation.features import (
     FeatureSet,
+    Metric,
     check_comparable,
     check_enough,
     check_whole,
     require_values,
 )
 from guidex.evaluation.frechet import IMAGES_PER_FEATURE, frechet_distances
+from guidex.evaluation.protocol import singular, too_few
 from guidex.evaluation.statistics import GaussianStatistics
 
 
-class FrechetInfinity:
+class FrechetInfinity(Metric):
     """The distance d in d(n) = d + c / n, fitted to distances of random subsets of n fakes.
 
     The bias of the fakes' number is gone, that of the reals' is not. Since it is an estimate, it
@@ -33,27 +35,31 @@ class FrechetInfinity:
         sizes: number of subset sizes, 2 or more.
         smallest: fakes in the smallest subset. With fewer than 2 per feature, the bias is not c / n
             yet, and the option is refused.
+        tenth: begin with a tenth of the fakes where that is less than `smallest`, however few it
+            is, as dgm-eval does.
         seed: of the subsets.
     """
 
-    needs_reference: ClassVar[bool] = True
     needs_values: ClassVar[bool] = False
-    needs_labels: ClassVar[bool] = False
-    needs_truth: ClassVar[bool] = False
-    needs_detector: ClassVar[str | None] = None
 
-    def __init__(self, sizes: int = 15, smallest: int = 5000, seed: int = 0) -> None:
+    def __init__(
+        self, sizes: int = 15, smallest: int = 5000, tenth: bool = False, seed: int = 0
+    ) -> None:
         check_whole("sizes", sizes, least=2)
         check_whole("smallest", smallest, least=2)
         check_whole("seed", seed, least=0)
         self.sizes = sizes
         self.smallest = smallest
+        self.tenth = tenth
         self.seed = seed
 
     def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
         """Raise UsageError below 2 reals, where the smallest subset has fewer than 2 images per
         feature, or fakes are fewer than there are subsets above it."""
         check_enough("FrechetInfinity", least=2, real=real, instead="leave it out")
+        if self.tenth:
+            check_enough("FrechetInfinity", least=20, fake=fake, instead="leave it out")
+            return
         needed = IMAGES_PER_FEATURE * dim
         if self.smallest < needed:
             raise UsageError(
@@ -67,6 +73,23 @@ class FrechetInfinity:
             instead=f"a lower smallest ({needed} or more)",
         )
 
+    def doubts(
+        self, *, real: int | None, fake: int, detector: str, dim: int, network: bool
+    ) -> list[str]:
+        """Subsets that are too small, and the bias of few reals."""
+        first = self._first(fake)
+        found = singular(real=real, fake=first, detector=detector, dim=dim)
+        if not found and first < IMAGES_PER_FEATURE * dim:
+            found = [
+                f"FD∞ begins with {first:,} fakes for {dim:,} features of {detector}: below "
+                f"{IMAGES_PER_FEATURE} per feature the bias does not fall as 1 / n yet."
+            ]
+        return found + (too_few(real=real, dim=dim) if network else [])
+
+    def _first(self, fake: int) -> int:
+        """Fakes in the smallest subset."""
+        return min(self.smallest, fake // 10) if self.tenth else self.smallest
+
     def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         """fd_infinity_<detector>.
 
@@ -76,7 +99,9 @@ class FrechetInfinity:
         check_comparable(real=real, fake=fake)
         values = require_values(fake, side="fake", metric="FrechetInfinity")
         self.check_counts(real=real.statistics.count, fake=len(values), dim=fake.dim)
-        spaced = torch.linspace(self.smallest, len(values), self.sizes, dtype=torch.float64)
+        spaced = torch.linspace(
+            self._first(len(values)), len(values), self.sizes, dtype=torch.float64
+        )
         generator = torch.Generator().manual_seed(self.seed)
         counts = spaced.long().tolist()
         distances = frechet_distances(

@@ -10,6 +10,7 @@ they are. As ADM's evaluator takes them, they are the first 7 channels of the Te
 """
 
 import io
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -64,24 +65,26 @@ def inception(
         prepare=lambda images: images,
         precision=precision,
         compile=compile,
+        join=JoinedInception,
+        output=features,
     )
 
 
 class Extractor(nn.Module):
-    """A network of torch-fidelity with one of its layers as output.
+    """A network of torch-fidelity with some of its layers as outputs, side by side.
 
     Arguments:
         weights: of all layers.
         module: torch-fidelity's module.
         network: its class.
-        layer: torch-fidelity's name of the layer.
+        layers: torch-fidelity's names of its outputs.
 
     Raises:
         UsageError: torch-fidelity cannot be imported.
         GuidexError: the weights are those of another network.
     """
 
-    def __init__(self, weights: Weights, module: str, network: str, layer: str) -> None:
+    def __init__(self, weights: Weights, module: str, network: str, *layers: str) -> None:
         super().__init__()
         make = getattr(optional(f"torch_fidelity.{module}"), network)
         # torch-fidelity would unpickle the user's file, and run what it holds. It gets a file
@@ -90,7 +93,7 @@ class Extractor(nn.Module):
         torch.save(weights.read(), file)
         file.seek(0)
         try:
-            self.extractor = make(network, [layer], feature_extractor_weights_path=file)
+            self.extractor = make(network, list(layers), feature_extractor_weights_path=file)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise GuidexError(
@@ -100,16 +103,15 @@ class Extractor(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features [B, D], float32, of images uint8 [B, 3, H, W]."""
-        (features,) = self.extractor(images)
-        return features
+        return torch.cat(self.extractor(images), dim=1)
 
 
 class Inception(Extractor):
     """Inception-v3; arguments as for `Extractor`."""
 
-    def __init__(self, weights: Weights, layer: str) -> None:
+    def __init__(self, weights: Weights, *layers: str) -> None:
         super().__init__(
-            weights, "feature_extractor_inceptionv3", "FeatureExtractorInceptionV3", layer
+            weights, "feature_extractor_inceptionv3", "FeatureExtractorInceptionV3", *layers
         )
 
 
@@ -139,5 +141,33 @@ class _Leading(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, 7 H W, 1, 1]."""
-        leading = self.branch(x)[:, :SPATIAL_CHANNELS]
-        return leading.permute(0, 2, 3, 1).flatten(1)[:, :, None, None]
+        return _leading(self.branch(x))[:, :, None, None]
+
+
+class JoinedInception(Inception):
+    """Inception-v3 with the features of several detectors side by side, from one pass.
+
+    Arguments:
+        weights: as for `Extractor`.
+        outputs: two or more of pool3, logits and spatial.
+    """
+
+    def __init__(self, weights: Weights, outputs: Sequence[str]) -> None:
+        self.outputs = tuple(outputs)
+        self.behind = [output for output in outputs if output != "spatial"]
+        super().__init__(weights, *(_LAYERS[output][1] for output in self.behind))
+        self.extractor.Mixed_6d.branch1x1.register_forward_hook(self._keep)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [B, sum of D], float32, of images uint8 [B, 3, H, W]."""
+        found = dict(zip(self.behind, self.extractor(images), strict=True))
+        found["spatial"] = _leading(self.seen).float()
+        return torch.cat([found[output] for output in self.outputs], dim=1)
+
+    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.seen = output
+
+
+def _leading(x: Tensor) -> Tensor:
+    """The features of sFID, [B, 7 H W], of the branch [B, C, H, W]."""
+    return x[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)

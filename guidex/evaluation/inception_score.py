@@ -9,49 +9,75 @@ from torch import Tensor
 
 from guidex.evaluation.features import (
     FeatureSet,
+    Metric,
     check_enough,
     check_whole,
     require_detector,
     require_values,
 )
+from guidex.evaluation.protocol import PUBLISHED_IMAGES
 
 DETECTOR = "inception_logits"
 
 
-class InceptionScore:
-    """Mean and deviation over equal parts of the shuffled fakes, as torch-fidelity does it.
+class InceptionScore(Metric):
+    """Mean and deviation over parts of the fakes: equal ones of the shuffled fakes, as
+    torch-fidelity does it, or parts of 5,000 in order, as ADM does it.
 
     It looks at fakes alone, at the logits (without bias) of Inception-v3 for them:
     detector=inception_logits. Larger parts have larger scores, so published numbers are of 50,000
     images in 10 parts.
 
     Arguments:
-        splits: number of parts.
+        splits: number of parts, where `size` is None.
+        size: images in each part, fewer in the last one; None for `splits` equal parts.
         shuffle: whether images are shuffled first, since they often come sorted by class.
         seed: of the order; torch-fidelity's is 2020.
     """
 
     needs_reference: ClassVar[bool] = False
     needs_values: ClassVar[bool] = False
-    needs_labels: ClassVar[bool] = False
-    needs_truth: ClassVar[bool] = False
     needs_detector: ClassVar[str | None] = DETECTOR
 
-    def __init__(self, splits: int = 10, shuffle: bool = True, seed: int = 2020) -> None:
+    def __init__(
+        self, splits: int = 10, size: int | None = None, shuffle: bool = True, seed: int = 2020
+    ) -> None:
         check_whole("splits", splits, least=1)
+        if size is not None:
+            check_whole("size", size, least=1)
         check_whole("seed", seed, least=0)
-        self.splits = splits
+        self.splits, self.size = splits, size
         self.shuffle = shuffle
         self.seed = seed
 
     def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
         """Raise UsageError where fakes are fewer than parts."""
-        check_enough(
-            f"InceptionScore with splits={self.splits}",
-            least=self.splits,
-            fake=fake,
-            instead="fewer splits",
-        )
+        if self.size is None:
+            check_enough(
+                f"InceptionScore with splits={self.splits}",
+                least=self.splits,
+                fake=fake,
+                instead="fewer splits",
+            )
+
+    def doubts(
+        self, *, real: int | None, fake: int, detector: str, dim: int, network: bool
+    ) -> list[str]:
+        """Larger parts have larger scores."""
+        if self.size is not None:
+            if fake % self.size == 0:
+                return []
+            return [
+                f"{fake:,} fake images: scores of parts of {self.size:,} have a last part of "
+                f"{fake % self.size:,}, which comes out smaller."
+            ]
+        if fake == PUBLISHED_IMAGES:
+            return []
+        more = fake > PUBLISHED_IMAGES
+        return [
+            f"{fake:,} fake images: published scores are of {PUBLISHED_IMAGES:,}, and with "
+            f"{'more' if more else 'fewer'} they come out {'larger' if more else 'smaller'}."
+        ]
 
     def __call__(self, *, real: FeatureSet | None, fake: FeatureSet) -> dict[str, float]:
         """is_inception_logits, 1 ... 1008, and is_std_inception_logits; of the fakes.
@@ -65,7 +91,8 @@ class InceptionScore:
         if self.shuffle:
             order = np.random.RandomState(self.seed).permutation(len(logits))
             logits = logits[torch.from_numpy(order).to(logits.device)]
-        scores = torch.stack([inception_score(part) for part in _parts(logits, self.splits)])
+        parts = _parts(logits, self.splits) if self.size is None else logits.split(self.size)
+        scores = torch.stack([inception_score(part) for part in parts])
         return {
             f"is_{fake.detector}": scores.mean().item(),
             f"is_std_{fake.detector}": scores.std(correction=0).item(),

@@ -1,14 +1,13 @@
 """The kernel Inception distance (Bińkowski et al. 2018, arXiv 1801.01401): the squared maximum mean
 discrepancy of two sets of features under the kernel (x . y / D + 1)^3."""
 
-from typing import ClassVar
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from guidex.evaluation.features import (
     FeatureSet,
+    Metric,
     check_comparable,
     check_enough,
     check_whole,
@@ -16,7 +15,7 @@ from guidex.evaluation.features import (
 )
 
 
-class KID:
+class KID(Metric):
     """Mean and deviation of the unbiased estimate over random subsets, as torch-fidelity does it.
 
     Being unbiased, it does not depend on the number of images as the Fréchet distance does, and it
@@ -31,12 +30,6 @@ class KID:
         subset_size: images in each, at most as many as in either set.
         seed: of the subsets; torch-fidelity's is 2020.
     """
-
-    needs_reference: ClassVar[bool] = True
-    needs_values: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
-    needs_truth: ClassVar[bool] = False
-    needs_detector: ClassVar[str | None] = None
 
     def __init__(self, subsets: int = 100, subset_size: int = 1000, seed: int = 2020) -> None:
         check_whole("subsets", subsets, least=1)

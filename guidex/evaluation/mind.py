@@ -2,13 +2,13 @@
 sliced 2-Wasserstein distance of two sets of features."""
 
 from collections.abc import Iterator
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from guidex.evaluation.features import (
     FeatureSet,
+    Metric,
     check_comparable,
     check_enough,
     check_whole,
@@ -20,7 +20,7 @@ from guidex.evaluation.features import (
 _CHUNK, _ROWS = 64, 4096
 
 
-class MIND:
+class MIND(Metric):
     """The distance as a metric.
 
     Directions, and the subset of the larger set where the sets differ in size, are drawn as in the
@@ -31,12 +31,6 @@ class MIND:
         projections: number of random directions.
         seed: of the directions and the subset; torch-fidelity's is 2020.
     """
-
-    needs_reference: ClassVar[bool] = True
-    needs_values: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
-    needs_truth: ClassVar[bool] = False
-    needs_detector: ClassVar[str | None] = None
 
     def __init__(self, projections: int = 1000, seed: int = 2020) -> None:
         check_whole("projections", projections, least=1)

@@ -1,6 +1,6 @@
 """Detectors that are networks: what they have in common, whatever the network."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
@@ -23,6 +23,10 @@ Precision = Literal["float32", "float16", "bfloat16"]
 # once, they go through in passes of this size, so that features do not depend on a batch size.
 PASS = 128
 
+# On a CPU more than a few images take longer, and twice the memory, since the numbers between two
+# layers no longer fit into its cache.
+CPU_PASS = 16
+
 
 class NetworkDetector:
     """Images through a network, on a device and in a precision.
@@ -42,6 +46,9 @@ class NetworkDetector:
         prepare: what happens to images, uint8 [B, 3, H, W], before they go to the device.
         precision: of the network; features are float32 in any case.
         compile: whether torch.compile is used: slow at first, faster for many images.
+        join: makes one network of the weights whose features are those of several detectors side by
+            side, given their outputs; None where there is no such network.
+        output: of this detector.
     """
 
     def __init__(
@@ -56,11 +63,15 @@ class NetworkDetector:
         prepare: Callable[[Tensor], Tensor],
         precision: Precision,
         compile: bool,
+        join: Callable[[Weights, Sequence[str]], nn.Module] | None = None,
+        output: str = "",
     ) -> None:
         self.name, self._dim, self._resize = name, dim, resize
         self._package = package
         self._weights, self._build, self._prepare = weights, build, prepare
         self._precision, self._compile = precision, compile
+        self._join, self._output = join, output
+        self._joined: dict[tuple[str, ...], NetworkDetector] = {}
         self._device = torch.device("cpu")
         self._network: Callable[[Tensor], Tensor] | None = None
 
@@ -110,9 +121,34 @@ class NetworkDetector:
         with self._arithmetic():
             parts = [
                 self._network(self._prepare(part).to(self._device, non_blocking=True))
-                for part in images.split(PASS)
+                for part in images.split(CPU_PASS if self._device.type == "cpu" else PASS)
             ]
         return self.name, torch.cat(parts)
+
+    @property
+    def group(self) -> Hashable:
+        """Equal for detectors that one network can be made of."""
+        if self._join is None:
+            return self
+        return (self._join, self._weights.source, self._precision, self._compile, self._device)
+
+    def joined(self, others: Sequence["NetworkDetector"]) -> "NetworkDetector":
+        """One detector with the features of itself and of others of its group side by side."""
+        outputs = (self._output, *(one._output for one in others))
+        if outputs not in self._joined:
+            made = NetworkDetector(
+                name="+".join([self.name, *(one.name for one in others)]),
+                dim=self._dim + sum(one._dim for one in others),
+                resize=self._resize,
+                package=self._package,
+                weights=self._weights,
+                build=lambda file: self._join(file, outputs),
+                prepare=self._prepare,
+                precision=self._precision,
+                compile=self._compile,
+            )
+            self._joined[outputs] = made.to(self._device)
+        return self._joined[outputs]
 
     def _made(self) -> Callable[[Tensor], Tensor]:
         network = self._build(self._weights).eval().requires_grad_(False).to(self._device)

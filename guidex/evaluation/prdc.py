@@ -18,21 +18,23 @@ with 2048 features about 150 MB on a CPU, and 1 GB on a GPU, where tiles are lar
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from guidex.errors import UsageError
 from guidex.evaluation.features import (
     FeatureSet,
+    Metric,
     check_comparable,
     check_enough,
     check_whole,
+    chosen,
     require_values,
 )
 from guidex.evaluation.networks import full_float32
+from guidex.evaluation.protocol import PUBLISHED_IMAGES
 from guidex.evaluation.statistics import refuse_nonfinite
 
 # Rows of a tile: on a CPU, tiles stay in its cache; on a GPU, they keep all of it busy.
@@ -54,7 +56,7 @@ _LARGEST = 1e15
 _EPS = torch.finfo(torch.float64).eps
 
 
-class PRDC:
+class PRDC(Metric):
     """The four numbers as a metric.
 
     Published values differ in k, rule, detector and image counts, and do not compare across them:
@@ -65,14 +67,11 @@ class PRDC:
         k: neighbour that sets the radius of a ball, 1 or more.
         rule: whether the surface of a ball is outside ("<") or inside ("<=").
         reals, fakes: at most as many images of each side, chosen at random; None for all.
+        equal: as many of each side as there are of the smaller one (dgm-eval).
         seed: of the choice.
+        arithmetic: "exact", or "adm": squared distances rounded to float16, as ADM's evaluator
+            compares them, in which many are equal.
     """
-
-    needs_reference: ClassVar[bool] = True
-    needs_values: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
-    needs_truth: ClassVar[bool] = False
-    needs_detector: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -80,9 +79,11 @@ class PRDC:
         rule: Literal["<", "<="] = "<",
         reals: int | None = None,
         fakes: int | None = None,
+        equal: bool = False,
         seed: int = 0,
+        arithmetic: Literal["exact", "adm"] = "exact",
     ) -> None:
-        _check_options(k, rule)
+        _check_options(k, rule, arithmetic)
         for name, value in (("reals", reals), ("fakes", fakes)):
             if value is not None:
                 check_whole(name, value, least=k + 1)
@@ -90,11 +91,27 @@ class PRDC:
         self.k = k
         self.rule = rule
         self.reals, self.fakes = reals, fakes
+        self.equal = equal
         self.seed = seed
+        self.arithmetic = arithmetic
 
     def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
         """Raise UsageError where a side has no more than k images."""
         _check_counts(real, fake, self.k)
+
+    def doubts(
+        self, *, real: int | None, fake: int, detector: str, dim: int, network: bool
+    ) -> list[str]:
+        """Other numbers of images than those of the protocol: `reals` and `fakes`, or 50,000."""
+        if not network:
+            return []
+        return [
+            f"{count:,} {side} images: published precision and recall are of {wanted:,}, and "
+            "depend on their number."
+            for side, count, most in (("real", real, self.reals), ("fake", fake, self.fakes))
+            for wanted in [PUBLISHED_IMAGES if most is None else most]
+            if count is not None and (count < wanted or (most is None and count > wanted))
+        ]
 
     def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         """precision_, recall_, density_ and coverage_<detector>.
@@ -103,23 +120,31 @@ class PRDC:
             UsageError: sets of different detectors, no features, or no more than k images.
         """
         check_comparable(real=real, fake=fake)
-        results = prdc(
-            real=self._chosen(require_values(real, side="real", metric="PRDC"), self.reals),
-            fake=self._chosen(require_values(fake, side="fake", metric="PRDC"), self.fakes),
-            k=self.k,
-            rule=self.rule,
-        )
+        sides = [
+            require_values(features, side=side, metric="PRDC")
+            for side, features in (("real", real), ("fake", fake))
+        ]
+        most = [self.reals or len(sides[0]), self.fakes or len(sides[1])]
+        if self.equal:
+            most = [min(*most, *map(len, sides))] * 2
+        reals, fakes = (self._chosen(*one) for one in zip(sides, most, strict=True))
+        results = prdc(real=reals, fake=fakes, k=self.k, rule=self.rule, arithmetic=self.arithmetic)
         return {f"{name}_{real.detector}": value for name, value in results.items()}
 
-    def _chosen(self, values: Tensor, most: int | None) -> Tensor:
-        if most is None or len(values) <= most:
+    def _chosen(self, values: Tensor, most: int) -> Tensor:
+        if len(values) <= most:
             return values
-        order = np.random.default_rng(self.seed).permutation(len(values))[:most]
-        return values[torch.from_numpy(np.sort(order)).to(values.device)]
+        return values[torch.from_numpy(chosen(len(values), most, self.seed)).to(values.device)]
 
 
 def prdc(
-    *, real: Tensor, fake: Tensor, k: int, rule: Literal["<", "<="] = "<", tile: int | None = None
+    *,
+    real: Tensor,
+    fake: Tensor,
+    k: int,
+    rule: Literal["<", "<="] = "<",
+    arithmetic: Literal["exact", "adm"] = "exact",
+    tile: int | None = None,
 ) -> dict[str, float]:
     """Precision, recall, density, coverage.
 
@@ -133,6 +158,7 @@ def prdc(
         fake: features [M, D], on the same device.
         k: 1 or more, less than N and M.
         rule: "<": a distance equal to the radius is outside (prdc, dgm-eval); "<=": inside.
+        arithmetic: see `PRDC`.
         tile: rows of each set that are compared at a time, or None for what suits the device; no
             effect on the result.
 
@@ -142,7 +168,7 @@ def prdc(
     Raises:
         UsageError: N or M not above k, different D, NaN or infinity.
     """
-    _check_options(k, rule)
+    _check_options(k, rule, arithmetic)
     _check_counts(len(real), len(fake), k)
     for values in (real, fake):
         refuse_nonfinite(values)
@@ -151,8 +177,10 @@ def prdc(
             f"real features have {real.shape[1]} dimensions, fake ones {fake.shape[1]}."
         )
     tile = _tile_on(real.device) if tile is None else tile
-    real_radii = _squared_radii(real, k, tile)
-    fake_radii = _squared_radii(fake, k, tile)
+    pair_of, radii_of = (
+        (_TilePair, _squared_radii) if arithmetic == "exact" else (_RoundedPair, _rounded_radii)
+    )
+    real_radii, fake_radii = (radii_of(values, k, tile) for values in (real, fake))
 
     precise = torch.zeros(len(fake), dtype=torch.bool, device=fake.device)
     recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
@@ -161,7 +189,7 @@ def prdc(
     centre, dtype = _centre(real), _working_dtype(real, fake)
     for rows in _slices(len(real), tile):
         for cols in _slices(len(fake), tile):
-            pair = _TilePair(real[rows], fake[cols], centre, dtype)
+            pair = pair_of(real[rows], fake[cols], centre, dtype)
             in_real_ball = pair.inside(real_radii[rows, None], rule)
             in_fake_ball = pair.inside(fake_radii[None, cols], rule)
             precise[cols] |= in_real_ball.any(dim=0)
@@ -319,6 +347,46 @@ class _TilePair:
         return _TilePair(self._a, self._b, self._centre, torch.float64)
 
 
+class _RoundedPair:
+    """Squared distances from one tile of rows to another as ADM's evaluator has them: float16 from
+    float16 features, sums in float32; float32 throughout where float16 overflows.
+
+    Attributes:
+        squared: [Ta, Tb], float32.
+    """
+
+    def __init__(
+        self, a: Tensor, b: Tensor, centre: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        self.squared = _rounded(a.half(), b.half()).float()
+        if not torch.isfinite(self.squared).all():
+            self.squared = _rounded(a.float(), b.float())
+
+    def inside(self, squared_radii: Tensor, rule: Literal["<", "<="]) -> Tensor:
+        """As `_TilePair.inside`."""
+        return self.squared < squared_radii if rule == "<" else self.squared <= squared_radii
+
+
+def _rounded(a: Tensor, b: Tensor) -> Tensor:
+    """|a|^2 - 2 a b + |b|^2, not below 0, each term and each difference in the dtype of a and b."""
+    norms = [values.square().sum(dim=1, dtype=torch.float32).to(a.dtype) for values in (a, b)]
+    with full_float32():
+        products = (a.float() @ b.float().T).to(a.dtype)
+    return (norms[0][:, None] - 2 * products + norms[1]).clamp_(min=0)
+
+
+def _rounded_radii(values: Tensor, k: int, tile: int) -> Tensor:
+    """Squared distances to the k-th neighbour; what is nearest counts as the image itself."""
+    radii = []
+    for rows in _slices(len(values), tile):
+        near = values.new_empty(rows.stop - rows.start, 0, dtype=torch.float32)
+        for cols in _slices(len(values), tile):
+            squared = _RoundedPair(values[rows], values[cols]).squared
+            near, _ = _smallest(torch.cat([near, squared], dim=1), k + 1)
+        radii.append(near.amax(dim=1))
+    return torch.cat(radii)
+
+
 def _centre(values: Tensor) -> Tensor:
     """Any point amid the values, [D]; it need not be exact, since distances do not depend on it."""
     return values.mean(dim=0)
@@ -346,7 +414,9 @@ def _check_counts(real: int | None, fake: int, k: int) -> None:
     check_enough(f"PRDC with k={k}", least=k + 1, real=real, fake=fake, instead="a smaller k")
 
 
-def _check_options(k: int, rule: str) -> None:
+def _check_options(k: int, rule: str, arithmetic: str) -> None:
     check_whole("k", k, least=1)
     if rule not in ("<", "<="):
         raise UsageError(f'rule is {rule!r}; it must be "<" or "<=".')
+    if arithmetic not in ("exact", "adm"):
+        raise UsageError(f"arithmetic is {arithmetic!r}; it must be exact or adm.")

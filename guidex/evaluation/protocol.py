@@ -4,36 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 # Images that published FID and FD_DINOv2 are computed from (Heusel et al. 2017; EDM2; dgm-eval).
-PROTOCOL_IMAGES = 50_000
+PUBLISHED_IMAGES = 50_000
 
 
-def concerns(
-    *, real: Mapping[str, Any], fake: Mapping[str, Any], detector: str, dim: int, network: bool
-) -> list[str]:
-    """Reasons to doubt a comparison, in whole sentences; none if there are none.
+def concerns(*, real: Mapping[str, Any], fake: Mapping[str, Any]) -> list[str]:
+    """Reasons to doubt a comparison, whatever the metric, in whole sentences; none if there are
+    none. What numbers of images do is up to metrics (see `Metric.doubts`).
 
     Arguments:
-        real, fake: what is known of the two sides: count, shape and formats of the images, and
-            how the detector looked at them.
-        detector: its name.
-        dim: number of its features.
-        network: whether it is a published network, whose protocol asks for a number of images.
+        real, fake: what is known of the two sides: shape and formats of the images, and how the
+            detector looked at them.
     """
     found = []
-    for side, about in (("real", real), ("fake", fake)):
-        count = about.get("count")
-        if count is None:
-            continue
-        if count <= dim:
-            found.append(
-                f"{count:,} {side} images and {dim:,} features of {detector}: a covariance of "
-                "no more images than features is singular, and bias rules the distance."
-            )
-        elif network and count < PROTOCOL_IMAGES:
-            found.append(
-                f"{count:,} {side} images: published distances are of {PROTOCOL_IMAGES:,}, and "
-                "with fewer they come out larger."
-            )
     formats = [set(about.get("formats", ())) for about in (real, fake)]
     if all(formats) and ("jpeg" in formats[0]) != ("jpeg" in formats[1]):
         told = ", ".join(
@@ -45,18 +27,40 @@ def concerns(
     if all(shapes) and shapes[0] != shapes[1]:
         told = " and ".join(f"{w}x{h}x{c}" for c, h, w in shapes)
         found.append(f"real and fake images differ in size or colour: {told}.")
-    precisions = [about.get("detector", {}).get("precision") for about in (real, fake)]
+    looks = [about.get("detector", {}) for about in (real, fake)]
+    precisions = [look.get("precision") for look in looks]
     if all(precisions) and precisions[0] != precisions[1]:
         found.append(f"real and fake features differ in precision: {' and '.join(precisions)}.")
+    resizes = [look.get("resize") for look in looks]
+    if all(resizes) and resizes[0] != resizes[1]:
+        found.append(
+            f"{real.get('path')} does not tell how its images were resized: with another way than "
+            f"here ({resizes[1]}), as pytorch-fid has, FID moves by some 5 %."
+            if resizes[0] == NOT_RECORDED
+            else f"real and fake images are resized in two ways: {' and '.join(resizes)}."
+        )
     return found
 
 
-def score_concerns(fake: Mapping[str, Any]) -> list[str]:
-    """Reasons to doubt a score of the fake images alone (the Inception score)."""
-    count = fake["count"]
-    if count >= PROTOCOL_IMAGES:
-        return []
+NOT_RECORDED = "resize not recorded"
+
+
+def singular(*, real: int | None, fake: int, detector: str, dim: int) -> list[str]:
+    """Doubts of Gaussian fits to no more images than features."""
     return [
-        f"{count:,} fake images: published scores are of {PROTOCOL_IMAGES:,}, and with fewer they "
-        "come out smaller."
+        f"{count:,} {side} images and {dim:,} features of {detector}: a covariance of no more "
+        "images than features is singular, and bias rules the distance."
+        for side, count in (("real", real), ("fake", fake))
+        if count is not None and count <= dim
+    ]
+
+
+def too_few(*, real: int | None = None, fake: int | None = None, dim: int) -> list[str]:
+    """Doubts of Gaussian fits to fewer images than those of published distances, where they are
+    not singular."""
+    return [
+        f"{count:,} {side} images: published distances are of {PUBLISHED_IMAGES:,}, and with fewer "
+        "they come out larger."
+        for side, count in (("real", real), ("fake", fake))
+        if count is not None and dim < count < PUBLISHED_IMAGES
     ]

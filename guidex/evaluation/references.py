@@ -20,6 +20,7 @@ from guidex.assets.progress import download_bar
 from guidex.errors import UsageError
 from guidex.evaluation.detectors import Detector, Identity, detect
 from guidex.evaluation.features import FeatureSet
+from guidex.evaluation.protocol import NOT_RECORDED
 from guidex.evaluation.sources import (
     Looking,
     Samples,
@@ -28,7 +29,7 @@ from guidex.evaluation.sources import (
     model_samples,
     open_samples,
 )
-from guidex.evaluation.statistics_files import StatisticsFile, read_statistics
+from guidex.evaluation.statistics_files import BARE, StatisticsFile, read_statistics
 from guidex.models.denoiser import ExactDenoiser
 
 
@@ -101,12 +102,15 @@ def seen_by(detector: Detector, sample: Tensor) -> Seen:
     return Seen(seen.detector, seen.dim)
 
 
-def open_reference(source: str, *, resize: int | None, crop: bool = False, bad: str) -> Reference:
+def open_reference(
+    source: str, *, resize: int | None, crop: bool = False, bad: str, most: int | None = None
+) -> Reference:
     """Open a file or folder as the real side of comparisons.
 
     Arguments:
         source: path or URL of statistics (see `statistics_files`), of images, or of a toy's points.
         resize, crop, bad: as for `open_samples`; statistics are what they are.
+        most: of the single images or features, no more than so many, chosen at random.
 
     Raises:
         UsageError: no such file.
@@ -116,18 +120,18 @@ def open_reference(source: str, *, resize: int | None, crop: bool = False, bad: 
     file = read_statistics(path)
     samples = None
     if file is None or file.has_images:
-        samples = open_samples(str(path), resize=resize, crop=crop, bad=bad)
-    return _FileReference(source, path, file, samples)
+        samples = open_samples(str(path), resize=resize, crop=crop, bad=bad).at_most(most)
+    return _FileReference(source, path, file, samples, most)
 
 
-def open_model(model: object, name: str) -> Reference:
-    """The data of a model that knows them, as the real side of comparisons.
+def open_model(model: object, name: str, most: int | None = None) -> Reference:
+    """The data of a model that knows them, `most` of them at most, as the real side of comparisons.
 
     Raises:
         UsageError: the model does not know them.
     """
     samples, labels = model_samples(model)
-    return _ModelReference(model, name, samples, labels is not None)
+    return _ModelReference(model, name, samples, labels is not None, most)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,12 +143,14 @@ class _FileReference:
         path: the file, or a folder of images.
         file: the statistics, or None.
         samples: the images or points, or None.
+        most: number of single features that are taken of the file's, or None for all.
     """
 
     source: str
     path: Path
     file: StatisticsFile | None
     samples: Samples | None
+    most: int | None
 
     def real(self, detector: Detector) -> Real:
         if not self._has_statistics(detector):
@@ -153,24 +159,26 @@ class _FileReference:
             return Real(name, dim, self.samples.count, True, self.samples.has_labels, None, about)
         name, file = _chosen(self.file, detector.identity, self.path), self.file
         dim = file.statistics[name].dim
+        shown = name if detector.identity is None else detector.identity.name
         about = {
             "path": self.source,
             "kind": file.kind,
             "count": file.count,
             "sha256": self._sha256,
-            "detector": _by_protocol(name, detector.identity),
+            "detector": _by_protocol(name, detector.identity, file),
             **file.record,
         }
         if self.samples is None:
             singles, labels = file.values is not None, file.labels is not None
-            return Real(name, dim, self._recorded, singles, labels, None, about)
+            count = min(self._recorded, self.most or self._recorded) if singles else self._recorded
+            return Real(shown, dim, count, singles, labels, None, about)
         images = self.samples.images
         about |= {
             "features": len(images),
             "shape": list(images.shape),
             "formats": sorted(images.kinds),
         }
-        return Real(name, dim, len(images), True, self.samples.has_labels, None, about)
+        return Real(shown, dim, len(images), True, self.samples.has_labels, None, about)
 
     def features(self, asked: Sequence[tuple[Detector, bool]], how: Looking) -> list[FeatureSet]:
         lookers = [
@@ -189,7 +197,9 @@ class _FileReference:
         statistics = file.statistics[name]
         if seen is not None:
             return dataclasses.replace(seen, given_statistics=statistics)
-        return FeatureSet(name, self._recorded, file.values, file.labels, statistics, None)
+        shown = name if detector.identity is None else detector.identity.name
+        whole = FeatureSet(shown, self._recorded, file.values, file.labels, statistics, None)
+        return whole.at_most(self.most)
 
     def _has_statistics(self, detector: Detector) -> bool:
         """Whether a detector takes the statistics: of ADM's files, those other than Inception's
@@ -215,16 +225,17 @@ class _ModelReference:
     name: str
     samples: Tensor
     has_labels: bool
+    most: int | None
 
     def real(self, detector: Detector) -> Real:
         name, dim = seen_by(detector, self.samples[:1])
-        count = len(self.samples)
+        count = min(len(self.samples), self.most or len(self.samples))
         about = {"model": self.name, "count": count, **detector_record(detector)}
         truth = self.model if self.model.space == "points" else None
         return Real(name, dim, count, True, self.has_labels, truth, about)
 
     def features(self, asked: Sequence[tuple[Detector, bool]], how: Looking) -> list[FeatureSet]:
-        return [model_features(self.model, detector) for detector, _ in asked]
+        return [model_features(self.model, one).at_most(self.most) for one, _ in asked]
 
 
 def _fetched(url: str) -> Path:
@@ -232,11 +243,14 @@ def _fetched(url: str) -> Path:
         return fetch(url, progress=progress)
 
 
-def _by_protocol(name: str, identity: Identity | None) -> dict[str, str]:
+def _by_protocol(name: str, identity: Identity | None, file: StatisticsFile) -> dict[str, str]:
     """What published statistics do not say of themselves, but their names imply."""
     if identity is None:
         return {"name": name}
-    return {"name": name, "resize": identity.resize, "precision": "float32"}
+    resize = identity.resize if identity.name == name else "that of EDM2 (torch)"
+    if file.kind == BARE:
+        resize = NOT_RECORDED
+    return {"name": name, "resize": resize, "precision": "float32"}
 
 
 def _chosen(file: StatisticsFile, identity: Identity | None, path: Path) -> str:
@@ -247,13 +261,15 @@ def _chosen(file: StatisticsFile, identity: Identity | None, path: Path) -> str:
         if names not in (["pixels"], ["coordinates"]):
             raise UsageError(f"{path} holds statistics of {' and '.join(names)}; choose {choices}")
         return names[0]
-    if identity.name not in names:
+    # The interval paper's own code compares features after Pillow's resize with EDM2's file.
+    name = "dinov2" if (file.kind, identity.name) == ("EDM2", "dinov2_pil") else identity.name
+    if name not in names:
         raise UsageError(
             f"{path} ({file.kind}) holds statistics of {' and '.join(names)}, not of "
             f"{identity.name}, and numbers of two detectors or two ways to resize do not compare. "
             f"Use {choices}, or a reference made with {identity.name}."
         )
-    dim = file.statistics[identity.name].dim
+    dim = file.statistics[name].dim
     if identity.dim is not None and identity.dim != dim:
         raise UsageError(
             f"{path} ({file.kind}) holds statistics of {dim} features, and {identity.name} has "
@@ -266,13 +282,15 @@ def _chosen(file: StatisticsFile, identity: Identity | None, path: Path) -> str:
                 f"{path} was made by {identity.name} with another {what} ({made_by[key]} there, "
                 f"{getattr(identity, key)} here). Make it again with `guidex ref`, or use the same."
             )
-    return identity.name
+    return name
 
 
 def describe(about: Mapping[str, Any]) -> str:
     """In one line: what it is, N, resolution, detector, resize and hash."""
     count, shape = about.get("count"), about.get("shape")
     parts = ["number of images not recorded" if count is None else f"{count:,} images"]
+    if "of" in about:
+        parts[0] += f" of {about['of']:,}, chosen at random"
     if shape is not None:
         parts.append(f"{shape[2]}x{shape[1]}")
     elif "kind" in about:

@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from guidex.assets.image_set import ImageSet
 from guidex.assets.images import open_images, sample_output
+from guidex.assets.progress import Progress
 from guidex.assets.sources import reason_of
 from guidex.errors import GuidexError, UsageError
-from guidex.evaluation.detectors import Detector, detect
+from guidex.evaluation.detectors import Detector, detect, detect_all, look
 from guidex.evaluation.feature_cache import BLOCK, FeatureStore
-from guidex.evaluation.features import FeatureSet
+from guidex.evaluation.features import FeatureSet, chosen
 from guidex.models.denoiser import ExactDenoiser
 
 DRAWS = 10_000  # true samples of a toy that its reference is made of
@@ -52,11 +52,13 @@ class Samples:
         path: as given.
         images: the images, or None.
         points: points [N, d] and labels [N] or None of a toy, where there are no images.
+        of: number of images that these are a random choice of, or None.
     """
 
     path: str
     images: ImageSet | None
     points: tuple[Tensor, Tensor | None] | None
+    of: int | None = None
 
     @cached_property
     def about(self) -> dict[str, object]:
@@ -72,6 +74,7 @@ class Samples:
             "formats": sorted(self.images.kinds),
             "skipped": len(self.images.skipped),
             "sha256": self.images.fingerprint(),
+            **({} if self.of is None else {"of": self.of}),
         }
 
     @property
@@ -92,11 +95,29 @@ class Samples:
             return self.points[0][:1]
         return torch.zeros(1, *self.images.shape, dtype=torch.uint8)
 
+    def at_most(self, most: int | None) -> "Samples":
+        """`most` of them, chosen at random, or all where there are no more."""
+        if self.images is None or most is None or self.count <= most:
+            return self
+        images, rows = self.images, chosen(self.count, most, seed=0)
+        some = dataclasses.replace(
+            images,
+            names=[images.names[row] for row in rows],
+            labels=None if images.labels is None else images.labels[rows],
+            load=lambda index: images.load(int(rows[index])),
+            digest=lambda index: images.digest(int(rows[index])),
+        )
+        return Samples(self.path, some, None, of=self.count)
+
     def features(self, detectors: Sequence[Detector], how: Looking) -> list[FeatureSet]:
-        """The features of all detectors, on the CPU; images are decoded once for all of them."""
+        """The features of all detectors, on the CPU; images are decoded once for all of them, and
+        go once through a detector that is asked several times."""
+        asked = list(dict.fromkeys(detectors))
         if self.images is None:
-            return [detect(detector, *self.points, how.batch) for detector in detectors]
-        return image_features(self.images, detectors, how)
+            found = detect_all(asked, *self.points, how.batch)
+        else:
+            found = image_features(self.images, asked, how)
+        return [found[asked.index(detector)] for detector in detectors]
 
 
 def open_samples(path: str, *, resize: int | None, crop: bool = False, bad: str) -> Samples:
@@ -161,7 +182,8 @@ class _Pass:
     ) -> None:
         self._images, self._detectors, self._how = images, detectors, how
         self._stores = {k: store for k, store in stores.items() if k in detectors}
-        self._done: dict[int, dict[int, Tensor]] = {k: {} for k in detectors}
+        # None: on disk. Nothing else of a block stays, which would cut the memory into pieces.
+        self._done: dict[int, dict[int, Tensor | None]] = {k: {} for k in detectors}
         self._names: dict[int, str] = {}
 
     def run(self) -> dict[int, tuple[str, Tensor]]:
@@ -170,29 +192,22 @@ class _Pass:
             return {}
         blocks = range(-(-len(self._images) // BLOCK))
         own = [block for block in blocks if block % self._how.ranks == self._how.rank]
-        with tqdm(
-            total=len(self._images),
-            desc="features",
-            unit="image",
-            delay=2,
-            leave=False,
-            disable=None if self._how.rank == 0 else True,
-        ) as bar:
+        with Progress("features", len(self._images), quiet=self._how.rank > 0, delay=2) as bar:
             self._make(own, bar)
             # Of the others' blocks, those that nobody has finished, beginning with the last.
             for block in sorted(set(blocks) - set(own), reverse=True):
                 self._make([block], bar)
         return {k: (self._names[k], self._joined(k)) for k in self._detectors}
 
-    def _make(self, blocks: Sequence[int], bar: tqdm) -> None:
+    def _make(self, blocks: Sequence[int], bar: Progress) -> None:
         """Find the features of blocks in the stores, and make those that are not there."""
         lacking = {block: self._lacking(block) for block in blocks}
         bar.update(sum(self._size(block) for block in blocks if not lacking[block]))
         todo = [block for block in blocks if lacking[block]]
         parts: dict[int, list[Tensor]] = {k: [] for k in self._detectors}
         for block, pixels in self._pixels(todo):
-            for k in lacking[block]:
-                self._names[k], features = self._detectors[k](pixels)
+            found = look([self._detectors[k] for k in lacking[block]], pixels)
+            for k, (self._names[k], features) in zip(lacking[block], found, strict=True):
                 parts[k].append(features)
             bar.update(len(pixels))
             if sum(map(len, parts[lacking[block][0]])) == self._size(block):
@@ -217,16 +232,15 @@ class _Pass:
     def _lacking(self, block: int) -> list[int]:
         """The detectors whose features of a block are not there; takes those that are."""
         for k, store in self._stores.items():
-            features = store.read_block(block)
-            if features is not None:
+            if store.read_block(block) is not None:
                 self._names[k] = store.identity.name
-                self._done[k][block] = features
+                self._done[k][block] = None
         return [k for k in self._detectors if block not in self._done[k]]
 
     def _keep(self, k: int, block: int, features: Tensor) -> None:
-        self._done[k][block] = features
-        if k in self._stores:
-            self._stores[k].keep_block(block, features)
+        store = self._stores.get(k)
+        kept = store is not None and store.keep_block(block, features)
+        self._done[k][block] = None if kept else features
 
     def _joined(self, k: int) -> Tensor:
         if k in self._stores:

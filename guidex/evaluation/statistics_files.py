@@ -28,6 +28,10 @@ FORMAT = 1  # of guidex's own files
 # EDM2's names of its two distances, and the detectors that they are computed with.
 _EDM2 = {"fid": "inception", "fd_dinov2": "dinov2"}
 
+BARE = "mu and sigma"
+"""Kind of the .npz that hold these two alone: EDM's, whose images were resized as by TensorFlow,
+pytorch-fid's, resized in another way, and others."""
+
 # Detectors of published .npz, and what follows on the names mu and sigma there.
 _PUBLISHED = {"inception": "", "inception_spatial": "_s"}
 
@@ -143,7 +147,7 @@ def _read_published(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
         for name, suffix in _PUBLISHED.items()
         if {f"mu{suffix}", f"sigma{suffix}"} <= set(arrays.files)
     }
-    return StatisticsFile("ADM" if has_images else "mu and sigma", statistics, None, has_images)
+    return StatisticsFile("ADM" if has_images else BARE, statistics, None, has_images)
 
 
 def _read_own(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:

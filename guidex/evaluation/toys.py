@@ -15,6 +15,7 @@ from torch.distributions import MultivariateNormal
 from guidex.errors import GuidexError, UsageError
 from guidex.evaluation.features import (
     FeatureSet,
+    Metric,
     check_comparable,
     check_share,
     check_whole,
@@ -28,7 +29,7 @@ from guidex.models.mixture import GaussianMixture
 _TABLE = 2**22
 
 
-class ToyQuality:
+class ToyQuality(Metric):
     """Outliers, lost modes and log density of fakes under the truth, all at sigma = 0.
 
     outliers: share of fakes less likely than the `quantile` quantile of true draws, each judged by
@@ -52,11 +53,8 @@ class ToyQuality:
         seed: of the true draws.
     """
 
-    needs_reference: ClassVar[bool] = True
     needs_values: ClassVar[bool] = False
-    needs_labels: ClassVar[bool] = False
     needs_truth: ClassVar[bool] = True
-    needs_detector: ClassVar[str | None] = None
 
     def __init__(
         self,

@@ -145,7 +145,7 @@ class Table:
             spreads = " (min–max in parentheses)" if around else ""
             parts.append(f"values are medians of the repeats{spreads}")
         if any(cell.spread.startswith("[") for cell in cells):
-            parts.append("confidence interval in brackets")
+            parts.append("confidence interval, with its centre, in brackets")
         if any(column.heading == "NFE" for column in self.columns):
             parts.append("NFE: network evaluations per image, main + references")
         if any(cell.best for cell in cells):
@@ -256,13 +256,17 @@ def _best(values: Sequence[float | None], metric: Metric, digits: int) -> str | 
 
 
 def _spread_text(row: Row, metric: Metric, digits: int) -> str:
-    """Such as (0.143–0.151) over repeats, [0.143–0.151] for a confidence interval."""
+    """Such as (0.143–0.151) over repeats, [0.147 in 0.143–0.151] for a confidence interval with
+    its centre."""
     found = spread(row, metric.name)
     if found is None:
         return ""
     dash = "–" if found.low >= 0 else " to "
     text = f"{found.low:.{digits}f}{dash}{found.high:.{digits}f}"
-    return f"({text})" if found.source == "repeats" else f"[{text}]"
+    if found.source == "repeats":
+        return f"({text})"
+    centre = row.metrics.get(f"{metric.name}_unbiased")
+    return f"[{text}]" if centre is None else f"[{centre:.{digits}f} in {text}]"
 
 
 def _cost_columns(rows: Sequence[Row]) -> list[Column]:

@@ -2,7 +2,7 @@
 
 A metric column is called <kind>_<detector>, such as fd_pixels. With repeats it holds the median,
 and the columns <name>_min, _max, _mean and _std (of a sample) go with it; with a confidence
-interval, <name>_lo and <name>_hi.
+interval, <name>_lo, <name>_hi and its centre <name>_unbiased.
 """
 
 import math
@@ -78,10 +78,10 @@ Direction = Literal["lower", "higher"]
 KINDS: dict[str, tuple[str, Direction | None, int | None]] = {
     "fd_infinity": ("FD∞", "lower", None),
     "fd": ("FD", "lower", None),
-    "kid_std": ("KID deviation", None, None),
+    "kid_std": ("KID deviation of one subset", None, None),
     "kid": ("KID", "lower", None),
     "cmmd": ("CMMD", "lower", None),
-    "is_std": ("IS deviation", None, None),
+    "is_std": ("IS deviation of one part", None, None),
     "is": ("IS", "higher", None),
     "mind": ("MIND", "lower", None),
     "precision": ("Precision", "higher", 3),
@@ -146,7 +146,7 @@ class Spread(NamedTuple):
     source: Literal["repeats", "confidence"]
 
 
-_COMPANIONS = ("_min", "_max", "_mean", "_std", "_lo", "_hi")
+_COMPANIONS = ("_min", "_max", "_mean", "_std", "_unbiased", "_lo", "_hi")
 
 
 def metric_columns(rows: Iterable[Row]) -> list[str]:

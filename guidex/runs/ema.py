@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from guidex.assets.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from guidex.assets.progress import Progress
 from guidex.errors import GuidexError, UsageError
 from guidex.models.edm2.ema import (
     gamma_of_sigma_rel,
@@ -24,7 +25,6 @@ from guidex.models.edm2.ema import (
     profile_product,
     reconstruction_coefficients,
 )
-from guidex.runs.progress import Progress
 from guidex.runs.words import flag, required, split_words
 
 # network-snapshot-1342177-0.050.pkl: thousands of images, then the length of the average.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from guidex.assets.progress import Progress
 from guidex.config import Config, compose, path_first
 from guidex.errors import UsageError
 from guidex.evaluation.features import FeatureSet, check_comparable
@@ -54,7 +55,7 @@ def evaluate(words: Sequence[str]) -> None:
         labelled=samples.has_labels,
     )
     if not any(one.metrics for one in measures):
-        if config["metrics"]:
+        if any(one.config["metrics"] for one in measures):
             raise UsageError("none of the metrics can be computed: each is left out (see above)")
         raise UsageError(f"no metrics chosen; there are {', '.join(options('metrics'))}")
     warnings = _check(samples, measures, repeats, quiet=not rank.first)
@@ -144,10 +145,12 @@ def _values(
     measures: Sequence[Measure], fakes: Sequence[FeatureSet], repeats: int
 ) -> dict[str, float]:
     values: dict[str, float] = {}
-    for one, fake in zip(measures, fakes, strict=True):
-        if one.real is not None:
-            check_comparable(real=one.real, fake=fake)
-        values |= one.values(repeats_of(fake, repeats))
+    with Progress("measuring", len(measures), unit="parts", delay=2) as bar:
+        for one, fake in zip(measures, fakes, strict=True):
+            if one.real is not None:
+                check_comparable(real=one.real, fake=fake)
+            values |= one.values(repeats_of(fake, repeats))
+            bar.update(1)
     return values
 
 

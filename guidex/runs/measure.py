@@ -3,6 +3,7 @@
 import dataclasses
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,9 @@ from guidex.evaluation.features import (
     check_comparable,
     check_detector,
     check_reference,
+    check_whole,
 )
-from guidex.evaluation.protocol import concerns, score_concerns
+from guidex.evaluation.protocol import concerns
 from guidex.evaluation.references import Real, Reference, open_model, open_reference, seen_by
 from guidex.evaluation.sources import Looking, detector_record
 from guidex.evaluation.weights import published_reference
@@ -45,12 +47,16 @@ class Measure:
         metrics: by name.
         real: the reference; None where no metric needs one. Its features are made by
             `Measures.look`, and are on the device.
+        part: of the protocol that this is; empty without one.
+        fakes: number of samples that are chosen at random where there are more; None for all.
     """
 
     config: Config
     detector: Detector
     metrics: dict[str, Metric]
     real: Real | None
+    part: str = ""
+    fakes: int | None = None
 
     @property
     def about_real(self) -> About:
@@ -82,18 +88,24 @@ class Measure:
             count: number of samples.
             labelled: whether they have classes.
         """
-        real = None
         if metric.needs_reference:
             check_reference(metric, self.real)
-            real = self.real.count if metric.needs_values else self.about_real["count"]
         if metric.needs_labels and not labelled:
             raise UsageError(f"{type(metric).__name__} needs classes of the samples.")
-        metric.check_counts(real=real, fake=count, dim=self.dim)
+        counts = {"real": self._reals(metric), "fake": self.fakes or count}
+        metric.check_counts(**counts, dim=self.dim)
+
+    def _reals(self, metric: Metric) -> int | None:
+        """Number of reals that a metric sees; None where it is not recorded, or it needs none."""
+        if not metric.needs_reference:
+            return None
+        return self.real.count if metric.needs_values else self.about_real["count"]
 
     def values(self, fakes: Sequence[FeatureSet]) -> dict[str, float]:
         """All metrics; of several repeats the median, with minimum, maximum, mean and standard
         deviation (n - 1) as further columns."""
-        results = [self._values(fake.to(self.config["device"])) for fake in fakes]
+        device = self.config["device"]
+        results = [self._values(fake.at_most(self.fakes).to(device)) for fake in fakes]
         if len(results) == 1:
             return results[0]
         summary: dict[str, float] = {}
@@ -122,15 +134,16 @@ class Measure:
             about_fake: what there is to know about the samples.
         """
         record = detector_record(self.detector)
-        if self.real is None:
-            return score_concerns(about_fake) if record else []
-        return concerns(
-            real=self.about_real,
-            fake=about_fake | record,
-            detector=self.real.detector,
-            dim=self.dim,
-            network=len(record) > 0,
-        )
+        found = []
+        for metric in self.metrics.values():
+            found += metric.doubts(
+                real=self._reals(metric),
+                fake=self.fakes or about_fake["count"],
+                detector=self.name,
+                dim=self.dim,
+                network=len(record) > 0,
+            )
+        return found + concerns(real=self.about_real, fake=about_fake | record)
 
 
 class Detectors:
@@ -143,7 +156,7 @@ class Detectors:
         """The detector of a configuration with the keys detector and device (not auto)."""
         key = content_key([config["detector"], config["device"]])
         if key not in self._made:
-            made = instantiate(config["detector"], "detector", Models(), Detector)
+            made = instantiate(config["detector"], f"{_key(config)}detector", Models(), Detector)
             self._made[key] = made.to(config["device"])
         return self._made[key]
 
@@ -194,7 +207,9 @@ class Measures:
         configs = _configs(config)
         detectors = [self._detectors.get(one) for one in configs]
         kind = dict[str, Metric]
-        metrics = [instantiate(one["metrics"], "metrics", Models(), kind) for one in configs]
+        metrics = [
+            instantiate(one["metrics"], f"{_key(one)}metrics", Models(), kind) for one in configs
+        ]
         for detector, some in zip(detectors, metrics, strict=True):
             for metric in some.values():
                 check_detector(metric, detector.name)
@@ -204,7 +219,10 @@ class Measures:
             if _need_reference(some):
                 reference = self._reference(one, model, name)
                 real = self._real(one, detector, reference)
-            measure = self._possible(Measure(one, detector, some, real), count, chosen, labelled)
+            most = one.get("fakes")
+            fakes = most if most is not None and most < count else None
+            measure = Measure(one, detector, some, real, one.get("part", ""), fakes)
+            measure = self._possible(measure, count, chosen, labelled)
             if _need_reference(measure.metrics):
                 self._users.setdefault(reference, {}).setdefault(real, []).append(measure)
             measures.append(measure)
@@ -234,6 +252,12 @@ class Measures:
                 measure.check(metric, count, labelled)
                 possible[name] = metric
             except UsageError as error:
+                if measure.part:
+                    part = f"protocol.{measure.part}"
+                    raise UsageError(
+                        f"{part}: {error} {part}.ref=… gives it a reference of its own, "
+                        f"{part}.metrics.{name}=null leaves the metric out."
+                    ) from error
                 if chosen:
                     raise
                 self._tell(f"{name} is left out: {error}")
@@ -265,7 +289,7 @@ class Measures:
         if config["ref"] is None:
             raise UsageError("ref must be given, for example ref=FOLDER or ref=STATISTICS.npz")
         if ref == "auto" and model is not None:
-            return open_model(model, name)
+            return open_model(model, name, config.get("reals"))
         path = str(Path(ref).expanduser())
         named = ref in options("model")
         if not named and not Path(path).exists():
@@ -281,13 +305,14 @@ class Measures:
                 resize=config.get("resize"),
                 crop=config.get("crop", False),
                 bad=config.get("bad", "error"),
+                most=config.get("reals"),
             )
         if not named:
             known = nearest(ref, options("model"))
             raise UsageError(f"ref={ref}: no such file or folder, and no model of that name{known}")
         found = compose("sample", [f"model={ref}"]).config["model"]
         model = instantiate(found, "model", Models(), Model)
-        return open_model(load_model(model, config["device"]), ref)
+        return open_model(load_model(model, config["device"]), ref, config.get("reals"))
 
 
 def are_metrics_chosen(words: Sequence[str]) -> bool:
@@ -297,17 +322,57 @@ def are_metrics_chosen(words: Sequence[str]) -> bool:
 
 
 def _configs(config: Config) -> list[Config]:
-    """A configuration for each detector of the protocol; without one, itself."""
+    """A configuration for each part of the protocol; without one, itself. What is null is left
+    out."""
     protocol = config.get("protocol")
     if not protocol:
-        return [config]
+        return [{**config, "metrics": _without_null(config["metrics"], "metrics")}]
     configs = []
-    for part in protocol.values():
+    for name, part in protocol.items():
+        if part is None:
+            continue
+        if not isinstance(part, dict) or not isinstance(part["detector"], dict):
+            raise UsageError(
+                f"protocol.{name}: a part of a protocol is changed by its keys, such as "
+                f"protocol.{name}.detector.weights=FILE, or left out by protocol.{name}=null"
+            )
+        metrics = _without_null(part["metrics"], f"protocol.{name}.metrics")
+        for key in ("reals", "fakes"):
+            if part.get(key) is not None:
+                check_whole(f"protocol.{name}.{key}", part[key], least=1)
+        own = {key: part.get(key) for key in ("detector", "reals", "fakes")}
         ref = config["ref"] if part["ref"] is None else part["ref"]
-        configs.append(
-            {**config, "detector": part["detector"], "metrics": part["metrics"], "ref": ref}
+        if metrics:
+            configs.append({**config, **own, "metrics": metrics, "ref": ref, "part": name})
+    made = Counter(
+        (content_key(one["detector"]), name) for one in configs for name in one["metrics"]
+    )
+    if any(times > 1 for times in made.values()):
+        (_, metric), _ = made.most_common(1)[0]
+        raise UsageError(
+            f"two parts of the protocol measure {metric} by one detector; leave it out of one of "
+            f"them: protocol.….metrics.{metric}=null"
         )
     return configs
+
+
+def _key(config: Config) -> str:
+    """What the keys of one of `_configs` begin with."""
+    return f"protocol.{config['part']}." if "part" in config else ""
+
+
+def _without_null(metrics: object, key: str) -> Config:
+    if not isinstance(metrics, dict):
+        raise UsageError(
+            f"{key} is {metrics!r}; change a metric by its name, such as {key}.frechet.seed=1, or "
+            f"leave it out by {key}.frechet=null"
+        )
+    return {name: metric for name, metric in metrics.items() if metric is not None}
+
+
+def detectors_of(measures: Sequence[Measure]) -> list[Detector]:
+    """The detectors of measures, each once."""
+    return list(dict.fromkeys(one.detector for one in measures))
 
 
 def _need_reference(metrics: dict[str, Metric]) -> bool:
@@ -316,7 +381,7 @@ def _need_reference(metrics: dict[str, Metric]) -> bool:
 
 def _source(config: Config) -> Config:
     """What a reference depends on, whatever the detector, and where its features go."""
-    names = ["ref", "resize", "crop", "bad", "device"]
+    names = ["ref", "resize", "crop", "bad", "device", "reals"]
     names += ["model"] if config["ref"] == "auto" else []
     return {name: config.get(name) for name in names}
 
@@ -330,6 +395,8 @@ def warn(warnings: Sequence[str]) -> None:
 def settings_of(measures: Sequence[Measure]) -> dict[str, Any]:
     """How a row was measured, in short; its configuration says it in full."""
     names = [one.name for one in measures]
+    if len(set(names)) < len(names):  # parts of a protocol that share a detector
+        names = [one.part or one.name for one in measures]
     found = [{"detector": one.name, **_settings(one)} for one in measures]
     merged: dict[str, Any] = {}
     for key in dict.fromkeys(key for one in found for key in one):
@@ -360,6 +427,8 @@ def _settings(measure: Measure) -> dict[str, str]:
         settings["FD interval without finite-sample bias"] = (
             f"{metrics['frechet']['confidence']} {metrics['frechet']['level']}"
         )
+    if measure.fakes is not None:
+        settings["fakes"] = f"{measure.fakes}, chosen at random"
     if "prdc" in metrics:
         options = metrics["prdc"]
         text = f"k={options['k']}, {options['rule']}"
@@ -368,6 +437,8 @@ def _settings(measure: Measure) -> dict[str, str]:
             text += f", {used} real"
         if options["fakes"] is not None:
             text += f", at most {options['fakes']} fake"
+        text += ", as many of each side" if options["equal"] else ""
+        text += ", float16 distances" if options["arithmetic"] == "adm" else ""
         settings["precision/recall"] = text
     if "accuracy" in metrics:
         settings["accuracy"] = f"k={metrics['accuracy']['k']}"

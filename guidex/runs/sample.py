@@ -12,6 +12,7 @@ import numpy as np
 
 from guidex.assets.atomic import atomic_write
 from guidex.assets.cache import file_sha256
+from guidex.assets.progress import Progress
 from guidex.config import compose, parse
 from guidex.errors import GuidexError, UsageError
 from guidex.instantiate import Models
@@ -29,7 +30,6 @@ from guidex.runs.folder import (
 from guidex.runs.measure import warn
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, check, load
-from guidex.runs.progress import Progress
 from guidex.runs.provenance import merged, output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
 from guidex.runs.sweep import sweep

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from guidex.assets.progress import Progress
 from guidex.config import Config
 from guidex.errors import GuidexError
-from guidex.evaluation.detectors import detect
+from guidex.evaluation.detectors import detect_all
 from guidex.evaluation.features import FeatureSet
 from guidex.evaluation.references import describe
 from guidex.evaluation.sources import Looking
@@ -35,10 +36,16 @@ from guidex.runs.folder import (
     require_space,
     run_folder,
 )
-from guidex.runs.measure import Measures, are_metrics_chosen, repeats_of, settings_of, warn
+from guidex.runs.measure import (
+    Measures,
+    are_metrics_chosen,
+    detectors_of,
+    repeats_of,
+    settings_of,
+    warn,
+)
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, load
-from guidex.runs.progress import Progress
 from guidex.runs.provenance import digest, merged, output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
 from guidex.runs.table import DEFAULT_EXPERIMENT, Entry, Table, plan_table, print_plans, typed
@@ -164,7 +171,7 @@ def _check_samples(tasks: Sequence[Task]) -> None:
         samples = task.point.decoded(torch.zeros(1, *model.shape, device=device))
         for one in task.measures:
             one.check_samples(samples)
-            detect(one.detector, samples, None)  # networks, too
+        detect_all(detectors_of(task.measures), samples, None)  # networks, too
 
 
 def _tell(tasks: Sequence[Task]) -> None:
@@ -299,8 +306,8 @@ def _keep(task: Task, x: Tensor, path: Tensor | None, shown: int) -> dict[str, T
     samples = task.point.decoded(x)
     kept = {}
     if task.keeps_features:
-        for m, one in enumerate(task.measures):
-            kept[f"features{m}"] = detect(one.detector, samples, None).values
+        for m, features in enumerate(detect_all(detectors_of(task.measures), samples, None)):
+            kept[f"features{m}"] = features.values
     if task.point.model.space == "points":
         return kept if path is None else {**kept, "path": path}
     return {**kept, "gallery": samples[:shown]} if shown else kept
@@ -385,11 +392,13 @@ def _measured(cohort: Cohort, task: Task) -> Config:
     arrays, made_with = cohort.gathered(task, "seconds")
     found = {"metrics": {}, "seconds": float(arrays["seconds"].sum()), "versions": made_with}
     if task.is_measured:
-        for m, one in enumerate(task.measures):
-            arrays, _ = cohort.gathered(task, "labels", f"features{m}")
+        detectors = detectors_of(task.measures)
+        for one in task.measures:
+            name = f"features{detectors.index(one.detector)}"
+            arrays, _ = cohort.gathered(task, "labels", name)
             features = FeatureSet.from_values(
                 detector=one.name,
-                values=torch.from_numpy(arrays[f"features{m}"]),
+                values=torch.from_numpy(arrays[name]),
                 labels=torch.from_numpy(arrays["labels"]) if "labels" in arrays else None,
             )
             found["metrics"] |= one.values(
