@@ -5,4 +5,10 @@ planned on the sampler's grid before anything runs. The way of the data is the o
 packages: assets, models, guidance, sampling, evaluation, runs, reports; `cli` comes last.
 """
 
+import os
+
 __version__ = "0.1.0"
+
+if os.environ.get("GUIDEX_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+    # The libraries of Hugging Face read it once, when they are imported.
+    os.environ["HF_HUB_OFFLINE"] = "1"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import guidex
 from guidex.errors import GuidexError, UsageError
-from guidex.presets import KINDS, listing
+from guidex.presets import KINDS, listing, nearest
 
 _OVERRIDES = """\
 Settings are overrides, key=value, in Hydra's grammar: a preset (model=digits, guidance=interval),
@@ -146,10 +146,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Arguments:
         arguments: words of the command line; None for those of the process.
     """
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
     debug = os.environ.get("GUIDEX_DEBUG") == "1"
     try:
-        _dispatch(options)
+        _dispatch(_parsed(words))
     except KeyboardInterrupt:
         print("\nguidex: stopped; run the same command again to go on from here", file=sys.stderr)
         return 130
@@ -169,6 +169,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"guidex: {kind}: {error}\n(GUIDEX_DEBUG=1 shows where)", file=sys.stderr)
         return 1
     return 0
+
+
+def _parsed(words: list[str]) -> argparse.Namespace:
+    """The words of the command line, taken apart.
+
+    Raises:
+        UsageError: no such command or option, with the nearest.
+    """
+    command = next((word for word in words if not word.startswith("-")), None)
+    if command not in (None, "list", *_COMMANDS):
+        raise UsageError(f"there is no command {command}{nearest(command, ['list', *_COMMANDS])}")
+    options, others = _parser().parse_known_args(words)
+    for word in others:
+        if word.startswith("-"):
+            known = [f"--{name}" for name in ("cfg", "plan") if hasattr(options, name)]
+            raise UsageError(f"there is no option {word}{nearest(word, ['--help', *known])}")
+    options.words += others  # argparse stops at an option among them
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -211,6 +229,8 @@ def _dispatch(options: argparse.Namespace) -> None:
     if command.configured and options.cfg:
         _print_config(options.command, options.words)
         return
+    if command.configured:
+        _check_words(options.command, options.words)
     module, _, name = command.function.partition(":")
     run = getattr(importlib.import_module(module), name)
     if command.planned:
@@ -235,6 +255,12 @@ def _list(kind: str | None, words: Sequence[str]) -> None:
         width = max((len(preset) for preset, _ in rows), default=0)
         for preset, text in rows:
             print(f"{indent}{preset:<{width}}  {text}")
+
+
+def _check_words(command: str, words: Sequence[str]) -> None:
+    from guidex.config import check_words
+
+    check_words(command, words)
 
 
 def _print_config(command: str, words: Sequence[str]) -> None:

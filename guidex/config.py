@@ -59,12 +59,13 @@ class Axis:
     values: tuple[str, ...]
 
 
-def compose(command: str, words: Sequence[str]) -> Composed:
+def compose(command: str, words: Sequence[str], complete: bool = True) -> Composed:
     """The configuration of a command under overrides that each have one value.
 
     Arguments:
         command: name of the root YAML: sample, sweep or eval.
         words: overrides such as "model=digits" and "guidance.schedule.w=3".
+        complete: whether to refuse values that must be given, and are not.
 
     Raises:
         UsageError: unknown key, group or preset, or several values where one is wanted.
@@ -91,15 +92,59 @@ def compose(command: str, words: Sequence[str]) -> Composed:
     _require_one_way([*groups, *values], cfg, choices)
     _set_published(cfg, choices)
     # A part taken over from elsewhere is copied once a key inside it is set, so that comes last.
-    for override in sorted(values, key=lambda one: _is_taken_over(cfg, one)):
-        _set(cfg, override, choices)
-    _require_all(OmegaConf.to_container(cfg, resolve=False))
     try:
+        for override in sorted(values, key=lambda one: _is_taken_over(cfg, one)):
+            _set(cfg, override, choices)
+        raw = OmegaConf.to_container(cfg, resolve=False)
+        _require_plain_references(raw)
+        if complete:
+            _require_all(raw, choices)
         config = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-    _require_all(config)
+        raise UsageError(_unresolved(error, cfg, choices)) from error
+    if complete:
+        _require_all(config, choices)
     return Composed(config, choices)
+
+
+def check_words(command: str, words: Sequence[str]) -> None:
+    """Refuse typing errors, as the command itself would; it imports torch first, which takes
+    seconds.
+
+    Raises:
+        UsageError: as `compose`.
+    """
+    if command in PATH_KEYS:
+        compose(command, path_first(command, words))
+        return
+    overrides = list(map(parse, words))
+    if {"eval", "experiment"} & {one.key_or_group for one in overrides}:
+        return  # whose points may be of other keys
+    fixed, axes = split_axes(words)
+    if command == "sample" or not axes:
+        compose(command, words)
+        return
+    for word in (f"{axis.key}={value}" for axis in axes for value in axis.values):
+        if _is_group(override := parse(word)):
+            _check_choice(override)
+    compose(command, fixed)
+    compose(command, [*fixed, *(f"{axis.key}={axis.values[0]}" for axis in axes)])
+
+
+def _unresolved(error: OmegaConfBaseException, cfg: DictConfig, choices: dict[str, str]) -> str:
+    """The complaint about a reference to a key that is not there."""
+    text = str(error).splitlines()[0]
+    missing = re.search(r"Missing mandatory value: (\S+)", text)
+    if missing is not None:
+        return f"{missing[1]} must be given, for example {missing[1]}=…"
+    lacking = re.search(r"'model\.references\.(\w+)", text)
+    if lacking is None:
+        return f"{error.full_key}: {text}"
+    there = ", ".join(cfg.model.get("references", {})) or "none"
+    return (
+        f"guidance={choices['guidance']} is measured against a reference {lacking[1]!r}, which "
+        f"model={choices['model']} does not have; it has {there}"
+    )
 
 
 def _set_published(cfg: DictConfig, choices: dict[str, str]) -> None:
@@ -134,17 +179,35 @@ def _require_one_way(
             )
 
 
-def _require_all(data: Any, key: str = "") -> None:
+def _require_plain_references(data: Any, key: str = "") -> None:
+    """Refuse resolvers, such as ${oc.env:…}: a YAML may take from itself, and from nowhere else."""
+    if isinstance(data, str) and "${" in re.sub(r"\$\{[\w.]+\}", "", data):
+        raise UsageError(f"{key}: only references to other keys, as ${{model.h}}, are followed")
+    if isinstance(data, dict | list):
+        for name, item in data.items() if isinstance(data, dict) else enumerate(data):
+            _require_plain_references(item, f"{key}.{name}" if key else str(name))
+
+
+def _require_all(data: Any, choices: dict[str, str]) -> None:
     """Refuse what must be given and is not, but in references that nothing takes over."""
+    missing = list(_missing(data))
+    if not missing:
+        return
+    text = f"{missing[0]} must be given, for example {' '.join(f'{key}=…' for key in missing)}"
+    if missing[0].startswith("guidance."):
+        text += (
+            f". model={choices['model']} comes with no network of its own for "
+            f"guidance={choices['guidance']}: where one is published, the preset names it"
+        )
+    raise UsageError(text)
+
+
+def _missing(data: Any, key: str = "") -> Iterator[str]:
     if data == "???":
-        raise UsageError(f"{key} must be given, for example {key}=…")
-    if isinstance(data, list):
-        for i, item in enumerate(data):
-            _require_all(item, f"{key}[{i}]")
-    if isinstance(data, dict):
-        for name, item in data.items():
-            if name != "references":
-                _require_all(item, f"{key}.{name}" if key else name)
+        yield key
+    for name, item in data.items() if isinstance(data, dict) else ():
+        if name != "references":
+            yield from _missing(item, f"{key}.{name}" if key else name)
 
 
 def split_axes(words: Sequence[str]) -> tuple[list[str], list[Axis]]:
@@ -386,7 +449,40 @@ def path_first(command: str, words: Sequence[str]) -> list[str]:
 
 
 def show(command: str, words: Sequence[str]) -> str:
-    """The composed configuration as YAML. Axes are shown with their first value."""
+    """The composed configuration as YAML, with the comments of the presets. Axes are shown with
+    their first value, and what must be given and is not as ???."""
     fixed, axes = split_axes(path_first(command, words) if command in PATH_KEYS else words)
     first = [f"{axis.key}={axis.values[0]}" for axis in axes]
-    return OmegaConf.to_yaml(OmegaConf.create(compose(command, [*fixed, *first]).config))
+    composed = compose(command, [*fixed, *first], complete=False)
+    comments = _comments("", command, "")
+    metrics = [("metrics", name) for name in composed.config.get("metrics", {})]
+    for choice, name in [*composed.choices.items(), *metrics]:
+        group, _, package = choice.partition("@")
+        if name in options(group):
+            own = "" if group == "experiment" else group.replace("/", ".")
+            comments |= _comments(group, name, package or own)
+    lines, path = [], []
+    for line in OmegaConf.to_yaml(OmegaConf.create(composed.config)).splitlines():
+        key = re.match(r"( *)(\w+):", line)
+        if key is not None:
+            path[len(key[1]) // 2 :] = [key[2]]
+            if ".".join(path) in comments:
+                line += f"  # {comments['.'.join(path)]}"
+        lines.append(f"{line}\n")
+    return "".join(lines)
+
+
+def _comments(group: str, name: str, package: str) -> dict[str, str]:
+    """What a YAML, and the preset that it builds on, say behind their keys, by the whole key."""
+    found: dict[str, str] = {}
+    path = [package] if package else []
+    top = len(path)
+    text = (config_dir() / group / f"{name}.yaml").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        if base := re.fullmatch(r"  - ([\w-]+)", line):
+            found |= _comments(group, base[1], package) if base[1] != "_self_" else {}
+        elif key := re.match(r"( *)(\w+):(?:.*?\s# *(.+))?", line):
+            path[top + len(key[1]) // 2 :] = [key[2]]
+            if key[3]:
+                found[".".join(path)] = key[3]
+    return found

@@ -1,7 +1,9 @@
 """Checkpoint files: EDM2's snapshots, guidex's own pairs, and the way from one to the other."""
 
+import errno
 import hashlib
 import json
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -28,6 +30,7 @@ from pickle_builder import (
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from guidex.assets import checkpoints
 from guidex.assets.checkpoints import Checkpoint, convert, read_checkpoint, write_checkpoint
 from guidex.errors import GuidexError, UsageError
 
@@ -172,6 +175,52 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     assert (tmp_path / "net.json").read_text() == "mine" and not destination.exists()
     convert(source, destination, overwrite=True)
     assert_same(read_checkpoint(destination).tensors, EXPECTED)
+
+
+def test_a_snapshot_that_is_replaced_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "net.pkl", ema=network())
+    read = checkpoints.read_pickle
+
+    def slow(source: Path) -> object:
+        data = read(source)
+        (tmp_path / "new").write_bytes(path.read_bytes())
+        (tmp_path / "new").replace(path)
+        return data
+
+    monkeypatch.setattr(checkpoints, "read_pickle", slow)
+    with pytest.raises(GuidexError, match="net.pkl was replaced while it was being read"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("failing", [0, 1])
+def test_both_files_are_written_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool, failing: int
+) -> None:
+    destination = tmp_path / "net.safetensors"
+    if there:
+        write_checkpoint(Checkpoint({}, {"a": torch.ones(2)}, {}), destination)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    writes = iter(range(2))
+    fsync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if next(writes) == failing:
+            raise OSError(errno.ENOSPC, "full")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(GuidexError, match="cannot write .*net.* disk is full"):
+        write_checkpoint(Checkpoint({}, {"a": torch.zeros(3)}, {}), destination, overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_in_the_place_of_a_file_is_told_first(tmp_path: Path) -> None:
+    (tmp_path / "net.json").mkdir()
+    with pytest.raises(UsageError, match="net.json is already there"):
+        write_checkpoint(Checkpoint({}, {}, {}), tmp_path / "net.safetensors", overwrite=True)
 
 
 def test_the_destination_is_checked_before_the_source_is_read(tmp_path: Path) -> None:

@@ -64,6 +64,40 @@ def test_light_commands_do_not_import_torch() -> None:
         assert out.stdout.splitlines()[-1] == "[]"
 
 
+def test_typing_errors_do_not_import_torch() -> None:
+    code = (
+        "import sys; from guidex.cli import main; code = main(sys.argv[1:])\n"
+        "print(code, 'torch' in sys.modules)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code, "sweep", "guidance=cfg", "guidance.schedule.ww=1,2"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert out.stdout == "2 False\n" and "did you mean guidance.schedule.w" in out.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["smaple"], "there is no command smaple; did you mean sample?"),
+        (["zzz"], "there is no command zzz; there are convert, ema, eval, "),
+        (["sample", "--pln"], "there is no option --pln; did you mean --plan?"),
+        (["convert", "--plan"], "there is no option --plan; there are --help"),
+    ],
+)
+def test_mistakes_in_commands_and_options(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in fails(words, capsys)
+
+
+def test_options_may_stand_between_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "seeds=0-1", "--plan", "guidance=cfg"]) == 0
+    assert "w 2" in capsys.readouterr().out
+
+
 def test_module_and_version() -> None:
     out = subprocess.run(
         [sys.executable, "-m", "guidex", "--version"], capture_output=True, text=True, check=True
@@ -193,7 +227,7 @@ def test_cfg_takes_the_path_that_the_command_takes(
 ) -> None:
     assert main([*words, "--cfg"]) == 0
     key = "images" if words[0] == "eval" else "data"
-    assert f"\n{key}: .\n" in capsys.readouterr().out
+    assert f"\n{key}: .  # folder, zip or npz" in capsys.readouterr().out
 
 
 def test_eval_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

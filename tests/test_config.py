@@ -1,10 +1,22 @@
 """From words to a configuration: what is accepted, and what the complaints say."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
+from omegaconf import OmegaConf
 
-from guidex.config import Axis, axes_from_yaml, compose, points, show, split_axes
+from guidex.config import (
+    Axis,
+    axes_from_yaml,
+    check_words,
+    compose,
+    points,
+    show,
+    split_axes,
+)
 from guidex.errors import UsageError
 
 
@@ -293,3 +305,104 @@ def test_a_protocol_replaces_detector_and_metrics():
     assert "protocol" in compose("sweep", [table]).config
     with pytest.raises(UsageError, match="there is no protocol=edm; did you mean edm2"):
         compose("eval", ["protocol=edm", "images=a"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["${oc.env:SECRET}", "http://x/${oc.env:SECRET}", "${${rng}.env:SECRET}", "${oc.decode:'3'}"],
+)
+def test_nothing_is_taken_from_outside_the_configuration(text, monkeypatch):
+    monkeypatch.setenv("SECRET", "sesame")
+    for words in ([f"out='{text}'"], ["out=null", f"labels=['{text}']"]):
+        with pytest.raises(UsageError, match="only references to other keys") as caught:
+            compose("sample", words)
+        assert "sesame" not in str(caught.value)
+
+
+def test_offline_is_offline_for_the_libraries_too():
+    code = "import os, guidex; print(os.environ.get('HF_HUB_OFFLINE'))"
+    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
+    for value, told in (("1", "1"), ("0", "None")):
+        out = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**environment, "GUIDEX_OFFLINE": value},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert out.stdout.strip() == told
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["model=edm2-img512-s", "guidance=classifier"],
+            "guidance=classifier is measured against a reference 'classifier', which "
+            "model=edm2-img512-s does not have; it has unconditional, weaker",
+        ),
+        (
+            ["model=edm2-img512-s", "guidance=classifier", "guidance.reference.h=2"],
+            "guidance=classifier is measured against a reference 'classifier', which",
+        ),
+        (
+            ["model=edm2-img512-xs", "guidance=autoguidance"],
+            "model=edm2-img512-xs comes with no network of its own for guidance=autoguidance",
+        ),
+        (
+            ["model=edm2-img512-xs", "guidance=autoguidance"],
+            "guidance.reference.size=… guidance.reference.kimg=… guidance.reference.ema=…",
+        ),
+    ],
+)
+def test_references_that_are_not_there(words, said):
+    with pytest.raises(UsageError, match="^model.data must be given, for example model.data=…"):
+        show("sample", ["model=kernel"])
+    with pytest.raises(UsageError) as caught:
+        compose("sample", words)
+    assert said in str(caught.value)
+
+
+def test_cfg_shows_the_comments_of_the_yamls():
+    lines = show("sample", ["guidance=interval", "guidance/schedule=cosine_interval"]).splitlines()
+    assert (
+        "out: null  # output folder; null: outputs/sample/<guidance>-<hash of the settings>"
+        in lines
+    )
+    # By way of a preset that another one builds on.
+    assert "  drop_labels: false  # true: ask the reference without a class" in lines
+    assert "  references:  # what guidance can be measured against; not a constructor argument" in (
+        show("sample", ["model=fractal2d"]).splitlines()
+    )
+    assert OmegaConf.create(show("sweep", [])) == compose("sweep", []).config
+
+
+@pytest.mark.parametrize("command", ["eval", "ref"])
+def test_cfg_needs_no_images(command):
+    key = {"eval": "images", "ref": "data"}[command]
+    assert f"\n{key}: ???" in f"\n{show(command, [])}"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("sample", ["seeeds=3"]),
+        ("sample", ["seeds=0-3,5"]),
+        ("sweep", ["seeeds=3"]),
+        ("sweep", ["guidance.schedul.w=1,2"]),
+        ("sweep", ["guidance=cfg,intervall"]),
+        ("eval", ["images", "detectr=pixels"]),
+        ("ref", ["images", "dets=x.npz"]),
+    ],
+)
+def test_typing_errors_are_found_by_words_alone(command, words):
+    with pytest.raises(UsageError):
+        check_words(command, words)
+
+
+def test_words_that_only_points_understand_are_let_be():
+    check_words("sample", ["eval=true", "repeats=2"])
+    check_words("sample", ["experiment=interval/fig6", "sweep.mode=zip"])
+    check_words("sweep", ["experiment=interval/digits", "guidance.schedule.lo=0,1"])
+    check_words("sweep", ["guidance=cfg,interval", "guidance.schedule.w=1,2"])
+    check_words("eval", ["there", "ref=digits"])

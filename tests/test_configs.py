@@ -28,6 +28,7 @@ from guidex.instantiate import Models, _locate, arguments_of, instantiate
 from guidex.models.denoiser import Denoiser
 from guidex.models.spec import ModelSpec, load
 from guidex.presets import KINDS, config_dir, describe, listing, options
+from guidex.sampling.solver import Solver
 from guidex.sampling.trajectories import Run, trajectories
 
 SEEDS = [5, 0, 2]
@@ -136,7 +137,7 @@ def test_every_preset_lists_all_arguments(preset, images):
     checked = list(nodes(subtree(found.config, group)))
     assert checked
     for path, config in checked:
-        parameters = set(arguments_of(_locate(config["_target_"], path)))
+        parameters = set(arguments_of(_locate(config["_target_"], path, object)))
         given = set(config) - {"_target_", "references"}
         assert given <= parameters, path
         # The product has the one weight of its factors, and says how it ramps.
@@ -151,7 +152,7 @@ WATCHED: set[int] = set()
 
 def made(config: Any, key: str) -> Any:
     """What a configuration makes; the calls of its networks are counted."""
-    thing = instantiate(config, key, MODELS)
+    thing = instantiate(config, key, MODELS, object)
     thing = thing.on("cpu") if isinstance(thing, Guidance) else thing
     thing = load(thing, "cpu") if isinstance(thing, ModelSpec) else thing
     terms = thing.terms.values() if isinstance(thing, Guidance) else ()
@@ -289,8 +290,8 @@ def test_a_network_that_answers_several_questions_at_once(guidance, tiny):
 def test_every_network_can_be_planned_before_it_is_there(name, images):
     config = config_of(*words_of("model", name, images))
     models = Models()
-    guidance = instantiate(config["guidance"], "guidance", models)
-    solver = instantiate(config["sampler"], "sampler", models)
+    guidance = instantiate(config["guidance"], "guidance", models, Guidance)
+    solver = instantiate(config["sampler"], "sampler", models, Solver)
     assert guidance.plan(solver.timeline()).evaluations_main == 63
 
 

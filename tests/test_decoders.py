@@ -11,7 +11,7 @@ from helpers import golden
 from guidex.config import compose
 from guidex.errors import GuidexError, UsageError
 from guidex.instantiate import Models, instantiate
-from guidex.models.decoders import SD_VAE, Pixels, StabilityVAE
+from guidex.models.decoders import SD_VAE, Decoder, Pixels, StabilityVAE
 
 
 @pytest.fixture(autouse=True)
@@ -172,10 +172,10 @@ def test_samples_that_are_no_latents(decoder, shape):
 
 def test_configurations(folder, monkeypatch):
     config = compose("sample", ["decoder=sd_vae", f"decoder.path={folder}"]).config["decoder"]
-    made = instantiate(config, "decoder", Models())
+    made = instantiate(config, "decoder", Models(), Decoder)
     assert isinstance(made, StabilityVAE) and made.space == "latents" and made.batch == 8
     config = compose("sample", ["decoder=pixels"]).config["decoder"]
-    assert instantiate(config, "decoder", Models()).space == "pixels"
+    assert instantiate(config, "decoder", Models(), Decoder).space == "pixels"
     assert compose("sample", ["decoder=sd_vae"]).config["decoder"]["path"] == SD_VAE
 
 
@@ -217,5 +217,5 @@ def test_a_batch_of_nothing(folder):
 
 def test_without_diffusers(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(UsageError, match=r"pip install 'guidex\[latents\]'"):
+    with pytest.raises(UsageError, match=r"pip install '\.\[latents\]'"):
         StabilityVAE()

@@ -16,6 +16,7 @@ from guidex.assets.checkpoints import Checkpoint, read_checkpoint, write_checkpo
 from guidex.errors import GuidexError, UsageError
 from guidex.models.edm2.ema import (
     gamma_of_sigma_rel,
+    images_of,
     profile_product,
     reconstruction_coefficients,
 )
@@ -104,6 +105,14 @@ def test_convert_refuses(words, message):
         convert_command(words)
 
 
+def test_a_network_that_cannot_be_computed_is_not_converted(place):
+    network = recorded_module(tiny_model().half(), **asdict(TINY), resample_filter=[1, 3, 3, 1])
+    (place / "net.pkl").write_bytes(snapshot(ema=network))
+    with pytest.raises(UsageError, match=r"net.pkl: EDM2 resample_filter is \[1, 3, 3, 1\]"):
+        convert_command(["net.pkl", "out=net.safetensors"])
+    assert sorted(path.name for path in place.iterdir() if path.is_file()) == ["net.pkl"]
+
+
 # models
 
 
@@ -155,7 +164,9 @@ TENSORS = {"unet.weight": torch.tensor([[1.0, -2.0], [0.5, 3.0]]), "unet.gain": 
 def average(kimg: float, length: float) -> dict[str, torch.Tensor]:
     """The exact average of the run's weights; that of tau^p is (gamma+1)/(gamma+p+1) t^p."""
     gamma = float(gamma_of_sigma_rel(length))
-    moments = [(gamma + 1) / (gamma + p + 1) * (kimg / END) ** p for p in range(3)]
+    moments = [
+        (gamma + 1) / (gamma + p + 1) * (images_of(kimg) / images_of(END)) ** p for p in range(3)
+    ]
     return {
         name: (a * moments[0] + moments[1] - 2 * a * moments[2]).double()
         for name, a in TENSORS.items()
@@ -196,7 +207,8 @@ def test_the_sum_is_recorded(run):
     rows = about["ema"]["snapshots"]
     assert [(row["kimg"], row["length"]) for row in rows] == STORED
     times, lengths = zip(*STORED, strict=True)
-    expected = reconstruction_coefficients(times, lengths, [END], [0.075])[:, 0]
+    images = [images_of(time) for time in times]
+    expected = reconstruction_coefficients(images, lengths, [images_of(END)], [0.075])[:, 0]
     np.testing.assert_array_equal([row["coefficient"] for row in rows], expected)
     assert rows[0]["file"] == "network-snapshot-0000125-0.050.safetensors"
     assert json.loads(Path("net.json").read_text())["metadata"] == about
@@ -278,7 +290,7 @@ def test_snapshots_are_told_by_their_names(run, place):
         (["ema=0.5", "out=n.safetensors"], "must be above 0 and at most 0.2887"),
         (["ema=0.1", "out=n.pkl"], "must be PATH.safetensors"),
         (["ema=0.1", "out=nowhere/n.safetensors"], "in a folder that exists"),
-        (["ema=0.1", "out=n.safetensors", "kimg=early"], "a whole number, not 'early'"),
+        (["ema=0.1", "out=n.safetensors", "kimg=early"], "a whole number .*, not 'early'"),
         (["ema=0.1", "out=n.safetensors", "kimg=1001"], "at most the last snapshot's 1000"),
         (["ema=0.1", "out=n.safetensors", "kimg=0"], "above 0"),
         (["run", "ema=0.1", "out=n.safetensors"], "same time and length"),

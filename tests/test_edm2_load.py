@@ -27,6 +27,7 @@ from guidex.models.edm2.load import (
     released_source,
 )
 from guidex.models.edm2.network import EDM2, Config, count_gflops
+from guidex.models.spec import Model
 
 LABELS = torch.tensor([0, 4])
 
@@ -229,10 +230,10 @@ def test_a_recipe_tells_what_can_be_known_without_weights(snapshots):
 
 def test_configurations_are_checked(snapshots):
     config = {"_target_": "guidex.models.edm2.load.edm2", "checkpoint": str(snapshots / "net.pkl")}
-    model = instantiate({**config, "dtype": "float32"}, "model", Models())
+    model = instantiate({**config, "dtype": "float32"}, "model", Models(), Model)
     assert model.load("cpu").dtype == torch.float32
     with pytest.raises(UsageError, match="model.dtype must be 'float16' or .*, not 'float64'"):
-        instantiate({**config, "dtype": "float64"}, "model", Models())
+        instantiate({**config, "dtype": "float64"}, "model", Models(), Model)
 
 
 def test_downloads_are_told_of_where_there_is_no_terminal(capsys):

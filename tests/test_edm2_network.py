@@ -1,5 +1,6 @@
 """The EDM2 network against the golden numbers, closed forms and its own inference form."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -258,7 +259,13 @@ def test_configuration_of_a_checkpoint_is_read():
         ({"channel_mult": 3}, "channel_mult is 3"),
         ({"img_resolution": 20}, "img_resolution is 20; it must be a multiple of 8"),
         ({"attn_resolutions": ["16"]}, "attn_resolutions is"),
-        ({"channels_per_head": 100}, "channels_per_head is 100; it must be a divisor of"),
+        ({"channels_per_head": 100}, "100; it must be such that 5 heads divide 576 channels"),
+        (
+            {"resample_filter": [1, 3, 3, 1]},
+            r"resample_filter is \[1, 3, 3, 1\]; it must be \[1, 1",
+        ),
+        ({"channel_mult_noise": 1}, "channel_mult_noise is 1; it must be None"),
+        ({"clip_act": 0}, "clip_act is 0; it must be a number above 0"),
         ({"res_balance": 1.5}, "res_balance is 1.5; it must be a number, 0 to 1"),
         ({"sigma_data": float("nan")}, "sigma_data is nan"),
     ],
@@ -267,6 +274,32 @@ def test_bad_configurations_are_refused(values, message):
     required = {"img_resolution": 64, "img_channels": 4, "label_dim": 10}
     with pytest.raises(UsageError, match=message):
         Config.from_mapping({**required, **values})
+
+
+def test_recorded_defaults_are_no_other_network():
+    values = {"img_resolution": 64, "img_channels": 4, "label_dim": 1000}
+    defaults = {"resample_filter": (1, 1), "channel_mult_noise": None, "channel_mult_emb": None}
+    assert Config.from_mapping({**values, **defaults}) == Config(64, 4, 1000)
+    unbounded = Config.from_mapping({**values, "clip_act": None})
+    assert unbounded == Config(64, 4, 1000, clip_act=math.inf)
+
+
+def test_heads_that_do_not_divide_the_channels_are_wider():
+    """As many as fit: 32 // 12 = 2 heads of 16 channels, and 32 // 33 = none."""
+    wide, even = (tiny_model(replace(TINY, channels_per_head=n)) for n in (12, 16))
+    x, labels = noisy(2, 1.0), torch.tensor([0, 3])
+    assert wide.unet.attention_shapes() == even.unet.attention_shapes() != {}
+    assert torch.equal(wide(x, 1.0, labels), even(x, 1.0, labels))
+    without = tiny_model(replace(TINY, channels_per_head=33))
+    assert without.attention_layers == ()
+    assert not [name for name in without.state_dict() if "attn" in name]
+
+
+def test_activations_without_a_bound():
+    model = tiny_model(replace(TINY, clip_act=math.inf))
+    bounded = tiny_model(TINY)
+    x = noisy(2, 1.0)
+    assert torch.equal(model(x, 1.0), bounded(x, 1.0))
 
 
 def test_incomplete_configurations_are_refused():

@@ -9,6 +9,7 @@ import pytest
 from guidex.config import Config, compose
 from guidex.errors import UsageError
 from guidex.instantiate import Models, instantiate
+from guidex.models.spec import Model
 from guidex.presets import config_dir, describe, options
 from guidex.runs.points import Settings, check
 from guidex.runs.table import plan_table
@@ -101,7 +102,7 @@ def checkpoints(config: Config) -> tuple[str | None, str | None]:
 
 def source(config: Config) -> str:
     """Path or URL of the file of a network."""
-    [found] = instantiate(config, "model", Models()).sources
+    [found] = instantiate(config, "model", Models(), Model).sources
     return found.place
 
 

@@ -10,6 +10,7 @@ from guidex.models.edm2.ema import (
     MAX_SIGMA_REL,
     decay,
     gamma_of_sigma_rel,
+    images_of,
     profile_product,
     reconstruction_coefficients,
     sigma_rel_of_gamma,
@@ -113,3 +114,24 @@ def test_reconstruction_of_a_simulated_training_run():
 def test_impossible_reconstructions_are_refused(times, lengths, target, message):
     with pytest.raises(UsageError, match=message):
         reconstruction_coefficients(times, lengths, target, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("kimg", "images"),
+    [
+        (2147483, 2**31),  # of the published networks, the last
+        (134217, 2**27),
+        (8, 8192),
+        (1, 1024),
+        (41, 41_984),
+        (42, 42_000),  # no multiple of 1024 lies between 42,000 and 42,999
+        (0, 0),
+    ],
+)
+def test_times_in_images_are_told_by_their_thousands(kimg, images):
+    assert images_of(kimg) == images
+
+
+def test_all_multiples_of_1024_are_found_again():
+    for images in range(1024, 1024 * 5000, 1024):
+        assert images_of(images // 1000) == images

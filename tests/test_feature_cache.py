@@ -55,6 +55,7 @@ def test_everything_that_features_depend_on_is_in_the_key() -> None:
         "weights": "cd" * 32,
         "precision": "float16",
         "compiled": True,
+        "versions": "timm 2",
     }
     assert others.keys() == {field.name for field in fields(Identity)}
     FeatureStore("f", IDENTITY, 3).keep({0: ONES})
@@ -64,7 +65,7 @@ def test_everything_that_features_depend_on_is_in_the_key() -> None:
     assert FeatureStore("f", IDENTITY, 3).read() is not None
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "another", "rows"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "another", "rows", "bit"])
 def test_a_damaged_file_is_made_again(
     cache: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -78,6 +79,10 @@ def test_a_damaged_file_is_made_again(
         FeatureStore("g", IDENTITY, 3).keep({0: ONES})
         (other,) = set(cache.iterdir()) - {file}
         file.write_bytes(other.read_bytes())
+    elif damage == "bit":
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1  # 1.0 becomes 0.5
+        file.write_bytes(data)
     elif damage != "rows":
         file.write_bytes(file.read_bytes()[:-7] if damage == "cut" else b"")
     assert store.read() is None
@@ -122,6 +127,18 @@ def test_blocks_become_one_file(cache: Path) -> None:
     assert torch.equal(store.read(), values)
     assert torch.equal(store.read_block(0), values[:4])  # a process that is still at work
     assert [path.suffix for path in cache.iterdir()] == [".safetensors"]
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_every_block_has_a_checksum_of_its_own(cache: Path) -> None:
+    store, values = FeatureStore("f", IDENTITY, 10), torch.arange(40.0).view(10, 4)
+    store.keep({0: values[:4], 1: values[4:8], 2: values[8:]})
+    (file,) = cache.iterdir()
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert torch.equal(store.read_block(1), values[4:8])
+    assert store.read_block(2) is None
 
 
 def test_blocks_are_never_joined_in_memory(
@@ -301,6 +318,32 @@ def test_a_rank_that_starts_late_finds_the_reference_written(
 def test_without_a_network_nothing_is_kept(cache: Path) -> None:
     image_features(array_images(pixels(5)), [Pixels()], Looking(batch=2))
     assert not cache.exists()
+
+
+def test_the_versions_of_what_computes_are_told(tmp_path: Path) -> None:
+    version = torch.__version__.partition("+")[0]
+    assert Watched(tmp_path).identity.versions == f"torch {version}, torch {version}"
+
+
+def test_weights_that_are_replaced_while_they_are_read_are_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "w.pth")
+    weights = Weights("it", str(tmp_path / "w.pth"), "https://example.org/w")
+    assert list(weights.read()) == ["a"]
+    torch.save({"a": torch.zeros(2)}, tmp_path / "w.pth")
+    with pytest.raises(GuidexError, match="w.pth was replaced while it was being read"):
+        weights.read()
+
+
+@pytest.mark.parametrize("content", [b"junk", b"\x80\x02e", b"", b"\x93NUMPY"])
+def test_weights_that_are_none_are_refused_in_words_of_our_own(
+    tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(GuidexError) as caught:
+        Weights("it", str(tmp_path / "w.pth"), "https://example.org/w").read()
+    text = str(caught.value)
+    assert "neither a safetensors file nor a file of torch.save" in text
+    assert "weights_only" not in text and "(" not in text
 
 
 def test_references_that_models_know_are_kept(tmp_path: Path) -> None:

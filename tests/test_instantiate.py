@@ -1,17 +1,23 @@
 """From configuration to objects: types, names, sharing, and what is never called."""
 
 import math
+import sys
 from typing import Literal
 
 import pytest
 
 from guidex.errors import UsageError
+from guidex.evaluation.detectors import Detector
+from guidex.evaluation.features import Metric
 from guidex.guidance.directions import Difference
 from guidex.guidance.guidance import Guidance
 from guidex.guidance.rules import APG
-from guidex.guidance.schedules import EmptyInterval, Interval, Product
+from guidex.guidance.schedules import EmptyInterval, Interval, Product, Schedule
 from guidex.instantiate import Models, _checked, content_key, instantiate
+from guidex.models.classifier import BayesClassifier
+from guidex.models.denoiser import Denoiser
 from guidex.models.mixture import GaussianMixture
+from guidex.sampling.solver import Solver
 from guidex.sampling.solvers import Heun
 
 INTERVAL = {"_target_": "guidex.guidance.schedules.Interval", "w": 3.0, "lo": 0.1, "hi": 1.0}
@@ -28,8 +34,8 @@ CFG = {
 }
 
 
-def make(config, key="guidance.schedule"):
-    return instantiate(config, key, Models())
+def make(config, key="guidance.schedule", hint=object):
+    return instantiate(config, key, Models(), hint)
 
 
 def test_objects_are_made_from_the_inside_out():
@@ -45,7 +51,8 @@ def test_objects_are_made_from_the_inside_out():
 
 def test_plain_data_stays_plain():
     assert make({"a": [1, None, {"b": "x"}], "c": True}) == {"a": [1, None, {"b": "x"}], "c": True}
-    assert make({"a": [INTERVAL]}) == {"a": [Interval(w=3.0, lo=0.1, hi=1.0)]}
+    hint = dict[str, list[Schedule] | None]
+    assert make({"a": [INTERVAL]}, hint=hint) == {"a": [Interval(w=3.0, lo=0.1, hi=1.0)]}
 
 
 @pytest.mark.parametrize(
@@ -150,15 +157,50 @@ def test_nothing_outside_guidex_is_called(target, match):
     assert str(caught.value).startswith("guidance.schedule._target_")
 
 
+@pytest.mark.parametrize(
+    ("hint", "config"),
+    [
+        (Schedule, {"_target_": "guidex.cli.main", "arguments": ["list"]}),
+        (Schedule, {"_target_": "guidex.evaluation.weights.optional", "module": "antigravity"}),
+        (Guidance, {**CFG, "schedule": {"_target_": "guidex.cli.main", "arguments": ["list"]}}),
+        (Guidance, {**CFG, "k": {"_target_": "guidex.cli.main", "arguments": ["list"]}}),
+        (Guidance, {**CFG, "reference": {"_target_": "guidex.models.edm2.load.obtain"}}),
+        (Denoiser, {"_target_": "guidex.models.edm2.load.obtain", "checkpoint": "https://x/y"}),
+        (Detector, {"_target_": "guidex.models.toys.mixture1d"}),
+        (Metric, {"_target_": "guidex.evaluation.detectors.Pixels"}),
+        (dict[str, Metric], {"a": {"_target_": "guidex.evaluation.features.check_whole"}}),
+        (list[int], [{"_target_": "guidex.cli.main"}]),
+        (Solver, {"_target_": "guidex.runs.words.flag", "settings": {}, "key": "a"}),
+    ],
+    ids=lambda value: value.get("_target_", "") if isinstance(value, dict) else "",
+)
+def test_only_what_makes_what_belongs_there_is_called(hint, config, monkeypatch):
+    monkeypatch.setattr("guidex.cli._dispatch", lambda *_: pytest.fail("it was called"))
+    with pytest.raises(UsageError, match="must be .*, not what _target_=guidex"):
+        instantiate(config, "place", Models(), hint)
+    assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize("target", ["guidex.__main__.sys", "guidex.models._x.y", "guidex.a-b.c"])
+def test_hidden_modules_are_not_even_imported(target):
+    with pytest.raises(UsageError, match="must name something in guidex"):
+        make({"_target_": target})
+
+
+def test_interfaces_are_no_objects():
+    with pytest.raises(UsageError, match="guidex.guidance.schedules.Schedule is an interface"):
+        make({"_target_": "guidex.guidance.schedules.Schedule"})
+
+
 def test_equal_models_are_one_object():
     models = Models()
-    first = instantiate(TOY, "model", models)
-    again = instantiate(dict(reversed(TOY.items())), "guidance.reference", models)
+    first = instantiate(TOY, "model", models, Denoiser)
+    again = instantiate(dict(reversed(TOY.items())), "guidance.reference", models, Denoiser)
     with_references = {**TOY, "references": {"weaker": {**TOY, "blur": 0.5}}}
-    assert first is again is instantiate(with_references, "model", models)
-    other = instantiate({**TOY, "conditional": False}, "model", models)
+    assert first is again is instantiate(with_references, "model", models, Denoiser)
+    other = instantiate({**TOY, "conditional": False}, "model", models, Denoiser)
     assert other is not first
-    assert instantiate(TOY, "model", Models()) is not first
+    assert make(TOY, "model") is not first
 
 
 def test_models_inside_models_are_shared():
@@ -168,7 +210,8 @@ def test_models_inside_models_are_shared():
         "unconditional": {**TOY, "conditional": False},
     }
     models = Models()
-    assert instantiate(classifier, "x", models).conditional is instantiate(TOY, "model", models)
+    made = instantiate(classifier, "x", models, BayesClassifier)
+    assert made.conditional is instantiate(TOY, "model", models, Denoiser)
 
 
 def test_schedules_are_not_shared():

@@ -12,6 +12,7 @@ from helpers import one_image_per_class
 
 from guidex.cli import main
 from guidex.config import split_axes
+from guidex.guidance.guidance import Guidance
 from guidex.instantiate import Models, instantiate
 from guidex.runs.table import plan_table
 
@@ -47,7 +48,7 @@ def test_the_method_of_ones_own_works(monkeypatch: pytest.MonkeyPatch) -> None:
     rule = {"_target_": "guidex.guidance.rules.Extrapolate"}
     assert preset.pop("defaults") == [{"schedule": "constant"}, {"rule": "extrapolate"}]
     config = {**preset, "schedule": schedule, "rule": rule}
-    guidance = instantiate(config, "guidance", Models())
+    guidance = instantiate(config, "guidance", Models(), Guidance)
     import torch
 
     x, main_prediction = torch.randn(2, 3), torch.randn(2, 3)

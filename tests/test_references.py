@@ -1,5 +1,6 @@
 """Published statistics, our own, images, and what refuses or doubts a comparison."""
 
+import io
 import json
 import os
 import pickle
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from guidex.assets import cache
 from guidex.config import compose
 from guidex.errors import GuidexError, UsageError
 from guidex.evaluation import references, statistics_files
@@ -29,10 +31,10 @@ from guidex.evaluation.references import describe
 from guidex.evaluation.sources import Looking, detector_record, open_samples
 from guidex.evaluation.statistics import GaussianStatistics
 from guidex.evaluation.statistics_files import read_statistics, write_statistics
-from guidex.evaluation.weights import Weights
+from guidex.evaluation.weights import Weights, published_reference
 from guidex.presets import options
 from guidex.runs.evaluate import evaluate
-from guidex.runs.measure import Detectors
+from guidex.runs.measure import Detectors, Measures
 from guidex.runs.reference import make_reference
 
 DIM = 6
@@ -354,7 +356,11 @@ def test_damaged_npz(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(statistics_files, "_ARRAY_LIMIT", 2**20)
         np.savez_compressed(path, mu=np.zeros(400), sigma=np.zeros((400, 400)))
         assert path.stat().st_size < 2**14
-    texts = {"bomb": "at most 1048576", "integers": "its mu is no array", "objects": "pickle"}
+    texts = {
+        "bomb": "at most 1048576",
+        "integers": "its mu is no array",
+        "objects": "Python objects",
+    }
     with pytest.raises(GuidexError, match=rf"a\.npz.*{texts.get(case, 'cannot be read')}"):
         reference_features(str(path), network(tmp_path))
 
@@ -641,3 +647,70 @@ def test_statistics_of_an_unknown_number_of_images_are_whole(tmp_path: Path) -> 
         count=50_000, mean=torch.ones(2048).double(), covariance=4 * torch.eye(2048).double()
     )
     assert frechet_distance(real=other, fake=found) == pytest.approx(2048 * (1 + (2 - 1) ** 2))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("keys", [("samples", "labels"), ("mu", "sigma"), ("images", "labels")])
+def test_damaged_arrays_are_told_and_never_escape(tmp_path: Path, save: Any, keys: Any) -> None:
+    shape = (3, 4, 4, 3) if keys[0] == "images" else (4, 4)
+    array = np.ones(shape, np.uint8 if keys[0] == "images" else np.float64)
+    content = io.BytesIO()
+    save(content, **{keys[0]: array, keys[1]: np.arange(len(array))})
+    whole, told, path = content.getvalue(), 0, tmp_path / "x.npz"
+    for at in range(0, len(whole), 13):
+        for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 0x44]) + whole[at + 1 :]):
+            path.write_bytes(damaged)
+            for read in (
+                read_statistics,
+                lambda one: open_samples(str(one), resize=None, bad="error"),
+            ):
+                try:
+                    read(path)
+                except GuidexError as error:
+                    told += 1
+                    assert "pickle" not in str(error)
+    assert told > 9
+
+
+@pytest.mark.parametrize(
+    ("samples", "labels", "said"),
+    [
+        (np.ones((3, 2)), np.array(["a", "b", "c"]), "labels must be integers"),
+        (np.ones((3, 2)), np.arange(2), "labels must be integers"),
+        (np.ones((3, 2), object), np.arange(3), "Python objects"),
+        (np.ones(3), np.arange(3), "floating point"),
+    ],
+)
+def test_points_of_another_kind_are_refused(
+    tmp_path: Path, samples: np.ndarray, labels: np.ndarray, said: str
+) -> None:
+    np.savez(tmp_path / "x.npz", samples=samples, labels=labels)
+    with pytest.raises(GuidexError, match=said) as caught:
+        open_samples(str(tmp_path / "x.npz"), resize=None, bad="error")
+    assert "allow_pickle" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [">f8", "g", "f2"])
+def test_points_of_any_floating_type_are_read(tmp_path: Path, kind: str) -> None:
+    np.savez(tmp_path / "x.npz", samples=np.ones((3, 2)).astype(kind))
+    samples = open_samples(str(tmp_path / "x.npz"), resize=None, bad="error")
+    assert samples.points[0].double().sum() == 6
+
+
+def test_edm2s_references_are_found_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GUIDEX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    url = "https://nvlabs-fi-cdn.nvidia.com/edm2/dataset-refs/img512.pkl"
+    for name in ("img512.pkl", "refs/img512.pkl"):
+        with pytest.raises(UsageError, match=f"there is no {name}; give ref={re.escape(url)}"):
+            published_reference(name)
+    assert published_reference("mine.pkl") is None
+    place = cache._locate(url)[1]
+    place.parent.mkdir()
+    place.write_bytes(pickle.dumps({"fid": moments(), "num_images": 100}))
+    assert published_reference("img512.pkl") == url
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    config = compose("eval", ["images=.", "ref=img512.pkl", "detector=inception"]).config
+    assert Measures(Looking())._open(config, None, "").path == place

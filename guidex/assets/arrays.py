@@ -16,6 +16,7 @@ from guidex.errors import GuidexError
 MAX_COMPRESSED = 16 * 2**30
 
 _LABELS_LIMIT = 2**30
+_CHUNK = 2**24
 
 
 class _Header(NamedTuple):
@@ -34,8 +35,8 @@ def open_array(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]
 
     In an .npz, the images are `images` or else `arr_0` (np.savez's name for a first array, used by
     ADM), the labels `labels` or else `arr_1`. Nothing is unpickled. A .npy, and an .npz written by
-    np.savez, is mapped and not loaded; one by np.savez_compressed is loaded. The checksum of
-    a mapped array is not compared, which would mean to read all of it.
+    np.savez, is mapped and not loaded; one by np.savez_compressed is loaded. The checksums of an
+    .npz are compared here, for which all of it is read; a .npy has none.
 
     Returns:
         Images uint8 [N,H,W,C] with C = 1 or 3, read-only, and labels int64 [N] or None.
@@ -79,6 +80,9 @@ def _open_npz(
     header = _entry_header(archive, images)
     _check_images(header)
     if images.compress_type == zipfile.ZIP_STORED:
+        with archive.open(images) as file:
+            while file.read(_CHUNK):  # up to the end, where zipfile compares the checksum
+                pass
         pixels = _map(path, header, _data_offset(path, images))
     else:
         pixels = _load(archive, images, header, MAX_COMPRESSED)

@@ -48,7 +48,7 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        refusal = _refusal(error)
+        refusal = None if isinstance(error, GuidexError) else _refusal(error)
         if refusal is not None:
             raise GuidexError(_explain(refusal, path, size)) from error
         raise

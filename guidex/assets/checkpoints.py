@@ -8,10 +8,11 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors.torch
@@ -72,13 +73,20 @@ def read_config(path: str | Path) -> dict[str, Any] | None:
     return _read_description(description)[0]["config"]
 
 
-def convert(source: str | Path, destination: str | Path, *, overwrite: bool = False) -> Checkpoint:
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    overwrite: bool = False,
+    check: Callable[[Checkpoint], object] = bool,
+) -> Checkpoint:
     """Read a checkpoint and write it as a pair PATH.safetensors + PATH.json.
 
     Arguments:
         source: as for `read_checkpoint`.
         destination: PATH.safetensors, in an existing folder.
         overwrite: replace the files of that name.
+        check: raises to refuse what was read, before anything is written.
 
     Returns:
         What was written; `read_checkpoint(destination)` gives the same.
@@ -89,6 +97,7 @@ def convert(source: str | Path, destination: str | Path, *, overwrite: bool = Fa
     """
     _destination(destination, overwrite)
     checkpoint = read_checkpoint(source)
+    check(checkpoint)
     write_checkpoint(checkpoint, destination, overwrite=overwrite)
     return checkpoint
 
@@ -96,10 +105,10 @@ def convert(source: str | Path, destination: str | Path, *, overwrite: bool = Fa
 def write_checkpoint(
     checkpoint: Checkpoint, destination: str | Path, *, overwrite: bool = False
 ) -> None:
-    """Write PATH.safetensors and PATH.json, each of them whole or not at all.
+    """Write PATH.safetensors and PATH.json: both of them, or none where something goes wrong.
 
     The weights carry a hash of the description, so that two files that do not belong together
-    (after an interruption, or by a wrong copy) are told apart from a pair.
+    (after a kill between two renames, or by a wrong copy) are told apart from a pair.
 
     Raises:
         UsageError: another suffix than .safetensors, no such folder, or a file is already there.
@@ -110,8 +119,15 @@ def write_checkpoint(
     header = {"guidex": str(FORMAT), "description": _digest(content)}
     tensors = _separate(checkpoint.tensors)
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    atomic_write(weights, lambda file: file.write(safetensors.torch.save(tensors, header)))
-    atomic_write(description, lambda file: file.write(text.encode()))
+
+    def write_both(file: BinaryIO) -> None:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+        # Renamed once the description is on the disk, which is renamed after it.
+        atomic_write(weights, lambda file: file.write(safetensors.torch.save(tensors, header)))
+
+    atomic_write(description, write_both)
 
 
 def _destination(path: str | Path, overwrite: bool) -> tuple[Path, Path]:
@@ -123,8 +139,8 @@ def _destination(path: str | Path, overwrite: bool) -> tuple[Path, Path]:
         raise UsageError(f"{weights}: there is no folder {weights.parent}; create it first.")
     description = weights.with_suffix(".json")
     for file in (weights, description):
-        if file.exists() and not overwrite:
-            raise UsageError(f"{file} is already there; choose another name or ask to overwrite.")
+        if file.exists() and not (overwrite and file.is_file()):
+            raise UsageError(f"{file} is already there; choose another name, or overwrite=true.")
     return weights, description
 
 
@@ -195,6 +211,7 @@ def _no_constant(name: str) -> None:
 
 
 def _read_snapshot(path: Path) -> Checkpoint:
+    before = _state(path)
     data = read_pickle(path)
     entry, network = _network(data, path)
     if len(network.init_args) != 0:
@@ -211,6 +228,8 @@ def _read_snapshot(path: Path) -> Checkpoint:
         raise GuidexError(f"{path}: not an EDM2 snapshot: {error}.") from error
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if _state(path) != before:
+        raise GuidexError(f"{path} was replaced while it was being read; start again.")
     metadata = {
         "source": path.name,
         "sha256": sha256,
@@ -220,6 +239,14 @@ def _read_snapshot(path: Path) -> Checkpoint:
         **recorded,
     }
     return Checkpoint(config, tensors, metadata)
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """What changes with a file's content, unless somebody takes care that it does not."""
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _network(data: object, path: Path) -> tuple[str, Recorded]:

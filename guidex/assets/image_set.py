@@ -21,7 +21,8 @@ from guidex.assets.codec import (
     quiet_pillow,
     to_pixels,
 )
-from guidex.errors import UsageError
+from guidex.assets.sources import shown
+from guidex.errors import GuidexError, UsageError
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -166,15 +167,23 @@ def array_images(
         raise ValueError("an image set has at least one image, and one label per image")
     conversion = Conversion(channels, resize, crop)
     count, height, width, stored = images.shape
+    digests: dict[int, bytes] = {}
+
+    def read(index: int) -> tuple[Pixels, bytes]:
+        """A copy, and its hash; the array may be mapped from a file that somebody changes."""
+        pixels = images[index].copy()
+        state = hashlib.sha256(f"{images.shape[1:]}".encode())
+        state.update(pixels)
+        if digests.setdefault(index, state.digest()) != state.digest():
+            raise GuidexError(changed(f"image {index}", "its content is another"))
+        return pixels, state.digest()
 
     def load(index: int) -> Pixels:
-        image = from_pixels(images[index].transpose(2, 0, 1))
-        return to_pixels(image, conversion)
+        pixels, _ = read(index)
+        return to_pixels(from_pixels(pixels.transpose(2, 0, 1)), conversion)
 
     def digest(index: int) -> bytes:
-        state = hashlib.sha256(f"{images.shape[1:]}".encode())
-        state.update(np.ascontiguousarray(images[index]))
-        return state.digest()
+        return read(index)[1]
 
     return ImageSet(
         shape=conversion.shape(stored == 1, width, height),
@@ -186,6 +195,14 @@ def array_images(
         load=load,
         digest=digest,
         crop=crop,
+    )
+
+
+def changed(name: str, reason: str) -> str:
+    """The complaint about an image that is another one than before."""
+    return (
+        f"{shown(name)} has changed since the images were opened: {reason}. Leave the images "
+        "alone while they are being read, and start again."
     )
 
 

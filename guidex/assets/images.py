@@ -4,7 +4,6 @@ import difflib
 import hashlib
 import json
 import os
-import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,13 @@ from guidex.assets.codec import (
     examine,
     quiet_pillow,
 )
-from guidex.assets.image_set import ImageSet, array_images, default_workers, map_ahead
+from guidex.assets.image_set import (
+    ImageSet,
+    array_images,
+    changed,
+    default_workers,
+    map_ahead,
+)
 from guidex.assets.labels import find_labels
 from guidex.assets.progress import counted
 from guidex.assets.sources import SUFFIXES, FolderSource, Source, ZipSource, reason_of, shown
@@ -78,6 +83,8 @@ def open_images(
     if not os.path.exists(path):
         raise UsageError(_no_such_path(path))
     path = sample_output(path)
+    if not path.is_dir() and not path.is_file():  # to open a pipe would be to wait for ever
+        raise UsageError(f"{path} is neither a folder nor a regular file.")
     if path.is_dir():
         return _open_files(FolderSource(path), path, bad, conversion)
     if path.suffix.lower() == ".zip":
@@ -131,11 +138,14 @@ def _has_table(path: Path) -> bool:
 
 def _command(path: Path) -> str | None:
     """The command whose run a folder holds, by the run.json that it writes at its beginning."""
+    mark = path / "run.json"
+    if not mark.is_file():
+        return None
     try:
-        with open(path / "run.json", "rb") as file:
+        with open(mark, "rb") as file:
             content = json.loads(file.read(2**24))
     except (OSError, ValueError, RecursionError):
-        return None  # someone else's, or none
+        return None  # someone else's
     if not isinstance(content, dict) or "run" not in content:
         return None
     return str(content.get("command"))
@@ -211,56 +221,25 @@ def _loader(
     shape: tuple[int, int, int],
     conversion: Conversion,
 ) -> Callable[[int], Pixels]:
-    """The pixels [C,H,W] of image k, from a file that is found to be the same as before.
-
-    The first file that cannot be decoded makes all the others be tried, so that all such files are
-    told at once and not one after another.
-    """
-    lock = threading.Lock()
-    complaint = ""
+    """The pixels [C,H,W] of image k, from a file that is found to be the same as before."""
 
     def load(index: int) -> Pixels:
         name, _, digest = records[index]
         try:
             data = source.read(name)
         except (OSError, ValueError) as error:
-            raise GuidexError(_changed(name, reason_of(error))) from error
+            raise GuidexError(changed(name, reason_of(error))) from error
         if hashlib.sha256(data).digest() != digest:
-            raise GuidexError(_changed(name, "its content is another"))
+            raise GuidexError(changed(name, "its content is another"))
         try:
-            pixels = decode(data, conversion)
+            return np.broadcast_to(decode(data, conversion), shape)
         except ValueError as error:
-            nonlocal complaint
-            with lock:
-                complaint = complaint or _undecodable(source, path, records, conversion)
-            raise GuidexError(complaint) from error
-        return np.broadcast_to(pixels, shape)
+            raise GuidexError(
+                f"{shown(name)} in {path} cannot be decoded, although its checksums are right: "
+                f"{reason_of(error)}. Repair or remove it."
+            ) from error
 
     return load
-
-
-def _undecodable(source: Source, path: Path, records: list[_Record], conversion: Conversion) -> str:
-    """The complaint about all images that cannot be decoded, for which all are tried."""
-
-    def reason(record: _Record) -> str | None:
-        try:
-            decode(source.read(record.name), conversion)
-        except (OSError, ValueError) as error:
-            return reason_of(error)
-        return None
-
-    workers = default_workers()
-    reasons = map_ahead(reason, records, workers, ahead=2 * workers)
-    bar = counted(records, f"decoding {path}")
-    failures = [
-        (record.name, one) for record, one in zip(bar, reasons, strict=True) if one is not None
-    ]
-    return _listed(
-        f"{len(failures)} of {len(records)} images in {path} cannot be decoded, although their "
-        "checksums are right:",
-        failures,
-        "Repair or remove them; bad=skip leaves out only what checksums find.",
-    )
 
 
 def _no_such_path(path: Path) -> str:
@@ -296,7 +275,7 @@ def _unreadable(failures: list[tuple[str, str]], count: int, path: Path) -> str:
     return _listed(
         f"{len(failures)} of {count} images in {path} cannot be read:",
         failures,
-        "Repair or remove them, or pass bad=skip to go on without them.",
+        "Repair or remove them; guidex eval and guidex ref go on without them given bad=skip.",
     )
 
 
@@ -320,14 +299,8 @@ def _mixed_sizes(records: list[_Record], path: Path) -> str:
         [
             f"{path} holds images of {len(sizes)} sizes (width x height), and one set has one:",
             *lines,
-            "Pass resize=N to bring all of them to NxN pixels (with crop=true, their central "
-            "squares), or remove those that are not meant.",
+            "Bring all of them to NxN pixels, or remove those that are not meant. In guidex eval "
+            "and guidex ref: resize=N (crop=true: their central squares); in a model's data: "
+            "model.resize=N.",
         ]
-    )
-
-
-def _changed(name: str, reason: str) -> str:
-    return (
-        f"{shown(name)} has changed since the images were opened: {reason}. Leave the images "
-        "alone while they are being read, and start again."
     )

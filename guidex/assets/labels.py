@@ -163,7 +163,8 @@ def _table(cells: list[tuple[object, object, str]], where: str) -> Table:
                 "class 0, 1, 2, ..."
             )
         label = None if cell == "" else int(cell)
-        if table.setdefault(file.replace("\\", "/"), label) != label:
+        name = file.replace("\\", "/").removeprefix("./")
+        if table.setdefault(name, label) != label:
             raise GuidexError(f"{where}, {place}: {file!a:.100} has two different labels.")
     return table
 

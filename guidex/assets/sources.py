@@ -121,32 +121,31 @@ class ZipSource:
             self._zip = zipfile.ZipFile(path)
         except (OSError, ValueError, *_DAMAGED) as error:
             raise GuidexError(f"cannot read {path} as a zip: {reason_of(error)}") from error
-        self._check(self._zip.infolist())
-        self._entries = {
-            entry.filename: entry for entry in self._zip.infolist() if not entry.is_dir()
-        }
+        self._entries = self._checked(self._zip.infolist())
         seen = [name for name in self._entries if not any(map(_ignored, name.split("/")))]
         self.names = in_order([name for name in seen if name.lower().endswith(SUFFIXES)])
         self.others = {PurePosixPath(name).suffix for name in seen} - set(SUFFIXES)
 
-    def _check(self, entries: list[zipfile.ZipInfo]) -> None:
-        names: set[str] = set()
+    def _checked(self, entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+        """The files, by name; "./a.png" is called "a.png"."""
+        found: dict[str, zipfile.ZipInfo] = {}
         for entry in entries:
-            name = entry.filename
-            parts = name.replace("\\", "/").split("/")
+            parts = entry.filename.replace("\\", "/").split("/")
+            name = "/".join(part for part in parts if part != ".")
             if ".." in parts or parts[0] == "" or parts[0].endswith(":"):
                 why = "its name is absolute or has '..', which a safe zip has no use for"
-            elif name in names:
+            elif name in found:
                 why = "the name comes twice"
             else:
-                names.add(name)
+                found[name] = entry
                 continue
-            raise GuidexError(f"{self._path} is refused for its entry {name!a}: {why}.")
+            raise GuidexError(f"{self._path} is refused for its entry {entry.filename!a}: {why}.")
         if sum(entry.compress_size for entry in entries) > self._path.stat().st_size:
             raise GuidexError(
                 f"{self._path} is refused: its entries claim more bytes than the file has, as in "
                 "a zip bomb."
             )
+        return {name: entry for name, entry in found.items() if not entry.is_dir()}
 
     def read(self, name: str) -> bytes:
         entry = self._entries[name]
@@ -190,8 +189,10 @@ def seed_of(name: str) -> int | None:
 
 
 def reason_of(error: Exception) -> str:
-    """An exception as a few words on one printable line."""
+    """An exception as a few words on one printable line, and never advice to load pickles."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if "pickle" in text:
+        return "it holds Python objects, which are never loaded, or is damaged"
     return shown(text or type(error).__name__)[:200]
 
 

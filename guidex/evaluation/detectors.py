@@ -23,6 +23,7 @@ class Identity:
         weights: SHA-256 of the network's weights; None without a network.
         precision: of the network's arithmetic.
         compiled: whether the network goes through torch.compile.
+        versions: of the packages that compute it; "" without a network.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Identity:
     weights: str | None = None
     precision: str = "float32"
     compiled: bool = False
+    versions: str = ""
 
 
 class Detector(Protocol):

@@ -2,10 +2,12 @@
 
 They lie in features/ of guidex's cache folder (see `guidex.assets.cache`), one file for what a
 detector made of a set of images. Its name is a hash of all that they depend on: the pixels and
-their order, the detector, the hash of its weights, resize, precision and compilation. While they
-are being made, blocks of them lie in a folder of the same name, so that a run that was stopped goes
-on where it was, and several processes take different blocks. Any of the files may be deleted at any
-time; beyond LIMIT bytes, guidex deletes those that have not been used for the longest time.
+their order, the detector, the hash of its weights, resize, precision, compilation, and versions of
+the packages that compute. Every block in a file has a checksum, compared whenever it is read. While
+features are being made, blocks of them lie in a folder of the same name, so that a run that was
+stopped goes on where it was, and several processes take different blocks. Any of the files may be
+deleted at any time; beyond LIMIT bytes, guidex deletes those that have not been used for the
+longest time.
 """
 
 import contextlib
@@ -29,12 +31,14 @@ from guidex.assets.cache import cache_dir
 from guidex.errors import GuidexError
 from guidex.evaluation.detectors import Identity
 
-FORMAT = "1"  # changes where features would, with all else the same
+FORMAT = "2"  # changes where features would, with all else the same
 
 BLOCK = 1024
 """Images whose features are kept together while a set is being looked at."""
 
 LIMIT = 20 * 2**30
+
+SUM = 32  # hexadecimal digits of a checksum
 
 log = logging.getLogger(__name__)
 
@@ -121,17 +125,26 @@ class FeatureStore:
     def _write(
         self, path: Path, key: dict[str, object], count: int, parts: Callable[[], Iterator[Tensor]]
     ) -> bool:
-        """Write float32 features [count, D], part by part, in the layout of safetensors; returns
-        whether that went well."""
+        """Write float32 features [count, D], by parts that are whole blocks, in the layout of
+        safetensors; returns whether that went well."""
         shape = [count, self.identity.dim]
         features = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * math.prod(shape)]}
-        header = json.dumps({"__metadata__": {"key": _text(key)}, "features": features}).encode()
-        header += b" " * (-len(header) % 8)
+
+        def header(sums: list[str]) -> bytes:
+            about = {"key": _text(key), "sums": " ".join(sums)}
+            text = json.dumps({"__metadata__": about, "features": features}).encode()
+            text += b" " * (-len(text) % 8)
+            return len(text).to_bytes(8, "little") + text
 
         def write(file: BinaryIO) -> None:
-            file.write(len(header).to_bytes(8, "little") + header)
+            sums: list[str] = []
+            file.write(header(["-" * SUM] * -(-count // BLOCK)))  # as long as it will be
             for part in parts():
+                sums += _sums(part)
                 file.write(part.contiguous().numpy())
+            file.seek(0)
+            file.write(header(sums))
+            file.seek(0, os.SEEK_END)
 
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,14 +155,16 @@ class FeatureStore:
             return False
 
     def _read(self, path: Path, key: dict[str, object], rows: slice, count: int) -> Tensor | None:
-        """Some rows of a file that should hold `count` of them."""
+        """Some rows, which are whole blocks, of a file that should hold `count` of them."""
         if not path.is_file():
             return None
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                if (file.metadata() or {}).get("key") == _text(key):
-                    features = file.get_tensor("features")  # mapped; get_slice would copy
-                    if features.shape == (count, self.identity.dim):
+                about = file.metadata() or {}
+                features = file.get_tensor("features")  # mapped; get_slice would copy
+                if about.get("key") == _text(key) and features.shape == (count, self.identity.dim):
+                    sums = _sums(features[rows])
+                    if sums == about.get("sums", "").split()[rows.start // BLOCK :][: len(sums)]:
                         return features[rows]
         except (OSError, SafetensorError):
             pass
@@ -169,6 +184,12 @@ def _drop_old(newest: Path) -> None:
             if total > LIMIT and path != newest:
                 path.unlink()
                 log.info("%s is deleted: %s holds more than %d bytes", path, path.parent, LIMIT)
+
+
+def _sums(features: Tensor) -> list[str]:
+    """A checksum of each block of features [N, D]."""
+    blocks = features.contiguous().split(BLOCK)
+    return [hashlib.sha256(block.numpy()).hexdigest()[:SUM] for block in blocks]
 
 
 def _text(key: dict[str, object]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
 from typing import Literal, Self
 
 import numpy as np
@@ -89,6 +90,7 @@ class NetworkDetector:
             weights=self._weights.sha256,
             precision=self._precision,
             compiled=self._compile,
+            versions=", ".join(f"{one} {_version(one)}" for one in (self._package, "torch")),
         )
 
     def to(self, device: str | torch.device) -> Self:
@@ -162,6 +164,11 @@ class NetworkDetector:
         )
         with full_float32(), autocast:
             yield
+
+
+def _version(package: str) -> str:
+    """Of an installed package, without the part that tells builds of torch for devices apart."""
+    return version(package).partition("+")[0]
 
 
 @contextmanager

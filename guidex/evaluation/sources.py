@@ -4,7 +4,6 @@ truth. Images are decoded once for all detectors that look at them."""
 import dataclasses
 import hashlib
 import math
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from torch import Tensor
 from guidex.assets.image_set import ImageSet
 from guidex.assets.images import open_images, sample_output
 from guidex.assets.progress import Progress
+from guidex.assets.sources import reason_of
 from guidex.errors import GuidexError, UsageError
 from guidex.evaluation.detectors import Detector, detect, detect_all, look
 from guidex.evaluation.feature_cache import BLOCK, FeatureStore
@@ -307,11 +307,16 @@ def _read_points(path: Path) -> tuple[Tensor, Tensor | None] | None:
                 return None
             samples = file["samples"]
             labels = file["labels"] if "labels" in file.files else None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise GuidexError(f"{path} cannot be read: {error}") from error
+    # Damaged zips and headers raise many types, zlib.error and SyntaxError among them.
+    except Exception as error:
+        raise GuidexError(f"{path} cannot be read: {reason_of(error)}") from error
     if samples.ndim != 2 or samples.dtype.kind != "f" or len(samples) == 0:
         raise UsageError(
             f"{path}: samples must be floating point [N, d], not {samples.dtype} {samples.shape}"
         )
-    points = torch.from_numpy(samples)
-    return points, None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
+    if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != samples.shape[:1]):
+        raise UsageError(f"{path}: labels must be integers [N], not {labels.dtype} {labels.shape}")
+    # To a type that torch knows, which knows no long doubles and no other byte order.
+    kind = np.float32 if samples.dtype.itemsize <= 4 else np.float64
+    points = torch.from_numpy(samples.astype(kind, copy=False))
+    return points, None if labels is None else torch.from_numpy(labels.astype(np.int64))

@@ -18,6 +18,7 @@ from torch import Tensor
 import guidex
 from guidex.assets.atomic import atomic_write
 from guidex.assets.pickles import read_pickle
+from guidex.assets.sources import reason_of
 from guidex.errors import GuidexError, UsageError
 from guidex.evaluation.features import FeatureSet
 from guidex.evaluation.statistics import GaussianStatistics
@@ -81,7 +82,7 @@ def read_statistics(path: Path) -> StatisticsFile | None:
         raise GuidexError(f"{path}: {error}") from error
     # Damaged zips and headers raise many types, zlib.error and SyntaxError among them.
     except Exception as error:
-        raise GuidexError(f"{path} cannot be read: {str(error) or type(error).__name__}") from error
+        raise GuidexError(f"{path} cannot be read: {reason_of(error)}") from error
 
 
 def write_statistics(

@@ -10,9 +10,26 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from guidex.assets.cache import fetch, file_sha256
+from guidex.assets.cache import cached, fetch, file_sha256
 from guidex.assets.progress import download_bar
 from guidex.errors import GuidexError, UsageError
+
+_STATISTICS = "https://nvlabs-fi-cdn.nvidia.com/edm2/dataset-refs"
+REFERENCES = {name: f"{_STATISTICS}/{name}" for name in ("img512.pkl", "img64.pkl")}
+"""Published statistics that papers compare with, by the names that people know them by."""
+
+
+def published_reference(name: str) -> str | None:
+    """Where a file of statistics that is not there is published, if it is in the cache; None for
+    names that are not of published files.
+
+    Raises:
+        UsageError: it is not in the cache.
+    """
+    url = REFERENCES.get(Path(name).name)
+    if url is not None and (cached(url) is None or name not in REFERENCES):
+        raise UsageError(f"there is no {name}; give ref={url}, which is downloaded once")
+    return url
 
 
 @dataclass(frozen=True)
@@ -70,7 +87,7 @@ class Weights:
         A file of torch.save is read with weights_only, which runs nothing that the file holds.
 
         Raises:
-            GuidexError: damaged, or not a plain table of tensors.
+            GuidexError: damaged, not a plain table of tensors, or replaced since it was hashed.
         """
         path = self.path
         try:
@@ -78,12 +95,15 @@ class Weights:
         except MemoryError:
             raise
         # torch.load answers damaged and hostile files with exceptions of more than five types.
+        # They are not quoted: some are a number, others advise to load the file unsafely.
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise GuidexError(
-                f"{path}: not readable weights of {self.what} ({reason:.200}). Nothing in the "
-                f"file was run; get it anew from {self.url}."
+                f"{path}: not readable weights of {self.what}: neither a safetensors file nor a "
+                "file of torch.save that holds tensors alone, or damaged. Nothing in the file was "
+                f"run; get it anew from {self.url}."
             ) from error
+        if file_sha256(path) != self.sha256:
+            raise GuidexError(f"{path} was replaced while it was being read; start again.")
         if not isinstance(tensors, dict) or not all(
             isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
         ):
@@ -150,5 +170,5 @@ def optional(module: str) -> ModuleType:
 def _not_installed(module: str) -> UsageError:
     return UsageError(
         f"this detector needs the Python package {module}, which is not installed; "
-        "install what detectors need with: pip install 'guidex[eval]'"
+        "install what detectors need in the clone of guidex: pip install '.[eval]'"
     )

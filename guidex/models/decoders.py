@@ -182,7 +182,7 @@ def _read_vae(path: str, dtype: torch.dtype) -> Any:
     except ImportError as error:
         raise UsageError(
             f"decoding latents needs the package diffusers ({error}); "
-            "install it with: pip install 'guidex[latents]'"
+            "install it in the clone of guidex: pip install '.[latents]'"
         ) from error
     folder = Path(path).expanduser()
     if folder.is_dir():

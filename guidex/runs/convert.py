@@ -1,10 +1,13 @@
 """`guidex convert`: an EDM2 snapshot (.pkl) as weights (.safetensors) and description (.json)."""
 
 from collections.abc import Sequence
+from functools import partial
+
+import torch
 
 from guidex.assets.checkpoints import convert
 from guidex.errors import UsageError
-from guidex.models.edm2.load import obtain
+from guidex.models.edm2.load import network_of, obtain
 from guidex.runs.words import flag, required, split_words
 
 
@@ -15,7 +18,8 @@ def convert_command(words: Sequence[str]) -> None:
         words: a path or URL, out=PATH.safetensors, and maybe overwrite=true.
 
     Raises:
-        UsageError, GuidexError: as `guidex.assets.checkpoints.convert`.
+        UsageError, GuidexError: as `guidex.assets.checkpoints.convert`; for a network that guidex
+            could not compute.
     """
     files, settings = split_words(words, ("out", "overwrite"))
     if len(files) != 1:
@@ -25,7 +29,8 @@ def convert_command(words: Sequence[str]) -> None:
         )
     out = str(required(settings, "out", "network.safetensors"))
     overwrite = flag(settings, "overwrite")
-    checkpoint = convert(obtain(files[0]), out, overwrite=overwrite)
+    check = partial(network_of, where=files[0], dtype=torch.float32)
+    checkpoint = convert(obtain(files[0]), out, overwrite=overwrite, check=check)
     count = sum(tensor.numel() for tensor in checkpoint.tensors.values())
     about = checkpoint.metadata
     print(f"{out}: {len(checkpoint.tensors)} tensors, {count:,} numbers, {about['dtype']}")

@@ -21,6 +21,7 @@ from guidex.assets.progress import Progress
 from guidex.errors import GuidexError, UsageError
 from guidex.models.edm2.ema import (
     gamma_of_sigma_rel,
+    images_of,
     profile_product,
     reconstruction_coefficients,
 )
@@ -39,7 +40,7 @@ class Snapshot:
 
     Attributes:
         path: of the file.
-        kimg: training time, thousands of images.
+        kimg: training time, thousands of images, rounded down.
         ema: length of the average, sigma_rel.
     """
 
@@ -73,9 +74,13 @@ def ema_command(words: Sequence[str]) -> None:
         if path.exists() and not overwrite:
             raise UsageError(f"{path} is already there; give another out, or overwrite=true")
     snapshots = find_snapshots(files)
-    kimg = settings.get("kimg", max(snapshot.kimg for snapshot in snapshots))
-    if type(kimg) is not int:
-        raise UsageError(f"kimg is a training time, a whole number, not {kimg!r}")
+    last = max(snapshot.kimg for snapshot in snapshots)
+    kimg = settings.get("kimg", last)
+    if type(kimg) is not int or not 0 < kimg <= last:
+        raise UsageError(
+            f"kimg is a training time, a whole number above 0 and at most the last snapshot's "
+            f"{last}, not {kimg!r}"
+        )
     used = _until(snapshots, kimg)
     checkpoint = reconstruct(used, kimg, float(ema))
     write_checkpoint(checkpoint, out, overwrite=overwrite)
@@ -121,14 +126,14 @@ def reconstruct(snapshots: Sequence[Snapshot], kimg: int, ema: float) -> Checkpo
         UsageError: a length or time out of range, or a snapshot given twice.
         GuidexError: a snapshot cannot be read, or is of another network than the first.
     """
-    times, lengths = [s.kimg for s in snapshots], [s.ema for s in snapshots]
-    coefficients = reconstruction_coefficients(times, lengths, [kimg], [ema])[:, 0]
+    times, lengths = [images_of(s.kimg) for s in snapshots], [s.ema for s in snapshots]
+    coefficients = reconstruction_coefficients(times, lengths, [images_of(kimg)], [ema])[:, 0]
     total = _Sum()
     with Progress("reading", len(snapshots), unit="snapshots") as progress:
         for snapshot, coefficient in zip(snapshots, coefficients.tolist(), strict=True):
             total.add(snapshot, coefficient)
             progress.update(1)
-    error = profile_error(times, lengths, coefficients, kimg, ema)
+    error = profile_error(times, lengths, coefficients, images_of(kimg), ema)
     about = {"kimg": kimg, "length": ema, "error": error, "snapshots": total.records}
     source = f"post-hoc EMA {ema} at {kimg} kimg of {len(snapshots)} snapshots"
     return total.checkpoint({"source": source, "ema": about})

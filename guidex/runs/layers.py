@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from guidex.config import compose
 from guidex.errors import UsageError
 from guidex.instantiate import Models, instantiate
-from guidex.models.spec import load
+from guidex.models.spec import Model, load
 
 
 def layers(words: Sequence[str]) -> list[str]:
@@ -19,7 +19,7 @@ def layers(words: Sequence[str]) -> list[str]:
         GuidexError: its checkpoint cannot be had or read.
     """
     composed = compose("sample", ["guidance=none", *words])
-    model = instantiate(composed.config["model"], "model", Models())
+    model = instantiate(composed.config["model"], "model", Models(), Model)
     if model.attention_layers is None:  # only its file knows
         model = load(model, "cpu")
     if not model.attention_layers:

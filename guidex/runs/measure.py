@@ -26,8 +26,10 @@ from guidex.evaluation.features import (
 from guidex.evaluation.protocol import concerns
 from guidex.evaluation.references import Real, Reference, open_model, open_reference, seen_by
 from guidex.evaluation.sources import Looking, detector_record
+from guidex.evaluation.weights import published_reference
 from guidex.instantiate import Models, content_key, instantiate
 from guidex.models.denoiser import Denoiser
+from guidex.models.spec import Model
 from guidex.models.spec import load as load_model
 from guidex.presets import nearest, options
 
@@ -154,7 +156,7 @@ class Detectors:
         """The detector of a configuration with the keys detector and device (not auto)."""
         key = content_key([config["detector"], config["device"]])
         if key not in self._made:
-            made = instantiate(config["detector"], f"{_key(config)}detector", Models())
+            made = instantiate(config["detector"], f"{_key(config)}detector", Models(), Detector)
             self._made[key] = made.to(config["device"])
         return self._made[key]
 
@@ -204,7 +206,10 @@ class Measures:
         """
         configs = _configs(config)
         detectors = [self._detectors.get(one) for one in configs]
-        metrics = [instantiate(one["metrics"], f"{_key(one)}metrics", Models()) for one in configs]
+        kind = dict[str, Metric]
+        metrics = [
+            instantiate(one["metrics"], f"{_key(one)}metrics", Models(), kind) for one in configs
+        ]
         for detector, some in zip(detectors, metrics, strict=True):
             for metric in some.values():
                 check_detector(metric, detector.name)
@@ -287,6 +292,8 @@ class Measures:
             return open_model(model, name, config.get("reals"))
         path = str(Path(ref).expanduser())
         named = ref in options("model")
+        if not named and not Path(path).exists():
+            ref = published_reference(ref) or ref
         if named and Path(path).exists():
             self._tell(
                 f"ref={ref} is the data of the model of that name; write ref=./{ref} for what is "
@@ -304,8 +311,8 @@ class Measures:
             known = nearest(ref, options("model"))
             raise UsageError(f"ref={ref}: no such file or folder, and no model of that name{known}")
         found = compose("sample", [f"model={ref}"]).config["model"]
-        model = load_model(instantiate(found, "model", Models()), config["device"])
-        return open_model(model, ref, config.get("reals"))
+        model = instantiate(found, "model", Models(), Model)
+        return open_model(load_model(model, config["device"]), ref, config.get("reals"))
 
 
 def are_metrics_chosen(words: Sequence[str]) -> bool:

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 
+from torch import nn
+
 from guidex.assets.cache import cache_dir, cached
 from guidex.assets.progress import megabytes
 from guidex.config import compose
 from guidex.errors import UsageError
 from guidex.instantiate import Models, instantiate
+from guidex.models.spec import ModelSpec
 from guidex.presets import nearest, options
 
 
@@ -46,7 +49,7 @@ def checkpoints(name: str) -> dict[str, str]:
             continue
         main, reference = config["model"], config["guidance"].get("reference", {})
         for role, part in ((guidance, main), (f"{guidance} reference", reference)):
-            model = instantiate(part, "model", Models())
+            model = instantiate(part, "model", Models(), nn.Module | ModelSpec)
             for source in getattr(model, "sources", ()):
                 if source.place not in roles.values():
                     roles["main" if role == "none" else role] = source.place

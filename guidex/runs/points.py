@@ -140,9 +140,9 @@ def check(composed: Composed, values: dict[str, str], models: Models | None = No
     """
     config = composed.config
     models = Models() if models is None else models
-    model = instantiate(config["model"], "model", models)
-    solver = instantiate(config["sampler"], "sampler", models)
-    guidance = instantiate(config["guidance"], "guidance", models)
+    model = instantiate(config["model"], "model", models, Model)
+    solver = instantiate(config["sampler"], "sampler", models, Solver)
+    guidance = instantiate(config["guidance"], "guidance", models, Guidance)
     seeds = _all_seeds(config)
     labels = parse_labels(config["labels"], len(seeds))
     whole(config, "batch")
@@ -305,7 +305,7 @@ def _decoder(settings: Settings, model: Denoiser, decoders: Models) -> Decoder:
     config, key = settings.config["decoder"], "decoder"
     if "_target_" not in config:
         config, key = config[model.space], f"decoder.{model.space}"
-    decoder = instantiate(config, key, decoders).to(settings.config["device"]).eval()
+    decoder = instantiate(config, key, decoders, Decoder).to(settings.config["device"]).eval()
     decoder.image_shape(model.shape)
     return decoder.requires_grad_(False)
 

@@ -41,6 +41,16 @@ def gamma_of_sigma_rel(sigma_rel: ArrayLike) -> NDArray[np.float64]:
     return np.array(largest).reshape(sigma_rel.shape)
 
 
+def images_of(kimg: int) -> int:
+    """Training time in images, of a snapshot that is named by its thousands, rounded down.
+
+    EDM2 counts whole batches and stores its snapshots at multiples of 1024 images (all published
+    batch sizes divide it): the one multiple that the name can mean, where there is one.
+    """
+    images = (kimg * 1000 + 999) // 1024 * 1024
+    return images if images // 1000 == kimg else kimg * 1000
+
+
 def decay(gamma: ArrayLike, t: ArrayLike, dt: ArrayLike = 1.0) -> NDArray[np.float64]:
     """beta of one update, theta_gamma(t) = beta theta_gamma(t - dt) + (1 - beta) theta(t).
 

@@ -8,7 +8,7 @@ checkpoints, so that `load_state_dict` takes theirs.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, partial
-from math import sqrt
+from math import inf, sqrt
 from typing import Literal, NamedTuple
 
 import torch
@@ -35,6 +35,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TRAINING_ONLY = ("dropout", "use_fp16")
 """Keys of a checkpoint's configuration that say nothing about the function it computes."""
 
+FIXED = {"resample_filter": [1, 1], "channel_mult_noise": None, "channel_mult_emb": None}
+"""Keys whose default is the only value that is computed here; no published network has another."""
+
 INTEGER_BOUNDS = {
     "img_resolution": (1, 4096),
     "img_channels": (1, 1024),
@@ -58,12 +61,13 @@ class Config:
         channel_mult: multiplier of each resolution, from the finest, each half of the one before.
         num_blocks: blocks per resolution in the encoder (the decoder has one more).
         attn_resolutions: resolutions with self-attention.
-        channels_per_head: width of an attention head.
+        channels_per_head: width of an attention head. Where it does not divide the channels, there
+            are as many heads as fit, somewhat wider, and no attention where none does.
         sigma_data: standard deviation of the data.
         logvar_channels: Fourier features of the uncertainty head.
         label_balance, concat_balance, res_balance, attn_balance: share, 0 to 1, of the class
             embedding, the skip connection, the residual branch and the attention.
-        clip_act: bound on the magnitude of activations.
+        clip_act: bound on the magnitude of activations; infinity for none.
 
     Raises:
         UsageError: where a value is out of range.
@@ -92,9 +96,9 @@ class Config:
         for name in ("label_balance", "concat_balance", "res_balance", "attn_balance"):
             value = getattr(self, name)
             _require(_is_number(value) and 0 <= value <= 1, name, value, "a number, 0 to 1")
-        for name in ("sigma_data", "clip_act"):
+        for name, limit in {"sigma_data": 1e6, "clip_act": inf}.items():
             value = getattr(self, name)
-            _require(_is_number(value) and 0 < value < 1e6, name, value, "a number above 0")
+            _require(_is_number(value) and 0 < value <= limit, name, value, "a number above 0")
         self._check_resolutions()
 
     def _check_resolutions(self) -> None:
@@ -109,8 +113,9 @@ class Config:
         # The decoder's first block, at the coarsest resolution, has attention in any case.
         for level in self.levels:
             if level.resolution in attn or level == self.levels[-1]:
-                valid = level.channels % self.channels_per_head == 0
-                what = f"a divisor of {level.channels}, the channels where there is attention"
+                heads = level.channels // self.channels_per_head
+                what = f"such that {heads} heads divide {level.channels} channels"
+                valid = heads == 0 or level.channels % heads == 0
                 _require(valid, "channels_per_head", self.channels_per_head, what)
 
     @classmethod
@@ -118,19 +123,27 @@ class Config:
         """Read the configuration stored in a checkpoint, of which nothing is trusted.
 
         Arguments:
-            values: as JSON or a restricted unpickler gives them; lists may stand for tuples, and
-                keys that matter in training alone (dropout, use_fp16) are passed over.
+            values: as JSON or a restricted unpickler gives them; lists may stand for tuples, keys
+                that matter in training alone (dropout, use_fp16) are passed over, and clip_act may
+                be None.
 
         Raises:
             UsageError: for a missing or unknown key, or a value out of range.
         """
-        given = {key: value for key, value in values.items() if key not in TRAINING_ONLY}
+        for key, only in FIXED.items():
+            value = values.get(key, only)
+            value = list(value) if isinstance(value, tuple) else value
+            _require(value == only, key, value, f"{only}, which alone is computed here")
+        passed = (*TRAINING_ONLY, *FIXED)
+        given = {key: value for key, value in values.items() if key not in passed}
+        if given.get("clip_act", 0) is None:
+            given["clip_act"] = inf
         known = [field.name for field in fields(cls)]
         unknown = sorted(str(key) for key in given if key not in known)
         if unknown:
             raise UsageError(
                 f"unknown keys in the EDM2 configuration: {', '.join(unknown)}; "
-                f"allowed: {', '.join([*known, *TRAINING_ONLY])}"
+                f"allowed: {', '.join([*known, *passed])}"
             )
         missing = [
             name for name in ("img_resolution", "img_channels", "label_dim") if name not in given
