@@ -2,7 +2,8 @@
 
 A diffusion model is a denoiser; guidance is a denoiser that wraps a denoiser; its weights are
 planned on the sampler's grid before anything runs. The way of the data is the order of the
-packages: assets, models, guidance, sampling, evaluation, runs, reports; `cli` comes last.
+packages: files, data, config, models, guidance, sampling, features, metrics, reports, runs,
+commands; `cli` comes last.
 """
 
 import os

@@ -3,14 +3,10 @@
 from guidex.api import Heun, Interval, Karras, difference, kernel, sample
 """
 
-from guidex.assets.pixels import to_float, to_uint8
-from guidex.evaluation.accuracy import KNNAccuracy
-from guidex.evaluation.detectors import Coordinates, Pixels, detect
-from guidex.evaluation.features import FeatureSet
-from guidex.evaluation.frechet import Frechet, frechet_distance
-from guidex.evaluation.prdc import PRDC
-from guidex.evaluation.sources import model_features
-from guidex.evaluation.toys import ToyQuality
+from guidex.data.pixels import to_float, to_uint8
+from guidex.features.detectors import Coordinates, Pixels, detect
+from guidex.features.features import FeatureSet
+from guidex.features.samples import model_features
 from guidex.guidance.directions import (
     ClassifierGradient,
     Difference,
@@ -29,6 +25,10 @@ from guidex.guidance.plan import Plan
 from guidex.guidance.queries import Query
 from guidex.guidance.rules import APG, Extrapolate, Offset, Rescale, Rule
 from guidex.guidance.schedules import Constant, Cosine, Hole, Interval, Linear, Product, Schedule
+from guidex.metrics.accuracy import KNNAccuracy
+from guidex.metrics.frechet import Frechet, frechet_distance
+from guidex.metrics.prdc import PRDC
+from guidex.metrics.toy_quality import ToyQuality
 from guidex.models.denoiser import Denoiser, ExactDenoiser
 from guidex.models.kernel import KernelDenoiser, kernel
 from guidex.models.mixture import GaussianMixture

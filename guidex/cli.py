@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import guidex
+from guidex.config.presets import KINDS, listing, nearest
 from guidex.errors import GuidexError, UsageError
-from guidex.presets import KINDS, listing, nearest
 
 _OVERRIDES = """\
 Settings are overrides, key=value, in Hydra's grammar: a preset (model=digits, guidance=interval),
@@ -120,13 +120,15 @@ class Command(NamedTuple):
 
 
 _COMMANDS = {
-    "sample": Command(_SAMPLE, "OVERRIDE", True, True, "guidex.runs.sample:sample"),
-    "sweep": Command(_SWEEP, "OVERRIDE", True, True, "guidex.runs.sweep:sweep"),
-    "eval": Command(_EVAL, "IMAGES|OVERRIDE", True, False, "guidex.runs.evaluate:evaluate"),
-    "ref": Command(_REF, "IMAGES|OVERRIDE", True, False, "guidex.runs.reference:make_reference"),
-    "models": Command(_MODELS, "PRESET", False, False, "guidex.runs.models:models_command"),
-    "convert": Command(_CONVERT, "WORD", False, False, "guidex.runs.convert:convert_command"),
-    "ema": Command(_EMA, "WORD", False, False, "guidex.runs.ema:ema_command"),
+    "sample": Command(_SAMPLE, "OVERRIDE", True, True, "guidex.commands.sample:sample"),
+    "sweep": Command(_SWEEP, "OVERRIDE", True, True, "guidex.commands.sweep:sweep"),
+    "eval": Command(_EVAL, "IMAGES|OVERRIDE", True, False, "guidex.commands.evaluate:evaluate"),
+    "ref": Command(
+        _REF, "IMAGES|OVERRIDE", True, False, "guidex.commands.reference:make_reference"
+    ),
+    "models": Command(_MODELS, "PRESET", False, False, "guidex.commands.models:models_command"),
+    "convert": Command(_CONVERT, "WORD", False, False, "guidex.commands.convert:convert_command"),
+    "ema": Command(_EMA, "WORD", False, False, "guidex.commands.ema:ema_command"),
 }
 
 _LIST = f"""\
@@ -241,7 +243,7 @@ def _dispatch(options: argparse.Namespace) -> None:
 
 def _list(kind: str | None, words: Sequence[str]) -> None:
     if kind == "layers":
-        from guidex.runs.layers import layers
+        from guidex.commands.layers import layers
 
         print("\n".join(layers(words)))
         return
@@ -258,12 +260,12 @@ def _list(kind: str | None, words: Sequence[str]) -> None:
 
 
 def _check_words(command: str, words: Sequence[str]) -> None:
-    from guidex.config import check_words
+    from guidex.config.compose import check_words
 
     check_words(command, words)
 
 
 def _print_config(command: str, words: Sequence[str]) -> None:
-    from guidex.config import show
+    from guidex.config.compose import show
 
     print(show(command, words), end="")

@@ -42,10 +42,11 @@ from bench_tools import (
 )
 from torch import Tensor
 
-from guidex.assets.codec import write_png
-from guidex.config import compose
-from guidex.evaluation.networks import full_float32
-from guidex.instantiate import Models
+from guidex.commands.sample import make_blocks
+from guidex.config.compose import compose
+from guidex.config.instantiate import Models
+from guidex.data.codec import write_png
+from guidex.features.networks import full_float32
 from guidex.models.attention import Perturbation
 from guidex.models.decoders import StabilityVAE
 from guidex.models.denoiser import View
@@ -56,7 +57,6 @@ from guidex.runs.blocks import cut, start
 from guidex.runs.folder import run_folder
 from guidex.runs.points import Point, check, load
 from guidex.runs.ranks import ALONE
-from guidex.runs.sample import make_blocks
 from guidex.runs.writers import Arriving, PngFolder, Threads
 
 SECTIONS = ("network", "kernels", "joint", "decoder", "end")
@@ -376,7 +376,7 @@ class Bench:
             for guide in guides:
                 timers.watch("guide network", guide)
             timers.watch("decoder", point.decoder)
-            timers.replace("copy to memory", "guidex.runs.sample.Arriving", arrive)
+            timers.replace("copy to memory", "guidex.commands.sample.Arriving", arrive)
             timers.replace("handing to writers", f"{writers}.PngFolder.write", PngFolder.write)
             timers.replace("last writers", f"{writers}.Threads.__exit__", Threads.__exit__)
             timers.replace_in_threads("encoding and writing", f"{writers}.write_png", write_png)

@@ -37,14 +37,14 @@ import torch.nn.functional as F
 from bench_tools import Skipped, describe, head, reported, row, say, wait
 from torch import Tensor
 
-from guidex.assets.codec import from_pixels
-from guidex.assets.image_set import default_workers, map_ahead
-from guidex.evaluation.dinov2 import dinov2
-from guidex.evaluation.frechet import frechet_distance
-from guidex.evaluation.inception import inception
-from guidex.evaluation.networks import NetworkDetector
-from guidex.evaluation.prdc import prdc
-from guidex.evaluation.statistics import GaussianStatistics
+from guidex.data.codec import from_pixels
+from guidex.data.image_set import default_workers, map_ahead
+from guidex.features.dinov2 import dinov2
+from guidex.features.inception import inception
+from guidex.features.networks import NetworkDetector
+from guidex.features.statistics import GaussianStatistics
+from guidex.metrics.frechet import frechet_distance
+from guidex.metrics.prdc import prdc
 
 SECTIONS = ("end", "frechet", "prdc", "precision")
 K = 3  # neighbours
@@ -352,8 +352,8 @@ def guidex_folders(
     columns: dict[str, str],
 ) -> Callable[[], Values]:
     """`guidex eval` from folders to metrics. The first one finds its cache of features empty."""
-    from guidex.evaluation.weights import optional
-    from guidex.runs.evaluate import evaluate
+    from guidex.commands.evaluate import evaluate
+    from guidex.features.weights import optional
 
     optional("torch_fidelity.feature_extractor_inceptionv3")
     os.environ["GUIDEX_CACHE"] = f"{work}/cache"

@@ -10,10 +10,10 @@ import time
 
 import torch
 
-from guidex.instantiate import Models
+from guidex.config.instantiate import Models
 from guidex.runs.blocks import Batch, cut, run_block
 from guidex.runs.points import load
-from guidex.runs.table import plan_table
+from guidex.runs.points_table import plan_table
 from guidex.sampling.trajectories import shared_steps
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from guidex.assets.checkpoints import Checkpoint, write_checkpoint
+from guidex.models.edm2.checkpoints import Checkpoint, write_checkpoint
 from guidex.models.edm2.load import CHANNELS
 from guidex.models.edm2.network import EDM2, Config
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from guidex.assets.checkpoints import Checkpoint, write_checkpoint
+from guidex.models.edm2.checkpoints import Checkpoint, write_checkpoint
 from guidex.models.edm2.network import EDM2, Config
 
 CONFIG = Config(

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from helpers import GOLDEN
 
-from guidex.assets.checkpoints import read_checkpoint
+from guidex.models.edm2.checkpoints import read_checkpoint
 from guidex.models.edm2.network import EDM2, Config
 
 TINY = Config(

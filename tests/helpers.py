@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from guidex.assets.codec import write_png
+from guidex.data.codec import write_png
 from guidex.models.mixture import GaussianMixture
 from guidex.sampling.grids import Bounded
 from guidex.sampling.seeds import Start, start

@@ -6,9 +6,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from guidex.errors import UsageError
-from guidex.evaluation.accuracy import KNNAccuracy, knn_accuracy, majority
-from guidex.evaluation.features import FeatureSet, check_reference
-from guidex.evaluation.statistics import GaussianStatistics
+from guidex.features.features import FeatureSet, check_reference
+from guidex.features.statistics import GaussianStatistics
+from guidex.metrics.accuracy import KNNAccuracy, knn_accuracy, majority
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from guidex.assets.atomic import atomic_write
 from guidex.errors import GuidexError
+from guidex.files.atomic import atomic_write
 
 MEGABYTE = np.zeros(2**17)
 

@@ -15,11 +15,11 @@ from types import SimpleNamespace
 
 import pytest
 
-import guidex.assets.cache as cache
-import guidex.assets.download as downloading
+import guidex.files.cache as cache
+import guidex.files.download as downloading
 from guidex import __version__
-from guidex.assets.cache import cache_dir, cached, fetch, file_sha256
 from guidex.errors import GuidexError, UsageError
+from guidex.files.cache import cache_dir, cached, fetch, file_sha256
 
 DATA = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(300_000)
@@ -266,8 +266,8 @@ def test_killed_process_is_resumed(server):
     pause = threading.Event()
     server.behaviours = [{"pause": pause}]
     code = (
-        "import sys; import guidex.assets.download as download; download.CHECKPOINT = 1000;"
-        "from guidex.assets.cache import fetch;"
+        "import sys; import guidex.files.download as download; download.CHECKPOINT = 1000;"
+        "from guidex.files.cache import fetch;"
         "fetch(sys.argv[1], progress=lambda done, total: print(done, flush=True))"
     )
     command = [sys.executable, "-c", code, server.url]
@@ -464,7 +464,7 @@ def test_disk_that_refuses(server, monkeypatch):
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (150_000,) * 2);"
-        "from guidex.assets.cache import fetch; fetch(sys.argv[1])"
+        "from guidex.files.cache import fetch; fetch(sys.argv[1])"
     )
     command = [sys.executable, "-c", code, server.url + "?two"]
     error = subprocess.run(command, capture_output=True, text=True).stderr.splitlines()[-1]
@@ -478,7 +478,7 @@ def test_disk_that_refuses(server, monkeypatch):
 def test_processes_download_once(server):
     pause = threading.Event()
     server.behaviours = [{"pause": pause}]
-    code = "import sys; from guidex.assets.cache import fetch; print(fetch(sys.argv[1]))"
+    code = "import sys; from guidex.files.cache import fetch; print(fetch(sys.argv[1]))"
     command = [sys.executable, "-c", code, server.url]
     begun = threading.Event()
     thread = threading.Thread(

@@ -30,9 +30,9 @@ from pickle_builder import (
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from guidex.assets import checkpoints
-from guidex.assets.checkpoints import Checkpoint, convert, read_checkpoint, write_checkpoint
 from guidex.errors import GuidexError, UsageError
+from guidex.models.edm2 import checkpoints
+from guidex.models.edm2.checkpoints import Checkpoint, convert, read_checkpoint, write_checkpoint
 
 
 def assert_same(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

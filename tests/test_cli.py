@@ -10,9 +10,9 @@ from helpers import one_image_per_class
 from PIL import Image
 
 import guidex
-from guidex.assets.codec import write_png
 from guidex.cli import main
-from guidex.presets import KINDS, config_dir
+from guidex.config.presets import KINDS, config_dir
+from guidex.data.codec import write_png
 
 
 def fails(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:

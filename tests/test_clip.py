@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from guidex.errors import GuidexError
-from guidex.evaluation import clip as module
-from guidex.evaluation.clip import clip, crop_and_resize
-from guidex.evaluation.networks import NetworkDetector
+from guidex.features import clip as module
+from guidex.features.clip import clip, crop_and_resize
+from guidex.features.networks import NetworkDetector
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from guidex.errors import UsageError
-from guidex.evaluation.cmmd import CMMD, biased_distance
-from guidex.evaluation.features import FeatureSet, check_reference
-from guidex.evaluation.statistics import GaussianStatistics
+from guidex.features.features import FeatureSet, check_reference
+from guidex.features.statistics import GaussianStatistics
+from guidex.metrics.cmmd import CMMD, biased_distance
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -8,7 +8,7 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from guidex.config import (
+from guidex.config.compose import (
     Axis,
     axes_from_yaml,
     check_words,

@@ -18,16 +18,16 @@ from edm2_networks import TINY, tiny_model
 from helpers import Calls, starts
 from torch import Tensor, nn
 
-from guidex.assets.checkpoints import Checkpoint, write_checkpoint
-from guidex.config import compose
+from guidex.config.compose import compose
+from guidex.config.instantiate import Models, _locate, arguments_of, instantiate
+from guidex.config.presets import KINDS, config_dir, describe, listing, options
 from guidex.errors import UsageError
 from guidex.guidance.directions import ClassifierGradient, Direction
 from guidex.guidance.guidance import Guidance, Guided
 from guidex.guidance.plan import Plan
-from guidex.instantiate import Models, _locate, arguments_of, instantiate
 from guidex.models.denoiser import Denoiser
+from guidex.models.edm2.checkpoints import Checkpoint, write_checkpoint
 from guidex.models.spec import ModelSpec, load
-from guidex.presets import KINDS, config_dir, describe, listing, options
 from guidex.sampling.solver import Solver
 from guidex.sampling.trajectories import Run, trajectories
 
@@ -338,7 +338,7 @@ def test_every_sampler_and_every_grid(sampler, grid):
 
 @pytest.mark.parametrize("name", options("experiment"))
 def test_every_experiment_can_be_planned(name):
-    from guidex.runs.table import plan_table
+    from guidex.runs.points_table import plan_table
 
     table = plan_table([f"experiment={name}"])
     assert table.name == name and table.entries

@@ -10,17 +10,17 @@ from PIL import Image
 
 from guidex.cli import main
 from guidex.errors import UsageError
-from guidex.evaluation.accuracy import KNNAccuracy
-from guidex.evaluation.cmmd import CMMD
-from guidex.evaluation.features import FeatureSet, Metric
-from guidex.evaluation.frechet import Frechet
-from guidex.evaluation.frechet_infinity import FrechetInfinity
-from guidex.evaluation.inception_score import InceptionScore
-from guidex.evaluation.kid import KID
-from guidex.evaluation.mind import MIND
-from guidex.evaluation.networks import NetworkDetector
-from guidex.evaluation.prdc import PRDC
-from guidex.evaluation.sources import Looking, Samples
+from guidex.features.features import FeatureSet, Metric
+from guidex.features.networks import NetworkDetector
+from guidex.features.samples import Looking, Samples
+from guidex.metrics.accuracy import KNNAccuracy
+from guidex.metrics.cmmd import CMMD
+from guidex.metrics.frechet import Frechet
+from guidex.metrics.frechet_infinity import FrechetInfinity
+from guidex.metrics.inception_score import InceptionScore
+from guidex.metrics.kid import KID
+from guidex.metrics.mind import MIND
+from guidex.metrics.prdc import PRDC
 from guidex.runs.measure import Measures
 
 DIM = 5
@@ -140,10 +140,10 @@ def test_statistics_of_unknown_number_suffice_and_single_images_are_counted(
         "arr_0": np.zeros((3, 4, 4, 3), np.uint8),
     }
     np.savez(tmp_path / "virtual.npz", **arrays)
-    options: dict[str, Any] = {"_target_": "guidex.evaluation.frechet.Frechet"}
+    options: dict[str, Any] = {"_target_": "guidex.metrics.frechet.Frechet"}
     config = {
         "detector": {
-            "_target_": "guidex.evaluation.inception.inception",
+            "_target_": "guidex.features.inception.inception",
             "features": "pool3",
             "weights": weights.partition("=")[2],
             "precision": "float32",
@@ -157,7 +157,7 @@ def test_statistics_of_unknown_number_suffice_and_single_images_are_counted(
     (one,) = measures.get(config, count=2)
     measures.look()  # statistics alone, without any network
     assert one.real.features.values is None
-    prdc = {"prdc": {"_target_": "guidex.evaluation.prdc.PRDC", "k": 3}}
+    prdc = {"prdc": {"_target_": "guidex.metrics.prdc.PRDC", "k": 3}}
     with pytest.raises(UsageError, match="at least 4 real images, but there are 3"):
         Measures(Looking()).get(config | {"metrics": prdc}, count=50)
 
@@ -207,7 +207,7 @@ def test_sweeps_and_samples_refuse_before_sampling(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("guidex.runs.sweep._sample", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("guidex.commands.sweep._sample", lambda *_: pytest.fail("too late"))
     reals = images(tmp_path / "reals", 12)
     inception = ["detector=inception", weights, f"ref={reals}"]
     for command in (SWEEP, SAMPLE):

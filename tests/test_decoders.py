@@ -8,9 +8,9 @@ import pytest
 import torch
 from helpers import golden
 
-from guidex.config import compose
+from guidex.config.compose import compose
+from guidex.config.instantiate import Models, instantiate
 from guidex.errors import GuidexError, UsageError
-from guidex.instantiate import Models, instantiate
 from guidex.models.decoders import SD_VAE, Decoder, Pixels, StabilityVAE
 
 

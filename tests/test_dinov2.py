@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from guidex.errors import GuidexError, UsageError
-from guidex.evaluation import dinov2 as module
-from guidex.evaluation.dinov2 import SIDE, Architecture, DINOv2, dinov2, swiglu_width
-from guidex.evaluation.networks import NetworkDetector, resize_by_pillow
-from guidex.evaluation.weights import Weights
+from guidex.features import dinov2 as module
+from guidex.features.dinov2 import SIDE, Architecture, DINOv2, dinov2, swiglu_width
+from guidex.features.networks import NetworkDetector, resize_by_pillow
+from guidex.features.weights import Weights
 
 pytest.importorskip("timm", reason="timm is not installed")
 

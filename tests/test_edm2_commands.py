@@ -12,21 +12,21 @@ import torch
 from edm2_networks import TINY, tiny_model
 from pickle_builder import recorded_module, snapshot
 
-from guidex.assets.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from guidex.commands import ema as ema_module
+from guidex.commands.convert import convert_command
+from guidex.commands.ema import ema_command, find_snapshots, profile_error
+from guidex.commands.models import models_command, presets
+from guidex.commands.words import flag, split_words
+from guidex.config.presets import config_dir
 from guidex.errors import GuidexError, UsageError
-from guidex.models.edm2.ema import (
+from guidex.models.edm2.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from guidex.models.edm2.load import load_network
+from guidex.models.edm2.posthoc_ema import (
     gamma_of_sigma_rel,
     images_of,
     profile_product,
     reconstruction_coefficients,
 )
-from guidex.models.edm2.load import load_network
-from guidex.presets import config_dir
-from guidex.runs import ema as ema_module
-from guidex.runs.convert import convert_command
-from guidex.runs.ema import ema_command, find_snapshots, profile_error
-from guidex.runs.models import models_command, presets
-from guidex.runs.words import flag, split_words
 
 
 @pytest.fixture(autouse=True)

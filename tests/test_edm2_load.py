@@ -11,12 +11,12 @@ from edm2_networks import TINY, golden_tensors, relative, tiny_model
 from helpers import GOLDEN
 from pickle_builder import recorded_module, snapshot
 
-from guidex.assets.cache import file_sha256
-from guidex.assets.checkpoints import Checkpoint, convert, write_checkpoint
-from guidex.assets.progress import download_bar
+from guidex.config.instantiate import Models, instantiate
 from guidex.errors import GuidexError, UsageError
-from guidex.instantiate import Models, instantiate
+from guidex.files.cache import file_sha256
+from guidex.files.progress import download_bar
 from guidex.models.edm2 import load
+from guidex.models.edm2.checkpoints import Checkpoint, convert, write_checkpoint
 from guidex.models.edm2.load import (
     CHANNELS,
     GFLOPS,

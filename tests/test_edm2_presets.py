@@ -6,13 +6,13 @@ has to compose to them.
 
 import pytest
 
-from guidex.config import Config, compose
+from guidex.config.compose import Config, compose
+from guidex.config.instantiate import Models, instantiate
+from guidex.config.presets import config_dir, describe, options
 from guidex.errors import UsageError
-from guidex.instantiate import Models, instantiate
 from guidex.models.spec import Model
-from guidex.presets import config_dir, describe, options
 from guidex.runs.points import Settings, check
-from guidex.runs.table import plan_table
+from guidex.runs.points_table import plan_table
 
 ROOT = "https://nvlabs-fi-cdn.nvidia.com/edm2/posthoc-reconstructions"
 

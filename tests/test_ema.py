@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from guidex.errors import UsageError
-from guidex.models.edm2.ema import (
+from guidex.models.edm2.posthoc_ema import (
     MAX_SIGMA_REL,
     decay,
     gamma_of_sigma_rel,

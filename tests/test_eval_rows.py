@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from guidex.assets.codec import write_png
+from guidex.commands.evaluate import evaluate
+from guidex.data.codec import write_png
 from guidex.errors import UsageError
-from guidex.runs.evaluate import evaluate
 
 
 def images(folder: Path, count: int, seed: int, side: int = 4, sub: str = "") -> Path:

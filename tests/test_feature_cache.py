@@ -11,16 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from guidex.assets.image_set import ImageSet, array_images
+from guidex.commands.reference import make_reference
+from guidex.data.image_set import ImageSet, array_images
 from guidex.errors import GuidexError, UsageError
-from guidex.evaluation import feature_cache, sources
-from guidex.evaluation.detectors import Identity, Pixels
-from guidex.evaluation.feature_cache import FeatureStore
-from guidex.evaluation.networks import NetworkDetector
-from guidex.evaluation.sources import Looking, image_features, model_features, open_samples
-from guidex.evaluation.weights import Weights
+from guidex.features import feature_cache
+from guidex.features import samples as sources
+from guidex.features.detectors import Identity, Pixels
+from guidex.features.feature_cache import FeatureStore
+from guidex.features.networks import NetworkDetector
+from guidex.features.samples import Looking, image_features, model_features, open_samples
+from guidex.features.weights import Weights
 from guidex.models.kernel import KernelDenoiser
-from guidex.runs.reference import make_reference
 
 IDENTITY = Identity("inception", 4, "halves", "ab" * 32, "float32", False)
 
@@ -367,6 +368,6 @@ def test_a_long_pass_says_how_far_it_is_without_a_terminal(
     image_features(array_images(pixels(10)), [Watched(tmp_path)], look)
     assert capsys.readouterr().err == ""
     clock = iter(range(0, 10**6, 20))
-    monkeypatch.setattr("guidex.assets.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("guidex.files.progress.time.monotonic", lambda: next(clock))
     image_features(array_images(pixels(10)), [Watched(tmp_path)], look)
     assert "features 5/10 images" in capsys.readouterr().err

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from guidex.errors import UsageError
-from guidex.evaluation.features import FeatureSet, check_reference
-from guidex.evaluation.frechet import Frechet, _blocks, _redraws, frechet_distance, student_quantile
-from guidex.evaluation.statistics import GaussianStatistics, gram
+from guidex.features.features import FeatureSet, check_reference
+from guidex.features.statistics import GaussianStatistics, gram
+from guidex.metrics.frechet import Frechet, _blocks, _redraws, frechet_distance, student_quantile
 
 GOLDEN = Path(__file__).parent / "golden" / "frechet.npz"
 

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from guidex.errors import UsageError
-from guidex.evaluation.features import FeatureSet
-from guidex.evaluation.frechet import frechet_distance
-from guidex.evaluation.frechet_infinity import FrechetInfinity, limit
-from guidex.evaluation.statistics import GaussianStatistics
+from guidex.features.features import FeatureSet
+from guidex.features.statistics import GaussianStatistics
+from guidex.metrics.frechet import frechet_distance
+from guidex.metrics.frechet_infinity import FrechetInfinity, limit
 
 DIM = 8
 

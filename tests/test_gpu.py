@@ -14,16 +14,16 @@ import torch
 from edm2_networks import relative
 from torch import Tensor
 
-from guidex.assets.checkpoints import Checkpoint, write_checkpoint
-from guidex.assets.images import open_images
 from guidex.cli import main
-from guidex.evaluation.networks import full_float32
+from guidex.data.images import open_images
+from guidex.features.networks import full_float32
 from guidex.guidance.guidance import Guidance, Guided
 from guidex.guidance.methods import difference, none, perturbed_attention
 from guidex.guidance.rules import Extrapolate
 from guidex.guidance.schedules import Constant
 from guidex.models.attention import Perturbation, attention, stacked
 from guidex.models.denoiser import View
+from guidex.models.edm2.checkpoints import Checkpoint, write_checkpoint
 from guidex.models.edm2.folded import fold
 from guidex.models.edm2.load import compile_network
 from guidex.models.edm2.network import EDM2, Config
@@ -331,7 +331,7 @@ def test_the_decoder_on_a_gpu(tmp_path):
 def test_inception_on_a_gpu(tmp_path):
     from test_inception import images, random_weights
 
-    from guidex.evaluation.inception import inception
+    from guidex.features.inception import inception
 
     torch.save(random_weights(), tmp_path / "weights.pth")
     on_cpu = inception(str(tmp_path / "weights.pth"))(images(5))[1]
@@ -345,7 +345,7 @@ def test_inception_on_a_gpu(tmp_path):
 def test_dinov2_on_a_gpu(tmp_path):
     from test_dinov2 import hub_tensors
 
-    from guidex.evaluation.dinov2 import ARCHITECTURES, dinov2
+    from guidex.features.dinov2 import ARCHITECTURES, dinov2
 
     torch.save(hub_tensors(ARCHITECTURES["s"]), tmp_path / "weights.pth")
     generator = torch.Generator().manual_seed(0)

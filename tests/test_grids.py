@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from guidex.errors import GuidexError
-from guidex.reports.grids import _font, _wrap, image_grid, sample_grid
+from guidex.reports.image_grids import _font, _wrap, image_grid, sample_grid
 
 COLOURS = np.array([[255, 0, 0], [0, 160, 0], [0, 0, 255], [255, 0, 255]], dtype=np.uint8)
 

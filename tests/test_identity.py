@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from guidex.config import compose
+from guidex.config.compose import compose
 from guidex.runs.points import Settings, check
 
 # What may change while a run is resumed: where it goes, how much at once, what is drawn.

@@ -14,13 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from guidex.assets import codec, sources
-from guidex.assets import images as images_module
-from guidex.assets.codec import Conversion, decode, examine, write_png
-from guidex.assets.digits import digits
-from guidex.assets.image_set import array_images
-from guidex.assets.images import open_images
-from guidex.assets.pixels import to_float, to_uint8
+from guidex.data import codec
+from guidex.data import containers as sources
+from guidex.data import images as images_module
+from guidex.data.codec import Conversion, decode, examine, write_png
+from guidex.data.digits import digits
+from guidex.data.image_set import array_images
+from guidex.data.images import open_images
+from guidex.data.pixels import to_float, to_uint8
 from guidex.errors import GuidexError, UsageError
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -11,12 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from guidex.errors import GuidexError, UsageError
-from guidex.evaluation import weights as weights_module
-from guidex.evaluation.detectors import Pixels, look
-from guidex.evaluation.frechet import frechet_distance
-from guidex.evaluation.inception import PREFIX, URL, inception
-from guidex.evaluation.networks import NetworkDetector
-from guidex.evaluation.weights import Weights
+from guidex.features import weights as weights_module
+from guidex.features.detectors import Pixels, look
+from guidex.features.inception import PREFIX, URL, inception
+from guidex.features.networks import NetworkDetector
+from guidex.features.weights import Weights
+from guidex.metrics.frechet import frechet_distance
 
 pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed")
 
@@ -177,7 +177,7 @@ def test_the_same_folder_has_the_distance_that_torch_fidelity_tells(
 ) -> None:
     from torch_fidelity import calculate_metrics
 
-    from guidex.evaluation.sources import Looking, open_samples
+    from guidex.features.samples import Looking, open_samples
 
     for side, seed in (("real", 1), ("fake", 2)):
         (tmp_path / side).mkdir()
@@ -219,7 +219,7 @@ def test_features_do_not_depend_on_how_many_images_come_at_once(
     detector: NetworkDetector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = detector(images(5))[1]
-    monkeypatch.setattr("guidex.evaluation.networks.PASS", 2)
+    monkeypatch.setattr("guidex.features.networks.PASS", 2)
     torch.testing.assert_close(detector(images(5))[1], whole, rtol=1e-5, atol=1e-6)
 
 
@@ -269,7 +269,7 @@ def test_the_network_is_built_once(file: Path, monkeypatch: pytest.MonkeyPatch) 
         built.append(layer)
         return torch.nn.Flatten()
 
-    monkeypatch.setattr("guidex.evaluation.inception.Inception", build)
+    monkeypatch.setattr("guidex.features.inception.Inception", build)
     detector = inception(str(file)).to("cpu")
     detector(images(1))
     detector.to("cpu")(images(1))

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from guidex.errors import UsageError
-from guidex.evaluation.features import FeatureSet, check_detector
-from guidex.evaluation.inception_score import InceptionScore, inception_score
-from guidex.evaluation.kid import KID
+from guidex.features.features import FeatureSet, check_detector
+from guidex.metrics.inception_score import InceptionScore, inception_score
+from guidex.metrics.kid import KID
 
 
 def logits_of(values: Tensor, detector: str = "inception_logits") -> FeatureSet:

@@ -6,14 +6,14 @@ from typing import Literal
 
 import pytest
 
+from guidex.config.instantiate import Models, _checked, content_key, instantiate
 from guidex.errors import UsageError
-from guidex.evaluation.detectors import Detector
-from guidex.evaluation.features import Metric
+from guidex.features.detectors import Detector
+from guidex.features.features import Metric
 from guidex.guidance.directions import Difference
 from guidex.guidance.guidance import Guidance
 from guidex.guidance.rules import APG
 from guidex.guidance.schedules import EmptyInterval, Interval, Product, Schedule
-from guidex.instantiate import Models, _checked, content_key, instantiate
 from guidex.models.classifier import BayesClassifier
 from guidex.models.denoiser import Denoiser
 from guidex.models.mixture import GaussianMixture
@@ -143,9 +143,9 @@ def test_types(value, hint, fits):
         ("guidexx.evil", "must name something in guidex"),
         ("guidex.guidance.schedules.Intervall", "there is no guidex.guidance.schedules.Intervall"),
         ("guidex.nowhere.Thing", "there is no guidex.nowhere.Thing"),
-        ("guidex.instantiate.importlib", "is no class or function of guidex"),
+        ("guidex.config.instantiate.importlib", "is no class or function of guidex"),
         ("guidex.models.kernel.checkpoint", "is no class or function of guidex"),
-        ("guidex.presets.Path", "is no class or function of guidex"),
+        ("guidex.config.presets.Path", "is no class or function of guidex"),
         ("guidex.models.kernel.CHUNK_BYTES", "is no class or function of guidex"),
         (3, "must name something in guidex, not 3"),
         (None, "must name something in guidex, not None"),
@@ -161,16 +161,16 @@ def test_nothing_outside_guidex_is_called(target, match):
     ("hint", "config"),
     [
         (Schedule, {"_target_": "guidex.cli.main", "arguments": ["list"]}),
-        (Schedule, {"_target_": "guidex.evaluation.weights.optional", "module": "antigravity"}),
+        (Schedule, {"_target_": "guidex.features.weights.optional", "module": "antigravity"}),
         (Guidance, {**CFG, "schedule": {"_target_": "guidex.cli.main", "arguments": ["list"]}}),
         (Guidance, {**CFG, "k": {"_target_": "guidex.cli.main", "arguments": ["list"]}}),
         (Guidance, {**CFG, "reference": {"_target_": "guidex.models.edm2.load.obtain"}}),
         (Denoiser, {"_target_": "guidex.models.edm2.load.obtain", "checkpoint": "https://x/y"}),
         (Detector, {"_target_": "guidex.models.toys.mixture1d"}),
-        (Metric, {"_target_": "guidex.evaluation.detectors.Pixels"}),
-        (dict[str, Metric], {"a": {"_target_": "guidex.evaluation.features.check_whole"}}),
+        (Metric, {"_target_": "guidex.features.detectors.Pixels"}),
+        (dict[str, Metric], {"a": {"_target_": "guidex.features.features.check_whole"}}),
         (list[int], [{"_target_": "guidex.cli.main"}]),
-        (Solver, {"_target_": "guidex.runs.words.flag", "settings": {}, "key": "a"}),
+        (Solver, {"_target_": "guidex.commands.words.flag", "settings": {}, "key": "a"}),
     ],
     ids=lambda value: value.get("_target_", "") if isinstance(value, dict) else "",
 )

@@ -13,16 +13,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from guidex.evaluation.accuracy import KNNAccuracy
-from guidex.evaluation.cmmd import CMMD
-from guidex.evaluation.features import FeatureSet, Metric
-from guidex.evaluation.frechet import Frechet
-from guidex.evaluation.frechet_infinity import FrechetInfinity
-from guidex.evaluation.inception_score import InceptionScore
-from guidex.evaluation.kid import KID
-from guidex.evaluation.mind import MIND
-from guidex.evaluation.prdc import PRDC
-from guidex.evaluation.statistics import GaussianStatistics
+from guidex.features.features import FeatureSet, Metric
+from guidex.features.statistics import GaussianStatistics
+from guidex.metrics.accuracy import KNNAccuracy
+from guidex.metrics.cmmd import CMMD
+from guidex.metrics.frechet import Frechet
+from guidex.metrics.frechet_infinity import FrechetInfinity
+from guidex.metrics.inception_score import InceptionScore
+from guidex.metrics.kid import KID
+from guidex.metrics.mind import MIND
+from guidex.metrics.prdc import PRDC
 
 ELSEWHERE = torch.device("lazy", 0)  # the only type that torch lets be without a driver
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from guidex.errors import UsageError
-from guidex.evaluation import mind
-from guidex.evaluation.features import FeatureSet
-from guidex.evaluation.mind import MIND, monge_distance
+from guidex.features.features import FeatureSet
+from guidex.metrics import mind
+from guidex.metrics.mind import MIND, monge_distance
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -8,6 +8,7 @@ from edm2_networks import TINY, relative, tiny_model
 from helpers import Calls, two_classes
 from torch import Tensor
 
+from guidex.commands import layers as runs_layers
 from guidex.errors import UsageError
 from guidex.guidance.directions import Difference, PerturbedAttention
 from guidex.guidance.guidance import Guidance, Guided, Term
@@ -21,7 +22,6 @@ from guidex.models.edm2 import layers as edm2_layers
 from guidex.models.edm2.folded import fold
 from guidex.models.edm2.network import EDM2
 from guidex.models.spec import ModelSpec
-from guidex.runs import layers as runs_layers
 from guidex.sampling.grids import Karras
 from guidex.sampling.solvers import Euler, Heun
 from guidex.sampling.trajectories import sample

@@ -38,10 +38,10 @@ from pickle_builder import (
 )
 from torch import Tensor, nn
 
-from guidex.assets import pickles
-from guidex.assets.checkpoints import read_checkpoint
-from guidex.assets.pickles import Recorded, read_pickle
 from guidex.errors import GuidexError, UsageError
+from guidex.files import pickles
+from guidex.files.pickles import Recorded, read_pickle
+from guidex.models.edm2.checkpoints import read_checkpoint
 
 DTYPES = [
     torch.float16, torch.bfloat16, torch.float32, torch.float64,
@@ -192,7 +192,7 @@ RUNS_CODE = {
     "collections.OrderedDict.fromkeys": Call("collections:OrderedDict.fromkeys", ("ab",)),
     "numpy.load": Call("numpy:load", ("marker",)),
     "torch_utils.persistence.import_hook": Name("torch_utils.persistence:import_hook"),
-    "guidex.assets.pickles._Inert": Name("guidex.assets.pickles:_Inert"),
+    "guidex.files.pickles._Inert": Name("guidex.files.pickles:_Inert"),
     "copyreg._reconstructor": Name("copyreg:_reconstructor"),
 }
 
@@ -421,7 +421,7 @@ def test_storage_refused(case: str) -> None:
 WATCHED = """
 import json
 import sys
-from guidex.assets.pickles import read_pickle
+from guidex.files.pickles import read_pickle
 from guidex.errors import GuidexError
 
 def read(path):

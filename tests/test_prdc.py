@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from guidex.errors import UsageError
-from guidex.evaluation import prdc as module
-from guidex.evaluation.features import FeatureSet, check_reference
-from guidex.evaluation.prdc import PRDC, nearest_neighbours, prdc
-from guidex.evaluation.statistics import GaussianStatistics
+from guidex.features.features import FeatureSet, check_reference
+from guidex.features.statistics import GaussianStatistics
+from guidex.metrics import prdc as module
+from guidex.metrics.prdc import PRDC, nearest_neighbours, prdc
 
 GOLDEN = Path(__file__).parent / "golden" / "prdc.npz"
 

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from guidex.cli import main
-from guidex.config import compose
+from guidex.commands.evaluate import evaluate
+from guidex.config.compose import compose
+from guidex.config.presets import options
 from guidex.errors import UsageError
-from guidex.evaluation.inception import JoinedInception
-from guidex.evaluation.networks import NetworkDetector
-from guidex.evaluation.sources import Looking
-from guidex.presets import options
-from guidex.runs.evaluate import evaluate
+from guidex.features.inception import JoinedInception
+from guidex.features.networks import NetworkDetector
+from guidex.features.samples import Looking
 from guidex.runs.measure import Measures
 
 pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed")
@@ -30,7 +30,7 @@ pytest.importorskip("timm", reason="timm is not installed")
 from test_dinov2 import hub_tensors
 from test_inception import random_weights
 
-from guidex.evaluation.dinov2 import ARCHITECTURES
+from guidex.features.dinov2 import ARCHITECTURES
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +277,9 @@ def test_by_default_what_is_possible_is_measured(
 def test_images_of_another_size_are_refused_at_once(
     sets: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("guidex.runs.evaluate.Samples.features", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(
+        "guidex.commands.evaluate.Samples.features", lambda *_: pytest.fail("too late")
+    )
     with pytest.raises(UsageError, match="64 dimensions, fake ones 768"):
         evaluate([str(sets[1]), "ref=digits", f"out={tmp_path}"])
 

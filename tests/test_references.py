@@ -14,28 +14,28 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from guidex.assets import cache
-from guidex.config import compose
+from guidex.commands.evaluate import evaluate
+from guidex.commands.reference import make_reference
+from guidex.config.compose import compose
+from guidex.config.presets import options
 from guidex.errors import GuidexError, UsageError
-from guidex.evaluation import references, statistics_files
-from guidex.evaluation.detectors import Automatic, Detector, Identity, Pixels
-from guidex.evaluation.features import FeatureSet, Metric, require_labels, require_values
-from guidex.evaluation.frechet import Frechet, frechet_distance
-from guidex.evaluation.frechet_infinity import FrechetInfinity
-from guidex.evaluation.inception_score import InceptionScore
-from guidex.evaluation.kid import KID
-from guidex.evaluation.networks import NetworkDetector
-from guidex.evaluation.prdc import PRDC
-from guidex.evaluation.protocol import NOT_RECORDED, concerns
-from guidex.evaluation.references import describe
-from guidex.evaluation.sources import Looking, detector_record, open_samples
-from guidex.evaluation.statistics import GaussianStatistics
-from guidex.evaluation.statistics_files import read_statistics, write_statistics
-from guidex.evaluation.weights import Weights, published_reference
-from guidex.presets import options
-from guidex.runs.evaluate import evaluate
+from guidex.features import references, statistics_files
+from guidex.features.detectors import Automatic, Detector, Identity, Pixels
+from guidex.features.doubts import NOT_RECORDED, concerns
+from guidex.features.features import FeatureSet, Metric, require_labels, require_values
+from guidex.features.networks import NetworkDetector
+from guidex.features.references import describe
+from guidex.features.samples import Looking, detector_record, open_samples
+from guidex.features.statistics import GaussianStatistics
+from guidex.features.statistics_files import read_statistics, write_statistics
+from guidex.features.weights import Weights, published_reference
+from guidex.files import cache
+from guidex.metrics.frechet import Frechet, frechet_distance
+from guidex.metrics.frechet_infinity import FrechetInfinity
+from guidex.metrics.inception_score import InceptionScore
+from guidex.metrics.kid import KID
+from guidex.metrics.prdc import PRDC
 from guidex.runs.measure import Detectors, Measures
-from guidex.runs.reference import make_reference
 
 DIM = 6
 HOW = Looking(batch=8, cache=False)

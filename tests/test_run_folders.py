@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from guidex.cli import main
-from guidex.config import compose
+from guidex.commands.sweep import _inputs
+from guidex.config.compose import compose
 from guidex.errors import GuidexError, UsageError
-from guidex.evaluation.detectors import Identity
+from guidex.features.detectors import Identity
 from guidex.models.decoders import StabilityVAE
 from guidex.runs import folder as folder_module
 from guidex.runs.folder import require_same_inputs, run_folder
 from guidex.runs.points import Point, check
+from guidex.runs.points_table import plan_table
 from guidex.runs.ranks import Rank
-from guidex.runs.sweep import _inputs
-from guidex.runs.table import plan_table
 
 SAMPLE = ["sample", "seeds=0-11", "block=4", "sampler.grid.steps=3", "guidance=cfg"]
 SWEEP = ["sweep", *SAMPLE[1:], "gallery=2"]
@@ -29,8 +29,8 @@ Said = pytest.CaptureFixture[str]
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take most of the time, and are not what is tested here."""
-    monkeypatch.setattr("guidex.runs.sweep.draw", lambda *_: [])
-    monkeypatch.setattr("guidex.runs.sample.sample_grid", lambda *_: None)
+    monkeypatch.setattr("guidex.commands.sweep.draw", lambda *_: [])
+    monkeypatch.setattr("guidex.commands.sample.sample_grid", lambda *_: None)
 
 
 def metrics(folder: Path) -> dict[float, dict[str, float]]:
@@ -119,7 +119,7 @@ def test_a_flipped_bit_of_a_part_is_noticed(
     assert main([*words, f"out={tmp_path / 'whole'}"]) == 0
     run = tmp_path / "run"
     with monkeypatch.context() as stopped:
-        stopped.setattr("guidex.runs.sample._finish", lambda *_: None)
+        stopped.setattr("guidex.commands.sample._finish", lambda *_: None)
         assert main([*words, f"out={run}"]) == 0
     part = run / "blocks" / "000004-000007.images.npy"
     flip(part, -1)
@@ -365,7 +365,7 @@ def test_a_sweep_has_no_images_to_measure(tmp_path: Path, capsys: Said) -> None:
 
 def test_seeds_of_a_million_come_after_others(tmp_path: Path) -> None:
     words = [*SAMPLE, "seeds=999998-1000001", f"out={tmp_path / 'run'}"]
-    from guidex.assets.images import open_images
+    from guidex.data.images import open_images
 
     for form in ("png", "zip"):
         assert main([*words, f"format={form}", "overwrite=true"]) == 0

@@ -53,7 +53,9 @@ def quiet(words: list[str], out: Path) -> None:
 def server():
     """Starts processes quickly: they are forked from one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["guidex.runs.sweep", "guidex.runs.sample", "sklearn.datasets"])
+    context.set_forkserver_preload(
+        ["guidex.commands.sweep", "guidex.commands.sample", "sklearn.datasets"]
+    )
     return context
 
 
@@ -288,7 +290,7 @@ def test_full_disk(
         pytest.skip("mounting a small file system needs root")
     try:
         words = [*SAMPLE, f"out={disk / 'run'}", "seeds=0-199"]
-        monkeypatch.setattr("guidex.runs.sample.require_space", lambda folder, needed: None)
+        monkeypatch.setattr("guidex.commands.sample.require_space", lambda folder, needed: None)
         assert main(words) == 1
         assert "full" in capsys.readouterr().err
         assert not list(disk.rglob("*.tmp"))

@@ -13,12 +13,12 @@ from edm2_networks import TINY, tiny_model
 from pickle_builder import recorded_module, snapshot
 from PIL import Image
 
-from guidex.assets.images import open_images
 from guidex.cli import main
+from guidex.commands import sample as sample_module
+from guidex.data.images import open_images
 from guidex.errors import GuidexError, UsageError
-from guidex.evaluation.sources import Samples, open_samples
+from guidex.features.samples import Samples, open_samples
 from guidex.runs import drawings
-from guidex.runs import sample as sample_module
 
 SAMPLE = ["sample", "seeds=990-1009", "block=6", "batch=4", "sampler.grid.steps=4"]
 FORMS = ("png", "zip", "npz")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from guidex.evaluation.features import FeatureSet
-from guidex.evaluation.frechet import Frechet
-from guidex.evaluation.inception_score import InceptionScore
-from guidex.evaluation.kid import KID
-from guidex.evaluation.prdc import PRDC
+from guidex.features.features import FeatureSet
+from guidex.metrics.frechet import Frechet
+from guidex.metrics.inception_score import InceptionScore
+from guidex.metrics.kid import KID
+from guidex.metrics.prdc import PRDC
 
 pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed")
 

@@ -20,10 +20,11 @@ from guidex.guidance.schedules import Constant, Interval
 from guidex.models.denoiser import ExactDenoiser
 from guidex.models.mixture import GaussianMixture
 from guidex.models.toys import fractal2d, mixture1d
-from guidex.reports import toy_density, toys
+from guidex.reports import toy_density
+from guidex.reports import toy_figures as toys
 from guidex.reports.toy_density import Modes
+from guidex.reports.toy_figures import ToyPanel, figure_1d, figure_2d
 from guidex.reports.toy_panels import BINS, MODE_COLOURS, NAMED_MODES, mode_shares, percent
-from guidex.reports.toys import ToyPanel, figure_1d, figure_2d
 from guidex.runs.drawings import MOST_PANELS
 from guidex.sampling.grids import Karras
 from guidex.sampling.seeds import start

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from guidex.errors import GuidexError, UsageError
-from guidex.evaluation.features import FeatureSet, check_reference
-from guidex.evaluation.toys import ToyQuality
+from guidex.features.features import FeatureSet, check_reference
+from guidex.metrics.toy_quality import ToyQuality
 from guidex.models.denoiser import ExactDenoiser
 from guidex.models.mixture import GaussianMixture
 

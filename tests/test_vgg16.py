@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from guidex.errors import GuidexError
-from guidex.evaluation.features import FeatureSet
-from guidex.evaluation.networks import NetworkDetector
-from guidex.evaluation.prdc import PRDC
-from guidex.evaluation.vgg16 import PREFIX, URL, vgg16
-from guidex.evaluation.weights import Weights
+from guidex.features.features import FeatureSet
+from guidex.features.networks import NetworkDetector
+from guidex.features.vgg16 import PREFIX, URL, vgg16
+from guidex.features.weights import Weights
+from guidex.metrics.prdc import PRDC
 
 pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed")
 

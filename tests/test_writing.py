@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from guidex.assets.images import open_images
 from guidex.cli import main
-from guidex.config import compose
+from guidex.config.compose import compose
+from guidex.config.instantiate import Models
+from guidex.data.images import open_images
 from guidex.errors import UsageError
-from guidex.instantiate import Models
 from guidex.models.kernel import KernelDenoiser
 from guidex.runs.blocks import Batch, cut, run_block
 from guidex.runs.folder import run_folder
@@ -255,7 +255,7 @@ def test_latents_are_kept_where_nothing_can_decode_them(
 ) -> None:
     from edm2_networks import TINY, tiny_model
 
-    from guidex.assets.checkpoints import Checkpoint, write_checkpoint
+    from guidex.models.edm2.checkpoints import Checkpoint, write_checkpoint
 
     monkeypatch.setenv("GUIDEX_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from guidex.config.presets import nearest
 from guidex.errors import UsageError
-from guidex.presets import nearest
 
 Mode = Literal["identity", "mask", "off_diagonal", "noise"]
 

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from guidex.assets.cache import offline
-from guidex.assets.pixels import to_uint8
+from guidex.data.pixels import to_uint8
 from guidex.errors import GuidexError, UsageError
+from guidex.files.cache import offline
 from guidex.models.memory import is_out_of_memory
 
 SD_VAE = "stabilityai/sd-vae-ft-mse"  # the one that EDM2's latents are of

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from guidex.assets.digits import digits
-from guidex.assets.images import open_images
-from guidex.assets.pixels import to_float
+from guidex.data.digits import digits
+from guidex.data.images import open_images
+from guidex.data.pixels import to_float
 from guidex.errors import UsageError
 from guidex.models.denoiser import ExactDenoiser
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from guidex.reports.labels import last, relevant, unit
+from guidex.reports.figure_text import last, relevant, unit
 from guidex.reports.rows import (
     Metric,
     Row,

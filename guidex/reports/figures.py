@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from guidex.assets.atomic import atomic_write
+from guidex.files.atomic import atomic_write
 
 DPI = 150
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
 from guidex.reports.columns import edge_of_best
-from guidex.reports.labels import (
+from guidex.reports.figure_text import (
     axis_label,
     last,
     metric_label,

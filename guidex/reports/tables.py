@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from guidex.assets.atomic import atomic_write
+from guidex.files.atomic import atomic_write
 from guidex.reports.columns import Cell, Column, Table, loss
 from guidex.reports.rows import Row, Value, exact, metric_columns, one_line, ordered, swept_keys
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from guidex.config import Config
+from guidex.config.compose import Config
 from guidex.errors import GuidexError
 from guidex.runs.blocks import Block
 from guidex.runs.folder import RunFolder

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from guidex.config.instantiate import content_key
 from guidex.guidance.plan import Plan
-from guidex.instantiate import content_key
 from guidex.models.denoiser import Denoiser, ExactDenoiser
-from guidex.reports.grids import image_grid
+from guidex.reports.image_grids import image_grid
 from guidex.reports.plots import write_plots
 from guidex.reports.rows import Row
-from guidex.reports.toys import ToyPanel, figure_1d, figure_2d
+from guidex.reports.toy_figures import ToyPanel, figure_1d, figure_2d
 from guidex.runs.cohorts import Cohort, Task
 
 MOST_ROWS = 60  # of points in one image grid

@@ -20,8 +20,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from guidex.assets.atomic import atomic_write
 from guidex.errors import GuidexError, UsageError
+from guidex.files.atomic import atomic_write
 from guidex.runs.provenance import versions
 from guidex.runs.ranks import ALONE, Rank
 

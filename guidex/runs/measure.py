@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidex.config import Config, compose
+from guidex.config.compose import Config, compose
+from guidex.config.instantiate import Models, content_key, instantiate
+from guidex.config.presets import nearest, options
 from guidex.errors import UsageError
-from guidex.evaluation.detectors import Detector
-from guidex.evaluation.features import (
+from guidex.features.detectors import Detector
+from guidex.features.doubts import concerns
+from guidex.features.features import (
     FeatureSet,
     Metric,
     check_comparable,
@@ -23,15 +26,12 @@ from guidex.evaluation.features import (
     check_reference,
     check_whole,
 )
-from guidex.evaluation.protocol import concerns
-from guidex.evaluation.references import Real, Reference, open_model, open_reference, seen_by
-from guidex.evaluation.sources import Looking, detector_record
-from guidex.evaluation.weights import published_reference
-from guidex.instantiate import Models, content_key, instantiate
+from guidex.features.references import Real, Reference, open_model, open_reference, seen_by
+from guidex.features.samples import Looking, detector_record
+from guidex.features.weights import published_reference
 from guidex.models.denoiser import Denoiser
 from guidex.models.spec import Model
 from guidex.models.spec import load as load_model
-from guidex.presets import nearest, options
 
 # What is known of a set of images, as plain data.
 About = dict[str, object]

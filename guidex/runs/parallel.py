@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from guidex.assets.image_set import default_workers
+from guidex.data.image_set import default_workers
 from guidex.models.denoiser import Denoiser, ExactDenoiser
 
 _T = TypeVar("_T")

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from guidex.config import Composed, Config
+from guidex.config.compose import Composed, Config
+from guidex.config.instantiate import Models, content_key, instantiate
+from guidex.config.presets import nearest
 from guidex.errors import GuidexError, UsageError
 from guidex.guidance.guidance import Guidance, Guided
 from guidex.guidance.plan import Plan
-from guidex.instantiate import Models, content_key, instantiate
 from guidex.models.decoders import Decoder
 from guidex.models.denoiser import Denoiser
 from guidex.models.spec import Model
 from guidex.models.spec import load as load_model
-from guidex.presets import nearest
 from guidex.runs.folder import VOLATILE
 from guidex.runs.provenance import digest
 from guidex.runs.ranks import this_rank

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 import guidex
-from guidex.config import Config
-from guidex.instantiate import content_key
+from guidex.config.compose import Config
+from guidex.config.instantiate import content_key
 
 # Libraries that compute, or read what is computed with; of some runs, not all are installed.
 _LIBRARIES = ("torch", "numpy", "pillow", "diffusers", "timm", "torch-fidelity")

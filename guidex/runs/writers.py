@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guidex.assets.atomic import atomic_write
-from guidex.assets.codec import from_pixels, write_png
-from guidex.assets.image_set import default_workers
+from guidex.data.codec import from_pixels, write_png
+from guidex.data.image_set import default_workers
+from guidex.files.atomic import atomic_write
 from guidex.runs.points import Point
 
 WAITING = 512  # images that may wait for a thread before the sampler has to

@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-from guidex.assets.cache import fetch, file_sha256
-from guidex.assets.checkpoints import Checkpoint, read_checkpoint, read_config
-from guidex.assets.pickles import printable
-from guidex.assets.progress import download_bar
 from guidex.errors import GuidexError, UsageError
+from guidex.files.cache import fetch, file_sha256
+from guidex.files.pickles import printable
+from guidex.files.progress import download_bar
 from guidex.models.denoiser import Space
+from guidex.models.edm2.checkpoints import Checkpoint, read_checkpoint, read_config
 from guidex.models.edm2.folded import fold
 from guidex.models.edm2.network import EDM2, Config
 from guidex.models.spec import ModelSpec, Source
@@ -175,7 +175,7 @@ def obtain(checkpoint: str, sha256: str | None = None) -> Path:
     """The file of a checkpoint on this machine, downloaded if need be, with progress.
 
     Raises:
-        UsageError, GuidexError: as `guidex.assets.cache.fetch`.
+        UsageError, GuidexError: as `guidex.files.cache.fetch`.
     """
     parts = urlsplit(checkpoint)
     name = PurePosixPath(parts.path).name

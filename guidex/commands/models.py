@@ -1,0 +1,64 @@
+"""`guidex models`: which checkpoints the presets load, and which of them are on this machine."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from guidex.config.compose import compose
+from guidex.config.instantiate import Models, instantiate
+from guidex.config.presets import nearest, options
+from guidex.errors import UsageError
+from guidex.files.cache import cache_dir, cached
+from guidex.files.progress import megabytes
+from guidex.models.spec import ModelSpec
+
+
+def models_command(words: Sequence[str]) -> None:
+    """Print the checkpoints of all presets, or of those named.
+
+    Raises:
+        UsageError: no such preset, or one without checkpoints.
+    """
+    known = {name: checkpoints(name) for name in words or options("model")}
+    for name in words:
+        if not known[name]:
+            others = nearest(name, presets())
+            raise UsageError(f"no preset with checkpoints is called {name!r}{others}")
+    print(f"Checkpoints are kept in {cache_dir()} (GUIDEX_CACHE); sizes are of those on disk.\n")
+    rows = [row for name, roles in known.items() for row in _rows(name, roles)]
+    for label, state, source in rows:
+        print(f"{label:<{max(len(row[0]) for row in rows)}}  {state:>9}  {source}")
+
+
+def presets() -> dict[str, dict[str, str]]:
+    """The checkpoints of every model preset that has any, by preset and role."""
+    found = {name: checkpoints(name) for name in options("model")}
+    return {name: roles for name, roles in found.items() if roles}
+
+
+def checkpoints(name: str) -> dict[str, str]:
+    """The checkpoints of a model preset: "main", and under each guidance what it loads instead.
+
+    Empty for other names, and where no file is named (model=edm2).
+    """
+    roles: dict[str, str] = {}
+    for guidance in ("none", "cfg", "autoguidance"):
+        try:
+            config = compose("sample", [f"model={name}", f"guidance={guidance}"]).config
+        except UsageError:  # it needs a value: a file of the user's own
+            continue
+        main, reference = config["model"], config["guidance"].get("reference", {})
+        for role, part in ((guidance, main), (f"{guidance} reference", reference)):
+            model = instantiate(part, "model", Models(), nn.Module | ModelSpec)
+            for source in getattr(model, "sources", ()):
+                if source.place not in roles.values():
+                    roles["main" if role == "none" else role] = source.place
+    return roles
+
+
+def _rows(name: str, roles: dict[str, str]) -> Iterator[tuple[str, str, str]]:
+    """A preset's lines: what, how large on this machine or "-", from where."""
+    for role, source in roles.items():
+        path = cached(source)
+        state = "-" if path is None else megabytes(path.stat().st_size)
+        yield (name if role == "main" else f"  {role}"), state, source

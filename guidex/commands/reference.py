@@ -1,0 +1,55 @@
+"""`guidex ref`: statistics of a set of images, to a file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from guidex.commands.evaluate import check_images, looking, reading
+from guidex.config.compose import Config, compose, path_first
+from guidex.errors import UsageError
+from guidex.features.references import describe
+from guidex.features.samples import detector_record, open_samples
+from guidex.features.statistics_files import write_statistics
+from guidex.runs.folder import require_space
+from guidex.runs.measure import Detectors
+from guidex.runs.points import resolve_device
+from guidex.runs.ranks import this_rank
+
+
+def make_reference(words: Sequence[str]) -> None:
+    """Run the command.
+
+    Arguments:
+        words: where the images are (unless given as data=PATH), then Hydra overrides.
+
+    Raises:
+        UsageError, GuidexError: before any work where possible.
+    """
+    config = compose("ref", path_first("ref", words)).config
+    data = str(Path(str(config["data"])).expanduser())
+    check_images(config, data)
+    dest = _destination(config)
+    config["device"] = resolve_device(config["device"])
+    how, detector = looking(config), Detectors().get(config)
+    samples = open_samples(data, **reading(config))
+    if samples.count < 2:
+        raise UsageError(f"{data} has one image; statistics need at least 2")
+    [features] = samples.features([detector], how)
+    if not this_rank().first:
+        return  # this process has done its share
+    singles = features.count * features.dim * 4 if config["features"] else 0
+    require_space(dest.parent, features.dim**2 * 8 + singles)
+    about = samples.about | detector_record(detector)
+    write_statistics(dest, features, about, keep_features=config["features"])
+    print(f"{describe(about)}\n{dest}")
+
+
+def _destination(config: Config) -> Path:
+    dest = Path(str(config["dest"])).expanduser()
+    if dest.suffix != ".npz":
+        raise UsageError(f"dest={dest}: the name of a file of statistics ends in .npz")
+    if not dest.parent.is_dir():
+        raise UsageError(f"dest={dest}: there is no folder {dest.parent}; create it first")
+    # Of several processes, one may start late: what is there by then, the first one has written.
+    if this_rank().first and dest.exists() and not config["overwrite"]:
+        raise UsageError(f"{dest} is already there; choose another name, or give overwrite=true")
+    return dest

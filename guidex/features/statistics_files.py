@@ -1,0 +1,237 @@
+"""Files of statistics: EDM2's .pkl (FID and FD_DINOv2), the .npz with `mu` and `sigma` of EDM,
+pytorch-fid and others (FID), ADM's .npz (those, `mu_s` and `sigma_s` for sFID, and images under
+`arr_0`), and guidex's own .npz.
+
+Nothing in them is trusted: no pickle is executed, and arrays have limits.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import guidex
+from guidex.data.containers import reason_of
+from guidex.errors import GuidexError, UsageError
+from guidex.features.features import FeatureSet
+from guidex.features.statistics import GaussianStatistics
+from guidex.files.atomic import atomic_write
+from guidex.files.pickles import read_pickle
+
+FORMAT = 1  # of guidex's own files
+
+# EDM2's names of its two distances, and the detectors that they are computed with.
+_EDM2 = {"fid": "inception", "fd_dinov2": "dinov2"}
+
+BARE = "mu and sigma"
+"""Kind of the .npz that hold these two alone: EDM's, whose images were resized as by TensorFlow,
+pytorch-fid's, resized in another way, and others."""
+
+# Detectors of published .npz, and what follows on the names mu and sigma there.
+_PUBLISHED = {"inception": "", "inception_spatial": "_s"}
+
+# Bytes of mu, sigma or the record: a covariance of 16,000 features.
+_ARRAY_LIMIT = 2 * 2**30
+
+
+@dataclass(frozen=True, eq=False)
+class StatisticsFile:
+    """What a file of statistics holds.
+
+    Attributes:
+        kind: what sort of file it is, for people.
+        statistics: by name of the detector, at least one.
+        count: number of images, or None where the file does not tell.
+        has_images: whether the file holds images as well (ADM's).
+        values, labels: single features float32 [N, D] and classes int64 [N], or None.
+        record: of guidex's own files, as far as known: "shape" [C, H, W] and "formats" of the
+            images, "detector" (name, resize, weights, precision); empty for the files of others.
+    """
+
+    kind: str
+    statistics: dict[str, GaussianStatistics]
+    count: int | None
+    has_images: bool = False
+    values: Tensor | None = None
+    labels: Tensor | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def read_statistics(path: Path) -> StatisticsFile | None:
+    """The statistics in a file, or None if it is not a file of statistics (but of images, say).
+
+    Raises:
+        UsageError, GuidexError: a damaged or dangerous file, or arrays that are no statistics.
+    """
+    if path.suffix.lower() == ".pkl":
+        return _read_edm2(path)
+    if path.suffix.lower() != ".npz" or not path.is_file():
+        return None
+    try:
+        # Opened here, since np.load leaves the file of a damaged zip open.
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            if not {"mu", "sigma"} <= set(arrays.files):
+                return None
+            return _read_own(arrays) if "guidex" in arrays.files else _read_published(arrays)
+    except GuidexError as error:
+        raise GuidexError(f"{path}: {error}") from error
+    # Damaged zips and headers raise many types, zlib.error and SyntaxError among them.
+    except Exception as error:
+        raise GuidexError(f"{path} cannot be read: {reason_of(error)}") from error
+
+
+def write_statistics(
+    path: Path, features: FeatureSet, about: Mapping[str, object], *, keep_features: bool
+) -> None:
+    """Write guidex's own file: `mu` and `sigma` (N - 1), float64, which others read as well.
+
+    Arguments:
+        path: FILE.npz.
+        features: of at least 2 images.
+        about: what `Samples.about` and `detector_record` tell of them.
+        keep_features: also write single features and labels, which precision, recall and other
+            metrics need; 4 N D bytes.
+    """
+    record = {
+        "format": FORMAT,
+        "guidex": guidex.__version__,
+        "name": features.detector,
+        "count": features.count,
+        **{key: value for key, value in about.items() if key not in ("path", "count")},
+    }
+    arrays = {
+        "mu": features.statistics.mean.numpy(),
+        "sigma": features.statistics.covariance.numpy(),
+        "guidex": np.array(json.dumps(record)),
+    }
+    if keep_features:
+        arrays["features"] = features.values.float().numpy()
+        if features.labels is not None:
+            arrays["labels"] = features.labels.numpy()
+    atomic_write(path, lambda file: np.savez(file, **arrays))
+
+
+def _read_edm2(path: Path) -> StatisticsFile:
+    data = read_pickle(path)
+    entries = data if isinstance(data, dict) else {}
+    count = entries.get("num_images")
+    if count is not None and (not isinstance(count, int) or count < 2):
+        raise GuidexError(f"{path}: its num_images is no number of images.")
+    found = {
+        name: entries[key]
+        for key, name in _EDM2.items()
+        if isinstance(entries.get(key), dict) and {"mu", "sigma"} <= entries[key].keys()
+    }
+    if not found:
+        raise UsageError(
+            f"{path} is no reference of EDM2: mu and sigma are looked for under "
+            f"{' and '.join(_EDM2)}."
+        )
+    try:
+        statistics = {n: _moments(e["mu"], e["sigma"], count) for n, e in found.items()}
+    except GuidexError as error:
+        raise GuidexError(f"{path}: {error}") from error
+    return StatisticsFile("EDM2", statistics, count)
+
+
+def _read_published(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
+    """Of Inception by convention: the file does not say what network its features are of."""
+    has_images = "arr_0" in arrays.files
+    statistics = {
+        name: _moments(*_mu_and_sigma(arrays, suffix), None, suffix)
+        for name, suffix in _PUBLISHED.items()
+        if {f"mu{suffix}", f"sigma{suffix}"} <= set(arrays.files)
+    }
+    return StatisticsFile("ADM" if has_images else BARE, statistics, None, has_images)
+
+
+def _read_own(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
+    record = _record(_array(arrays, "guidex", _ARRAY_LIMIT))
+    name, count = record["name"], record["count"]
+    moments = _moments(*_mu_and_sigma(arrays), count)
+    return StatisticsFile(
+        kind="guidex",
+        statistics={name: moments},
+        count=count,
+        values=_tensor(arrays, "features", np.dtype(np.float32), (count, moments.dim)),
+        labels=_tensor(arrays, "labels", np.dtype(np.int64), (count,)),
+        record=_told(record),
+    )
+
+
+def _record(text: np.ndarray) -> dict[str, Any]:
+    """What guidex wrote of itself and the images."""
+    try:
+        record = json.loads(str(text))
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise GuidexError(
+            f"not of format {FORMAT}, which this version of guidex reads; make it again with "
+            "`guidex ref`."
+        )
+    name, count = record.get("name"), record.get("count")
+    if not isinstance(name, str) or name == "" or not isinstance(count, int) or count < 2:
+        raise GuidexError("damaged: it does not tell its detector and number of images.")
+    return record
+
+
+def _told(record: dict[str, Any]) -> dict[str, Any]:
+    """Of a record, what looks as it should."""
+    told: dict[str, Any] = {}
+    shape, formats, detector = (record.get(key) for key in ("shape", "formats", "detector"))
+    if isinstance(shape, list) and len(shape) == 3 and all(isinstance(n, int) for n in shape):
+        told["shape"] = shape
+    if isinstance(formats, list) and all(isinstance(kind, str) for kind in formats):
+        told["formats"] = formats
+    if isinstance(detector, dict):
+        texts = {key: detector.get(key) for key in ("name", "resize", "weights", "precision")}
+        if all(isinstance(text, str) for text in texts.values()):
+            told["detector"] = texts
+    return told
+
+
+def _array(arrays: np.lib.npyio.NpzFile, key: str, limit: int) -> np.ndarray:
+    """An array of an .npz, unless it would fill the memory."""
+    for info in arrays.zip.infolist():
+        if info.filename.removesuffix(".npy") == key and info.file_size > limit:
+            raise GuidexError(
+                f"its {key} has {info.file_size} bytes, and at most {limit} can be right."
+            )
+    return arrays[key]
+
+
+def _mu_and_sigma(arrays: np.lib.npyio.NpzFile, suffix: str = "") -> tuple[np.ndarray, np.ndarray]:
+    mu, sigma = (_array(arrays, f"{key}{suffix}", _ARRAY_LIMIT) for key in ("mu", "sigma"))
+    return mu, sigma
+
+
+def _tensor(
+    arrays: np.lib.npyio.NpzFile, key: str, dtype: np.dtype, shape: tuple[int, ...]
+) -> Tensor | None:
+    """An array that may be absent, and must be of this type and shape otherwise."""
+    if key not in arrays.files:
+        return None
+    header = 4096  # bytes that a .npy header takes at most
+    array = _array(arrays, key, int(np.prod(shape, dtype=object)) * dtype.itemsize + header)
+    if array.dtype != dtype or array.shape != shape:
+        raise GuidexError(f"its {key} are {array.dtype} {array.shape}, not {dtype} {shape}.")
+    return torch.from_numpy(array)
+
+
+def _moments(mu: object, sigma: object, count: int | None, suffix: str = "") -> GaussianStatistics:
+    for key, array in (("mu", mu), ("sigma", sigma)):
+        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+            raise GuidexError(f"its {key}{suffix} is no array of floating-point numbers.")
+    # Files with mu and sigma alone do not tell how many images they are of: as many as make any
+    # covariance, here.
+    return GaussianStatistics.from_moments(
+        count=mu.size + 1 if count is None else count,
+        mean=torch.from_numpy(mu.astype(np.float64)),
+        covariance=torch.from_numpy(sigma.astype(np.float64)),
+    )

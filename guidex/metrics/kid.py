@@ -1,0 +1,112 @@
+"""The kernel Inception distance (Bińkowski et al. 2018, arXiv 1801.01401): the squared maximum mean
+discrepancy of two sets of features under the kernel (x . y / D + 1)^3."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guidex.features.features import (
+    FeatureSet,
+    Metric,
+    check_comparable,
+    check_enough,
+    check_whole,
+    require_values,
+)
+
+
+class KID(Metric):
+    """Mean and deviation of the unbiased estimate over random subsets, as torch-fidelity does it.
+
+    Being unbiased, it does not depend on the number of images as the Fréchet distance does, and it
+    is slightly negative at times. The deviation is that of single subsets, not of their mean.
+
+    Subsets are drawn as torch-fidelity draws them, so that equal features and options give its
+    numbers; those that it computes from float32 features differ by its rounding, since here
+    products and sums are in float64.
+
+    Arguments:
+        subsets: number of pairs of subsets.
+        subset_size: images in each, at most as many as in either set.
+        seed: of the subsets; torch-fidelity's is 2020.
+    """
+
+    def __init__(self, subsets: int = 100, subset_size: int = 1000, seed: int = 2020) -> None:
+        check_whole("subsets", subsets, least=1)
+        check_whole("subset_size", subset_size, least=2)
+        check_whole("seed", seed, least=0)
+        self.subsets = subsets
+        self.subset_size = subset_size
+        self.seed = seed
+
+    def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
+        """Raise UsageError where a side has fewer images than a subset."""
+        check_enough(
+            f"KID with subset_size={self.subset_size}",
+            least=self.subset_size,
+            real=real,
+            fake=fake,
+            instead="a smaller subset_size",
+        )
+
+    def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
+        """kid_<detector> and kid_std_<detector>.
+
+        Raises:
+            UsageError: sets of different detectors, no features, or fewer images than a subset has.
+        """
+        check_comparable(real=real, fake=fake)
+        reals = require_values(real, side="real", metric="KID")
+        fakes = require_values(fake, side="fake", metric="KID")
+        self.check_counts(real=len(reals), fake=len(fakes), dim=real.dim)
+        estimates = kernel_distances(
+            real=reals,
+            fake=fakes,
+            subsets=self.subsets,
+            subset_size=self.subset_size,
+            seed=self.seed,
+        )
+        return {
+            f"kid_{real.detector}": estimates.mean().item(),
+            f"kid_std_{real.detector}": estimates.std(correction=0).item(),
+        }
+
+
+def kernel_distances(
+    *, real: Tensor, fake: Tensor, subsets: int, subset_size: int, seed: int
+) -> Tensor:
+    """The estimate for each pair of subsets, [subsets], float64.
+
+    Arguments:
+        real, fake: features [N, D] and [M, D] on one device, with N and M of at least subset_size.
+        subsets, subset_size, seed: see `KID`.
+    """
+    # NumPy's old generator, whose numbers never change.
+    generator = np.random.RandomState(seed)
+    estimates = torch.empty(subsets, dtype=torch.float64)
+    for index in range(subsets):
+        chosen = [
+            values[torch.from_numpy(drawn).to(values.device)].double()
+            for values in (fake, real)
+            for drawn in [generator.choice(len(values), subset_size, replace=False)]
+        ]
+        estimates[index] = squared_mmd(chosen[1], chosen[0])
+    return estimates
+
+
+def squared_mmd(real: Tensor, fake: Tensor) -> Tensor:
+    """Unbiased squared MMD of float64 features [n, D] and [m, D] (Gretton et al. 2012, eq. 3)."""
+    within = [_mean_of_pairs(values) for values in (real, fake)]
+    return within[0] + within[1] - 2 * _kernel(real @ fake.T, real.shape[1]).mean()
+
+
+def _mean_of_pairs(values: Tensor) -> Tensor:
+    """Mean of the kernel over pairs of different images."""
+    count, dim = values.shape
+    total = _kernel(values @ values.T, dim).sum()
+    own = _kernel(values.square().sum(dim=1), dim).sum()
+    return (total - own) / (count * (count - 1))
+
+
+def _kernel(products: Tensor, dim: int) -> Tensor:
+    return (products / dim + 1) ** 3

@@ -1,0 +1,341 @@
+"""What is in a checkpoint file: the weights of a network and the arguments to build it with.
+
+Two kinds of files are read: EDM2 network snapshots (`.pkl`; post-hoc EMA reconstructions have the
+same layout), and guidex's own pairs PATH.safetensors + PATH.json, which `convert` makes of them.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from guidex.errors import GuidexError, UsageError
+from guidex.files.atomic import atomic_write
+from guidex.files.pickles import Recorded, printable, read_pickle
+
+FORMAT = 1  # of PATH.json
+NETWORK_CLASS = "Precond"  # EDM2's U-Net with its preconditioning
+_ENTRIES = ("ema", "net")  # where a snapshot keeps its network, the best first
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network as data.
+
+    Attributes:
+        config: arguments of the network's constructor, as far as they were recorded; JSON types.
+        tensors: parameters and persistent buffers on the CPU by `state_dict` name, in the dtype
+            of the file (EDM2: float16).
+        metadata: where they come from, JSON types. "source" and "sha256": name and hash of the
+            file they were first read from, the same before and after conversion; "entry": the
+            part of it that was taken; "network": its class; "dtype": of its tensors. Where
+            recorded: "dataset_kwargs", and "encoder" with "class_name", "init_args",
+            "init_kwargs" and "state".
+    """
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read PATH.safetensors with PATH.json beside it, or (any other suffix) an EDM2 snapshot.
+
+    Raises:
+        UsageError: no such file, or not of these kinds.
+        GuidexError: damaged, or refused because it holds more than data.
+    """
+    path = Path(path)
+    return _read_pair(path) if path.suffix == ".safetensors" else _read_snapshot(path)
+
+
+def read_config(path: str | Path) -> dict[str, Any] | None:
+    """The arguments that a converted network is built with, without its weights; None where `path`
+    is no converted checkpoint on this machine.
+
+    Raises:
+        GuidexError: the description is damaged.
+    """
+    description = Path(path).expanduser().with_suffix(".json")
+    if Path(path).suffix != ".safetensors" or not description.is_file():
+        return None
+    return _read_description(description)[0]["config"]
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    overwrite: bool = False,
+    check: Callable[[Checkpoint], object] = bool,
+) -> Checkpoint:
+    """Read a checkpoint and write it as a pair PATH.safetensors + PATH.json.
+
+    Arguments:
+        source: as for `read_checkpoint`.
+        destination: PATH.safetensors, in an existing folder.
+        overwrite: replace the files of that name.
+        check: raises to refuse what was read, before anything is written.
+
+    Returns:
+        What was written; `read_checkpoint(destination)` gives the same.
+
+    Raises:
+        UsageError, GuidexError: as `read_checkpoint` and `write_checkpoint`; for what is wrong
+            with the destination, before the source is read.
+    """
+    _destination(destination, overwrite)
+    checkpoint = read_checkpoint(source)
+    check(checkpoint)
+    write_checkpoint(checkpoint, destination, overwrite=overwrite)
+    return checkpoint
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint, destination: str | Path, *, overwrite: bool = False
+) -> None:
+    """Write PATH.safetensors and PATH.json: both of them, or none where something goes wrong.
+
+    The weights carry a hash of the description, so that two files that do not belong together
+    (after a kill between two renames, or by a wrong copy) are told apart from a pair.
+
+    Raises:
+        UsageError: another suffix than .safetensors, no such folder, or a file is already there.
+        GuidexError: the files cannot be written.
+    """
+    weights, description = _destination(destination, overwrite)
+    content = {"format": FORMAT, "config": checkpoint.config, "metadata": checkpoint.metadata}
+    header = {"guidex": str(FORMAT), "description": _digest(content)}
+    tensors = _separate(checkpoint.tensors)
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+    def write_both(file: BinaryIO) -> None:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+        # Renamed once the description is on the disk, which is renamed after it.
+        atomic_write(weights, lambda file: file.write(safetensors.torch.save(tensors, header)))
+
+    atomic_write(description, write_both)
+
+
+def _destination(path: str | Path, overwrite: bool) -> tuple[Path, Path]:
+    """Where weights and description go."""
+    weights = Path(path)
+    if weights.suffix != ".safetensors":
+        raise UsageError(f"{weights}: the name of a converted checkpoint ends in .safetensors.")
+    if not weights.parent.is_dir():
+        raise UsageError(f"{weights}: there is no folder {weights.parent}; create it first.")
+    description = weights.with_suffix(".json")
+    for file in (weights, description):
+        if file.exists() and not (overwrite and file.is_file()):
+            raise UsageError(f"{file} is already there; choose another name, or overwrite=true.")
+    return weights, description
+
+
+def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, contiguous and each in memory of its own, as safetensors wants them."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        address = tensor.untyped_storage().data_ptr()
+        whole = tensor.is_contiguous() and address not in seen
+        result[name] = tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+        seen.add(address)
+    return result
+
+
+def _digest(content: object) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# --- PATH.safetensors + PATH.json -------------------------------------------------------------
+
+
+def _read_pair(weights: Path) -> Checkpoint:
+    description = weights.with_suffix(".json")
+    for file in (weights, description):
+        if not file.is_file():
+            raise UsageError(
+                f"{file}: does not exist. A checkpoint of guidex is a pair {weights.name} + "
+                f"{description.name}, as `convert` writes it."
+            )
+    content, digest = _read_description(description)
+    try:
+        with safe_open(weights, framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+            if header.get("description") != digest:
+                raise GuidexError(
+                    f"{weights} does not belong to {description}: convert the original again."
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise GuidexError(f"{weights}: not a readable safetensors file ({error}).") from error
+    return Checkpoint(content["config"], tensors, content["metadata"])
+
+
+def _read_description(path: Path) -> tuple[dict[str, Any], str]:
+    try:
+        content = json.loads(path.read_bytes(), parse_constant=_no_constant)
+        digest = _digest(content)
+    except (OSError, ValueError, RecursionError) as error:
+        raise GuidexError(f"{path}: not a readable description ({error}).") from error
+    known = isinstance(content, dict) and content.keys() == {"format", "config", "metadata"}
+    if not known or not all(isinstance(content[key], dict) for key in ("config", "metadata")):
+        raise GuidexError(f"{path}: not the description of a guidex checkpoint.")
+    if content["format"] != FORMAT:
+        raise GuidexError(
+            f"{path}: not of format {FORMAT}, which this version of guidex reads; convert the "
+            "original again."
+        )
+    return content, digest
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+# --- EDM2 snapshots ---------------------------------------------------------------------------
+
+
+def _read_snapshot(path: Path) -> Checkpoint:
+    before = _state(path)
+    data = read_pickle(path)
+    entry, network = _network(data, path)
+    if len(network.init_args) != 0:
+        raise GuidexError(f"{path}: its {network.class_name} was built with unnamed arguments.")
+    try:
+        tensors = state_dict(network)
+        config = _plain(network.init_kwargs)
+        recorded = {
+            key: _plain(data[key])
+            for key in ("dataset_kwargs", "encoder")
+            if data.get(key) is not None
+        }
+    except (ValueError, RecursionError) as error:
+        raise GuidexError(f"{path}: not an EDM2 snapshot: {error}.") from error
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if _state(path) != before:
+        raise GuidexError(f"{path} was replaced while it was being read; start again.")
+    metadata = {
+        "source": path.name,
+        "sha256": sha256,
+        "entry": entry,
+        "network": network.class_name,
+        "dtype": ", ".join(sorted({str(tensor.dtype)[6:] for tensor in tensors.values()})),
+        **recorded,
+    }
+    return Checkpoint(config, tensors, metadata)
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """What changes with a file's content, unless somebody takes care that it does not."""
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _network(data: object, path: Path) -> tuple[str, Recorded]:
+    entries = data if isinstance(data, dict) else {}
+    for entry in _ENTRIES:
+        network = entries.get(entry)
+        if isinstance(network, Recorded):
+            if network.class_name != NETWORK_CLASS:
+                raise GuidexError(
+                    f"{path}: holds a {printable(network.class_name)}; of snapshots, guidex reads "
+                    f"those of EDM2, whose network is a {NETWORK_CLASS}."
+                )
+            return entry, network
+    found = ", ".join(printable(str(key)) for key in itertools.islice(entries, 10))
+    raise GuidexError(
+        f"{path}: no network under {' or '.join(_ENTRIES)}; "
+        + (f"its entries are: {found}." if len(entries) > 0 else "it has no entries.")
+    )
+
+
+def state_dict(network: Recorded) -> dict[str, Tensor]:
+    """The tensors of a recorded torch module, by the names that its `state_dict()` would give.
+
+    Parameters, then buffers other than the non-persistent ones, then submodules, in their order.
+
+    Raises:
+        ValueError: it is no torch module, or not one that a state_dict can name.
+    """
+    tensors: dict[str, Tensor] = {}
+    _gather(network, "", tensors)
+    return tensors
+
+
+def _gather(module: object, prefix: str, tensors: dict[str, Tensor]) -> None:
+    if not isinstance(module, Recorded):
+        raise ValueError(f"{prefix or 'the network'} is not a module")
+    transient = module.state.get("_non_persistent_buffers_set", set())
+    if not isinstance(transient, set):
+        raise ValueError(f"{prefix or 'the network'} does not say which buffers are persistent")
+    for kind in ("_parameters", "_buffers"):
+        for name, tensor in _named(module, kind, prefix):
+            if kind == "_buffers" and name in transient:
+                continue
+            if not isinstance(tensor, Tensor):
+                raise ValueError(f"{prefix}{name} is not a tensor")
+            tensors[prefix + name] = tensor
+    for name, child in _named(module, "_modules", prefix):
+        _gather(child, f"{prefix}{name}.", tensors)
+
+
+def _named(module: Recorded, kind: str, prefix: str) -> Iterator[tuple[str, object]]:
+    """The members of one kind, but those that are None (torch's sign for an absent one)."""
+    members = module.state.get(kind)
+    if not isinstance(members, dict):
+        raise ValueError(f"a {module.class_name} without {kind}, so not a torch module")
+    for name, member in members.items():
+        if not isinstance(name, str) or name == "" or "." in name or not name.isprintable():
+            raise ValueError(f"a member of {prefix or 'the network'} is called {name!r:.60}")
+        if member is not None:
+            yield name, member
+
+
+# --- Recorded values as JSON types ------------------------------------------------------------
+
+
+def _plain(value: object) -> Any:
+    """A value of `read_pickle` as JSON types: tuples become lists, arrays nested lists.
+
+    Of a recorded object: its class, its arguments, and its public state.
+    """
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float() if math.isfinite(value):
+            return value
+        case torch.dtype():
+            return str(value)
+        case np.ndarray() | Tensor():
+            return _plain(value.tolist())
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case dict() if all(isinstance(key, str) for key in value):
+            return {key: _plain(item) for key, item in value.items()}
+        case Recorded():
+            public = {k: v for k, v in value.state.items() if not str(k).startswith("_")}
+            return {
+                "class_name": value.class_name,
+                "init_args": _plain(value.init_args),
+                "init_kwargs": _plain(value.init_kwargs),
+                "state": _plain(public),
+            }
+    raise ValueError(f"a recorded argument is a {type(value).__name__} that JSON cannot hold")
