@@ -1,4 +1,4 @@
-"""Nothing imports from a package after its own: the way of the data is the order of the packages."""
+"""The way of the data is the order of the packages: none imports from one after its own."""
 
 import ast
 from collections.abc import Iterator
