@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from guidex.errors import GuidexError
+from guidex.reports.labels import short_names
 from guidex.reports.rows import (
     Metric,
     Row,
@@ -19,7 +20,6 @@ from guidex.reports.rows import (
     exact,
     main_metrics,
     metric_columns,
-    short_names,
     shown,
 )
 from guidex.reports.tables import (

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
-from guidex.reports.figure_text import (
+from guidex.reports.labels import (
     axis_label,
     last,
     length,

@@ -11,8 +11,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
-from guidex.reports.columns import edge_of_best
-from guidex.reports.figure_text import (
+from guidex.reports.edges import edge_of_best
+from guidex.reports.labels import (
     axis_label,
     last,
     metric_label,
