@@ -13,11 +13,12 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from guidex.errors import GuidexError
-from guidex.reports.curves import MOST_CURVES, curves, precision_recall
+from guidex.reports.curves import curves, precision_recall
 from guidex.reports.figures import default_settings
 from guidex.reports.heat_maps import heat_maps
 from guidex.reports.plots import STYLE, write_plots
 from guidex.reports.rows import Row, ordered
+from guidex.reports.series import MOST_CURVES
 
 W, LO, HI = "guidance.schedule.w", "guidance.schedule.lo", "guidance.schedule.hi"
 

@@ -62,12 +62,6 @@ def relevant(row: Row) -> dict[str, Value]:
     }
 
 
-def numbers(rows: Sequence[Row], key: str) -> set[float]:
-    """The values under a key, if all that there are are numbers; else none."""
-    values = [row.values[key] for row in rows if key in row.values]
-    return {float(v) for v in values} if all(is_number(v) for v in values) else set()
-
-
 def cut(words: str) -> str:
     """With the end of long texts cut off."""
     return words if len(words) <= _LONGEST_TEXT else words[: _LONGEST_TEXT - 1] + "…"
