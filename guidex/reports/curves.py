@@ -118,16 +118,18 @@ def _number(panel: Axes, colours: dict[Series, str], recall: Metric, precision: 
         known = np.flatnonzero(np.isfinite(xy).all(axis=1)) if series.is_curve else []
         for rank, k in enumerate([*known[-1:], *known[:-1]]):
             points.append((min(rank, 2), tuple(xy[k]), shown(series.x[k]), colour))
-    points.sort(key=lambda point: point[0])
+    points.sort(key=lambda item: item[0])
     places = [panel.transData.transform(xy) for _, xy, _, _ in points]
-    taken = [Bbox([at, at]).padded(3 * panel.figure.dpi / 72) for at in places]
+    point = panel.figure.dpi / 72
+    taken = [Bbox([at, at]).padded(3 * point) for at in places]
     for _, xy, words, colour in points:
         for x, y in ((1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0)):
             side = {"ha": ("center", "left", "right")[x], "va": ("center", "bottom", "top")[y]}
             style = {"textcoords": "offset points", "fontsize": 7.5, "color": colour, **side}
-            note = panel.annotate(words, xy, (3.2 * x, 3.2 * y), **style)
-            if note.get_window_extent().count_overlaps(taken) == 0:
-                taken.append(note.get_window_extent())
+            note = panel.annotate(words, xy, (4 * x, 4 * y), **style)
+            box = note.get_window_extent().padded(0.9 * point)
+            if box.count_overlaps(taken) == 0:
+                taken.append(box)
                 break
             note.remove()
 

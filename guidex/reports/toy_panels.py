@@ -43,13 +43,8 @@ class ToyPanel:
     def guided_ranges(self) -> list[Limits]:
         """The noise levels (lo, hi] of each run of guided steps."""
         edges = np.flatnonzero(np.diff(self.guided.astype(int), prepend=0, append=0))
-        return [
-            (float(self.sigmas[stop]), float(self.sigmas[first]))
-            for first, stop in edges.reshape(-1, 2)
-        ]
-
-
-# 1D
+        ranges = self.sigmas[edges.reshape(-1, 2)].tolist()
+        return [(lo, hi) for hi, lo in ranges]
 
 
 def draw_densities(
@@ -104,10 +99,10 @@ def mode_shares(counts: np.ndarray) -> list[tuple[str, str]]:
         return []
     if len(counts) > NAMED_MODES:
         return [(f"{np.count_nonzero(counts)} of {len(counts)} modes", BLACK)]
-    pieces = [("modes ", BLACK)]
+    pieces = []
     for mode, count in enumerate(counts.tolist()):
-        pieces += [(" / ", BLACK)] if mode > 0 else []
-        pieces += [(percent(count, int(counts.sum())), _mode_colour(mode))]
+        share = percent(count, int(counts.sum())), _mode_colour(mode)
+        pieces += [(" / " if mode > 0 else "modes ", BLACK), share]
     return pieces
 
 
@@ -162,9 +157,6 @@ def _name_peak(
     place, away = (edges[peak if on_left else peak + 1], top), (-3 if on_left else 3, -3)
     style = {"ha": "right" if on_left else "left", "va": "top", "color": colour, "size": NOTE_SIZE}
     axes.annotate(text, place, away, textcoords="offset points", **style)
-
-
-# 2D
 
 
 def draw_paths(axes: Axes, panel: ToyPanel) -> None:
