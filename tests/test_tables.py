@@ -15,7 +15,7 @@ from report_rows import HI, LO, W, row
 from guidex.errors import GuidexError
 from guidex.reports.labels import short_names
 from guidex.reports.rows import (
-    Metric,
+    MetricColumn,
     Row,
     decimals,
     exact,
@@ -126,7 +126,7 @@ def test_metric_columns_keep_their_companions_beside_them():
     ],
 )
 def test_metrics_are_known_by_their_names(name, title, arrow):
-    assert (Metric.of(name).title, Metric.of(name).arrow) == (title, arrow)
+    assert (MetricColumn.of(name).title, MetricColumn.of(name).arrow) == (title, arrow)
 
 
 def test_short_names_are_the_shortest_that_tell_keys_apart():

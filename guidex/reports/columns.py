@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from guidex.reports.edges import edges
 from guidex.reports.labels import cut, last, short_names
 from guidex.reports.rows import (
-    Metric,
+    MetricColumn,
     Row,
     Value,
     best_text,
@@ -53,7 +53,7 @@ class Column:
     heading: str
     cells: tuple[Cell, ...]
     numeric: bool
-    metric: Metric | None = None
+    metric: MetricColumn | None = None
 
     @property
     def has_spread(self) -> bool:
@@ -214,7 +214,7 @@ def _swept_column(rows: Sequence[Row], key: str, heading: str) -> Column:
     return Column(heading, cells, all(is_number(value) for value in values))
 
 
-def _metric_column(rows: Sequence[Row], metric: Metric, heading: str, rank: bool) -> Column:
+def _metric_column(rows: Sequence[Row], metric: MetricColumn, heading: str, rank: bool) -> Column:
     values = [row.metrics[metric.name] for row in rows if metric.name in row.metrics]
     digits, best = metric.decimals(values), best_text(values, metric) if rank else None
 
@@ -227,7 +227,7 @@ def _metric_column(rows: Sequence[Row], metric: Metric, heading: str, rank: bool
     return Column(heading, tuple(map(cell, rows)), numeric=True, metric=metric)
 
 
-def _spread_text(row: Row, metric: Metric, digits: int) -> str:
+def _spread_text(row: Row, metric: MetricColumn, digits: int) -> str:
     """Such as (0.143–0.151) over repeats, [0.147 in 0.143–0.151] for a confidence interval with
     its centre."""
     ends = spread(row, metric.name)

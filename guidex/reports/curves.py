@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
 from guidex.reports.labels import axis_label, length, metric_label, text, title
-from guidex.reports.rows import Metric, Row, main_metrics, shown, spread
+from guidex.reports.rows import MetricColumn, Row, main_metrics, shown, spread
 from guidex.reports.series import Members, Series, curve_keys, panels_of, series_of
 
 MOST_PANELS = 60  # of small ones in a figure; beyond them, only the first metrics are drawn
@@ -81,7 +81,7 @@ def precision_recall(rows: Sequence[Row]) -> Figure | None:
     return figure
 
 
-def _draw(panel: Axes, series: Series, metric: Metric, style: dict[str, Any]) -> None:
+def _draw(panel: Axes, series: Series, metric: MetricColumn, style: dict[str, Any]) -> None:
     """The curve with its band, or a line across the panel."""
     values = series.values(metric)
     if not series.is_curve:
@@ -94,7 +94,7 @@ def _draw(panel: Axes, series: Series, metric: Metric, style: dict[str, Any]) ->
     panel.fill_between(series.x, low, high, color=style["color"], alpha=0.12, linewidth=0)
 
 
-def _bands(rows: Sequence[Row], metrics: Sequence[Metric]) -> list[str]:
+def _bands(rows: Sequence[Row], metrics: Sequence[MetricColumn]) -> list[str]:
     """What curves and bands show."""
     spreads = (spread(row, metric.name) for row in rows for metric in metrics)
     sources = {ends.source for ends in spreads if ends is not None}
@@ -102,7 +102,7 @@ def _bands(rows: Sequence[Row], metrics: Sequence[Metric]) -> list[str]:
     return [name for source, name in names.items() if source in sources]
 
 
-def _limit(axis: Axis, metric: Metric) -> None:
+def _limit(axis: Axis, metric: MetricColumn) -> None:
     """Keep an axis of shares between 0 and 1, but for room for the markers there."""
     low, high = axis.get_view_interval()
     if metric.is_share:
@@ -110,7 +110,9 @@ def _limit(axis: Axis, metric: Metric) -> None:
         axis.set_view_interval(max(low, -room), min(high, 1 + room), ignore=True)
 
 
-def _number(panel: Axes, colours: dict[Series, str], recall: Metric, precision: Metric) -> None:
+def _number(
+    panel: Axes, colours: dict[Series, str], recall: MetricColumn, precision: MetricColumn
+) -> None:
     """Write w beside the points that have room for it, the ends of curves first."""
     points = []
     for series, colour in colours.items():

@@ -6,7 +6,7 @@ import numpy as np
 
 from guidex.reports.labels import last, method_label, relevant, short_names, unit
 from guidex.reports.rows import (
-    Metric,
+    MetricColumn,
     Row,
     Value,
     best_text,
@@ -37,7 +37,7 @@ def edges(rows: Sequence[Row]) -> list[str]:
     return [f"{', '.join(names)} at {place}" for place, names in places.items()]
 
 
-def edge_of_best(rows: Sequence[Row], metric: Metric) -> tuple[Row, list[str]] | None:
+def edge_of_best(rows: Sequence[Row], metric: MetricColumn) -> tuple[Row, list[str]] | None:
     """The best row, and the swept keys at whose first or last value it lies.
 
     An axis of a row is a numeric key of guidance, sampler or model, over the rows that agree with

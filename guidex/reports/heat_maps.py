@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 
 from guidex.reports.edges import edge_of_best
 from guidex.reports.labels import axis_label, metric_label, text, title, value_label
-from guidex.reports.rows import Metric, Row, chief_metrics, main_metrics, shown
+from guidex.reports.rows import MetricColumn, Row, chief_metrics, main_metrics, shown
 from guidex.reports.series import maps_of, numbers
 
 # Values are written into the cells of maps with at most so many columns.
@@ -23,10 +23,10 @@ _MAPS_PER_LINE = 4
 
 def heat_maps(rows: Sequence[Row]) -> Figure | None:
     """FD over two keys, one map per combination of the others, or None without a grid."""
-    found = maps_of(rows)
-    if found is None:
+    choice = maps_of(rows)
+    if choice is None:
         return None
-    keys, maps = found
+    keys, maps = choice
     drawn = [row for points in maps.values() for row in points]
     metrics = chief_metrics([m for m in main_metrics(drawn) if len(_values(drawn, m)) > 0])
     if len(metrics) == 0:
@@ -52,7 +52,7 @@ def heat_maps(rows: Sequence[Row]) -> Figure | None:
     return figure
 
 
-def _values(rows: Sequence[Row], metric: Metric) -> list[float]:
+def _values(rows: Sequence[Row], metric: MetricColumn) -> list[float]:
     """All finite values of a metric."""
     values = (row.metrics.get(metric.name, math.nan) for row in rows)
     return [value for value in values if math.isfinite(value)]
@@ -61,7 +61,7 @@ def _values(rows: Sequence[Row], metric: Metric) -> list[float]:
 def _draw_maps(
     figure: SubFigure,
     maps: dict[str, list[Row]],
-    metric: Metric,
+    metric: MetricColumn,
     keys: tuple[str, str],
     columns: int,
 ) -> None:

@@ -7,7 +7,16 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from guidex.reports.rows import Metric, Row, Value, is_number, one_line, runs, shown, swept_keys
+from guidex.reports.rows import (
+    MetricColumn,
+    Row,
+    Value,
+    is_number,
+    one_line,
+    runs,
+    shown,
+    swept_keys,
+)
 
 # Longer texts are cut where room is scarce.
 _LONGEST_TEXT = 32
@@ -95,7 +104,7 @@ def length(words: str) -> int:
     return len(re.sub(r"\\mathrm|[${}_]", "", words.replace(r"\sigma", "s")))
 
 
-def metric_label(metric: Metric) -> str:
+def metric_label(metric: MetricColumn) -> str:
     """Such as "FD (pixels) ↓"."""
     return f"{text(metric.title)} {metric.arrow}".strip()
 

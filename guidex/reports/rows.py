@@ -103,7 +103,7 @@ _SHARES = ("precision", "recall", "coverage", "accuracy", "mode_coverage", "outl
 
 
 @dataclass(frozen=True)
-class Metric:
+class MetricColumn:
     """A main metric column, taken apart by its name.
 
     Attributes:
@@ -124,7 +124,7 @@ class Metric:
     digits: int | None
 
     @classmethod
-    def of(cls, name: str) -> "Metric":
+    def of(cls, name: str) -> "MetricColumn":
         for kind, known in KINDS.items():
             if name == kind or name.startswith(f"{kind}_"):
                 return cls(name, kind, name[len(kind) + 1 :], *known)
@@ -168,24 +168,24 @@ def metric_columns(rows: Iterable[Row]) -> list[str]:
     return [column for name in mains for column in _with_companions(name, names)]
 
 
-def main_metrics(rows: Iterable[Row]) -> list[Metric]:
+def main_metrics(rows: Iterable[Row]) -> list[MetricColumn]:
     """The metrics without what goes with them, in order of first appearance."""
     columns = metric_columns(rows)
-    return [Metric.of(name) for name in columns if _is_main(name, columns)]
+    return [MetricColumn.of(name) for name in columns if _is_main(name, columns)]
 
 
-def chief_metrics(metrics: Sequence[Metric]) -> list[Metric]:
+def chief_metrics(metrics: Sequence[MetricColumn]) -> list[MetricColumn]:
     """Those by which points are compared: Fréchet distances, without one the first."""
     return [metric for metric in metrics if metric.kind == "fd"] or list(metrics[:1])
 
 
-def metric_name(metric: Metric, metrics: Sequence[Metric]) -> str:
+def metric_name(metric: MetricColumn, metrics: Sequence[MetricColumn]) -> str:
     """A distance is nothing without its detector; of others it is named where there are several."""
     several = len({other.detector for other in metrics}) > 1
     return metric.title if several or metric.kind == "fd" else metric.label
 
 
-def best_text(values: Iterable[float], metric: Metric) -> str | None:
+def best_text(values: Iterable[float], metric: MetricColumn) -> str | None:
     """The best of at least two values, as printed; None without them or a direction."""
     finite = [value for value in values if math.isfinite(value)]
     if metric.better is None or len(finite) < 2:
@@ -209,8 +209,8 @@ def _is_main(name: str, names: Sequence[str]) -> bool:
 
 def _with_companions(name: str, names: Sequence[str]) -> list[str]:
     """A column and those that go with it; with repeats, fd_x_lo has its own fd_x_lo_min."""
-    found = [name + suffix for suffix in _COMPANIONS if name + suffix in names]
-    return [name] + [column for each in found for column in _with_companions(each, names)]
+    companions = [name + suffix for suffix in _COMPANIONS if name + suffix in names]
+    return [name] + [column for each in companions for column in _with_companions(each, names)]
 
 
 def ordered(rows: Iterable[Row]) -> list[Row]:

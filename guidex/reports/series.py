@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from guidex.reports.labels import last, parent, point_label, relevant, value_label
-from guidex.reports.rows import Metric, Row, Value, is_number, shown, swept_keys
+from guidex.reports.rows import MetricColumn, Row, Value, is_number, shown, swept_keys
 
 MOST_CURVES = 8  # in one panel
 
@@ -39,11 +39,11 @@ class Series:
         values = {key: value for key, value in relevant(self.rows[0]).items() if key != self.key}
         return {"guidance": self.rows[0].guidance, **values} if self.is_curve else values
 
-    def values(self, metric: Metric) -> np.ndarray:
+    def values(self, metric: MetricColumn) -> np.ndarray:
         """A metric [len(rows)], float64, NaN where there is none."""
         return np.array([row.metrics.get(metric.name, math.nan) for row in self.rows])
 
-    def has(self, *metrics: Metric) -> bool:
+    def has(self, *metrics: MetricColumn) -> bool:
         """Whether a point has all of these metrics."""
         return bool(np.isfinite([self.values(metric) for metric in metrics]).all(axis=0).any())
 

@@ -182,10 +182,9 @@ def _latex_heading(column: Column) -> str:
     metric = column.metric
     if metric is None or metric.detector == "":
         return _escape_latex(column.heading)
-    name = column.heading.replace(f" ({metric.detector})", "\0")
-    before, found, after = name.partition("\0")
-    detector = rf"\textsubscript{{{_escape_latex(metric.detector)}}}" if found else ""
-    return f"{_escape_latex(before)}{detector} {_escape_latex(after)}".strip()
+    before, detector, after = column.heading.partition(f" ({metric.detector})")
+    below = rf"\textsubscript{{{_escape_latex(metric.detector)}}}" if detector != "" else ""
+    return f"{_escape_latex(before)}{below} {_escape_latex(after)}".strip()
 
 
 def _plain(value: Any) -> Any:
