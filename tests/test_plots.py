@@ -34,7 +34,7 @@ BOUNDS = [(0.05, 0.3), (0.05, 1.0), (0.1, 0.3), (0.1, 1.0), (0.1, math.inf), (0.
 @pytest.fixture
 def rows() -> list[Row]:
     """No guidance; CFG over w, one point missing; intervals over (lo, hi] and w, one missing."""
-    table: list[tuple[dict, float | None, str]] = [({}, 0.8, "none")]
+    table = [({}, 0.8, "none")]
     for w, fd in ((3.0, 0.4), (1.5, 0.5), (2.0, None), (2.5, 0.35)):
         table.append(({W: w}, fd, "cfg"))
     for w in (2.0, 3.0):
@@ -53,11 +53,11 @@ def labels(figure: Figure) -> list[str]:
 def curve(panel: Axes, label: str, figure: Figure):
     """The line drawn in the style that the legend gives to a label."""
     handle = figure.legends[0].legend_handles[labels(figure).index(label)]
-    (line,) = [
-        line for line in panel.lines
-        if (line.get_color(), line.get_linestyle(), line.get_marker())
-        == (handle.get_color(), handle.get_linestyle(), handle.get_marker())
-    ]  # fmt: skip
+
+    def style(line) -> tuple:
+        return line.get_color(), line.get_linestyle(), line.get_marker()
+
+    (line,) = [line for line in panel.lines if style(line) == style(handle)]
     return line
 
 
