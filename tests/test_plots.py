@@ -1,53 +1,40 @@
 """Figures of a sweep: what is chosen from the rows, and where its numbers end up."""
 
 import math
-import subprocess
-import sys
 from dataclasses import replace
 
 import matplotlib
 import numpy as np
 import pytest
+import report_rows
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from report_rows import HI, LO, W
 
-from guidex.errors import GuidexError
-from guidex.reports.curves import MOST_CURVES, curves, precision_recall
+from guidex.reports.curves import curves, precision_recall
 from guidex.reports.figures import default_settings
 from guidex.reports.heat_maps import heat_maps
 from guidex.reports.plots import STYLE, write_plots
 from guidex.reports.rows import Row, ordered
-
-W, LO, HI = "guidance.schedule.w", "guidance.schedule.lo", "guidance.schedule.hi"
+from guidex.reports.series import MOST_CURVES
 
 
 def row(point: int, values: dict, fd: float | None, guidance: str = "cfg", **changes) -> Row:
     metrics = {} if fd is None else {"fd_a": fd, "precision_a": 1 - fd, "recall_a": fd / 2}
-    one = Row(
-        point=point,
-        values=values,
-        guidance=guidance,
-        images=64,
-        repeats=1,
-        metrics=metrics,
-        settings={},
-        evals_main=63,
-        evals_ref=0,
-        gflops=1.0,
-        seconds=1.0,
-        missing="out of memory" if fd is None else None,
-    )
-    return replace(one, **changes)
+    missing = "out of memory" if fd is None else None
+    plain = {"metrics": metrics, "settings": {}, "missing": missing, "evals_ref": 0}
+    return report_rows.row(point, values, guidance, **plain | changes)
 
 
+FIGURES = ["curves", "heatmap", "precision_recall"]
 BOUNDS = [(0.05, 0.3), (0.05, 1.0), (0.1, 0.3), (0.1, 1.0), (0.1, math.inf), (0.3, 1.0)]
 
 
 @pytest.fixture
 def rows() -> list[Row]:
     """No guidance; CFG over w, one point missing; intervals over (lo, hi] and w, one missing."""
-    table: list[tuple[dict, float | None, str]] = [({}, 0.8, "none")]
+    table = [({}, 0.8, "none")]
     for w, fd in ((3.0, 0.4), (1.5, 0.5), (2.0, None), (2.5, 0.35)):
         table.append(({W: w}, fd, "cfg"))
     for w in (2.0, 3.0):
@@ -66,20 +53,18 @@ def labels(figure: Figure) -> list[str]:
 def curve(panel: Axes, label: str, figure: Figure):
     """The line drawn in the style that the legend gives to a label."""
     handle = figure.legends[0].legend_handles[labels(figure).index(label)]
-    (line,) = [
-        line for line in panel.lines
-        if (line.get_color(), line.get_linestyle(), line.get_marker())
-        == (handle.get_color(), handle.get_linestyle(), handle.get_marker())
-    ]  # fmt: skip
+
+    def style(line) -> tuple:
+        return line.get_color(), line.get_linestyle(), line.get_marker()
+
+    (line,) = [line for line in panel.lines if style(line) == style(handle)]
     return line
 
 
 def test_all_figures_are_written_whole_and_reproducibly(rows, tmp_path):
     paths = write_plots(rows, tmp_path)
-    assert [path.name for path in paths] == [
-        "curves.png", "curves.pdf", "heatmap.png", "heatmap.pdf",
-        "precision_recall.png", "precision_recall.pdf",
-    ]  # fmt: skip
+    names = [f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")]
+    assert [path.name for path in paths] == names
     contents = [path.read_bytes() for path in paths]
     for path, content in zip(paths, contents, strict=True):
         assert content.startswith(b"\x89PNG" if path.suffix == ".png" else b"%PDF")
@@ -98,38 +83,31 @@ def test_users_settings_neither_matter_nor_change(rows, tmp_path):
         assert dict(matplotlib.rcParams) == before
 
 
-def test_pyplot_is_not_used():
-    code = "import sys, guidex.reports.plots; print('matplotlib.pyplot' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
-
-
-def test_curves_have_one_panel_per_metric(rows):
+def test_each_metric_has_a_panel_and_each_combination_of_other_values_a_curve(rows):
     figure = curves(rows)
-    assert [panel.get_ylabel() for panel in figure.axes] == [
-        "FD (a) ↓", "Precision (a) ↑", "Recall (a) ↑",
-    ]  # fmt: skip
+    names = ["FD (a) ↓", "Precision (a) ↑", "Recall (a) ↑"]
+    assert [panel.get_ylabel() for panel in figure.axes] == names
     assert {panel.get_xlabel() for panel in figure.axes} == {"guidance weight $w$"}
     title = " ".join(figure.get_suptitle().split())
     assert "against guidance weight $w$, 64 images" in title
     assert "2 of 17 points missing" in title
-
-
-def test_there_is_one_curve_per_combination_of_the_other_values(rows):
-    assert labels(curves(rows)) == [
+    assert labels(figure) == [
         "cfg",
         "interval (0.05, 0.3]", "interval (0.05, 1]",
         "interval (0.1, 0.3]", "interval (0.1, 1]", "interval (0.1, ∞]",
         "interval (0.3, 1]",
         "none",
     ]  # fmt: skip
-
-
-def test_a_curve_is_in_order_of_w_and_interrupted_where_a_point_is_missing(rows):
-    figure = curves(rows)
+    # In order of w, and interrupted where a point is missing.
     line = curve(figure.axes[0], "cfg", figure)
     np.testing.assert_array_equal(line.get_xdata(), [1.5, 2.0, 2.5, 3.0])
     np.testing.assert_array_equal(line.get_ydata(), [0.5, math.nan, 0.35, 0.4])
+    # No guidance is a line across.
+    line = curve(figure.axes[0], "none", figure)
+    assert list(line.get_ydata()) == [0.8, 0.8]
+    assert line.get_linestyle() == "--" and line.get_marker() == ""
+    low, high = figure.axes[0].get_ylim()
+    assert low < 0.8 < high
 
 
 def test_a_point_that_was_never_composed_interrupts_its_curve(tmp_path):
@@ -139,15 +117,6 @@ def test_a_point_that_was_never_composed_interrupts_its_curve(tmp_path):
     assert labels(figure) == ["interval"]
     assert np.isnan(figure.axes[0].lines[0].get_ydata()).tolist() == [False, True, False]
     assert "64 images; 1 of 3 points missing" in " ".join(figure.get_suptitle().split())
-
-
-def test_no_guidance_is_a_line_across(rows):
-    figure = curves(rows)
-    line = curve(figure.axes[0], "none", figure)
-    assert list(line.get_ydata()) == [0.8, 0.8]
-    assert line.get_linestyle() == "--" and line.get_marker() == ""
-    low, high = figure.axes[0].get_ylim()
-    assert low < 0.8 < high
 
 
 def test_no_guidance_has_no_weight_even_where_one_is_written(rows):
@@ -258,16 +227,12 @@ def test_heat_maps_put_each_value_in_its_place(rows):
     assert "hatched: missing; better ones may lie beyond the edge" in words
     assert words.endswith("$ = 0.3; 2 of 17 points missing")
     assert ("0.1", "1") not in map_cells(maps[1]) and len(map_cells(maps[1])) == 5
-
-
-def test_heat_maps_hatch_the_missing_and_frame_the_best(rows):
-    first, second = (panel for panel in heat_maps(rows).axes if panel.get_title() != "")
-    for panel, hatched in ((first, 0), (second, 1)):
+    for panel, hatched in zip(maps, (0, 1), strict=True):
         assert sum(patch.get_hatch() is not None for patch in panel.patches) == hatched
         (frame,) = [patch for patch in panel.patches if patch.get_hatch() is None]
-        assert frame.get_xy() == (-0.5, -0.5)
+        assert frame.get_xy() == (-0.5, -0.5)  # the best
     # What is not in the table is blank.
-    blank = np.ma.getmaskarray(first.images[0].get_array())
+    blank = np.ma.getmaskarray(maps[0].images[0].get_array())
     np.testing.assert_array_equal(~blank, [[1, 1, 0], [1, 1, 1], [0, 1, 0]])
 
 
@@ -283,22 +248,13 @@ def test_better_is_brighter():
 
 def test_any_two_numbers_that_form_a_grid_are_mapped():
     grid = [(w, k) for w in (1.5, 2.0, 3.0) for k in (1.0, 1.2)]
-    rows = [row(n, {W: w, "guidance.k": k}, 0.1 * n + 0.1) for n, (w, k) in enumerate(grid)]
+    rows = [row(n, {W: w, "guidance.k": k}, 0.5) for n, (w, k) in enumerate(grid)]
     panel = heat_maps(rows).axes[0]
     assert (panel.get_xlabel(), panel.get_ylabel()) == ("guidance weight $w$", "k")
-
-
-def test_a_cross_is_not_a_grid():
+    assert set(map_cells(panel).values()) == {"0.500"}
+    assert heat_maps([replace(one, metrics={}, missing="lost") for one in rows]) is None
     cross = [(0.1, 1.0), (0.2, 1.0), (0.3, 1.0), (0.1, 2.0), (0.1, 3.0)]
     rows = [row(n, {LO: lo, HI: hi}, 0.1 * n + 0.1) for n, (lo, hi) in enumerate(cross)]
-    assert heat_maps(rows) is None
-
-
-def test_equal_values_and_missing_ones_make_a_map():
-    grid = [(lo, hi) for lo in (0.1, 0.2) for hi in (1.0, 2.0)]
-    rows = [row(n, {LO: lo, HI: hi}, 0.5) for n, (lo, hi) in enumerate(grid)]
-    assert set(map_cells(heat_maps(rows).axes[0]).values()) == {"0.500"}
-    rows = [row(n, {LO: lo, HI: hi}, None) for n, (lo, hi) in enumerate(grid)]
     assert heat_maps(rows) is None
 
 
@@ -402,8 +358,3 @@ def test_names_are_shown_as_they_are(tmp_path):
     assert labels(figure) == [" _hidden", r"cost \$5", r"\$x", "a_b^c\\d{e}", "日本"]
     distances = [replace(one, metrics={"fd_a": one.metrics["fd_a"]}) for one in rows]
     assert len(write_plots(distances, tmp_path)) == 2
-
-
-def test_a_folder_that_is_not_there_is_told(rows, tmp_path):
-    with pytest.raises(GuidexError, match="cannot write"):
-        write_plots(rows[:5], tmp_path / "none")

@@ -10,16 +10,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from report_rows import HI, LO, W, row
 
 from guidex.errors import GuidexError
+from guidex.reports.labels import short_names
 from guidex.reports.rows import (
-    Metric,
+    MetricColumn,
     Row,
     decimals,
     exact,
     main_metrics,
     metric_columns,
-    short_names,
     shown,
 )
 from guidex.reports.tables import (
@@ -31,58 +32,25 @@ from guidex.reports.tables import (
     write_tables,
 )
 
-W, LO, HI = "guidance.schedule.w", "guidance.schedule.lo", "guidance.schedule.hi"
-
-
-def row(point: int, values: dict, guidance: str = "cfg", **changes) -> Row:
-    return replace(
-        Row(
-            point=point,
-            values=values,
-            guidance=guidance,
-            images=64,
-            repeats=1,
-            metrics={},
-            settings={"detector": "pixels", "k": 3, "rule": "<"},
-            evals_main=63,
-            evals_ref=63,
-            gflops=1.5,
-            seconds=3.25,
-        ),
-        **changes,
-    )
-
 
 @pytest.fixture
 def rows() -> list[Row]:
     """Three measured points of three repeats, and one that is missing."""
 
-    def metrics(fd: float, precision: float) -> dict[str, float]:
-        return {
-            "fd_pixels": fd,
-            "precision_pixels": precision,
-            "fd_pixels_min": fd - 0.003,
-            "fd_pixels_max": fd + 0.005,
-        }
+    def measured(fd: float, precision: float) -> dict:
+        metrics = {"fd_pixels": fd, "precision_pixels": precision}
+        metrics |= {"fd_pixels_min": fd - 0.003, "fd_pixels_max": fd + 0.005}
+        return {"metrics": metrics, "repeats": 3}
 
+    error = "out of memory | 24 GiB & 100 % of #1_gpu"
+    ends = [
+        {"guidance": "interval", W: w, LO: 0.1, HI: hi} for w, hi in ((3.0, 1.0), (4.0, math.inf))
+    ]
     return [
-        row(0, {"guidance": "none"}, "none", metrics=metrics(0.82, 0.5), repeats=3, evals_ref=0),
-        row(1, {"guidance": "cfg", W: 2.0}, metrics=metrics(1 / 3, 0.70001), repeats=3),
-        row(
-            2,
-            {"guidance": "interval", W: 3.0, LO: 0.1, HI: 1.0},
-            "interval",
-            metrics=metrics(0.1461, 0.7),
-            repeats=3,
-            evals_ref=12,
-        ),
-        row(
-            3,
-            {"guidance": "interval", W: 4.0, LO: 0.1, HI: math.inf},
-            "interval",
-            repeats=3,
-            missing="out of memory | 24 GiB & 100 % of #1_gpu",
-        ),
+        row(0, {"guidance": "none"}, "none", evals_ref=0, **measured(0.82, 0.5)),
+        row(1, {"guidance": "cfg", W: 2.0}, **measured(1 / 3, 0.70001)),
+        row(2, ends[0], "interval", evals_ref=12, **measured(0.1461, 0.7)),
+        row(3, ends[1], "interval", repeats=3, missing=error),
     ]
 
 
@@ -101,6 +69,8 @@ def test_csv_columns_are_stable(rows):
         "fd_pixels", "fd_pixels_min", "fd_pixels_max", "precision_pixels",
         "evals_main", "evals_ref", "gflops", "seconds", "missing",
     ]  # fmt: skip
+    header = csv_table([row(0, {"repeats": 2, "guidance": "cfg"}, repeats=2)]).splitlines()[0]
+    assert header.startswith("repeats,guidance,images,evals_main")  # none of them twice
     plain = [replace(rows[1], values={W: 2.0}, repeats=1)]
     assert csv_table(plain).splitlines()[0].split(",") == [
         W, "guidance", "images", "fd_pixels", "fd_pixels_min", "fd_pixels_max",
@@ -108,35 +78,19 @@ def test_csv_columns_are_stable(rows):
     ]  # fmt: skip
 
 
-def test_csv_holds_every_digit(rows):
+def test_csv_holds_every_digit_and_nothing_that_is_not_there(rows):
     table = cells(csv_table(rows))
-    assert table[1]["fd_pixels"] == "0.3333333333333333"
-    assert table[1][W] == "2.0"
-    assert [float(one["fd_pixels"]) for one in table[:3]] == [
-        one.metrics["fd_pixels"] for one in rows[:3]
-    ]
-
-
-def test_csv_leaves_empty_what_is_not_there(rows):
-    none, cfg, _, missing = cells(csv_table(rows))
-    assert (none[W], cfg[W], cfg[LO], cfg["missing"]) == ("", "2.0", "", "")
-    assert missing[HI] == "inf"
-    assert missing["missing"] == rows[3].missing
+    assert (table[1]["fd_pixels"], table[1][W]) == ("0.3333333333333333", "2.0")
+    assert [float(line["fd_pixels"]) for line in table[:3]] == [0.82, 1 / 3, 0.1461]
+    none, cfg, _, missing = table
+    assert (none[W], cfg[LO], cfg["missing"]) == ("", "", "")
+    assert (missing[HI], missing["missing"]) == ("inf", rows[3].missing)
     others = ("images", "repeats", "evals_main", "evals_ref", "gflops", "seconds")
-    for name in ("fd_pixels", "fd_pixels_min", *others):
-        assert missing[name] == ""
-
-
-def test_csv_zeros_and_nulls_are_values():
-    table = cells(csv_table([row(0, {W: 0.0, HI: None, "x.flag": False, "seed": 0})]))
-    assert [table[0][key] for key in (W, HI, "x.flag", "seed")] == ["0.0", "null", "false", "0"]
-
-
-def test_a_swept_key_is_not_repeated_as_a_column():
-    text = csv_table([row(0, {"repeats": 2, "guidance": "cfg"}, repeats=2)])
-    header = text.splitlines()[0].split(",")
-    assert len(set(header)) == len(header)
-    assert header[:2] == ["repeats", "guidance"]
+    assert {missing[name] for name in ("fd_pixels", "fd_pixels_min", *others)} == {""}
+    numbers = {W: np.float64(0.1), HI: None, "x.flag": False, "seed": 0}
+    (line,) = cells(csv_table([row(0, numbers, metrics={"fd_a": np.float64(1 / 3)})]))
+    assert [line[key] for key in numbers] == ["0.1", "null", "false", "0"]
+    assert line["fd_a"] == "0.3333333333333333"
 
 
 def test_rows_are_ordered_by_point_and_equal_rows_give_equal_bytes(rows, tmp_path):
@@ -145,12 +99,6 @@ def test_rows_are_ordered_by_point_and_equal_rows_give_equal_bytes(rows, tmp_pat
     assert [path.name for path in paths] == ["table.csv", "table.md", "table.tex", "rows.jsonl"]
     assert [path.read_bytes() for path in write_tables(rows[::-1], tmp_path)] == first
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(path.name for path in paths)
-
-
-def test_numpy_numbers_are_written_as_numbers():
-    one = row(0, {W: np.float64(0.1)}, metrics={"fd_pixels": np.float64(1 / 3)})
-    assert cells(csv_table([one]))[0]["fd_pixels"] == "0.3333333333333333"
-    assert cells(csv_table([one]))[0][W] == "0.1"
 
 
 def test_metric_columns_keep_their_companions_beside_them():
@@ -163,22 +111,16 @@ def test_metric_columns_keep_their_companions_beside_them():
 
 
 @pytest.mark.parametrize(
-    "name, title, arrow",
+    "name, heading",
     [
-        ("fd_pixels", "FD (pixels)", "↓"),
-        ("mode_coverage_coordinates", "Mode coverage (coordinates)", "↑"),
-        ("coverage_x", "Coverage (x)", "↑"),
-        ("log_density_x", "Log density (x)", "↑"),
-        ("outliers_x", "Outliers (x)", "↓"),
-        ("fdx", "fdx", ""),
-        ("vendi_pixels", "vendi_pixels", ""),
-        ("kid_pixels", "KID (pixels)", "↓"),
-        ("cmmd_clip", "CMMD (clip)", "↓"),
-        ("fd_infinity_pixels", "FD∞ (pixels)", "↓"),
+        ("fd_pixels", "FD (pixels) ↓"),
+        ("fd_infinity_pixels", "FD∞ (pixels) ↓"),
+        ("mode_coverage_coordinates", "Mode coverage (coordinates) ↑"),
+        ("fdx", "fdx "),
     ],
 )
-def test_metrics_are_known_by_their_names(name, title, arrow):
-    assert (Metric.of(name).title, Metric.of(name).arrow) == (title, arrow)
+def test_metrics_are_known_by_their_names(name, heading):
+    assert f"{MetricColumn.of(name).title} {MetricColumn.of(name).arrow}" == heading
 
 
 def test_short_names_are_the_shortest_that_tell_keys_apart():
@@ -191,22 +133,10 @@ def test_short_names_are_the_shortest_that_tell_keys_apart():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "values, expected",
-    [
-        ([0.82, 0.146], 3),
-        ([0.82, 0.08], 3),
-        ([2.56, 1.34], 2),
-        ([68.64, 24.18], 2),
-        ([312.7, 146.3], 1),
-        ([4096.0, 1024.0], 0),
-        ([0.0034], 5),
-        ([0.0, math.nan, math.inf, -0.5], 3),
-        ([], 2),
-    ],
-)
-def test_decimals_suit_the_column(values, expected):
-    assert decimals(values) == expected
+def test_decimals_suit_the_column():
+    columns = [[0.82, 0.146], [0.82, 0.08], [2.56, 1.34], [68.64, 24.18], [312.7, 146.3],
+               [4096.0, 1024.0], [0.0034], [0.0, math.nan, math.inf, -0.5], []]  # fmt: skip
+    assert [decimals(column) for column in columns] == [3, 3, 2, 2, 1, 0, 5, 3, 2]
 
 
 def test_values_are_exact_for_files_and_short_for_people():
@@ -251,10 +181,7 @@ def test_the_best_is_the_lowest_or_the_highest(name, best):
     rows = [row(n, {W: n}, metrics={name: value}) for n, value in enumerate((0.2, 0.25, 0.3))]
     lines = markdown_cells(markdown_table(rows))[2:]
     assert ["**" in line[2] for line in lines] == [n == best for n in range(3)]
-
-
-def test_one_value_is_not_the_best():
-    assert "**" not in markdown_table([row(0, {W: 1.0}, metrics={"fd_a": 1.0})])
+    assert "**" not in markdown_table(rows[:1])
 
 
 @pytest.mark.parametrize("change", [{"images": 128}, {"settings": {"detector": "pixels", "k": 5}}])
@@ -266,18 +193,13 @@ def test_no_best_among_what_does_not_compare(rows, change):
 
 def test_a_confidence_interval_is_in_brackets():
     metrics = {"log_density_a": -1.5, "log_density_a_lo": -1.75, "log_density_a_hi": -1.25}
+    metrics |= {"fd_b": 1.5, "fd_b_unbiased": 1.25, "fd_b_lo": 1, "fd_b_hi": 1.75}
     text = markdown_table([row(0, {}, metrics=metrics)])
-    assert markdown_cells(text)[2][1] == r"-1.500 \[-1.750 to -1.250\]"
+    heading, _, line = markdown_cells(text)
+    # Several detectors are told apart.
+    assert heading[1:3] == ["Log density (a) ↑", "FD (b) ↓"]
+    assert line[1:3] == [r"-1.500 \[-1.750 to -1.250\]", r"1.50 \[1.25 in 1.00–1.75\]"]
     assert "confidence interval, with its centre, in brackets" in text
-    metrics = {"fd_a": 1.5, "fd_a_unbiased": 1.25, "fd_a_lo": 1, "fd_a_hi": 1.75}
-    text = markdown_table([row(0, {}, metrics=metrics)])
-    assert markdown_cells(text)[2][1] == r"1.50 \[1.25 in 1.00–1.75\]"
-
-
-def test_several_detectors_are_told_apart():
-    one = row(0, {}, metrics={"precision_a": 0.5, "precision_b": 0.5})
-    text = markdown_table([one])
-    assert markdown_cells(text)[0][1:3] == ["Precision (a) ↑", "Precision (b) ↑"]
 
 
 def check_latex(text: str) -> list[list[str]]:
@@ -412,11 +334,8 @@ def test_text_that_is_no_text_is_written(tmp_path):
     assert "\\udcff" in (tmp_path / "table.csv").read_text()
     line = (tmp_path / "rows.jsonl").read_text().splitlines()[0]
     assert json.loads(line)["missing"].endswith("\udcff")
-
-
-def test_a_folder_that_is_not_there_is_told(rows, tmp_path):
     with pytest.raises(GuidexError, match="cannot write"):
-        write_tables(rows, tmp_path / "none")
+        write_tables([row(1, {})], tmp_path / "none")
 
 
 def edges(rows: list[Row]) -> str:
@@ -515,9 +434,5 @@ def test_a_note_of_a_point_is_shown():
     rows[1] = replace(rows[1], note="no step lies within (0.1, 0.11]")
     for text in (terminal_table(rows, 200), markdown_table(rows), latex_table(rows)):
         assert "Point 1 (guidance cfg, w 2): no step lies within (0.1, 0.11" in text
-
-
-def test_samples_of_a_toy_are_no_images():
-    (one,) = line(W, [1.5])
-    assert "; 1 sample; " in terminal_table([replace(one, unit="samples", images=1)])
-    assert "; 64 images; " in terminal_table([one])
+    assert "; 64 images; " in terminal_table(rows)
+    assert "; 1 sample; " in terminal_table([replace(rows[0], unit="samples", images=1)])

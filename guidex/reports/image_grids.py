@@ -2,35 +2,28 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from guidex.files.atomic import atomic_write
 from guidex.reports.rows import one_line
 
 # Images smaller than this are enlarged to it, or up to the second size where labels need the room.
-_SMALLEST_CELL = 48
-_LABELLED_CELL = 96
-
+_SMALLEST_CELL, _LABELLED_CELL = 48, 96
 # Images larger than this are reduced to it, or further where the sheet would exceed the side.
-_LARGEST_CELL = 256
-_LARGEST_SIDE = 8192
+_LARGEST_CELL, _LARGEST_SIDE = 256, 8192
 
-_GAP = 4
-_MARGIN = 12
+_GAP, _MARGIN = 4, 12
 _ROW_LABEL_WIDTH = 180
 _LABEL_LINES = 3
-_LABEL_SIZE = 13
-_CAPTION_SIZE = 11
-_TITLE_SIZE = 15
+_LABEL_SIZE, _CAPTION_SIZE, _TITLE_SIZE = 13, 11, 15
 
 _HARD = "\u00a0"  # a space at which no line is broken
-_PAPER = (255, 255, 255)
 _INK = (40, 40, 40)
 
 
@@ -58,15 +51,17 @@ def image_grid(
     Raises:
         GuidexError: the file cannot be written.
     """
-    size = _cell_size(images, max(images.shape[:2]), column_labels, _font(_LABEL_SIZE))
-    tiles = _join([_join([_tile(image, size) for image in line]) for line in images], down=True)
-    header = _header(column_labels, size[0])
-    margin = _row_margin(row_labels, size[1])
-    corner = _paper(margin.width, header.height)
-    sheet = _join([_join([corner, header]), _join([margin, tiles])], down=True)
+    font = _font(_LABEL_SIZE)
+    size = _cell_size(images, max(images.shape[:2]), column_labels, font)
+    headings = [_words(label, size[0], font) for label in column_labels]
+    cells = [[_paper(1, 1), *headings]]
+    for label, line in zip(row_labels, images, strict=True):
+        cells.append([_words(label, _ROW_LABEL_WIDTH, font), *(_tile(i, size) for i in line)])
+    # Row labels stand at the right and in the middle, headings at the bottom.
+    sheet = _sheet(cells, lambda row, column: (0.5 if column else 1.0, 0.5 if row else 1.0))
     if title is not None:
         words = _words(title, sheet.width, _font(_TITLE_SIZE, bold=True))
-        sheet = _join([words, sheet], down=True)
+        sheet = _sheet([[words], [sheet]], lambda row, column: (0.0, 0.0))
     _save(sheet, path)
 
 
@@ -87,13 +82,11 @@ def sample_grid(images: np.ndarray, captions: Sequence[str], path: Path) -> None
     columns = math.ceil(math.sqrt(count))
     font = _font(_CAPTION_SIZE)
     size = _cell_size(images, max(columns, math.ceil(count / columns)), captions, font)
-    below = _equal([_words(caption, size[0], font) for caption in captions], size[0], y=0.0)
-    cells = [
-        _join([_tile(image, size), caption], down=True)
-        for image, caption in zip(images, below, strict=True)
-    ]
-    lines = [_join(cells[first : first + columns]) for first in range(0, count, columns)]
-    _save(_join(lines, down=True), path)
+    cells = []
+    for first in range(0, count, columns):
+        cells.append([_tile(image, size) for image in images[first : first + columns]])
+        cells.append([_words(text, size[0], font) for text in captions[first : first + columns]])
+    _save(_sheet(cells, lambda row, column: (0.5, 0.0)), path)
 
 
 def _cell_size(
@@ -119,19 +112,7 @@ def _tile(image: np.ndarray, size: tuple[int, int]) -> Image.Image:
     pixels = image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
     picture = Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
     method = Image.Resampling.NEAREST if picture.width <= size[0] else Image.Resampling.LANCZOS
-    return picture if picture.size == size else picture.resize(size, method)
-
-
-def _header(labels: Sequence[str], width: int) -> Image.Image:
-    """Labels above columns of a width, standing on the images."""
-    return _join(_equal([_words(label, width) for label in labels], width, y=1.0))
-
-
-def _row_margin(labels: Sequence[str], height: int) -> Image.Image:
-    """Labels to the left of rows of a height."""
-    words = [_words(label, _ROW_LABEL_WIDTH) for label in labels]
-    width = max(block.width for block in words)
-    return _join([_fit(block, (width, height), 1.0, 0.5) for block in words], down=True)
+    return picture.resize(size, method)
 
 
 @cache
@@ -141,15 +122,12 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)
 
 
-def _words(text: str, width: int, font: ImageFont.FreeTypeFont | None = None) -> Image.Image:
+def _words(text: str, width: int, font: ImageFont.FreeTypeFont) -> Image.Image:
     """Text in lines of at most a width, each centred."""
-    font = _font(_LABEL_SIZE) if font is None else font
-    lines = _wrap(one_line(text), width, font)
+    lines = _wrap(one_line(text), width, font) or [""]
     ascent, descent = font.getmetrics()
-    block = _paper(
-        max((math.ceil(font.getlength(line)) for line in lines), default=1),
-        max(1, len(lines)) * (ascent + descent),
-    )
+    longest = max(math.ceil(font.getlength(line)) for line in lines)
+    block = _paper(max(1, longest), len(lines) * (ascent + descent))
     draw = ImageDraw.Draw(block)
     for number, line in enumerate(lines):
         place = (block.width / 2, number * (ascent + descent) + ascent)
@@ -174,39 +152,33 @@ def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
     return lines
 
 
-def _equal(blocks: Sequence[Image.Image], width: int, y: float) -> list[Image.Image]:
-    """Blocks centred in a width, at the height of the tallest; y = 0 on top, 1 at the bottom."""
-    height = max(block.height for block in blocks)
-    return [_fit(block, (width, height), 0.5, y) for block in blocks]
+def _sheet(
+    cells: Sequence[Sequence[Image.Image]], anchor: Callable[[int, int], tuple[float, float]]
+) -> Image.Image:
+    """Images in rows, which may be shorter than the first, and columns, with gaps.
 
-
-def _fit(block: Image.Image, size: tuple[int, int], x: float, y: float) -> Image.Image:
-    """A block on paper of a size; 0 is left and top, 1 right and bottom."""
-    paper = _paper(*size)
-    place = (round(x * (size[0] - block.width)), round(y * (size[1] - block.height)))
-    paper.paste(block, place)
-    return paper
-
-
-def _join(blocks: Sequence[Image.Image], down: bool = False) -> Image.Image:
-    """Blocks beside or below each other, with gaps."""
-    sizes = np.array([block.size for block in blocks])
-    along = 1 if down else 0
-    extent = sizes.max(axis=0)
-    extent[along] = sizes[:, along].sum() + _GAP * (len(blocks) - 1)
-    paper = _paper(*extent.tolist())
-    place = [0, 0]
-    for block in blocks:
-        paper.paste(block, tuple(place))
-        place[along] += block.size[along] + _GAP
-    return paper
+    Arguments:
+        cells: the images; a column is as wide as its widest one, a row as high as its highest.
+        anchor: where an image stands in its cell, by row and column: x, y from 0, left and top,
+            to 1, right and bottom.
+    """
+    columns = [[line[k] for line in cells if k < len(line)] for k in range(len(cells[0]))]
+    widths = [max(image.width for image in column) for column in columns]
+    heights = [max(image.height for image in line) for line in cells]
+    sheet = _paper(*(sum(sizes) + _GAP * (len(sizes) - 1) for sizes in (widths, heights)))
+    for row, line in enumerate(cells):
+        for column, image in enumerate(line):
+            x, y = anchor(row, column)
+            left = sum(widths[:column]) + _GAP * column + round(x * (widths[column] - image.width))
+            top = sum(heights[:row]) + _GAP * row + round(y * (heights[row] - image.height))
+            sheet.paste(image, (left, top))
+    return sheet
 
 
 def _paper(width: int, height: int) -> Image.Image:
-    return Image.new("RGB", (width, height), _PAPER)
+    return Image.new("RGB", (width, height), "white")
 
 
 def _save(sheet: Image.Image, path: Path) -> None:
-    framed = _paper(sheet.width + 2 * _MARGIN, sheet.height + 2 * _MARGIN)
-    framed.paste(sheet, (_MARGIN, _MARGIN))
+    framed = ImageOps.expand(sheet, _MARGIN, "white")
     atomic_write(path, lambda file: framed.save(file, format="PNG"))

@@ -6,8 +6,7 @@ interval, <name>_lo, <name>_hi and its centre <name>_unbiased.
 """
 
 import math
-import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -104,7 +103,7 @@ _SHARES = ("precision", "recall", "coverage", "accuracy", "mode_coverage", "outl
 
 
 @dataclass(frozen=True)
-class Metric:
+class MetricColumn:
     """A main metric column, taken apart by its name.
 
     Attributes:
@@ -125,7 +124,7 @@ class Metric:
     digits: int | None
 
     @classmethod
-    def of(cls, name: str) -> "Metric":
+    def of(cls, name: str) -> "MetricColumn":
         for kind, known in KINDS.items():
             if name == kind or name.startswith(f"{kind}_"):
                 return cls(name, kind, name[len(kind) + 1 :], *known)
@@ -169,15 +168,30 @@ def metric_columns(rows: Iterable[Row]) -> list[str]:
     return [column for name in mains for column in _with_companions(name, names)]
 
 
-def main_metrics(rows: Iterable[Row]) -> list[Metric]:
+def main_metrics(rows: Iterable[Row]) -> list[MetricColumn]:
     """The metrics without what goes with them, in order of first appearance."""
     columns = metric_columns(rows)
-    return [Metric.of(name) for name in columns if _is_main(name, columns)]
+    return [MetricColumn.of(name) for name in columns if _is_main(name, columns)]
 
 
-def chief_metrics(metrics: Sequence[Metric]) -> list[Metric]:
+def chief_metrics(metrics: Sequence[MetricColumn]) -> list[MetricColumn]:
     """Those by which points are compared: Fréchet distances, without one the first."""
     return [metric for metric in metrics if metric.kind == "fd"] or list(metrics[:1])
+
+
+def metric_name(metric: MetricColumn, metrics: Sequence[MetricColumn]) -> str:
+    """A distance is nothing without its detector; of others it is named where there are several."""
+    several = len({other.detector for other in metrics}) > 1
+    return metric.title if several or metric.kind == "fd" else metric.label
+
+
+def best_text(values: Iterable[float], metric: MetricColumn) -> str | None:
+    """The best of at least two values, as printed; None without them or a direction."""
+    finite = [value for value in values if math.isfinite(value)]
+    if metric.better is None or len(finite) < 2:
+        return None
+    best = (min if metric.better == "lower" else max)(finite)
+    return f"{best:.{metric.decimals(finite)}f}"
 
 
 def spread(row: Row, name: str) -> Spread | None:
@@ -195,8 +209,8 @@ def _is_main(name: str, names: Sequence[str]) -> bool:
 
 def _with_companions(name: str, names: Sequence[str]) -> list[str]:
     """A column and those that go with it; with repeats, fd_x_lo has its own fd_x_lo_min."""
-    found = [name + suffix for suffix in _COMPANIONS if name + suffix in names]
-    return [name] + [column for each in found for column in _with_companions(each, names)]
+    companions = [name + suffix for suffix in _COMPANIONS if name + suffix in names]
+    return [name] + [column for each in companions for column in _with_companions(each, names)]
 
 
 def ordered(rows: Iterable[Row]) -> list[Row]:
@@ -216,29 +230,6 @@ def ordered(rows: Iterable[Row]) -> list[Row]:
 def swept_keys(rows: Iterable[Row]) -> list[str]:
     """All swept keys, in order of first appearance."""
     return list(dict.fromkeys(key for row in rows for key in row.values))
-
-
-# Headings of the columns that every table has.
-FIXED = ("guidance", "images", "repeats", "evals_main", "evals_ref", "gflops", "seconds", "missing")
-
-
-def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The shortest suffix of each key, cut at dots, that names no other: guidance.schedule.w -> w.
-
-    A suffix that is the name of one of the fixed columns is not taken, unless it is the whole key.
-    """
-    parts = {key: re.split(r"[./@]", key) for key in keys}
-    names = {}
-    for key, own in parts.items():
-        others = [part for other, part in parts.items() if other != key]
-        names[key] = key
-        for count in range(1, len(own)):
-            suffix = own[-count:]
-            taken = ".".join(suffix) in FIXED or any(suffix == part[-count:] for part in others)
-            if not taken:
-                names[key] = ".".join(suffix)
-                break
-    return names
 
 
 def is_number(value: Value) -> bool:
@@ -291,12 +282,11 @@ def counted(number: int, noun: str) -> str:
 def runs(rows: Sequence[Row]) -> str:
     """How much was measured per point, such as "64 images × 3 repeats"."""
     measured = [row for row in rows if row.is_measured]
-    unit = measured[0].unit.removesuffix("s")
-    images, repeats = ({getattr(row, name) for row in measured} for name in ("images", "repeats"))
-    text = _range(images, unit)
-    return text if repeats == {1} else f"{text} × {_range(repeats, 'repeat')}"
+    images = _range([row.images for row in measured], measured[0].unit.removesuffix("s"))
+    repeats = [row.repeats for row in measured]
+    return images if set(repeats) == {1} else f"{images} × {_range(repeats, 'repeat')}"
 
 
-def _range(counts: Collection[int], noun: str) -> str:
-    least = "" if len(counts) == 1 else f"{min(counts)}–"
+def _range(counts: Sequence[int], noun: str) -> str:
+    least = "" if min(counts) == max(counts) else f"{min(counts)}–"
     return least + counted(max(counts), noun)

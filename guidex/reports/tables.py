@@ -11,12 +11,12 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from guidex.files.atomic import atomic_write
-from guidex.reports.columns import Cell, Column, Table, loss
+from guidex.reports.columns import Cell, Column, RoundedTable
 from guidex.reports.rows import Row, Value, exact, metric_columns, one_line, ordered, swept_keys
 
 
@@ -63,23 +63,17 @@ def csv_table(rows: Sequence[Row]) -> str:
         text, list(dict.fromkeys(names)), extrasaction="ignore", lineterminator="\n"
     )
     writer.writeheader()
-    writer.writerows(_known(row) | _swept(row, keys) for row in rows)
+    for row in rows:
+        known: dict[str, Value] = dict(row.metrics)
+        if row.is_measured:
+            known |= {"images": row.images, "repeats": row.repeats, "seconds": row.seconds}
+        if row.is_priced:
+            known |= {name: getattr(row, name) for name in ("evals_main", "evals_ref", "gflops")}
+        known |= {"guidance": row.guidance, "missing": row.missing or ""}
+        # A swept key is empty where the point does not have it, whatever else is called so.
+        known |= {key: row.value(key) if row.holds(key) else "" for key in keys}
+        writer.writerow({name: exact(value) for name, value in known.items()})
     return text.getvalue()
-
-
-def _known(row: Row) -> dict[str, str]:
-    """What is known of a row beside its swept values, by column, with all digits."""
-    known: dict[str, Value] = dict(row.metrics)
-    if row.is_measured:
-        known |= {"images": row.images, "repeats": row.repeats, "seconds": row.seconds}
-    if row.is_priced:
-        known |= {name: getattr(row, name) for name in ("evals_main", "evals_ref", "gflops")}
-    texts = {"guidance": row.guidance, "missing": row.missing or ""}
-    return texts | {name: exact(value) for name, value in known.items()}
-
-
-def _swept(row: Row, keys: Sequence[str]) -> dict[str, str]:
-    return {key: exact(row.value(key)) if row.holds(key) else "" for key in keys}
 
 
 def json_lines(rows: Sequence[Row]) -> str:
@@ -98,35 +92,33 @@ def json_lines(rows: Sequence[Row]) -> str:
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """A pipe table, the best values in bold, with notes below."""
-    table = Table.of(rows)
+    table = RoundedTable.of(rows)
     lines = [
         [_escape_markdown(column.heading) for column in table.columns],
         ["---:" if column.numeric else ":---" for column in table.columns],
+        *([_cell(cell, _escape_markdown, "**{}**") for cell in cells] for cells in table.lines()),
     ]
-    for cells in table.lines():
-        lines.append([_markdown_cell(cell) for cell in cells])
-    notes = [*table.notes("bold = best"), *table.origin]
-    body = "".join("| " + " | ".join(line) + " |\n" for line in lines)
-    return body + "".join(f"\n{_escape_markdown(note)}\n" for note in notes)
+    body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return body + "".join(f"\n{_escape_markdown(note)}\n" for note in _notes(table))
 
 
 def latex_table(rows: Sequence[Row]) -> str:
     r"""A booktabs tabular, the best values in bold, with notes below; to be \input in a table."""
-    table = Table.of(rows)
+    table = RoundedTable.of(rows)
     alignment = "".join("r" if column.numeric else "l" for column in table.columns)
     heading = " & ".join(_latex_heading(column) for column in table.columns)
-    body = "".join(
-        "  " + " & ".join(_latex_cell(cell) for cell in cells) + " \\\\\n"
+    lines = [
+        " & ".join(_cell(cell, _escape_latex, r"\textbf{{{}}}") for cell in cells)
         for cells in table.lines()
-    )
-    notes = [*table.notes("bold = best"), *table.origin]
+    ]
+    body = "".join(f"  {line} \\\\\n" for line in lines)
     return (
         "% Needs \\usepackage{booktabs}. In a document:\n"
         "% \\begin{table}\\centering\\input{table}\\caption{...}\\end{table}\n"
         f"\\begin{{tabular}}{{{alignment}}}\n  \\toprule\n  {heading} \\\\\n  \\midrule\n"
         f"{body}  \\bottomrule\n\\end{{tabular}}\n"
         "\\par\\smallskip\n\\begin{minipage}{\\linewidth}\n  \\footnotesize\n"
-        + "".join(f"  {_escape_latex(note)}\\par\n" for note in notes)
+        + "".join(f"  {_escape_latex(note)}\\par\n" for note in _notes(table))
         + "\\end{minipage}\n"
     )
 
@@ -140,23 +132,27 @@ def terminal_table(rows: Sequence[Row], width: int = 100) -> str:
         rows: at least one, not all of them missing.
         width: characters per line; no line is longer.
     """
-    whole = Table.of(rows)
+    whole = RoundedTable.of(rows)
     for table in whole.narrower():
-        if table.width() <= width:
+        lines = table.text()
+        if max(map(len, lines)) <= width:
             break
-    lines = [line if len(line) <= width else line[: width - 1] + "…" for line in table.text()]
+    lines = [line if len(line) <= width else line[: width - 1] + "…" for line in lines]
     notes = table.notes("* = best")
     if table != whole:
-        notes.insert(0, f"Left out for want of room, see table.csv: {loss(whole, table)}.")
+        notes.insert(0, f"Left out for want of room, see table.csv: {whole.loss(table)}.")
     for note in notes:
         lines += textwrap.wrap(note, width, subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(lines)
 
 
-def _markdown_cell(cell: Cell) -> str:
-    text = _escape_markdown(cell.text)
-    text = f"**{text}**" if cell.best else text
-    return f"{text} {_escape_markdown(cell.spread)}".strip()
+def _notes(table: RoundedTable) -> list[str]:
+    return [*table.notes("bold = best"), *table.origin]
+
+
+def _cell(cell: Cell, escape: Callable[[str], str], bold: str) -> str:
+    text = bold.format(escape(cell.text)) if cell.best else escape(cell.text)
+    return f"{text} {escape(cell.spread)}".strip()
 
 
 def _escape_markdown(text: str) -> str:
@@ -186,16 +182,9 @@ def _latex_heading(column: Column) -> str:
     metric = column.metric
     if metric is None or metric.detector == "":
         return _escape_latex(column.heading)
-    name = column.heading.replace(f" ({metric.detector})", "\0")
-    before, found, after = name.partition("\0")
-    detector = rf"\textsubscript{{{_escape_latex(metric.detector)}}}" if found else ""
-    return f"{_escape_latex(before)}{detector} {_escape_latex(after)}".strip()
-
-
-def _latex_cell(cell: Cell) -> str:
-    text = _escape_latex(cell.text)
-    text = rf"\textbf{{{text}}}" if cell.best else text
-    return f"{text} {_escape_latex(cell.spread)}".strip()
+    before, detector, after = column.heading.partition(f" ({metric.detector})")
+    below = rf"\textsubscript{{{_escape_latex(metric.detector)}}}" if detector != "" else ""
+    return f"{_escape_latex(before)}{below} {_escape_latex(after)}".strip()
 
 
 def _plain(value: Any) -> Any:

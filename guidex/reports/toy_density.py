@@ -33,9 +33,6 @@ def true_draws(model: ExactDenoiser, classes: Classes) -> np.ndarray:
     return model.sample(labels, DRAWS, generator).double().cpu().numpy()
 
 
-# Limits
-
-
 def limits_around(
     draws: Sequence[np.ndarray], samples: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -44,26 +41,26 @@ def limits_around(
     Samples may double the true width, but no more: however far they run away, the density that
     they should be in stays to be seen.
     """
-    true = np.stack([_bulk(cloud, TRUE_TAIL) for cloud in draws])
-    true_low, true_high = true[:, 0].min(axis=0), true[:, 1].max(axis=0)
-    sampled = np.stack([_bulk(cloud, TAIL) for cloud in samples])
+    true_low, true_high = _bulk(draws, TRUE_TAIL)
+    low, high = _bulk(samples, TAIL)
     allowed = (true_high - true_low) / 2
-    low = np.clip(sampled[:, 0].min(axis=0), true_low - allowed, true_low)
-    high = np.clip(sampled[:, 1].max(axis=0), true_high, true_high + allowed)
+    low = np.clip(low, true_low - allowed, true_low)
+    high = np.clip(high, true_high, true_high + allowed)
     margin = 0.05 * (high - low)
     return low - margin, high + margin
 
 
-def _bulk(points: np.ndarray, tail: float) -> np.ndarray:
-    """Limits [2, d], low and high, of points [N, d] without the share `tail` on either side.
+def _bulk(clouds: Sequence[np.ndarray], tail: float) -> tuple[np.ndarray, np.ndarray]:
+    """Limits, [d] each, around finite points [N, d] without the share `tail` of each cloud on
+    either side.
 
     Rounded inwards, so that the point farthest out never counts, however few there are.
     """
-    finite = points[np.isfinite(points).all(axis=1)]
-    if len(finite) == 0:
-        return np.stack([np.full(points.shape[1], bound) for bound in (np.inf, -np.inf)])
-    low = np.quantile(finite, tail, axis=0, method="higher")
-    return np.stack([low, np.quantile(finite, 1 - tail, axis=0, method="lower")])
+    finite = [cloud[np.isfinite(cloud).all(axis=1)] for cloud in clouds]
+    finite = [cloud for cloud in finite if len(cloud) > 0]
+    low = [np.quantile(cloud, tail, axis=0, method="higher") for cloud in finite]
+    high = [np.quantile(cloud, 1 - tail, axis=0, method="lower") for cloud in finite]
+    return np.min(low, axis=0, initial=np.inf), np.max(high, axis=0, initial=-np.inf)
 
 
 def square_around(
@@ -78,9 +75,6 @@ def square_around(
         half_extent = float(np.maximum(high - middle, middle - low).max())
     x, y = middle.tolist()
     return (x - half_extent, x + half_extent), (y - half_extent, y + half_extent)
-
-
-# Densities
 
 
 class Density1D:
@@ -125,8 +119,8 @@ class Density1D:
         low, high = self._image.min(), self._image.max()
         levels = [level for level in (0.25, 0.5, 0.75) if low < level < high]
         if len(levels) > 0:
-            place = {"extent": self._extent, "origin": "lower"}
-            axes.contour(self._image, levels, colors=colour, linewidths=0.7, **place)
+            style = {"colors": colour, "linewidths": 0.7, "origin": "lower"}
+            axes.contour(self._image, levels, extent=self._extent, **style)
 
 
 class Density2D:
@@ -183,9 +177,6 @@ def _device(model: ExactDenoiser) -> torch.device:
     return next(model.buffers(), torch.empty(0)).device
 
 
-# Modes
-
-
 class Modes:
     """The modes of a 1D truth within the given classes, left to right; one where it has none.
 
@@ -217,5 +208,5 @@ class Modes:
             return np.zeros(len(x), dtype=np.int64)
         points = torch.from_numpy(x).to(self._log_weights)
         log_joint = self._log_weights + self._normals.log_prob(points)
-        by_mode = torch.stack([log_joint[:, own].logsumexp(dim=1) for own in self._parts])
+        by_mode = torch.stack([log_joint[:, part].logsumexp(dim=1) for part in self._parts])
         return np.argmax(by_mode.cpu().numpy(), axis=0)

@@ -11,7 +11,6 @@ from pathlib import Path
 from string import ascii_lowercase
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from guidex.models.denoiser import ExactDenoiser
@@ -38,6 +37,7 @@ from guidex.reports.toy_panels import (
 STYLE = {
     "axes.labelsize": 9,
     "axes.linewidth": 0.6,
+    "axes.titlesize": 9.5,
     "xtick.labelsize": 8.5,
     "ytick.labelsize": 8.5,
 }
@@ -46,9 +46,6 @@ STYLE = {
 # points.
 PANEL_WIDTH = 1.6
 UPPER_HEIGHT, LOWER_HEIGHT = 1.6, 0.65
-HEIGHT_1D = UPPER_HEIGHT + 0.25 + LOWER_HEIGHT
-LEFT_MARGIN = 0.55
-TITLE_LINE = 0.19
 
 HEADROOM = 2.0  # height of the axes of a histogram, in true peaks
 
@@ -91,21 +88,27 @@ def figure_1d(
         x_range = (float(low[0]), float(high[0]))
     if sigma_range is None:
         sigma_range = (0.0, _highest_sigma(panels, truth))
-
     densities = [
-        Density1D(model, classes, cloud, x_range, sigma_range)
-        for model, cloud in zip(models, draws, strict=True)
+        Density1D(model, classes, drawn, x_range, sigma_range)
+        for model, drawn in zip(models, draws, strict=True)
     ]
     modes = Modes(truth, classes)
     with default_settings(STYLE):
         titles = ["densities", *(panel.title for panel in panels)]
-        page = _Page(titles, height=HEIGHT_1D, right=0.28, below=0.44)
-        draw_densities(*_add_column(page, 0, densities[0]), densities, _names(truth, reference))
-        for index, panel in enumerate(panels, start=1):
-            upper, lower = _add_column(page, index, densities[0])
+        figure, grid = _page(titles, [UPPER_HEIGHT, LOWER_HEIGHT])
+        for upper, lower in grid:
+            upper.set(xlim=x_range, ylim=sigma_range)
+            upper.tick_params(labelbottom=False)
+            lower.set(xlim=x_range, ylim=(0, HEADROOM * densities[0].peak))
+            lower.set_xlabel("x", labelpad=1)
+            if upper.get_subplotspec().is_first_col():
+                upper.set_ylabel("σ")
+                lower.set_ylabel("density")
+        draw_densities(*grid[0], densities, _names(truth, reference))
+        for (upper, lower), panel in zip(grid[1:], panels, strict=True):
             draw_trajectories(upper, panel, densities[0], modes)
             draw_histogram(lower, panel, densities[0], modes)
-        page.save(path)
+        save(figure, path, metadata={"Software": None})
 
 
 def figure_2d(
@@ -138,20 +141,14 @@ def figure_2d(
     x_range, y_range = square_around(low, high, half_extent, center)
     density = Density2D(truth, classes, draws, x_range, y_range)
     with default_settings(STYLE):
-        titles = [panel.title for panel in panels]
-        page = _Page(titles, height=PANEL_WIDTH, right=0.15, below=0.28)
-        for index, panel in enumerate(panels):
-            axes = page.add_axes(index, 0.0, PANEL_WIDTH)
-            axes.set(xlim=x_range, ylim=y_range)
+        figure, grid = _page([panel.title for panel in panels], [PANEL_WIDTH])
+        for (axes,), panel in zip(grid, panels, strict=True):
+            axes.set(xlim=x_range, ylim=y_range, box_aspect=1)
             axes.locator_params(nbins=5)
-            axes.tick_params(labelbottom=page.is_lowest(index), labelleft=page.is_first(index))
             density.draw(axes)
             draw_paths(axes, panel)
             draw_samples(axes, panel)
-        page.save(path)
-
-
-# What is to be seen
+        save(figure, path, metadata={"Software": None})
 
 
 def _class_shares(panels: Sequence[ToyPanel], truth: ExactDenoiser) -> Classes:
@@ -179,74 +176,37 @@ def _names(truth: ExactDenoiser, reference: ExactDenoiser | None) -> tuple[str, 
     return "conditional", "unconditional" if is_unconditional else "reference"
 
 
-# Pages
-
-
-class _Page:
+def _page(titles: Sequence[str], heights: Sequence[float]) -> tuple[Figure, np.ndarray]:
     """A figure of titled panels in rows of up to four.
-
-    Places are reckoned in inches, not fitted to what is drawn: panels are of the same size and in
-    line, whatever stands beside them.
 
     Arguments:
         titles: one per panel.
-        height: of a panel, without the title above it.
-        right, below: room for what stands there.
+        heights: of the axes of a panel, which stand below each other, in inches.
+
+    Returns:
+        The figure, and its axes [len(titles), len(heights)].
     """
-
-    def __init__(self, titles: Sequence[str], *, height: float, right: float, below: float) -> None:
-        count = len(titles)
-        self._count = count
-        self._columns = count if count <= 4 else 3 if count in (5, 6, 9) else 4
-        if count > 1:
-            titles = [f"({ascii_lowercase[k]}) {title}" for k, title in enumerate(titles)]
-        titles = [textwrap.fill(title, 24, max_lines=3, placeholder=" …") for title in titles]
-        head = 0.12 + TITLE_LINE * (1 + max(title.count("\n") for title in titles))
-        self._below = below
-        self._across = PANEL_WIDTH + right
-        self._down = head + height + below
-        rows = math.ceil(count / self._columns)
-        self._size = np.array([LEFT_MARGIN + self._columns * self._across, rows * self._down])
-        self._figure = Figure(self._size)
-        for index, title in enumerate(titles):
-            x, y = (self._corner(index) + (0, height + 0.06)) / self._size
-            # Titles come from people: a dollar sign is a dollar sign.
-            self._figure.text(x, y, title, va="bottom", size=9.5, parse_math=False)
-
-    def _corner(self, index: int) -> np.ndarray:
-        """The lower left corner of a panel, in inches."""
-        row, column = divmod(index, self._columns)
-        top = self._size[1] - row * self._down
-        return np.array([LEFT_MARGIN + column * self._across, top - self._down + self._below])
-
-    def add_axes(self, index: int, rise: float, height: float) -> Axes:
-        """Axes as wide as the panel, `rise` inches above its lower edge."""
-        start = (self._corner(index) + (0, rise)) / self._size
-        return self._figure.add_axes((*start, *(np.array([PANEL_WIDTH, height]) / self._size)))
-
-    def is_first(self, index: int) -> bool:
-        """Whether the panel is the first of its row."""
-        return index % self._columns == 0
-
-    def is_lowest(self, index: int) -> bool:
-        """Whether there is no panel below."""
-        return index + self._columns >= self._count
-
-    def save(self, path: Path) -> None:
-        """Write the figure."""
-        save(self._figure, path, metadata={"Software": None})
-
-
-def _add_column(page: _Page, index: int, truth: Density1D) -> tuple[Axes, Axes]:
-    """A panel of a 1D figure: axes for all noise levels, and below them for sigma = 0."""
-    upper = page.add_axes(index, HEIGHT_1D - UPPER_HEIGHT, UPPER_HEIGHT)
-    lower = page.add_axes(index, 0.0, LOWER_HEIGHT)
-    upper.set(xlim=truth.x_range, ylim=truth.sigma_range)
-    lower.set(xlim=truth.x_range, ylim=(0, HEADROOM * truth.peak))
-    lower.set_xlabel("x", labelpad=1)
-    first = page.is_first(index)
-    upper.set_ylabel("σ" if first else "")
-    lower.set_ylabel("density" if first else "")
-    upper.tick_params(left=first, labelleft=first, labelbottom=False)
-    lower.tick_params(left=first, labelleft=first)
-    return upper, lower
+    count, parts = len(titles), len(heights)
+    columns = count if count <= 4 else 3 if count in (5, 6, 9) else 4
+    rows = math.ceil(count / columns)
+    if count > 1:
+        titles = [f"({ascii_lowercase[k]}) {title}" for k, title in enumerate(titles)]
+    titles = [textwrap.fill(title, 24, max_lines=3, placeholder=" …") for title in titles]
+    lines = 1 + max(title.count("\n") for title in titles)
+    size = (
+        0.55 + columns * (PANEL_WIDTH + 0.13 * parts),
+        rows * (sum(heights) + 0.36 * parts + 0.19 * lines),
+    )
+    figure = Figure(size)
+    figure.set_layout_engine("compressed", h_pad=0.06)
+    grid = figure.subplots(rows * parts, columns, squeeze=False, height_ratios=[*heights] * rows)
+    panels = grid.reshape(rows, parts, columns).swapaxes(1, 2).reshape(-1, parts)
+    for axes in panels[count:].flat:
+        axes.remove()
+    for axes in panels[:count].flat:
+        if not axes.get_subplotspec().is_first_col():
+            axes.tick_params(left=False, labelleft=False)
+    for title, (first, *_) in zip(titles, panels, strict=False):
+        # Titles come from people: a dollar sign is a dollar sign.
+        first.set_title(title, loc="left", parse_math=False)
+    return figure, panels[:count]

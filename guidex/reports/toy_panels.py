@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
 
 from guidex.reports.toy_density import Density1D, Limits, Modes
 
@@ -44,13 +43,8 @@ class ToyPanel:
     def guided_ranges(self) -> list[Limits]:
         """The noise levels (lo, hi] of each run of guided steps."""
         edges = np.flatnonzero(np.diff(self.guided.astype(int), prepend=0, append=0))
-        return [
-            (float(self.sigmas[stop]), float(self.sigmas[first]))
-            for first, stop in edges.reshape(-1, 2)
-        ]
-
-
-# 1D
+        ranges = self.sigmas[edges.reshape(-1, 2)].tolist()
+        return [(lo, hi) for hi, lo in ranges]
 
 
 def draw_densities(
@@ -105,10 +99,10 @@ def mode_shares(counts: np.ndarray) -> list[tuple[str, str]]:
         return []
     if len(counts) > NAMED_MODES:
         return [(f"{np.count_nonzero(counts)} of {len(counts)} modes", BLACK)]
-    pieces = [("modes ", BLACK)]
+    pieces = []
     for mode, count in enumerate(counts.tolist()):
-        pieces += [(" / ", BLACK)] if mode > 0 else []
-        pieces += [(percent(count, int(counts.sum())), _mode_colour(mode))]
+        share = percent(count, int(counts.sum())), _mode_colour(mode)
+        pieces += [(" / " if mode > 0 else "modes ", BLACK), share]
     return pieces
 
 
@@ -126,19 +120,11 @@ def _mode_colour(mode: int) -> str:
 
 def _note(axes: Axes, pieces: Sequence[tuple[str, str]]) -> None:
     """A line right above the axes, of pieces of text and their colours."""
-    areas = [
-        TextArea(text, textprops={"color": colour, "size": NOTE_SIZE}) for text, colour in pieces
-    ]
-    line = AnchoredOffsetbox(
-        "lower left",
-        child=HPacker(children=areas, pad=0, sep=0),
-        pad=0.1,
-        borderpad=0.1,
-        frameon=False,
-        bbox_to_anchor=(0, 1),
-        bbox_transform=axes.transAxes,
-    )
-    axes.add_artist(line)
+    place, corner = "axes fraction", (0.01, 1.03)
+    for text, colour in pieces:
+        style = {"color": colour, "size": NOTE_SIZE, "va": "bottom"}
+        place = axes.annotate(text, corner, xycoords=place, **style)
+        corner = (1, 0)  # of the piece before
 
 
 def _bracket(axes: Axes, lo: float, hi: float) -> None:
@@ -162,24 +148,15 @@ def _bracket(axes: Axes, lo: float, hi: float) -> None:
 def _name_peak(
     axes: Axes, edges: np.ndarray, height: np.ndarray, is_leftmost: bool, colour: str
 ) -> None:
-    """Write down how high a histogram rises where it leaves its axes, on the side with room."""
+    """Write how high a histogram rises where it leaves its axes, on the side with room."""
     top, peak = axes.get_ylim()[1], int(height.argmax())
     if height[peak] <= top:
         return
     on_left = peak > BINS * (0.2 if is_leftmost else 0.8)
-    axes.annotate(
-        f"↑{height[peak]:.{1 if height[peak] < 10 else 0}f}",
-        (edges[peak] if on_left else edges[peak + 1], top),
-        (-3 if on_left else 3, -3),
-        textcoords="offset points",
-        ha="right" if on_left else "left",
-        va="top",
-        color=colour,
-        size=NOTE_SIZE,
-    )
-
-
-# 2D
+    text = f"↑{height[peak]:.{1 if height[peak] < 10 else 0}f}"
+    place, away = (edges[peak if on_left else peak + 1], top), (-3 if on_left else 3, -3)
+    style = {"ha": "right" if on_left else "left", "va": "top", "color": colour, "size": NOTE_SIZE}
+    axes.annotate(text, place, away, textcoords="offset points", **style)
 
 
 def draw_paths(axes: Axes, panel: ToyPanel) -> None:
@@ -200,15 +177,8 @@ def draw_samples(axes: Axes, panel: ToyPanel) -> None:
         axes.scatter(x, y, area, color=colour, alpha=0.7, lw=0, zorder=2.5, rasterized=True)
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     x, y = panel.samples.T
-    outside = int((~((left <= x) & (x <= right) & (bottom <= y) & (y <= top))).sum())
+    outside = np.count_nonzero(~((left <= x) & (x <= right) & (bottom <= y) & (y <= top)))
     if outside > 0:
-        axes.text(
-            0.98,
-            0.03,
-            f"{outside} outside",
-            transform=axes.transAxes,
-            ha="right",
-            color=BLACK,
-            size=NOTE_SIZE,
-            bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1},
-        )
+        paper = {"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1}
+        style = {"ha": "right", "color": BLACK, "size": NOTE_SIZE, "bbox": paper}
+        axes.text(0.98, 0.03, f"{outside} outside", transform=axes.transAxes, **style)

@@ -12,7 +12,8 @@ from guidex.models.denoiser import Denoiser, ExactDenoiser
 from guidex.reports.image_grids import image_grid
 from guidex.reports.plots import write_plots
 from guidex.reports.rows import Row
-from guidex.reports.toy_figures import ToyPanel, figure_1d, figure_2d
+from guidex.reports.toy_figures import figure_1d, figure_2d
+from guidex.reports.toy_panels import ToyPanel
 from guidex.runs.cohorts import Cohort, Task
 
 MOST_ROWS = 60  # of points in one image grid
@@ -20,7 +21,7 @@ MOST_PANELS = 11  # of points in one figure of a toy
 
 
 # A point of a figure, and the cohort that its samples lie in.
-_Shown = tuple[Cohort, Task]
+_Pair = tuple[Cohort, Task]
 
 
 def draw(rows: Sequence[Row], cohorts: Sequence[Cohort], folder: Path) -> list[Path]:
@@ -30,18 +31,18 @@ def draw(rows: Sequence[Row], cohorts: Sequence[Cohort], folder: Path) -> list[P
     the same seeds and classes; of a toy, where the truth is the same.
     """
     files = list(write_plots(rows, folder))
-    figures: dict[str, list[_Shown]] = {}
+    figures: dict[str, list[_Pair]] = {}
     for cohort in cohorts:
         if cohort.kept > 0:
-            points = [(cohort, task) for task in cohort.tasks]
-            figures.setdefault(_alike(cohort), []).extend(points)
-    for number, points in enumerate(figures.values()):
-        points.sort(key=lambda one: one[1].index)
+            pairs = [(cohort, task) for task in cohort.tasks]
+            figures.setdefault(_alike(cohort), []).extend(pairs)
+    for number, pairs in enumerate(figures.values()):
+        pairs.sort(key=lambda pair: pair[1].index)
         suffix = f"_{number}" if len(figures) > 1 else ""
-        if points[0][1].point.model.space == "points":
-            files += _draw_toy(points, folder / f"toy{suffix}.png")
+        if pairs[0][1].point.model.space == "points":
+            files += _draw_toy(pairs, folder / f"toy{suffix}.png")
         else:
-            files.append(_draw_grid(points, folder / f"grid{suffix}.png"))
+            files.append(_draw_grid(pairs, folder / f"grid{suffix}.png"))
     return files
 
 
@@ -51,22 +52,17 @@ def title(values: dict[str, str], method: str) -> str:
     parts = [] if method in values.values() else [method]
     for key, value in values.items():
         stem, _, name = key.rpartition(".")
-        bounds = f"{stem}.lo", f"{stem}.hi"
-        if key == bounds[0] and bounds[1] in values:
-            parts.append(f"({value},\u00a0{values[bounds[1]]}]")
-        elif key != bounds[1] or bounds[0] not in values:
+        lo, hi = f"{stem}.lo", f"{stem}.hi"
+        if key == lo and hi in values:
+            parts.append(f"({value},\u00a0{values[hi]}]")
+        elif key != hi or lo not in values:
             parts.append(value if not stem else f"{name} {value}")
-    if bounded and method == "interval":
-        parts = [part for part in parts if part != method]
-    return " · ".join(parts)
+    spoken_for = bounded and method == "interval"  # by its bounds
+    return " · ".join(part for part in parts if not (spoken_for and part == method))
 
 
 def toy_panel(
-    name: str,
-    plan: Plan,
-    samples: np.ndarray,
-    labels: np.ndarray | None,
-    path: np.ndarray,
+    name: str, plan: Plan, samples: np.ndarray, labels: np.ndarray | None, path: np.ndarray
 ) -> ToyPanel:
     """A toy's samples and trajectories as a panel of a figure."""
     guided = plan.guided.any(axis=(0, 2))
@@ -126,32 +122,30 @@ def _alike(cohort: Cohort) -> str:
     return content_key({key: value for key, value in model.items() if key != "references"})
 
 
-def _draw_grid(points: Sequence[_Shown], path: Path) -> Path:
+def _draw_grid(pairs: Sequence[_Pair], path: Path) -> Path:
     """Same seeds under every point: a row per point, a column per seed."""
-    shown = points[:MOST_ROWS]
-    kept = [
-        cohort.gathered(task, "gallery", first=cohort.kept)[0]["gallery"][: cohort.kept]
-        for cohort, task in shown
-    ]
-    heading = None
-    if len(shown) < len(points):
-        heading = f"the first {len(shown)} of {len(points)} points"
-    names = [_name(task) for _, task in shown]
-    image_grid(np.stack(kept), names, _columns(points[0][0]), path, title=heading)
+    images, names = [], []
+    for cohort, task in pairs[:MOST_ROWS]:
+        arrays, _ = cohort.gathered(task, "gallery", first=cohort.kept)
+        images.append(arrays["gallery"][: cohort.kept])
+        names.append(_name(task))
+    count = len(pairs)
+    heading = f"the first {MOST_ROWS} of {count} points" if count > MOST_ROWS else None
+    image_grid(np.stack(images), names, _columns(pairs[0][0]), path, title=heading)
     return path
 
 
-def _draw_toy(points: Sequence[_Shown], path: Path) -> list[Path]:
+def _draw_toy(pairs: Sequence[_Pair], path: Path) -> list[Path]:
     files = []
-    model, view = points[0][1].point.model, points[0][0].config["figure"]
-    reference = _reference([task for _, task in points])
-    for first in range(0, len(points), MOST_PANELS):
+    model, view = pairs[0][1].point.model, pairs[0][0].config["figure"]
+    reference = _reference([task for _, task in pairs])
+    for first in range(0, len(pairs), MOST_PANELS):
         panels = []
-        for cohort, task in points[first : first + MOST_PANELS]:
-            made, _ = cohort.gathered(task, "features0", "labels", "path")
+        for cohort, task in pairs[first : first + MOST_PANELS]:
+            arrays, _ = cohort.gathered(task, "features0", "labels", "path")
+            samples, labels = arrays["features0"], arrays.get("labels")
             plan = task.point.settings.plan
-            samples, labels, paths = made["features0"], made.get("labels"), made["path"]
-            panels.append(toy_panel(_name(task), plan, samples, labels, paths))
+            panels.append(toy_panel(_name(task), plan, samples, labels, arrays["path"]))
         file = path if first == 0 else path.with_stem(f"{path.stem}_{first // MOST_PANELS + 1}")
         if draw_toy(panels, model, file, view, reference):
             files.append(file)
@@ -164,9 +158,6 @@ def _name(task: Task) -> str:
 
 def _reference(tasks: Sequence[Task]) -> ExactDenoiser | None:
     """What the first guided point is guided away from, if its density is known."""
-    for task in tasks:
-        for term in task.point.guidance.terms.values():
-            reference = getattr(term.direction, "reference", None)
-            if isinstance(reference, ExactDenoiser):
-                return reference
-    return None
+    terms = (term for task in tasks for term in task.point.guidance.terms.values())
+    references = (getattr(term.direction, "reference", None) for term in terms)
+    return next((model for model in references if isinstance(model, ExactDenoiser)), None)

@@ -1,0 +1,163 @@
+"""What figures show: which keys are axes, which points make a curve or a map, in which panel."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from guidex.reports.labels import last, parent, point_label, relevant, value_label
+from guidex.reports.rows import MetricColumn, Row, Value, is_number, shown, swept_keys
+
+MOST_CURVES = 8  # in one panel
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """Points that differ in one value only.
+
+    Attributes:
+        rows: ordered by that value.
+        key: its key; None for points that do not have it, which are no curve.
+    """
+
+    rows: Sequence[Row]
+    key: str | None
+
+    @property
+    def is_curve(self) -> bool:
+        return self.key is not None
+
+    @property
+    def x(self) -> list[float]:
+        """The value [len(rows)] of a curve."""
+        return [float(row.values[self.key]) for row in self.rows]
+
+    def apart(self) -> dict[str, Value]:
+        """What may tell it from others, by swept key; guidance is such a key of curves."""
+        values = {key: value for key, value in relevant(self.rows[0]).items() if key != self.key}
+        return {"guidance": self.rows[0].guidance, **values} if self.is_curve else values
+
+    def values(self, metric: MetricColumn) -> np.ndarray:
+        """A metric [len(rows)], float64, NaN where there is none."""
+        return np.array([row.metrics.get(metric.name, math.nan) for row in self.rows])
+
+    def has(self, *metrics: MetricColumn) -> bool:
+        """Whether a point has all of these metrics."""
+        return bool(np.isfinite([self.values(metric) for metric in metrics]).all(axis=0).any())
+
+
+# The series of a panel with their labels.
+Members = dict[Series, str]
+
+
+def numbers(rows: Sequence[Row], key: str) -> set[float]:
+    """The values under a key, if all that there are are numbers; else none."""
+    values = [row.values[key] for row in rows if key in row.values]
+    return {float(v) for v in values} if all(is_number(v) for v in values) else set()
+
+
+def curve_keys(rows: Sequence[Row]) -> list[str]:
+    """The keys that may be the horizontal axis: those of w, or the numeric one with most values."""
+    values = {key: numbers(rows, key) for key in swept_keys(rows)}
+    weights = [key for key in values if last(key) == "w" and len(values[key]) > 0]
+    if len(set().union(*(values[key] for key in weights))) > 1:
+        return weights
+    most = max(values, key=lambda key: len(values[key]), default=None)
+    return [most] if most is not None and len(values[most]) > 1 else []
+
+
+def series_of(rows: Sequence[Row], keys: Sequence[str]) -> list[Series]:
+    """The series along some keys, curves first."""
+    members: dict[tuple[bool, str, str | None], list[Row]] = {}
+    for row in rows:
+        # Of several weights, the one that varies most.
+        values = relevant(row)
+        finite = [key for key in keys if key in values and math.isfinite(values[key])]
+        alike = [other for other in rows if other.guidance == row.guidance]
+        key = max(finite, key=lambda key: len(numbers(alike, key)), default=None)
+        label = point_label(row, rows, without=(key,))
+        members.setdefault((key is None, label, key), []).append(row)
+    return [
+        Series(sorted(some, key=lambda row: row.values.get(key, 0)), key)
+        for (_, _, key), some in sorted(members.items(), key=lambda item: item[0][0])
+    ]
+
+
+def panels_of(series: Sequence[Series], rows: Sequence[Row]) -> dict[str, Members]:
+    """The series of each small panel, by its title.
+
+    Many series are parted by as few keys as it takes, so that they make the fewest panels; one
+    without some of these keys is in all panels that agree with it in the others. Where that would
+    leave hardly more than one series in each, they are parted in their order.
+    """
+    if len(series) <= MOST_CURVES:
+        return {"": _labelled(series, rows)}
+    apart = [s.apart() for s in series]
+    names = dict.fromkeys(key for values in apart for key in values)
+    keys = [key for key in names if len({shown(v[key]) for v in apart if key in v}) > 1]
+    for count in range(1, len(keys) + 1):
+        ways = [_parted(series, rows, chosen) for chosen in itertools.combinations(keys, count)]
+        ways = [
+            panels for panels in ways
+            if max(map(len, panels.values())) <= MOST_CURVES and 2 * len(panels) <= len(series)
+        ]  # fmt: skip
+        if len(ways) > 0:
+            return min(ways, key=len)
+    parts = (series[k : k + MOST_CURVES] for k in range(0, len(series), MOST_CURVES))
+    return {
+        f"from {point_label(part[0].rows[0], rows, (part[0].key,))}": _labelled(part, rows)
+        for part in parts
+    }
+
+
+def _parted(
+    series: Sequence[Series], rows: Sequence[Row], keys: Sequence[str]
+) -> dict[str, Members]:
+    """A panel for each combination of values of some keys."""
+    places = [{key: v for key, v in s.apart().items() if key in keys}.items() for s in series]
+    panels = {}
+    for first, place in zip(series, places, strict=True):
+        if not any(place < other for other in places):
+            named = [key for key in keys if key in dict(place)]
+            name = ", ".join(value_label(first.rows[0], rows, key) for key in named)
+            members = [s for s, other in zip(series, places, strict=True) if other <= place]
+            panels[name] = _labelled(members, rows, keys)
+    return panels
+
+
+def _labelled(
+    series: Sequence[Series], rows: Sequence[Row], without: Sequence[str] = ()
+) -> Members:
+    return {s: point_label(s.rows[0], rows, (s.key, *without)) for s in series}
+
+
+def maps_of(rows: Sequence[Row]) -> tuple[tuple[str, str], dict[str, list[Row]]] | None:
+    """The first pair of numeric keys (horizontal, vertical) whose points form grids, and the points
+    of each grid by what they have in common: a combination of other values."""
+    for pair in _pairs(rows):
+        maps: dict[str, list[Row]] = {}
+        for row in rows:
+            if set(pair) <= relevant(row).keys():
+                maps.setdefault(point_label(row, rows, without=pair), []).append(row)
+        maps = {label: points for label, points in maps.items() if _is_grid(points, *pair)}
+        if len(maps) > 0:
+            return pair, maps
+    return None
+
+
+def _pairs(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    """Pairs of numeric keys, the likeliest first."""
+    keys = [key for key in swept_keys(rows) if len(numbers(rows, key)) > 1]
+    for key in keys:
+        if last(key) == "hi" and parent(key) + "lo" in keys:
+            yield key, parent(key) + "lo"
+    yield from itertools.combinations(keys, 2)
+
+
+def _is_grid(rows: Sequence[Row], x_key: str, y_key: str) -> bool:
+    """Whether there are more points than in a cross, where one key rests while the other varies."""
+    x, y = len(numbers(rows, x_key)), len(numbers(rows, y_key))
+    points = {(row.values[x_key], row.values[y_key]) for row in rows}
+    return min(x, y) > 1 and len(points) >= x + y
