@@ -13,9 +13,9 @@ is declared and not delivered, and obeys the process-wide `add_safe_globals`.
 
 import io
 import math
-import mmap
 import os
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +28,12 @@ from torch import Tensor
 
 from guidex.errors import GuidexError, UsageError
 
+_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cf"
 _LOOKS = (
     (b"<", "a web page or XML: the download gave an error or login page, not the file"),
     (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
     (b"pk\x03\x04", "a zip archive, such as torch.save writes, not an EDM2 snapshot"),
-    (b"\x80\x02\x8a\x0al\xfc\x9cf", "a legacy torch.save file"),
+    (_TORCH, "a legacy torch.save file"),
     (b"\x1f\x8b", "a gzip file: unpack it first"),
     (b"\x93numpy", "a NumPy array file"),
     (b"{", "JSON: give the .safetensors file beside it"),
@@ -59,7 +60,7 @@ def read_pickle(source: str | os.PathLike[str] | BinaryIO) -> object:
     """Read a pickle (protocols 2 to 5) of tensors, plain containers, numbers and strings.
 
     Arguments:
-        source: a file path, or a binary stream that is read to its end.
+        source: a file path, or a binary stream.
 
     Returns:
         Its value, made of None, bool, int, float, str, bytes, list, tuple, dict (also for
@@ -71,8 +72,34 @@ def read_pickle(source: str | os.PathLike[str] | BinaryIO) -> object:
         UsageError: there is no such file, or it is no pickle (the text says what it looks like).
         GuidexError: the file asks for more than data, or is damaged.
     """
-    file, name = _open(source)
-    _recognise(file, name)
+    if not isinstance(source, str | os.PathLike):
+        return _read(source, "the stream")
+    path = Path(source)
+    if not path.is_file():
+        state = "is not a file" if path.exists() else "does not exist"
+        raise UsageError(f"{path}: {state}; a checkpoint file was expected.")
+    try:
+        with path.open("rb") as file:
+            return _read(file, str(path))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def printable(text: str) -> str:
+    """A text from a file, fit for a message: short, and without control characters."""
+    return ascii(text[:120])[1:-1]
+
+
+def _read(file: BinaryIO, name: str) -> object:
+    head = file.read(64)
+    file.seek(0)
+    start = head.lower().lstrip()
+    if not re.match(rb"\x80[\2-\5]", head) or start.startswith(_TORCH):
+        looks = [what for beginning, what in _LOOKS if start.startswith(beginning)]
+        looks += ["a safetensors file: give it the suffix .safetensors"] * (head[8:9] == b"{")
+        looks += ["an empty file: the download was not completed"] * (head == b"")
+        looks += [f"not a pickle of protocol 2 to 5 (it begins with {head[:8].hex(' ')})"]
+        raise UsageError(f"{name}: this is {looks[0]}. Expected an EDM2 network snapshot (.pkl).")
     try:
         value = _Unpickler(file).load()
         if file.read(1):
@@ -85,44 +112,6 @@ def read_pickle(source: str | os.PathLike[str] | BinaryIO) -> object:
             f"{name}: refused: {reason}. It was cut off or altered, or holds more than the data of "
             "EDM2. Nothing in the file was run."
         ) from None
-
-
-def printable(text: str) -> str:
-    """A text from a file, fit for a message: short, and without control characters."""
-    return ascii(text[:120])[1:-1]
-
-
-def _open(source: str | os.PathLike[str] | BinaryIO) -> tuple[Any, str]:
-    """A file (mapped, so that no read asks for more than it has) and a name for messages."""
-    if not isinstance(source, str | os.PathLike):
-        return io.BytesIO(source.read()), str(getattr(source, "name", "the stream"))
-    path = Path(source)
-    if not path.is_file():
-        found = "is not a file" if path.exists() else "does not exist"
-        raise UsageError(f"{path}: {found}; a checkpoint file was expected.")
-    try:
-        with path.open("rb") as file:
-            empty = os.fstat(file.fileno()).st_size == 0
-            mapped = None if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}).") from error
-    return mapped or io.BytesIO(), str(path)
-
-
-def _recognise(file: Any, name: str) -> None:
-    """Refuse at once, by a UsageError in words that help, what does not begin as a pickle."""
-    head = file.read(64)
-    file.seek(0)
-    start = head.lower().lstrip()
-    looks = next((what for beginning, what in _LOOKS if start.startswith(beginning)), None)
-    if looks is None and head[:2] in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5"):
-        return
-    if len(head) == 0:
-        looks = "an empty file: the download was not completed"
-    elif looks is None and head[8:9] == b"{":
-        looks = "a safetensors file: give it the suffix .safetensors"
-    looks = looks or f"not a pickle of protocol 2 to 5 (it begins with {head[:8].hex(' ')})"
-    raise UsageError(f"{name}: this is {looks}. Expected an EDM2 network snapshot (.pkl).")
 
 
 class _Unpickler(pickle._Unpickler):
