@@ -73,14 +73,18 @@ def read_pickle(source: str | os.PathLike[str] | BinaryIO) -> object:
         GuidexError: the file asks for more than data, or is damaged.
     """
     if not isinstance(source, str | os.PathLike):
-        return _read(source, "the stream")
-    path = Path(source)
+        return _read(source, str(getattr(source, "name", "the stream")))
+    with open_file(Path(source)) as file:
+        return _read(file, str(source))
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file to read. Raises UsageError: there is none, or it cannot be read."""
     if not path.is_file():
         state = "is not a file" if path.exists() else "does not exist"
         raise UsageError(f"{path}: {state}; a checkpoint file was expected.")
     try:
-        with path.open("rb") as file:
-            return _read(file, str(path))
+        return path.open("rb")
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}).") from error
 
