@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from guidex.data import containers as sources
-from guidex.data import images as images_module
 from guidex.data.codec import decode, examine, write_png
 from guidex.data.digits import digits
 from guidex.data.image_set import array_images, default_workers
@@ -161,8 +160,7 @@ def test_pipes_are_not_waited_for(tmp_path, name):
         open_images(tmp_path / name)
 
 
-@pytest.mark.parametrize("bad", ["error", "skip"])
-def test_a_folder_that_may_not_be_entered_is_told(tmp_path, monkeypatch, bad):
+def test_a_folder_that_may_not_be_entered_is_told(tmp_path, monkeypatch):
     folder_of(tmp_path, ["a/1.png", "b/2.png"])
     scandir = os.scandir
 
@@ -173,13 +171,10 @@ def test_a_folder_that_may_not_be_entered_is_told(tmp_path, monkeypatch, bad):
 
     # By patch, since no folder is closed to the administrator who may run the tests.
     monkeypatch.setattr(os, "scandir", guarded)
-    if bad == "error":
-        with pytest.raises(GuidexError, match="\n  b: Permission denied"):
-            open_images(tmp_path)
-    else:
-        images = open_images(tmp_path, bad="skip")
-        assert images.names == ["a/1.png"]
-        assert images.skipped == [("b", "Permission denied")]
+    with pytest.raises(GuidexError, match="\n  b: Permission denied"):
+        open_images(tmp_path)
+    images = open_images(tmp_path, bad="skip")
+    assert images.names == ["a/1.png"] and images.skipped == [("b", "Permission denied")]
 
 
 def test_a_folder_without_images_is_told_with_what_is_there(tmp_path):
@@ -254,21 +249,6 @@ def test_unreadable_images_can_be_skipped_without_moving_classes(tmp_path):
     assert [name for name, _ in images.skipped] == BAD
     assert images.class_names == ["a", "b", "c", "d"]
     assert images.labels.tolist() == [0, 1, 3]
-
-
-def test_images_are_decoded_when_asked_for_and_not_before(tmp_path, monkeypatch):
-    content = folder_of(tmp_path, ["a.png", "b.png"])
-    decoded = []
-
-    def watched(data, *size):
-        decoded.append(data)
-        return decode(data, *size)
-
-    monkeypatch.setattr(images_module, "decode", watched)
-    images = open_images(tmp_path)
-    assert decoded == []
-    np.testing.assert_array_equal(images.read([0, 1]), np.stack(list(content.values())))
-    assert len(decoded) == 2
 
 
 def test_wrong_pixels_behind_right_checksums_are_told(tmp_path):
@@ -381,7 +361,7 @@ def central_square(image, side):
     return pixels[top : top + side, left : left + side].transpose(2, 0, 1)
 
 
-@pytest.mark.parametrize("size", [(40, 64), (64, 40), (17, 23), (8, 8), (5, 9), (33, 16)])
+@pytest.mark.parametrize("size", [(40, 64), (17, 23), (8, 8), (5, 9)])
 def test_crop_takes_the_central_square(tmp_path, size):
     picture = Image.fromarray(random_pixels(*size, 3))
     put(tmp_path / "a.png", encoded(picture))
@@ -486,12 +466,6 @@ def test_folders_of_seeds_are_no_classes_even_without_the_table(tmp_path):
     assert open_images(tmp_path).labels.tolist() == [0, 0, 1, 1]
 
 
-def test_a_table_without_labels_means_none(tmp_path):
-    folder_of(tmp_path, SAMPLED)
-    put(tmp_path / "labels.csv", labels_csv(f"{seed},,{name}" for seed, name in enumerate(SAMPLED)))
-    assert open_images(tmp_path / "images").labels is None
-
-
 @pytest.mark.parametrize(
     ("rows", "match"),
     [
@@ -536,9 +510,7 @@ def test_labels_of_edm2_data_sets(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "match"),
     [
-        ([], "no label for 2 of 2"),
         ([["00000/img0.png", 1]], "no label for 1 of 2"),
-        ([["00000/img0.png", [0.5, 0.5]]], "not a class"),
         ([["00000/img0.png", True]], "not a class"),
         ([["00000/img0.png", -1]], "not a class"),
         ([["00000/img0.png"]], "not as expected"),
@@ -548,14 +520,10 @@ def test_labels_of_edm2_data_sets(tmp_path):
 def test_damaged_labels_of_data_sets_are_errors(tmp_path, labels, match):
     with pytest.raises(GuidexError, match=match):
         open_images(dataset_zip(tmp_path / "a.zip", labels))
-
-
-@pytest.mark.parametrize("text", ["{", "[" * 100_000, "\xff"])
-def test_a_dataset_json_that_is_no_json_is_an_error(tmp_path, text):
-    folder_of(tmp_path, ["a.png"])
-    put(tmp_path / "dataset.json", text.encode("latin-1"))
+    folder_of(tmp_path / "set", ["a.png"])
+    put(tmp_path / "set" / "dataset.json", b"[" * 100_000)
     with pytest.raises(GuidexError, match="cannot be read as JSON"):
-        open_images(tmp_path)
+        open_images(tmp_path / "set")
 
 
 # Zips
@@ -583,16 +551,6 @@ def test_entries_that_would_escape_are_refused_by_name(tmp_path, name):
         open_images(path, bad="skip")
     assert ascii(name) in str(caught.value)
     assert os.listdir(tmp_path) == ["set.zip"]
-
-
-def test_an_entry_that_comes_twice_is_refused(tmp_path):
-    good = encoded(random_pixels(4, 4, 3))
-    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
-        archive.writestr("a.png", good)
-        with pytest.warns(UserWarning, match="Duplicate name"):
-            archive.writestr("a.png", good)
-    with pytest.raises(GuidexError, match="'a.png': the name comes twice"):
-        open_images(tmp_path / "set.zip")
 
 
 def test_entries_below_the_folder_itself_are_no_hidden_files(tmp_path):
@@ -685,18 +643,18 @@ def test_damaged_zips_are_told(tmp_path):
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize(("first", "second"), [("arr_0", "arr_1"), ("images", "labels")])
 def test_npz_files_hold_images_and_labels(tmp_path, save, first, second):
-    pixels = random_pixels(6, 5, 4, 3)
-    labels = np.array([3, 0, 0, 9, 1, 2], dtype=np.int32)
-    mu = np.zeros(4)
-    with open(tmp_path / "a.npz", "wb") as file:
-        save(file, **{"mu": mu, first: pixels, second: labels})
+    pixels, labels = random_pixels(6, 5, 4, 3), np.array([3, 0, 0, 9, 1, 2], dtype=np.int32)
+    save(tmp_path / "a.npz", **{"mu": np.zeros(4), first: pixels, second: labels})
     images = open_images(tmp_path / "a.npz")
-    assert images.shape == (3, 5, 4)
+    assert images.shape == (3, 5, 4) and images.kinds == {"array"}
     assert images.names == [f"{index:06d}" for index in range(6)]
-    assert images.kinds == {"array"}
     np.testing.assert_array_equal(images.read(range(6)), pixels.transpose(0, 3, 1, 2))
     np.testing.assert_array_equal(images.labels, labels)
     assert images.labels.dtype == np.int64
+    for wrong in (labels[:5], -labels, labels / 2, np.array([Evil()] * 6)):
+        save(tmp_path / "b.npz", **{first: pixels, second: wrong})
+        with pytest.raises(GuidexError, match="its labels are|Python objects"):
+            open_images(tmp_path / "b.npz")
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -719,14 +677,6 @@ def test_npy_files_are_mapped(tmp_path, order):
     assert images.labels is None
     np.testing.assert_array_equal(images.read(range(6)), pixels.transpose(0, 3, 1, 2))
     assert open_images(tmp_path / "a.npy", resize=2).shape == (1, 2, 2)
-
-
-def test_what_is_read_is_the_callers_own(tmp_path):
-    np.save(tmp_path / "a.npy", random_pixels(2, 4, 4, 3))
-    images = open_images(tmp_path / "a.npy")
-    first = images.read([0])
-    torch.from_numpy(first).zero_()
-    assert images.read([0]).any()
 
 
 class Evil:
@@ -765,14 +715,8 @@ def test_damaged_arrays_are_told(tmp_path, name):
     np.savez(tmp_path / "a.npz", pixels)
     np.savez_compressed(tmp_path / "b.npz", pixels)
     whole = (tmp_path / name).read_bytes()
-    for part in (whole[:-50], whole[:20], b"", b"text" + whole):
+    for part in (whole[:-50], whole[:20], b""):
         (tmp_path / name).write_bytes(part)
-        # zipfile can do with text before a zip.
-        if name.endswith(".npz") and part.startswith(b"text"):
-            np.testing.assert_array_equal(
-                open_images(tmp_path / name).read(range(50)), pixels.transpose(0, 3, 1, 2)
-            )
-            continue
         with pytest.raises(GuidexError, match=rf"{name}"):
             open_images(tmp_path / name)
 
@@ -805,18 +749,6 @@ def test_batches_can_be_left_early_and_run_only_a_little_ahead(tmp_path):
     iterator.close()
     assert threading.active_count() == threads
     assert 4 <= len(loaded) <= 4 + 4 + default_workers()
-
-
-def test_reading_is_threaded_and_keeps_the_order(tmp_path):
-    images = array_images(random_pixels(50, 2, 2, 3))
-    expected = images.read(range(50))
-    seen = set()
-    load = images.load
-    images.load = lambda index: (seen.add(threading.current_thread().name), load(index))[1]
-    order = np.random.default_rng(0).permutation(50)
-    np.testing.assert_array_equal(images.read(order), expected[order])
-    assert all(name.startswith("guidex-images") for name in seen)
-    assert images.read([]).shape == (0, 3, 2, 2)
 
 
 def test_the_fingerprint_is_of_content_alone(tmp_path):
