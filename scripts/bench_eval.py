@@ -38,7 +38,7 @@ from bench_tools import Skipped, describe, head, reported, row, say, wait
 from torch import Tensor
 
 from guidex.data.codec import from_pixels
-from guidex.data.image_set import default_workers, map_ahead
+from guidex.data.image_set import map_ahead
 from guidex.features.dinov2 import dinov2
 from guidex.features.inception import inception
 from guidex.features.networks import NetworkDetector
@@ -255,7 +255,7 @@ def write_pictures(folder: Path, count: int, size: int, side: str) -> Path:
         for index, image in enumerate(images.numpy(), first):
             from_pixels(image).save(folder / f"{index:06d}.png")
 
-    for _ in map_ahead(write, range(0, count, 500), default_workers(), 2 * default_workers()):
+    for _ in map_ahead(write, range(0, count, 500)):
         pass
     return folder
 

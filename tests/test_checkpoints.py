@@ -31,7 +31,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from guidex.errors import GuidexError, UsageError
-from guidex.models.edm2 import checkpoints
 from guidex.models.edm2.checkpoints import Checkpoint, convert, read_checkpoint, write_checkpoint
 
 
@@ -106,14 +105,14 @@ UNSUITABLE = {
     "no network": ({"weights": 1}, "its entries are: dataset_kwargs, loss_fn, weights."),
     "no recorded network": ({"ema": {"w": 1}}, "no network under ema or net"),
     "another class": ({"ema": persistent("Generator", {})}, "holds a Generator"),
-    "no module": ({"ema": persistent("Precond", {})}, "without _parameters"),
+    "no module": ({"ema": persistent("Precond", {})}, "the network is not a torch module"),
     "odd module": (
-        {"ema": persistent("Precond", module_state(modules={"a": 1}))}, "a. is not a module",
+        {"ema": persistent("Precond", module_state(modules={"a": 1}))}, "a. is not a torch module",
     ),
     "odd parameter": ({"ema": of_parameters(a="x")}, "a is not a tensor"),
     "dotted name": ({"ema": of_parameters(**{"a.b": TENSOR})}, "is called 'a.b'"),
     "name to print": ({"ema": of_parameters(**{"a\x1b": TENSOR})}, "is called 'a\\x1b'"),
-    "no set of buffers": ({"ema": persistent("Precond", NO_SET)}, "which buffers are persistent"),
+    "no set of buffers": ({"ema": persistent("Precond", NO_SET)}, "is not a torch module"),
     "no number": ({"ema": persistent("Precond", module_state(), sigma=float("nan"))}, "JSON"),
     "odd key": ({"ema": network(), "dataset_kwargs": {1: 2}}, "a dict that JSON cannot hold"),
     "raw bytes": ({"ema": network(), "dataset_kwargs": {"a": b"x"}}, "JSON cannot hold"),
@@ -177,23 +176,6 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     assert_same(read_checkpoint(destination).tensors, EXPECTED)
 
 
-def test_a_snapshot_that_is_replaced_while_it_is_read_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = save(tmp_path / "net.pkl", ema=network())
-    read = checkpoints.read_pickle
-
-    def slow(source: Path) -> object:
-        data = read(source)
-        (tmp_path / "new").write_bytes(path.read_bytes())
-        (tmp_path / "new").replace(path)
-        return data
-
-    monkeypatch.setattr(checkpoints, "read_pickle", slow)
-    with pytest.raises(GuidexError, match="net.pkl was replaced while it was being read"):
-        read_checkpoint(path)
-
-
 @pytest.mark.parametrize("there", [False, True])
 @pytest.mark.parametrize("failing", [0, 1])
 def test_both_files_are_written_or_none(
@@ -247,11 +229,10 @@ def test_pairs_that_do_not_belong_together(tmp_path: Path) -> None:
     [
         ("", "not a readable description"),
         ("[" * 100_000, "not a readable description"),
-        ('{"format": 1, "config": {"a": NaN}, "metadata": {}}', "NaN is not a JSON number"),
+        ('{"format": 1, "config": {"a": NaN}, "metadata": {}}', "not a readable description"),
         ('{"a": ' + "9" * 10_000 + "}", "not a readable description"),
-        ("[]", "not the description"),
         ('{"format": 1, "config": []}', "not the description"),
-        ('{"format": 2, "config": {}, "metadata": {}}', "not of format 1"),
+        ('{"format": 2, "config": {}, "metadata": {}}', "not the description"),
     ],
 )
 def test_damaged_descriptions(tmp_path: Path, text: str, reason: str) -> None:

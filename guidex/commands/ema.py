@@ -8,13 +8,12 @@ sum of them.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from guidex.commands.words import flag, required, split_words
 from guidex.errors import GuidexError, UsageError
@@ -34,15 +33,9 @@ NAME = re.compile(r".*-(\d{1,9})-(0\.\d{1,6})\.(?:pkl|safetensors)")
 SAME = ("network", "dtype", "dataset_kwargs", "encoder")
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A stored average.
-
-    Attributes:
-        path: of the file.
-        kimg: training time, thousands of images, rounded down.
-        ema: length of the average, sigma_rel.
-    """
+class Snapshot(NamedTuple):
+    """A stored average: its file, training time in thousands of images, rounded down, and length
+    (sigma_rel)."""
 
     path: Path
     kimg: int
@@ -81,7 +74,9 @@ def ema_command(words: Sequence[str]) -> None:
             f"kimg is a training time, a whole number above 0 and at most the last snapshot's "
             f"{last}, not {kimg!r}"
         )
-    used = _until(snapshots, kimg)
+    # Those after the first one at or past this time say nothing about it.
+    last = min(snapshot.kimg for snapshot in snapshots if snapshot.kimg >= kimg)
+    used = [snapshot for snapshot in snapshots if snapshot.kimg <= last]
     checkpoint = reconstruct(used, kimg, float(ema))
     write_checkpoint(checkpoint, out, overwrite=overwrite)
     about = checkpoint.metadata["ema"]
@@ -97,24 +92,24 @@ def find_snapshots(paths: Sequence[str]) -> list[Snapshot]:
     Raises:
         UsageError: nothing there, or a file whose name does not tell time and length.
     """
-    found = []
+    snapshots = []
     for path in map(Path, paths):
         inside = path.is_dir()
         for file in sorted(path.iterdir()) if inside else [path]:
             match = NAME.fullmatch(file.name)
             if match is not None and file.is_file():
-                found.append(Snapshot(file, int(match[1]), float(match[2])))
+                snapshots.append(Snapshot(file, int(match[1]), float(match[2])))
             elif not inside:
                 raise UsageError(
                     f"{file} is no file, or its name does not end in -<kimg>-<length>.pkl, such as "
                     "network-snapshot-1342177-0.050.pkl, which tells what it holds"
                 )
-    if not found:
+    if not snapshots:
         raise UsageError(
             "no snapshots given: guidex ema FOLDER ema=0.1 out=network.safetensors, where the "
             "folder has files such as network-snapshot-1342177-0.050.pkl"
         )
-    return sorted(found, key=lambda snapshot: (snapshot.kimg, snapshot.ema))
+    return sorted(snapshots, key=lambda snapshot: snapshot[1:])
 
 
 def reconstruct(snapshots: Sequence[Snapshot], kimg: int, ema: float) -> Checkpoint:
@@ -128,50 +123,36 @@ def reconstruct(snapshots: Sequence[Snapshot], kimg: int, ema: float) -> Checkpo
     """
     times, lengths = [images_of(s.kimg) for s in snapshots], [s.ema for s in snapshots]
     coefficients = reconstruction_coefficients(times, lengths, [images_of(kimg)], [ema])[:, 0]
-    total = _Sum()
+    first, total, records = None, {}, []
     with Progress("reading", len(snapshots), unit="snapshots") as progress:
         for snapshot, coefficient in zip(snapshots, coefficients.tolist(), strict=True):
-            total.add(snapshot, coefficient)
+            checkpoint = read_checkpoint(snapshot.path)
+            shapes = {name: tensor.to("meta") for name, tensor in checkpoint.tensors.items()}
+            if first is None:
+                first = replace(checkpoint, tensors=shapes)
+                total = {name: torch.zeros(shape.shape) for name, shape in shapes.items()}
+            _require_same(replace(checkpoint, tensors=shapes), first, snapshot.path)
+            for name in shapes:
+                total[name].add_(checkpoint.tensors[name].float(), alpha=coefficient)
+            records.append(
+                {
+                    "file": snapshot.path.name,
+                    "sha256": checkpoint.metadata.get("sha256"),
+                    "kimg": snapshot.kimg,
+                    "length": snapshot.ema,
+                    "coefficient": coefficient,
+                }
+            )
+            del checkpoint  # before the next one is read
             progress.update(1)
     error = profile_error(times, lengths, coefficients, images_of(kimg), ema)
-    about = {"kimg": kimg, "length": ema, "error": error, "snapshots": total.records}
-    source = f"post-hoc EMA {ema} at {kimg} kimg of {len(snapshots)} snapshots"
-    return total.checkpoint({"source": source, "ema": about})
-
-
-class _Sum:
-    """A weighted sum of snapshots of one training run."""
-
-    def __init__(self) -> None:
-        self.first: Checkpoint | None = None  # without its weights
-        self.tensors: dict[str, Tensor] = {}
-        self.records: list[dict[str, Any]] = []
-
-    def add(self, snapshot: Snapshot, coefficient: float) -> None:
-        checkpoint = read_checkpoint(snapshot.path)
-        if self.first is None:
-            shapes = {name: tensor.to("meta") for name, tensor in checkpoint.tensors.items()}
-            self.first = replace(checkpoint, tensors=shapes)
-            self.tensors = {name: torch.zeros(v.shape) for name, v in shapes.items()}
-        _require_same(checkpoint, self.first, snapshot.path)
-        for name, tensor in checkpoint.tensors.items():
-            self.tensors[name].add_(tensor.float(), alpha=coefficient)
-        self.records.append(
-            {
-                "file": snapshot.path.name,
-                "sha256": checkpoint.metadata.get("sha256"),
-                "kimg": snapshot.kimg,
-                "length": snapshot.ema,
-                "coefficient": coefficient,
-            }
-        )
-
-    def checkpoint(self, about: dict[str, Any]) -> Checkpoint:
-        """The sum in the dtypes of the snapshots, described as they are."""
-        dtypes = {name: tensor.dtype for name, tensor in self.first.tensors.items()}
-        tensors = {name: total.to(dtypes[name]) for name, total in self.tensors.items()}
-        kept = {key: self.first.metadata[key] for key in SAME if key in self.first.metadata}
-        return Checkpoint(self.first.config, tensors, {**about, **kept})
+    tensors = {name: value.to(first.tensors[name].dtype) for name, value in total.items()}
+    about = {
+        "source": f"post-hoc EMA {ema} at {kimg} kimg of {len(snapshots)} snapshots",
+        "ema": {"kimg": kimg, "length": ema, "error": error, "snapshots": records},
+    }
+    about |= {key: first.metadata[key] for key in SAME if key in first.metadata}
+    return Checkpoint(first.config, tensors, about)
 
 
 def profile_error(
@@ -188,12 +169,6 @@ def profile_error(
     weights = np.append(coefficients, -1.0)
     squared = weights @ products @ weights / products[-1, -1]
     return float(np.sqrt(max(squared, 0.0)))
-
-
-def _until(snapshots: Sequence[Snapshot], kimg: int) -> list[Snapshot]:
-    """Those up to the first time that is not before `kimg`; later ones say nothing about it."""
-    last = min((s.kimg for s in snapshots if s.kimg >= kimg), default=kimg)
-    return [snapshot for snapshot in snapshots if snapshot.kimg <= last]
 
 
 def _require_same(checkpoint: Checkpoint, first: Checkpoint, path: Path) -> None:

@@ -2,186 +2,125 @@
 
 import os
 import re
-import stat
 import zipfile
 import zlib
-from collections import deque
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from guidex.errors import GuidexError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-
-# No image file of MAX_PIXELS is larger, and no list of labels of ten million images.
-MAX_BYTES = 256 * 2**20
-
-# What reading a damaged zip entry raises.
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+MAX_BYTES = 256 * 2**20  # that an entry of a zip may hold
 
 
-class Source(Protocol):
-    """Image files, by name.
+class Container:
+    """Files by name, those that are images and others.
 
     Attributes:
-        folder: the name of the folder that the image files lie in, "" for a zip.
-        names: image files, relative to the source, "/"-separated; see `in_order`.
+        path: of the folder or zip.
+        prefix: what a table beside it puts before the names of its images.
+        names: image files, relative to it, "/"-separated; by seed, or else sorted as text.
+        others: suffixes of the files that are no images.
         closed: (name, reason) of sub-folders that cannot be looked into.
-        others: the suffixes of the files that are no images, to tell what else lies there.
     """
 
-    folder: str
-    names: list[str]
-    closed: list[tuple[str, str]]
-    others: set[str]
-
-    def read(self, name: str) -> bytes:
-        """The bytes of an image file. Raises OSError or ValueError, with the reason."""
-
-    def sidecar(self, name: str) -> bytes | None:
-        """The bytes of a file that is no image, None if there is none. Raises GuidexError."""
-
-
-class FolderSource:
-    """The image files below a folder.
-
-    Hidden files and folders are left out. Symbolic links are followed, yet each real folder is
-    entered once: in its own place, or else by the first link to it, so that loops end.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self._root = root.resolve()
-        self.folder = self._root.name
+    def __init__(self, path: Path, prefix: str, files: Iterable[str]) -> None:
+        self.path, self.prefix, self._files = path, prefix, set(files)
+        images = {name for name in self._files if name.lower().endswith(SUFFIXES)}
+        by_seed = all(seed_of(name) is not None for name in images)
+        # The text of a million and more is not sorted by value.
+        self.names = sorted(images, key=seed_of if by_seed else None)
+        self.others = {PurePosixPath(name).suffix for name in self._files - images}
         self.closed: list[tuple[str, str]] = []
-        self.others: set[str] = set()
-        self.names = in_order(self._walk())
-
-    def _walk(self) -> list[str]:
-        names: list[str] = []
-        pending = deque([""])
-        entered: set[tuple[int, int]] = set()
-        while pending:
-            folder = pending.popleft()
-            try:
-                status = os.stat(self._root / folder)
-                if (status.st_dev, status.st_ino) in entered:
-                    continue
-                entered.add((status.st_dev, status.st_ino))
-                entries = sorted(os.scandir(self._root / folder), key=lambda entry: entry.name)
-            except OSError as error:
-                self.closed.append((folder, reason_of(error)))
-                continue
-            for entry in entries:
-                name = f"{folder}/{entry.name}" if folder else entry.name
-                if _ignored(entry.name):
-                    continue
-                if _is_folder(entry):
-                    # Real folders first: a link to one of them must not take its place.
-                    (pending.append if entry.is_symlink() else pending.appendleft)(name)
-                elif entry.name.lower().endswith(SUFFIXES):
-                    names.append(name)
-                else:
-                    self.others.add(PurePosixPath(name).suffix)
-        return names
 
     def read(self, name: str) -> bytes:
-        path = self._root / name
-        status = path.stat()
-        # Asked before opening, since opening a pipe would wait for its writer.
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise _too_large()
-        with open(path, "rb") as file:
-            return file.read(status.st_size)
+        """The bytes of a file. Raises OSError or ValueError, with the reason."""
+        raise NotImplementedError
 
-    def sidecar(self, name: str) -> bytes | None:
-        path = self._root / name
-        if not path.is_file():
-            return None
+    def table(self, name: str) -> bytes | None:
+        """The bytes of a file that is no image, None if there is none. Raises GuidexError."""
         try:
-            return self.read(name)
+            return self.read(name) if name in self._files else None
         except (OSError, ValueError) as error:
-            raise GuidexError(f"cannot read {path.resolve()}: {reason_of(error)}") from error
+            raise GuidexError(f"cannot read {name} in {self.path}: {reason_of(error)}") from error
 
 
-class ZipSource:
-    """The image files in a zip, which is read in place: nothing is ever extracted to the disk.
+class Folder(Container):
+    """The files below a folder, but hidden ones; each real folder is entered once, in its own place
+    or by a symbolic link."""
+
+    def __init__(self, path: Path) -> None:
+        path, files, errors, entered = path.resolve(), [], [], set()
+        for folder, folders, inside in os.walk(path, followlinks=True, onerror=errors.append):
+            real = os.path.realpath(folder)
+            if real in entered or (real != folder and Path(real).is_relative_to(path)):
+                folders.clear()
+                continue
+            entered.add(real)
+            folders[:] = sorted(name for name in folders if not _is_hidden(name))
+            start = _relative(folder, path)
+            files += [start + name for name in inside if not _is_hidden(name)]
+        super().__init__(path, f"{path.name}/", files)
+        self.closed = [(_relative(e.filename, path)[:-1], reason_of(e)) for e in errors]
+
+    def read(self, name: str) -> bytes:
+        return read_file(self.path / name)
+
+
+class Zip(Container):
+    """The files in a zip, which is read in place: nothing is ever extracted to the disk.
 
     Raises:
-        GuidexError: not a zip; an entry whose name is absolute, has "..", or comes twice; entries
-            that share their bytes, as in a zip bomb.
+        GuidexError: not a zip, or an entry whose name is absolute, has "..", or comes twice.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self.folder = ""
-        self.closed: list[tuple[str, str]] = []
         try:
             self._zip = zipfile.ZipFile(path)
-        except (OSError, ValueError, *_DAMAGED) as error:
+        # What a damaged zip raises has no common type.
+        except Exception as error:
             raise GuidexError(f"cannot read {path} as a zip: {reason_of(error)}") from error
-        self._entries = self._checked(self._zip.infolist())
-        seen = [name for name in self._entries if not any(map(_ignored, name.split("/")))]
-        self.names = in_order([name for name in seen if name.lower().endswith(SUFFIXES)])
-        self.others = {PurePosixPath(name).suffix for name in seen} - set(SUFFIXES)
-
-    def _checked(self, entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
-        """The files, by name; "./a.png" is called "a.png"."""
-        found: dict[str, zipfile.ZipInfo] = {}
-        for entry in entries:
+        self._entries: dict[str, zipfile.ZipInfo] = {}
+        for entry in self._zip.infolist():
             parts = entry.filename.replace("\\", "/").split("/")
-            name = "/".join(part for part in parts if part != ".")
+            name, why = "/".join(part for part in parts if part != "."), None
             if ".." in parts or parts[0] == "" or parts[0].endswith(":"):
                 why = "its name is absolute or has '..', which a safe zip has no use for"
-            elif name in found:
+            elif name in self._entries:
                 why = "the name comes twice"
-            else:
-                found[name] = entry
-                continue
-            raise GuidexError(f"{self._path} is refused for its entry {entry.filename!a}: {why}.")
-        if sum(entry.compress_size for entry in entries) > self._path.stat().st_size:
-            raise GuidexError(
-                f"{self._path} is refused: its entries claim more bytes than the file has, as in "
-                "a zip bomb."
-            )
-        return {name: entry for name, entry in found.items() if not entry.is_dir()}
+            if why is not None:
+                raise GuidexError(f"{path} is refused for its entry {entry.filename!a}: {why}.")
+            if not entry.is_dir() and not any(map(_is_hidden, name.split("/"))):
+                self._entries[name] = entry
+        super().__init__(path, "", self._entries)
 
     def read(self, name: str) -> bytes:
         entry = self._entries[name]
-        if entry.flag_bits & 0x1:
-            raise ValueError("the zip entry is encrypted")
-        # Other methods are rare, and Python's decompressors for them know no limit.
-        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError("the zip entry is compressed, but not by deflate")
         if entry.file_size > MAX_BYTES:
-            raise _too_large()
+            raise ValueError(f"larger than the {MAX_BYTES // 2**20} MiB allowed for one file")
         try:
             with self._zip.open(entry) as file:
-                # An entry may hold more than it declares: with a size, zipfile decompresses no
-                # more than that, and finds the wrong checksum at its end.
+                # No more than the entry declares: if it holds more, its checksum is wrong there.
                 return file.read(entry.file_size)
-        except _DAMAGED as error:
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
             raise ValueError(f"the zip entry is damaged: {reason_of(error)}") from error
 
-    def sidecar(self, name: str) -> bytes | None:
-        if name not in self._entries:
-            return None
-        try:
-            return self.read(name)
-        except (OSError, ValueError) as error:
-            raise GuidexError(f"cannot read {name} in {self._path}: {reason_of(error)}") from error
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file. Raises OSError, or ValueError where to open it could be to wait."""
+    path.stat()  # tells what is wrong with a link
+    if not path.is_file():
+        raise ValueError("not a regular file")
+    return path.read_bytes()
 
 
-def in_order(names: list[str]) -> list[str]:
-    """Sorted as text; but the images of `guidex sample` by seed, which text of a million and more
-    is not sorted by."""
-    seeds = {name: seed_of(name) for name in names}
-    return sorted(names) if None in seeds.values() else sorted(names, key=seeds.get)
+def _relative(folder: str, root: Path) -> str:
+    """What the names of files in a folder below the root begin with."""
+    return "" if folder == str(root) else Path(folder).relative_to(root).as_posix() + "/"
 
 
 def seed_of(name: str) -> int | None:
-    """The seed that a file is named after, as 001000/001234.png, maybe in a folder; or None."""
+    """The seed that a file is named after, as 001000/001234.png, maybe in images/; or None."""
     match = re.fullmatch(r"(?:images/)?([0-9]{6,19})/([0-9]{6,19})\.png", name)
     if match is None or int(match[1]) != int(match[2]) // 1000 * 1000:
         return None
@@ -191,7 +130,7 @@ def seed_of(name: str) -> int | None:
 def reason_of(error: Exception) -> str:
     """An exception as a few words on one printable line, and never advice to load pickles."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    if "pickle" in text:
+    if "pickle" in text or "Python objects" in text:
         return "it holds Python objects, which are never loaded, or is damaged"
     return shown(text or type(error).__name__)[:200]
 
@@ -201,18 +140,5 @@ def shown(name: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
 
 
-def _ignored(name: str) -> bool:
-    """Hidden files, and the folder of them that macOS puts into zips."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        # A link to itself, for one: left to `read`, to say so.
-        return False
-
-
-def _too_large() -> ValueError:
-    return ValueError(f"larger than the {MAX_BYTES // 2**20} MiB allowed for one file")
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"  # which macOS puts into zips

@@ -99,14 +99,7 @@ class Samples:
         """`most` of them, chosen at random, or all where there are no more."""
         if self.images is None or most is None or self.count <= most:
             return self
-        images, rows = self.images, chosen(self.count, most, seed=0)
-        some = dataclasses.replace(
-            images,
-            names=[images.names[row] for row in rows],
-            labels=None if images.labels is None else images.labels[rows],
-            load=lambda index: images.load(int(rows[index])),
-            digest=lambda index: images.digest(int(rows[index])),
-        )
+        some = self.images.subset(chosen(self.count, most, seed=0))
         return Samples(self.path, some, None, of=self.count)
 
     def features(self, detectors: Sequence[Detector], how: Looking) -> list[FeatureSet]:

@@ -12,6 +12,7 @@ from typing import BinaryIO
 from guidex.errors import GuidexError
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+_TOLD = (*_FULL, errno.EFBIG)
 
 
 def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
@@ -48,42 +49,30 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        refusal = None if isinstance(error, GuidexError) else _refusal(error)
-        if refusal is not None:
+        refusal = error
+        # torch.save hides a full disk behind a RuntimeError.
+        while refusal is not None and not isinstance(refusal, OSError | GuidexError):
+            refusal = refusal.__context__
+        if isinstance(refusal, OSError) and (refusal is error or refusal.errno in _TOLD):
             raise GuidexError(_explain(refusal, path, size)) from error
         raise
 
 
-def _refusal(error: BaseException) -> OSError | None:
-    """The file system's part in a failure; torch.save hides a full disk behind a RuntimeError."""
-    if isinstance(error, OSError):
-        return error
-    context = error.__context__
-    while context is not None:
-        if isinstance(context, OSError) and context.errno in (*_FULL, errno.EFBIG):
-            return context
-        context = context.__context__
-    return None
-
-
 def _explain(error: OSError, path: Path, size: int) -> str:
     """What to tell of a failed write, of which `size` bytes were asked for before it failed."""
+    needed = f"{size / 2**20:.1f} MiB"
     if error.errno in _FULL:
         free = shutil.disk_usage(path.parent).free
         return (
-            f"cannot write {path}: {_FULL[error.errno]}. The file needs at least {_mib(size)}, and "
-            f"{_mib(free)} are free in {path.parent.absolute()}. Free some space and start the "
-            "same command again: finished work is kept and the run resumes after it."
+            f"cannot write {path}: {_FULL[error.errno]}. The file needs at least {needed}, and "
+            f"{free / 2**20:.1f} MiB are free in {path.parent.absolute()}. Free some space and "
+            "start the same command again: finished work is kept and the run resumes after it."
         )
     if error.errno == errno.EFBIG:
         return (
-            f"cannot write {path}: it grew beyond the largest file allowed here, at {_mib(size)}. "
+            f"cannot write {path}: it grew beyond the largest file allowed here, at {needed}. "
             "Raise the limit (`ulimit -f`) or choose a folder on another file system, then start "
             "the same command again: finished work is kept."
         )
-    reason = error.strerror if error.strerror is not None else str(error)
+    reason = error.strerror or str(error)
     return f"cannot write {path}: {reason}. Check that its folder exists and may be written to."
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB"

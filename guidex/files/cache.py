@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urldefrag, urlsplit
 from urllib.request import url2pathname
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from guidex.errors import GuidexError, UsageError
 from guidex.files.download import download, read_json, write_json
@@ -54,25 +54,25 @@ def fetch(source: str, *, sha256: str | None = None, progress: Received | None =
         return path
     if os.path.isfile(path):
         _verify(path, url, path, expected)
-    else:
-        known = "" if expected is None else f" (SHA-256 {expected})"
-        by_hand = (
-            f"Download {url}{known} on a machine that can, and put it at {path}, or give the path "
-            "of a local copy in place of the URL."
+        return path
+    known = "" if expected is None else f" (SHA-256 {expected})"
+    by_hand = (
+        f"Download {url}{known} on a machine that can, and put it at {path}, or give the path "
+        "of a local copy in place of the URL."
+    )
+    if offline():
+        raise UsageError(
+            f"{url} is not in the cache, and GUIDEX_OFFLINE forbids the network. {by_hand}"
         )
-        if offline():
-            raise UsageError(
-                f"{url} is not in the cache, and GUIDEX_OFFLINE forbids the network. {by_hand}"
-            )
-        try:
-            _download(url, path, expected, progress or (lambda done, total: None))
-        except GuidexError as error:
-            raise type(error)(f"{error} {by_hand}") from error
-        except (OSError, NotImplementedError) as error:  # the latter: a disk without locks
-            raise GuidexError(
-                f"the cache folder {path.parent} cannot be used ({error}). Free some space, or set "
-                "GUIDEX_CACHE to a folder that can be written."
-            ) from error
+    try:
+        _download(url, path, expected, progress or (lambda done, total: None))
+    except GuidexError as error:
+        raise type(error)(f"{error} {by_hand}") from error
+    except (OSError, NotImplementedError) as error:  # the latter: a disk without locks
+        raise GuidexError(
+            f"the cache folder {path.parent} cannot be used ({error}). Free some space, or set "
+            "GUIDEX_CACHE to a folder that can be written."
+        ) from error
     return path
 
 
@@ -142,7 +142,13 @@ def _download(url: str, path: Path, expected: str | None, progress: Received) ->
     """Download into a part, verify it, and move it to its place, alone among all processes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    with _lock(path):
+    lock = FileLock(path.with_name(path.name + ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.warning("Waiting for another process that is getting %s.", path.name)
+        lock.acquire()
+    try:
         if os.path.isfile(path):  # another process was faster
             return _verify(path, url, path, expected)
         download(url, part, progress)
@@ -152,15 +158,8 @@ def _download(url: str, path: Path, expected: str | None, progress: Received) ->
             part.unlink()
             raise
         os.replace(part, path)
-
-
-def _lock(path: Path) -> AcquireReturnProxy:
-    lock = FileLock(path.with_name(path.name + ".lock"))
-    try:
-        return lock.acquire(timeout=0)
-    except Timeout:
-        log.warning("Waiting for another process that is getting %s.", path.name)
-        return lock.acquire()
+    finally:
+        lock.release()
 
 
 def _verify(file: Path, url: str, path: Path, expected: str | None) -> None:

@@ -4,13 +4,11 @@ A transfer is resumed (Range and If-Range, RFC 9110 sections 13.1.5 and 14) only
 that its file is still the same; in doubt it begins anew.
 """
 
-import hashlib
 import http.client
 import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from time import sleep
 from urllib.error import HTTPError, URLError
@@ -25,7 +23,6 @@ from guidex.files.progress import Received, megabytes
 TIMEOUT = 30.0  # seconds, to connect and for each read
 ATTEMPTS = 5  # in a row that bring nothing new; the waits between them are 1, 2, 4, 8 s
 CHUNK = 1 << 18  # bytes, the most that is read and written at once
-CHECKPOINT = 1 << 26  # bytes, the most that a killed process loses
 
 log = logging.getLogger(__name__)
 
@@ -75,63 +72,44 @@ def read_json(path: Path) -> dict:
     return fields if isinstance(fields, dict) else {}
 
 
-def write_json(path: Path, fields: dict[str, str | int | None]) -> None:
+def write_json(path: Path, fields: dict[str, str | None]) -> None:
     """Write a JSON object in one step."""
     text = json.dumps(fields, indent=2) + "\n"
     atomic_write(path, lambda file: file.write(text.encode()))
 
 
 class _Part:
-    """The bytes of a file received so far, and the validator of the version that they are of.
-
-    Its note is written every CHECKPOINT bytes and at the end. Bytes beyond the noted size (the
-    process was killed) are cut off; bytes of another hash (the power failed) are thrown away.
-    """
+    """The bytes of a file received so far, and the validator of their version, noted beside it."""
 
     def __init__(self, path: Path):
         self.path, self._note = path, path.with_name(path.name + ".json")
-        self._file = open(path, "a+b")
-        note = read_json(self._note)
-        size, self.validator = note.get("size"), note.get("validator")
-        if isinstance(size, int) and 0 < size <= self._file.seek(0, 2):
-            self._file.truncate(size)
-            self._file.seek(0)
-            self._digest = hashlib.file_digest(self._file, "sha256")
-            self.size = self._noted = size
-            if self._digest.hexdigest() == note.get("sha256"):
-                return
-        self.restart(None)
+        self._file = open(path, "ab")
+        self.size = self._file.tell()
+        self.validator = read_json(self._note).get("validator")
+        if self.size > 0 and not isinstance(self.validator, str):
+            self.restart(None)
 
     def __enter__(self) -> "_Part":
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        with self._file:
-            self._checkpoint()
+        self._file.close()
         resumable = self.size > 0 and self.validator is not None
         if failure is None or not resumable:
-            self._note.unlink()
+            self._note.unlink(missing_ok=True)
         if failure is not None and not resumable:
             self.path.unlink()
 
     def restart(self, validator: str | None) -> None:
         """Throw away what is there and begin a file of this version."""
         self._file.truncate(0)
-        self.size = self._noted = 0
-        self._digest, self.validator = hashlib.sha256(), validator
+        self.size, self.validator = 0, validator
+        write_json(self._note, {"validator": validator})
 
     def write(self, chunk: bytes) -> None:
         self._file.write(chunk)
-        self._digest.update(chunk)
-        self.size += len(chunk)
-        if self.size >= self._noted + CHECKPOINT:
-            self._checkpoint()
-
-    def _checkpoint(self) -> None:
         self._file.flush()
-        sha256, self._noted = self._digest.hexdigest(), self.size
-        note = {"size": self.size, "sha256": sha256, "validator": self.validator}
-        write_json(self._note, note)
+        self.size += len(chunk)
 
 
 def _attempt(url: str, part: _Part, progress: Received) -> None:
@@ -154,11 +132,18 @@ def _attempt(url: str, part: _Part, progress: Received) -> None:
                 f"{megabytes(free)} are free. Free some, or set GUIDEX_CACHE to a larger disk."
             )
         progress(part.size, total)
-        for chunk in _body(response):
+        while chunk := _read(response):
             part.write(chunk)
             progress(part.size, total)
     if total is not None and part.size != total:
         raise _Broken(f"the connection was closed after {part.size} of {total} bytes")
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read1(CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        raise _Broken(f"the connection broke ({error!r})") from error
 
 
 class _Redirects(HTTPRedirectHandler):
@@ -188,11 +173,10 @@ def _check_answer(url: str, response: http.client.HTTPResponse | HTTPError, part
     """Refuse whatever is not (a piece of) the file, before any of it is written."""
     status = response.status
     text = f"the server answers HTTP {status} ({http.client.responses.get(status, 'unknown')})"
-    if status in (408, 429) or status >= 500:
-        raise _Broken(text)
     if status == 416:
         part.restart(None)
-        raise _Broken("the server has no such part of the file; beginning anew")
+    if status in (408, 416, 429) or status >= 500:
+        raise _Broken(text)
     if 300 <= status < 400:
         text += ", a redirect to nowhere, in a circle, or to what is not https:// (or http://)"
     page = response.headers.get_content_type().endswith(("html", "xml", "json"))
@@ -213,16 +197,7 @@ def _begin(response: http.client.HTTPResponse, part: _Part) -> int | None:
         return response.length
     form = r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})"
     place = re.fullmatch(form, response.headers.get("Content-Range", ""))
-    same = validator in (None, part.validator)
-    if place is None or int(place[1]) != part.size or not same:
+    if place is None or int(place[1]) != part.size or validator not in (None, part.validator):
         part.restart(None)
         raise _Broken("the server's part does not continue what is here; beginning anew")
     return int(place[2])
-
-
-def _body(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    try:
-        while chunk := response.read1(CHUNK):
-            yield chunk
-    except (OSError, http.client.HTTPException) as error:
-        raise _Broken(f"the connection broke ({error!r})") from error

@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Self, TypeVar
 
 from tqdm import tqdm
@@ -25,24 +24,25 @@ def download_bar(what: str) -> Iterator[Received]:
     Arguments:
         what: is being downloaded, for people.
     """
-    bar: tqdm | None = None
+    bars: list[tqdm] = []
+    title, hidden = f"downloading {what}", not sys.stderr.isatty()
 
     def progress(count: int, total: int | None) -> None:
-        nonlocal bar
-        if bar is None:
-            title, hidden = f"downloading {what}", not sys.stderr.isatty()
+        if not bars:
             if hidden:
                 size = "" if total is None else f" ({megabytes(total)})"
                 print(f"{title}{size}", file=sys.stderr, flush=True)
-            bar = tqdm(
-                desc=title, total=total, unit="B", unit_scale=True, leave=False, disable=hidden
+            bars.append(
+                tqdm(
+                    desc=title, total=total, unit="B", unit_scale=True, leave=False, disable=hidden
+                )
             )
-        bar.update(count - bar.n)
+        bars[0].update(count - bars[0].n)
 
     try:
         yield progress
     finally:
-        if bar is not None:
+        for bar in bars:
             bar.close()
 
 
@@ -74,26 +74,20 @@ class Progress:
     ) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.count, self.before = float(done), done
-        self.started = self.said = time.monotonic()
-        self.bar: tqdm | None = None
         self.quiet, self.delay = quiet, delay
-        if sys.stderr.isatty() and not quiet:
-            form = (
-                "{desc} {percentage:3.0f}%|{bar:30}| {n:.0f}/{total} {unit} [{elapsed}<{remaining}]"
-            )
-            self.bar = tqdm(
-                desc=label, total=total, initial=done, unit=unit, bar_format=form, delay=delay
-            )
+        self.started = self.said = time.monotonic()
+        form = "{desc} {percentage:3.0f}%|{bar:30}| {n:.0f}/{total} {unit} [{elapsed}<{remaining}]"
+        shown = sys.stderr.isatty() and not quiet
+        self.bar = (
+            tqdm(desc=label, total=total, initial=done, unit=unit, bar_format=form, delay=delay)
+            if shown
+            else None
+        )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
         elif kind is None and time.monotonic() - self.started >= self.delay:

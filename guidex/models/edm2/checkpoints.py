@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from guidex.errors import GuidexError, UsageError
 from guidex.files.atomic import atomic_write
-from guidex.files.pickles import Recorded, printable, read_pickle
+from guidex.files.pickles import Recorded, open_file, printable, read_pickle
 
 FORMAT = 1  # of PATH.json
 NETWORK_CLASS = "Precond"  # EDM2's U-Net with its preconditioning
@@ -70,7 +70,7 @@ def read_config(path: str | Path) -> dict[str, Any] | None:
     description = Path(path).expanduser().with_suffix(".json")
     if Path(path).suffix != ".safetensors" or not description.is_file():
         return None
-    return _read_description(description)[0]["config"]
+    return _read_description(description)["config"]
 
 
 def convert(
@@ -157,11 +157,8 @@ def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _digest(content: object) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-# --- PATH.safetensors + PATH.json -------------------------------------------------------------
 
 
 def _read_pair(weights: Path) -> Checkpoint:
@@ -172,11 +169,10 @@ def _read_pair(weights: Path) -> Checkpoint:
                 f"{file}: does not exist. A checkpoint of guidex is a pair {weights.name} + "
                 f"{description.name}, as `convert` writes it."
             )
-    content, digest = _read_description(description)
+    content = _read_description(description)
     try:
         with safe_open(weights, framework="pt", device="cpu") as file:
-            header = file.metadata() or {}
-            if header.get("description") != digest:
+            if (file.metadata() or {}).get("description") != _digest(content):
                 raise GuidexError(
                     f"{weights} does not belong to {description}: convert the original again."
                 )
@@ -186,38 +182,35 @@ def _read_pair(weights: Path) -> Checkpoint:
     return Checkpoint(content["config"], tensors, content["metadata"])
 
 
-def _read_description(path: Path) -> tuple[dict[str, Any], str]:
+def _read_description(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes(), parse_constant=_no_constant)
-        digest = _digest(content)
+        content = json.loads(path.read_bytes())
+        _digest(content)
     except (OSError, ValueError, RecursionError) as error:
         raise GuidexError(f"{path}: not a readable description ({error}).") from error
-    known = isinstance(content, dict) and content.keys() == {"format", "config", "metadata"}
-    if not known or not all(isinstance(content[key], dict) for key in ("config", "metadata")):
-        raise GuidexError(f"{path}: not the description of a guidex checkpoint.")
-    if content["format"] != FORMAT:
-        raise GuidexError(
-            f"{path}: not of format {FORMAT}, which this version of guidex reads; convert the "
-            "original again."
-        )
-    return content, digest
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
+    match content:
+        case {"format": 1, "config": dict(), "metadata": dict()}:
+            return content
+    raise GuidexError(
+        f"{path}: not the description of a checkpoint of format {FORMAT}, which this version of "
+        "guidex reads; convert the original again."
+    )
 
 
 # --- EDM2 snapshots ---------------------------------------------------------------------------
 
 
 def _read_snapshot(path: Path) -> Checkpoint:
-    before = _state(path)
-    data = read_pickle(path)
+    with open_file(path) as file:
+        data = read_pickle(file)
+        file.seek(0)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     entry, network = _network(data, path)
     if len(network.init_args) != 0:
         raise GuidexError(f"{path}: its {network.class_name} was built with unnamed arguments.")
+    tensors: dict[str, Tensor] = {}
     try:
-        tensors = state_dict(network)
+        _gather(network, "", tensors)
         config = _plain(network.init_kwargs)
         recorded = {
             key: _plain(data[key])
@@ -226,10 +219,6 @@ def _read_snapshot(path: Path) -> Checkpoint:
         }
     except (ValueError, RecursionError) as error:
         raise GuidexError(f"{path}: not an EDM2 snapshot: {error}.") from error
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if _state(path) != before:
-        raise GuidexError(f"{path} was replaced while it was being read; start again.")
     metadata = {
         "source": path.name,
         "sha256": sha256,
@@ -239,14 +228,6 @@ def _read_snapshot(path: Path) -> Checkpoint:
         **recorded,
     }
     return Checkpoint(config, tensors, metadata)
-
-
-def _state(path: Path) -> tuple[int, ...] | None:
-    """What changes with a file's content, unless somebody takes care that it does not."""
-    if not path.is_file():
-        return None
-    status = path.stat()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _network(data: object, path: Path) -> tuple[str, Recorded]:
@@ -260,56 +241,39 @@ def _network(data: object, path: Path) -> tuple[str, Recorded]:
                     f"those of EDM2, whose network is a {NETWORK_CLASS}."
                 )
             return entry, network
-    found = ", ".join(printable(str(key)) for key in itertools.islice(entries, 10))
+    names = ", ".join(printable(str(key)) for key in list(entries)[:10]) or "none"
     raise GuidexError(
-        f"{path}: no network under {' or '.join(_ENTRIES)}; "
-        + (f"its entries are: {found}." if len(entries) > 0 else "it has no entries.")
+        f"{path}: no network under {' or '.join(_ENTRIES)}; its entries are: {names}."
     )
 
 
-def state_dict(network: Recorded) -> dict[str, Tensor]:
-    """The tensors of a recorded torch module, by the names that its `state_dict()` would give.
+def _gather(module: object, prefix: str, tensors: dict[str, Tensor]) -> None:
+    """Collect the tensors of a recorded torch module, by the names of its `state_dict()`.
 
     Parameters, then buffers other than the non-persistent ones, then submodules, in their order.
 
     Raises:
         ValueError: it is no torch module, or not one that a state_dict can name.
     """
-    tensors: dict[str, Tensor] = {}
-    _gather(network, "", tensors)
-    return tensors
-
-
-def _gather(module: object, prefix: str, tensors: dict[str, Tensor]) -> None:
-    if not isinstance(module, Recorded):
-        raise ValueError(f"{prefix or 'the network'} is not a module")
-    transient = module.state.get("_non_persistent_buffers_set", set())
-    if not isinstance(transient, set):
-        raise ValueError(f"{prefix or 'the network'} does not say which buffers are persistent")
-    for kind in ("_parameters", "_buffers"):
-        for name, tensor in _named(module, kind, prefix):
-            if kind == "_buffers" and name in transient:
-                continue
+    where = prefix or "the network"
+    state = module.state if isinstance(module, Recorded) else {}
+    kinds = [state.get(kind) for kind in ("_parameters", "_buffers", "_modules")]
+    transient = state.get("_non_persistent_buffers_set", set())
+    if not all(isinstance(members, dict) for members in kinds) or not isinstance(transient, set):
+        raise ValueError(f"{where} is not a torch module")
+    for name in itertools.chain(*kinds):
+        if not isinstance(name, str) or name == "" or "." in name or not name.isprintable():
+            raise ValueError(f"a member of {where} is called {name!r:.60}")
+    parameters, buffers, modules = kinds
+    persistent = {name: value for name, value in buffers.items() if name not in transient}
+    for name, tensor in [*parameters.items(), *persistent.items()]:
+        if tensor is not None:  # torch's sign for an absent one
             if not isinstance(tensor, Tensor):
                 raise ValueError(f"{prefix}{name} is not a tensor")
             tensors[prefix + name] = tensor
-    for name, child in _named(module, "_modules", prefix):
-        _gather(child, f"{prefix}{name}.", tensors)
-
-
-def _named(module: Recorded, kind: str, prefix: str) -> Iterator[tuple[str, object]]:
-    """The members of one kind, but those that are None (torch's sign for an absent one)."""
-    members = module.state.get(kind)
-    if not isinstance(members, dict):
-        raise ValueError(f"a {module.class_name} without {kind}, so not a torch module")
-    for name, member in members.items():
-        if not isinstance(name, str) or name == "" or "." in name or not name.isprintable():
-            raise ValueError(f"a member of {prefix or 'the network'} is called {name!r:.60}")
-        if member is not None:
-            yield name, member
-
-
-# --- Recorded values as JSON types ------------------------------------------------------------
+    for name, child in modules.items():
+        if child is not None:
+            _gather(child, f"{prefix}{name}.", tensors)
 
 
 def _plain(value: object) -> Any:
@@ -332,10 +296,8 @@ def _plain(value: object) -> Any:
             return {key: _plain(item) for key, item in value.items()}
         case Recorded():
             public = {k: v for k, v in value.state.items() if not str(k).startswith("_")}
-            return {
-                "class_name": value.class_name,
-                "init_args": _plain(value.init_args),
-                "init_kwargs": _plain(value.init_kwargs),
-                "state": _plain(public),
+            named = ("class_name", "init_args", "init_kwargs")
+            return {name: _plain(getattr(value, name)) for name in named} | {
+                "state": _plain(public)
             }
     raise ValueError(f"a recorded argument is a {type(value).__name__} that JSON cannot hold")

@@ -102,20 +102,8 @@ def reconstruction_coefficients(
     t_target = np.atleast_1d(np.asarray(target_times, np.float64))
     gamma = np.atleast_1d(gamma_of_sigma_rel(snapshot_lengths))
     gamma_target = np.atleast_1d(gamma_of_sigma_rel(target_lengths))
-    _check_times(t, gamma, t_target)
-    gram = profile_product(t[:, None], gamma[:, None], t, gamma)
-    moments = profile_product(t[:, None], gamma[:, None], t_target, gamma_target)
-    coefficients = np.linalg.solve(gram, moments)
-    return coefficients / coefficients.sum(axis=0)
-
-
-def _check_times(
-    t: NDArray[np.float64], gamma: NDArray[np.float64], t_target: NDArray[np.float64]
-) -> None:
-    if t.shape != gamma.shape:
-        raise UsageError(f"{t.size} snapshot times but {gamma.size} EMA lengths; give one each")
-    if t.size == 0 or not np.all((t > 0) & np.isfinite(t)):
-        raise UsageError(f"snapshot times are {t.tolist()}; give one or more, all above 0")
+    if not np.all(t > 0):
+        raise UsageError(f"snapshot times are {t.tolist()}; they must be above 0")
     if len(set(zip(t, gamma, strict=True))) < t.size:
         raise UsageError("two EMA snapshots have the same time and length; give each one once")
     if not np.all((t_target > 0) & (t_target <= t.max())):
@@ -123,3 +111,7 @@ def _check_times(
             f"target times are {t_target.tolist()}; "
             f"they must be above 0 and at most the last snapshot's {t.max():g}"
         )
+    gram = profile_product(t[:, None], gamma[:, None], t, gamma)
+    moments = profile_product(t[:, None], gamma[:, None], t_target, gamma_target)
+    coefficients = np.linalg.solve(gram, moments)
+    return coefficients / coefficients.sum(axis=0)
