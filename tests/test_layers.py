@@ -1,4 +1,4 @@
-"""Nothing imports from a package after its own: the way of the data is the order of the packages."""
+"""Nothing imports from a package after its own: the order of packages is the way of the data."""
 
 import ast
 from collections.abc import Iterator

@@ -128,13 +128,13 @@ def test_interrupt_leaves_a_resumable_folder(
     process = server.Process(target=quiet, args=(words, tmp_path / "run"))
     process.start()
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "run").glob("blocks/*.record")):
+    while not list((tmp_path / "run").glob("points/*/*.record")):
         assert time.monotonic() < deadline and process.is_alive()
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
     process.join(60)
     assert process.exitcode == 130
-    done = len(list((tmp_path / "run" / "blocks").glob("*.record")))
+    done = len(list((tmp_path / "run").glob("points/*/*.record")))
     assert 1 <= done < 100
     assert main([*words, f"out={tmp_path / 'run'}"]) == 0
     assert f"{20 * done} of 2000 images are there already" in capsys.readouterr().out
@@ -277,7 +277,7 @@ def test_nonfinite_names_seed_and_step(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(words) == 1
     error = capsys.readouterr().err
     assert "seed 5 " in error and "step 0 " in error
-    assert not list((tmp_path / "run" / "blocks").glob("*.record"))
+    assert not list((tmp_path / "run").glob("points/*/*.record"))
 
 
 def test_full_disk(
@@ -290,7 +290,7 @@ def test_full_disk(
         pytest.skip("mounting a small file system needs root")
     try:
         words = [*SAMPLE, f"out={disk / 'run'}", "seeds=0-199"]
-        monkeypatch.setattr("guidex.commands.sample.require_space", lambda folder, needed: None)
+        monkeypatch.setattr("guidex.runs.engine.require_space", lambda folder, needed: None)
         assert main(words) == 1
         assert "full" in capsys.readouterr().err
         assert not list(disk.rglob("*.tmp"))

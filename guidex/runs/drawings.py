@@ -13,7 +13,7 @@ from guidex.reports.image_grids import image_grid
 from guidex.reports.plots import write_plots
 from guidex.reports.rows import Row
 from guidex.reports.toy_figures import ToyPanel, figure_1d, figure_2d
-from guidex.runs.cohorts import Cohort, Task
+from guidex.runs.engine import Cohort, Task
 
 MOST_ROWS = 60  # of points in one image grid
 MOST_PANELS = 11  # of points in one figure of a toy
@@ -66,11 +66,11 @@ def toy_panel(
     plan: Plan,
     samples: np.ndarray,
     labels: np.ndarray | None,
-    path: np.ndarray,
+    paths: np.ndarray,
 ) -> ToyPanel:
-    """A toy's samples and trajectories as a panel of a figure."""
+    """A toy's samples and some trajectories [R, steps + 1, d] as a panel of a figure."""
     guided = plan.guided.any(axis=(0, 2))
-    return ToyPanel(name, samples, labels, path, plan.timeline.sigmas, guided)
+    return ToyPanel(name, samples, labels, paths.swapaxes(0, 1), plan.timeline.sigmas, guided)
 
 
 def draw_toy(
@@ -148,10 +148,10 @@ def _draw_toy(points: Sequence[_Shown], path: Path) -> list[Path]:
     for first in range(0, len(points), MOST_PANELS):
         panels = []
         for cohort, task in points[first : first + MOST_PANELS]:
-            made, _ = cohort.gathered(task, "features0", "labels", "path")
+            made, _ = cohort.gathered(task, "samples", "labels", "path")
             plan = task.point.settings.plan
-            samples, labels, paths = made["features0"], made.get("labels"), made["path"]
-            panels.append(toy_panel(_name(task), plan, samples, labels, paths))
+            samples, labels = made["samples"], made.get("labels")
+            panels.append(toy_panel(_name(task), plan, samples, labels, made["path"]))
         file = path if first == 0 else path.with_stem(f"{path.stem}_{first // MOST_PANELS + 1}")
         if draw_toy(panels, model, file, view, reference):
             files.append(file)

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from guidex.errors import GuidexError, UsageError
 from guidex.files.atomic import atomic_write
+from guidex.files.cache import file_sha256
 from guidex.runs.provenance import versions
 from guidex.runs.ranks import ALONE, Rank
 
@@ -80,27 +81,51 @@ class RunFolder:
                 "deleted or begun anew; give the command again to go on where its results are"
             )
 
-    def write(self, path: Path, content: bytes) -> None:
-        """Write a record, whole or not at all."""
+    def write(self, path: Path, content: bytes, files: Iterable[Path] = ()) -> None:
+        """Write a record, whole or not at all.
+
+        Arguments:
+            path: of the record.
+            content: of the record.
+            files: that belong to it; of those beside it, the checksum is recorded.
+        """
         self.check()
         path.parent.mkdir(parents=True, exist_ok=True)
-        about = json.dumps({"run": self.run, "versions": versions()})
+        listed = [
+            (
+                str(file.relative_to(self.path)),
+                file.stat().st_size,
+                file_sha256(file) if file.parent == path.parent else None,
+            )
+            for file in files
+        ]
+        about = json.dumps({"run": self.run, "versions": versions(), "files": listed})
         sealed = b"%s\n%s" % (about.encode(), content)
         first = b"%s\n" % hashlib.sha256(sealed).hexdigest().encode()
         atomic_write(path, lambda file: file.writelines((first, sealed)))
 
-    def holds(self, path: Path) -> bool:
-        """Whether a record of this run is there; its content is not looked at."""
+    def holds(self, path: Path, used: Collection[Path] = ()) -> bool:
+        """Whether a record of this run is there, and its files in their sizes; the content of both
+        is not looked at.
+
+        Arguments:
+            path: of the record.
+            used: files that may be gone.
+        """
         try:
             with path.open("rb") as file:
-                file.readline(100)
-                return json.loads(file.readline(10_000))["run"] == self.run
+                file.readline()
+                about = json.loads(file.readline())
+            files = [(self.path / name, size) for name, size, _ in about["files"]]
+            return about["run"] == self.run and all(
+                file in used or file.stat().st_size == size for file, size in files
+            )
         except (OSError, ValueError, TypeError, KeyError):
             return False
 
     def read(self, path: Path) -> tuple[bytes, dict[str, str]] | None:
         """A record of this run, and the versions that it was made with; None where there is none,
-        or a damaged one."""
+        or it or a file beside it is damaged. Files that are gone are let be."""
         try:
             first, _, sealed = path.read_bytes().partition(b"\n")
         except OSError:
@@ -109,7 +134,9 @@ class RunFolder:
             return None
         line, _, content = sealed.partition(b"\n")
         about = json.loads(line)
-        return (content, about["versions"]) if about["run"] == self.run else None
+        files = [(self.path / name, sha256) for name, _, sha256 in about["files"] if sha256]
+        whole = all(file_sha256(file) == sha256 for file, sha256 in files if file.exists())
+        return (content, about["versions"]) if whole and about["run"] == self.run else None
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from guidex.config.compose import Composed, Config
 from guidex.config.instantiate import Models, content_key, instantiate
@@ -23,6 +23,7 @@ from guidex.models.denoiser import Denoiser
 from guidex.models.spec import Model
 from guidex.models.spec import load as load_model
 from guidex.runs.folder import VOLATILE
+from guidex.runs.kinds import KINDS, SampleKind
 from guidex.runs.provenance import digest
 from guidex.runs.ranks import this_rank
 from guidex.sampling.seeds import SEED_LIMIT, check_count, check_seeds, parse_seeds
@@ -166,30 +167,18 @@ class Point:
     settings: Settings
     model: Denoiser
     guidance: Guidance
-    decoder: Decoder | None
+    kind: SampleKind
+
+    @property
+    def decoder(self) -> Decoder | None:
+        """From samples to images."""
+        return self.kind.decoder
 
     @property
     def run(self) -> Run:
         """What the sampler carries out. Equal guidance but for its weights shares steps."""
         guided = Guided(self.model, self.guidance, self.settings.plan)
         return Run(guided, _without_schedules(self.settings.config["guidance"]))
-
-    def decoded(self, x: Tensor) -> Tensor:
-        """What is kept of samples: images uint8 [B, C, H, W]; as they are without a decoder."""
-        return x if self.decoder is None else self.decoder(x)
-
-    @property
-    def latents_alone(self) -> bool:
-        """Whether there are latents, and nothing here to decode them."""
-        return self.decoder is None and self.model.space != "points"
-
-    @property
-    def bytes_per_sample(self) -> int:
-        """A generous guess at what a sample takes on disk."""
-        numbers = 8 * math.prod(self.model.shape)
-        if self.decoder is None:
-            return numbers
-        return numbers + math.prod(self.decoder.image_shape(self.model.shape))
 
     @functools.cached_property
     def origins(self) -> dict[str, dict[str, str]]:
@@ -235,14 +224,15 @@ def load(settings: Settings, decoders: Models, latents_suffice: bool = False) ->
     guidance = settings.guidance.on(device)
     _check_models(model, guidance, settings.plan)
     settings = replace(settings, labels=_numbered(settings.labels, model))
+    kind = KINDS[model.space]
     try:
-        decoder = None if model.space == "points" else _decoder(settings, model, decoders)
+        decoder = _decoder(settings, model, decoders) if kind.is_decoded else None
     except GuidexError as error:
         if not latents_suffice:
             raise
         print(f"images are not made, latents are: {error}", file=sys.stderr)
         decoder = None
-    return Point(settings, model, guidance, decoder)
+    return Point(settings, model, guidance, kind(model.shape, decoder))
 
 
 @functools.lru_cache(maxsize=4)
