@@ -356,7 +356,8 @@ class Bench:
         out.mkdir()
         began = time.perf_counter()
         with run_folder(out, {"command": "sample"}, overwrite=False) as held:
-            run(grouped([Task(0, point, [PngFolder(out)])], held), ALONE)
+            with run(grouped([Task(0, point, [PngFolder(out)])], held), ALONE, out / "result"):
+                pass
         return time.perf_counter() - began
 
     def _print_parts(self, name: str, point: Point, place: Path) -> None:
@@ -368,7 +369,7 @@ class Bench:
             arriving.numpy()
             return arriving
 
-        outputs = "guidex.runs.outputs"
+        outputs, writers = "guidex.runs.outputs", "guidex.runs.writers.Writers"
         with Timers(self.device) as timers:
             timers.replace("noise and classes", "guidex.runs.blocks.start", start)
             timers.watch("main network", point.model)
@@ -376,10 +377,8 @@ class Bench:
                 timers.watch("guide network", guide)
             timers.watch("decoder", point.decoder)
             timers.replace("copy to memory", f"{outputs}.Arriving", arrive)
-            timers.replace(
-                "handing to writers", "guidex.runs.writers.Writers.submit", Writers.submit
-            )
-            timers.replace("last writers", "guidex.runs.writers.Writers.__exit__", Writers.__exit__)
+            timers.replace("handing to writers", f"{writers}.submit", Writers.submit)
+            timers.replace("last writers", f"{writers}.__exit__", Writers.__exit__)
             timers.replace_in_threads("encoding and writing", f"{outputs}.write_png", write_png)
             seconds = self._run(point, place / f"parts of {name}".replace(", ", "-"))
         images = len(point.settings.seeds)

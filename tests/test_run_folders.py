@@ -122,7 +122,7 @@ def test_a_flipped_bit_of_a_part_is_noticed(
     with monkeypatch.context() as stopped:
         stopped.setattr("guidex.commands.sample._finish", lambda *_: None)
         assert main([*words, f"out={run}"]) == 0
-    [part] = run.glob("points/*/000004-000007.images.npy")
+    [part] = run.glob("points/*/000004-000007.images")
     flip(part, -1)
     assert main([*words, f"out={run}"]) == 1
     assert "000004-000007" in capsys.readouterr().err

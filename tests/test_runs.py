@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from PIL import Image
 
 from guidex.cli import main
 from guidex.models import kernel as kernel_module
-from guidex.runs.folder import Finish, run_folder
+from guidex.runs.folder import run_folder
 from guidex.runs.ranks import Rank
 
 SWEEP = [
@@ -220,16 +221,20 @@ def test_a_process_that_fails_leaves_the_folder_to_the_others(tmp_path: Path) ->
         assert (folder / "run.json").exists() and (folder / "blocks").is_dir()
 
 
-def test_a_run_is_finished_once(tmp_path: Path) -> None:
-    result = tmp_path / "table.csv"
-    first, second = Finish(result), Finish(result)
-    with first.turn() as mine:
-        assert mine
+def test_a_run_is_finished_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = tmp_path / "run" / "summary.json"
+
+    @contextmanager
+    def after_another_process(lock: Path):
         result.write_text("done")
-    with second.turn() as mine:
-        assert not mine
-    with Finish(result).turn() as mine:  # the same command, given again
-        assert mine
+        yield
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr("guidex.runs.engine.FileLock", after_another_process)
+        assert main([*SAMPLE, f"out={result.parent}"]) == 0
+    assert result.read_text() == "done" and not (tmp_path / "run" / "labels.csv").exists()
+    assert main([*SAMPLE, f"out={result.parent}"]) == 0  # the same command, given again
+    assert (tmp_path / "run" / "labels.csv").exists()
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from guidex.files.atomic import atomic_write
 from guidex.reports.image_grids import sample_grid
 from guidex.runs.drawings import captions, draw_toy, toy_panel
 from guidex.runs.engine import Cohort, Task, grouped, run
-from guidex.runs.folder import Finish, require_same_inputs, run_folder, write_json
+from guidex.runs.folder import require_same_inputs, run_folder, write_json
 from guidex.runs.measure import warn
-from guidex.runs.outputs import FORMATS, image_name
+from guidex.runs.outputs import FORMATS, Labels, image_name
 from guidex.runs.points import Point, check, load
 from guidex.runs.points_table import plan_table, print_plans
 from guidex.runs.provenance import output_folder, provenance
@@ -60,14 +60,11 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
     with run_folder(folder, identity, bool(config["overwrite"]), rank) as held:
         point = load(settings, Models(), latents_suffice=config["latents"])
         files = point.kind.files(config["format"], config["latents"], folder)
-        task = Task(0, point, [*files, *point.kind.view(settings.seeds[:SHOWN])])
+        task = Task(0, point, [Labels(), *files, *point.kind.view(settings.seeds[:SHOWN])])
         require_same_inputs(folder, point.inputs)
         [cohort] = grouped([task], held)
-        finish = Finish(folder / "summary.json")
-        if not run([cohort], rank):
-            return  # other processes are at work; the last one finishes
-        with finish.turn() as mine:
-            if mine:
+        with run([cohort], rank, folder / "summary.json") as is_last:
+            if is_last:
                 _finish(cohort, task)
                 print(f"{len(settings.seeds)} {cohort.unit} in {folder}")
 

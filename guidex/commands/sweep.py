@@ -24,7 +24,6 @@ from guidex.runs.drawings import draw
 from guidex.runs.engine import Cohort, Task, grouped, run
 from guidex.runs.folder import (
     VOLATILE,
-    Finish,
     require_same_inputs,
     run_folder,
 )
@@ -37,7 +36,7 @@ from guidex.runs.measure import (
     settings_of,
     warn,
 )
-from guidex.runs.outputs import Features, Output
+from guidex.runs.outputs import Features, Labels, Output
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, load
 from guidex.runs.points_table import (
@@ -84,12 +83,8 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
         tasks = _prepare(table, rank, are_metrics_chosen(words))
         require_same_inputs(folder, _inputs(tasks))
         cohorts = grouped(tasks, held)
-        finish = Finish(folder / "table.csv")
-        if not run(cohorts, rank):
-            return  # other processes are at work; the last one finishes
-        held.check()
-        with finish.turn() as mine:
-            if not mine:
+        with run(cohorts, rank, folder / "table.csv") as is_last:
+            if not is_last:
                 return
             made = made_by("sweep" if default else "sample eval=true", words)
             rows = [
@@ -143,7 +138,8 @@ def _prepare(table: Table, rank: Rank, chosen: bool) -> list[Task]:
 
 def _outputs(point: Point, measures: list[Measure]) -> list[Output]:
     """What is kept of a point's samples: features to be measured, and what is to be seen."""
-    outputs = point.kind.view(point.settings.seeds[: point.settings.config["gallery"]])
+    shown = point.settings.seeds[: point.settings.config["gallery"]]
+    outputs = [Labels(), *point.kind.view(shown)]
     if any(one.metrics for one in measures):
         size = 4 * sum(one.dim for one in measures if one.metrics)
         outputs.append(Features(tuple(detectors_of(measures)), size))
@@ -209,19 +205,15 @@ def _rows(entries: Sequence[Entry], cohorts: Sequence[Cohort]) -> list[Row]:
     with Progress("measuring", total, unit="points") as progress:
         for cohort in cohorts:
 
-            def work(position: int, tick: Tick, cohort: Cohort = cohort) -> Row:
-                row = _row(cohort, cohort.tasks[position])
+            def work(task: Task, tick: Tick, cohort: Cohort = cohort) -> Row:
+                row = _row(cohort, task)
                 tick(1)
                 return row
 
-            positions, model = range(len(cohort.tasks)), cohort.tasks[0].point.model
-            device = cohort.config["device"]
-            for position, row in in_parallel(work, positions, model, device, progress.update):
-                made[cohort.tasks[position].index] = row
-    return [
-        made[index] if index in made else _missing_row(index, entry)
-        for index, entry in enumerate(entries)
-    ]
+            model, device = cohort.tasks[0].point.model, cohort.config["device"]
+            rows = in_parallel(work, cohort.tasks, model, device, progress.update)
+            made |= {row.point: row for row in rows}
+    return [made.get(index) or _missing_row(index, entry) for index, entry in enumerate(entries)]
 
 
 def _row(cohort: Cohort, task: Task) -> Row:
@@ -260,22 +252,15 @@ def _row(cohort: Cohort, task: Task) -> Row:
 
 
 def _missing_row(index: int, entry: Entry) -> Row:
+    counts = ("images", "repeats", "evals_main", "evals_ref", "gflops", "seconds")
     return Row(
         point=index,
         values=typed(entry.values),
         guidance=entry.values.get("guidance", ""),
-        images=0,
-        repeats=0,
         metrics={},
         settings={},
-        evals_main=0,
-        evals_ref=0,
-        gflops=0.0,
-        seconds=0.0,
         missing=entry.missing,
-        plan={},
-        config={},
-        provenance={},
+        **dict.fromkeys(counts, 0),
     )
 
 

@@ -9,12 +9,12 @@ import io
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from torch import Tensor
+from filelock import FileLock
 
 from guidex.config.compose import Config
 from guidex.errors import GuidexError
@@ -22,13 +22,13 @@ from guidex.files.progress import Progress
 from guidex.runs.blocks import Batch, Block, cut, run_block
 from guidex.runs.folder import RunFolder, require_space
 from guidex.runs.measure import Measure
-from guidex.runs.outputs import Made, Output
+from guidex.runs.outputs import Made, Output, joined
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point
 from guidex.runs.provenance import merged
 from guidex.runs.ranks import Rank
-from guidex.runs.writers import Arriving, Writers
-from guidex.sampling.trajectories import NonFinite, Outcome, shared_steps
+from guidex.runs.writers import Writers
+from guidex.sampling.trajectories import NonFinite, shared_steps
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,11 @@ class Cohort:
 
     def missing(self, block: Block) -> list[Task]:
         """The tasks that a block is yet to be made for, or whose files are gone."""
-        tasks = []
-        for task in self.tasks:
-            record = self.record(task, block)
-            used = [output.part(record) for output in task.outputs if output.is_finished]
-            if not self.folder.holds(record, used):
-                tasks.append(task)
-        return tasks
+        return [task for task in self.tasks if not self._is_there(task, self.record(task, block))]
+
+    def _is_there(self, task: Task, record: Path) -> bool:
+        unneeded = {path for output in task.outputs for path in output.unneeded(record)}
+        return self.folder.holds(record, unneeded)
 
     def gathered(
         self, task: Task, *names: str, first: int | None = None
@@ -102,8 +100,7 @@ class Cohort:
         Raises:
             GuidexError: a block is damaged; it is deleted, so as to be made again.
         """
-        parts: dict[str, list[np.ndarray]] = {}
-        made_with = []
+        parts, made_with = [], []
         for block in self.blocks:
             if first is not None and block.first >= first:
                 continue
@@ -116,11 +113,8 @@ class Cohort:
                 )
             made_with.append(record[1])
             with np.load(io.BytesIO(record[0]), allow_pickle=False) as arrays:
-                for name in names:
-                    if name in arrays:
-                        parts.setdefault(name, []).append(arrays[name])
-        joined = {name: np.concatenate(part) for name, part in parts.items()}
-        return joined, merged(made_with)
+                parts.append({name: arrays[name] for name in names if name in arrays})
+        return joined(parts), merged(made_with)
 
 
 def grouped(tasks: Iterable[Task], folder: RunFolder) -> list[Cohort]:
@@ -136,127 +130,122 @@ def grouped(tasks: Iterable[Task], folder: RunFolder) -> list[Cohort]:
     return found
 
 
-def run(cohorts: Sequence[Cohort], rank: Rank) -> bool:
-    """Make every block of this process that is not there yet, or no longer.
+@contextmanager
+def run(cohorts: Sequence[Cohort], rank: Rank, result: Path) -> Iterator[bool]:
+    """Make every block of this process that is not there yet, or no longer; then see whether this
+    process is the last one, which goes on with the whole while the others wait.
 
-    Returns:
-        Whether all blocks are there now; otherwise other processes are at work, and the last one
-        goes on with the whole.
+    Arguments:
+        cohorts: all points of the run.
+        rank: of this process.
+        result: a file of the run that the last process writes.
 
     Raises:
         GuidexError: too little disk space; a sample that is not finite, naming its point.
     """
-    missing = {
-        (number, block.index): cohort.missing(block)
-        for number, cohort in enumerate(cohorts)
+    before = _written(result)
+    _sample(cohorts, rank)
+    if any(cohort.missing(block) for cohort in cohorts for block in cohort.blocks):
+        yield False
+        return
+    cohorts[0].folder.check()
+    with FileLock(result.parent / ".finish.lock"):
+        yield _written(result) == before  # or another process has done it
+
+
+def _written(file: Path) -> int | None:
+    """When a file was written, in ns; None if it is not there."""
+    return file.stat().st_mtime_ns if file.exists() else None
+
+
+def _sample(cohorts: Sequence[Cohort], rank: Rank) -> None:
+    own = [
+        (cohort, block, cohort.missing(block))
+        for cohort in cohorts
         for block in cohort.blocks
         if rank.takes(block.index)
-    }
-    total = left = needed = 0
-    for (number, index), tasks in missing.items():
-        size = len(cohorts[number].blocks[index].seeds)
-        total += size * len(cohorts[number].tasks)
-        left += size * len(tasks)
-        needed += size * sum(o.bytes_per_sample for task in tasks for o in task.outputs)
-    unit = cohorts[0].unit
+    ]
+    total = sum(len(block.seeds) * len(cohort.tasks) for cohort, block, _ in own)
+    left = sum(len(block.seeds) * len(tasks) for _, block, tasks in own)
+    unit, folder = cohorts[0].unit, cohorts[0].folder.path
     if left < total:
         print(f"{total - left} of {total} {unit} are there already")
     if left > 0:
-        require_space(cohorts[0].folder.path, needed)
+        needed = sum(
+            len(block.seeds) * output.bytes_per_sample
+            for _, block, tasks in own
+            for task in tasks
+            for output in task.outputs
+        )
+        require_space(folder, needed)
         if rank.first:
             if needed >= 2**30:
-                print(f"results will take {needed / 2**30:.1f} GiB in {cohorts[0].folder.path}")
+                print(f"results will take {needed / 2**30:.1f} GiB in {folder}")
             _print_shared(cohorts)
         bar = Progress("sampling", total, total - left, unit, quiet=not rank.first)
         with bar as progress, Writers() as writers:
-            for number, cohort in enumerate(cohorts):
-                own = {i: tasks for (n, i), tasks in missing.items() if n == number and tasks}
-                _run_cohort(cohort, own, writers, progress)
-    return not any(cohort.missing(block) for cohort in cohorts for block in cohort.blocks)
+            for cohort in cohorts:
+                todo = [(block, tasks) for c, block, tasks in own if c is cohort and tasks]
+                if todo:
+                    _run_cohort(cohort, todo, writers, progress)
 
 
 def _run_cohort(
-    cohort: Cohort, missing: dict[int, list[Task]], writers: Writers, progress: Progress
+    cohort: Cohort,
+    todo: Sequence[tuple[Block, list[Task]]],
+    writers: Writers,
+    progress: Progress,
 ) -> None:
-    """Make blocks, given by number, for the tasks that lack them."""
-    blocks = [block for block in cohort.blocks if block.index in missing]
-    if not blocks:
-        return
-    batch = Batch.of(cohort.config["batch"], blocks)
+    """Make blocks for the tasks that lack them."""
+    batch = Batch.of(cohort.config["batch"], [block for block, _ in todo])
 
-    def work(block: Block, tick: Tick) -> None:
-        _make(cohort, missing[block.index], block, batch, writers, tick)
+    def work(item: tuple[Block, list[Task]], tick: Tick) -> None:
+        _make(cohort, *item, batch, writers, tick)
 
     model, device = cohort.tasks[0].point.model, cohort.config["device"]
-    for _ in in_parallel(work, blocks, model, device, progress.update):
-        pass  # a block's record says that it is done
+    in_parallel(work, todo, model, device, progress.update)
 
 
 def _make(
-    cohort: Cohort, tasks: list[Task], block: Block, batch: Batch, writers: Writers, tick: Tick
+    cohort: Cohort, block: Block, tasks: list[Task], batch: Batch, writers: Writers, tick: Tick
 ) -> None:
-    """Sample a block and hand it to the writers, whose last job makes it count."""
+    """Sample a block and hand it to the writers; its records come last and make it count."""
+    jobs: list[list[list[Future]]] = [[[] for _ in task.outputs] for task in tasks]
+    seconds = [0.0] * len(tasks)
     points = [task.point for task in tasks]
     wanted = {seed for task in tasks for output in task.outputs for seed in output.paths_of}
     recorded = max((row + 1 for row, seed in enumerate(block.seeds) if seed in wanted), default=0)
-    parts = [_Part(cohort.folder, cohort.record(task, block), task) for task in tasks]
-    for seeds, labels, outcomes in _named(run_block(points, block, batch, recorded, tick), points):
-        cohort.folder.check()
-        arriving = None if labels is None else Arriving(labels)
-        for part, outcome in zip(parts, outcomes, strict=True):
-            part.take(seeds, arriving, outcome, writers)
-    for part in parts:
-        writers.submit(part.write)
-
-
-class _Part:
-    """What one task makes of one block."""
-
-    def __init__(self, folder: RunFolder, record: Path, task: Task) -> None:
-        self._folder, self._record, self._task = folder, record, task
-        self._jobs: list[list[Future]] = [[] for _ in task.outputs]
-        self._labels: list[Arriving] = []
-        self._seconds = 0.0
-
-    def take(
-        self, seeds: list[int], labels: Arriving | None, outcome: Outcome, writers: Writers
-    ) -> None:
-        """Hand a batch to the outputs."""
-        began = time.perf_counter()
-        made = Made(seeds, outcome.x, outcome.path, self._task.point.kind.decode)
-        for output, jobs in zip(self._task.outputs, self._jobs, strict=True):
-            jobs += [writers.submit(job) for job in output.take(made)]
-        if labels is not None:
-            self._labels.append(labels)
-        self._seconds += outcome.seconds + time.perf_counter() - began
-
-    def write(self) -> None:
-        """Once all jobs are done, write the record."""
-        self._folder.check()
-        arrays: dict[str, Any] = {"seconds": np.array([self._seconds])}
-        if self._labels:
-            arrays["labels"] = np.concatenate([labels.numpy() for labels in self._labels])
-        files: list[Path] = []
-        self._record.parent.mkdir(parents=True, exist_ok=True)
-        for output, jobs in zip(self._task.outputs, self._jobs, strict=True):
-            kept, written = output.keep([job.result() for job in jobs], self._record)
-            arrays |= kept
-            files += written
-        content = io.BytesIO()
-        np.savez(content, **arrays)
-        self._folder.write(self._record, content.getvalue(), files)
-
-
-def _named(
-    batches: Iterator[tuple[list[int], Tensor | None, list[Outcome]]], points: Sequence[Point]
-) -> Iterator[tuple[list[int], Tensor | None, list[Outcome]]]:
-    """The batches; a failure says at which point it was."""
     try:
-        yield from batches
+        for seeds, labels, outcomes in run_block(points, block, batch, recorded, tick):
+            cohort.folder.check()
+            for k, (task, outcome) in enumerate(zip(tasks, outcomes, strict=True)):
+                began = time.perf_counter()
+                made = Made(seeds, labels, outcome.x, outcome.path, task.point.kind.decode)
+                for output, own in zip(task.outputs, jobs[k], strict=True):
+                    own += map(writers.submit, output.take(made))
+                seconds[k] += outcome.seconds + time.perf_counter() - began
     except NonFinite as error:
         values = points[error.run].settings.values
         at = " ".join(f"{key}={value}" for key, value in values.items())
         raise GuidexError(f"{error}\n  at the point {at}" if at else str(error)) from error
+    for task, own, spent in zip(tasks, jobs, seconds, strict=True):
+        writers.submit(_keep, cohort.folder, cohort.record(task, block), task, own, spent)
+
+
+def _keep(
+    folder: RunFolder, record: Path, task: Task, jobs: list[list[Future]], seconds: float
+) -> None:
+    """Once the jobs of all outputs are done, write the record of a block."""
+    folder.check()
+    record.parent.mkdir(parents=True, exist_ok=True)
+    arrays, files = {"seconds": np.array([seconds])}, []
+    for output, own in zip(task.outputs, jobs, strict=True):
+        kept, written = output.keep([job.result() for job in own], record)
+        arrays |= kept
+        files += written
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    folder.write(record, content.getvalue(), files)
 
 
 def _print_shared(cohorts: Sequence[Cohort]) -> None:

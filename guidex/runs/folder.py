@@ -39,16 +39,12 @@ def write_json(path: Path, data: Any) -> None:
     atomic_write(path, lambda file: file.write(text.encode()))
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON.
-
-    Raises:
-        GuidexError: the file is not JSON.
-    """
+def _read_json(path: Path) -> Any:
+    """What a file of guidex's own holds; None where there is none, or something else."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise GuidexError(f"{path} cannot be read: {error}") from error
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -176,9 +172,10 @@ def run_folder(
                         stale.unlink(missing_ok=True)
                 began = _claim(folder, identity, overwrite or alone and _is_empty(folder))
         except Timeout as error:
+            holder = _read_json(folder / _HOLDER)
+            user = "process {pid} on {host}".format(**holder) if holder else "another process"
             raise GuidexError(
-                f"{folder} is in use by {_holder(folder)}; wait for it, or choose another "
-                "out=FOLDER"
+                f"{folder} is in use by {user}; wait for it, or choose another out=FOLDER"
             ) from error
         except OSError as error:
             raise GuidexError(f"cannot write to {folder}: {error.strerror or error}") from error
@@ -191,23 +188,6 @@ def run_folder(
             (folder / _HOLDER).unlink(missing_ok=True)
 
 
-class Finish:
-    """The turn to finish a run, once all of it is there: one process's, though several come to it.
-
-    Arguments:
-        result: a file that finishing writes, in the run's folder.
-    """
-
-    def __init__(self, result: Path) -> None:
-        self._result, self._before = result, _written(result)
-
-    @contextmanager
-    def turn(self) -> Iterator[bool]:
-        """Whether to finish: not where another process has done it since this was made."""
-        with FileLock(self._result.parent / ".finish.lock"):
-            yield _written(self._result) == self._before
-
-
 def require_same_inputs(folder: Path, inputs: Iterable[tuple[str, str | None]]) -> None:
     """Keep a run from going on with files of another content than it was begun with.
 
@@ -218,11 +198,10 @@ def require_same_inputs(folder: Path, inputs: Iterable[tuple[str, str | None]]) 
     Raises:
         UsageError: naming the files that have changed.
     """
-    found: dict[str, set[str]] = {}
-    for name, sha256 in inputs:
-        found.setdefault(name, set()).add(str(sha256))
-    record, now = folder / _INPUTS, {name: sorted(found[name]) for name in found}
-    before = read_json(record) if record.exists() else now
+    now: dict[str, list[str]] = {}
+    for name, sha256 in sorted(set(inputs), key=str):
+        now.setdefault(name, []).append(str(sha256))
+    before = _read_json(folder / _INPUTS) or now
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         names = "\n".join(f"  {name}" for name in changed[:6])
@@ -230,7 +209,7 @@ def require_same_inputs(folder: Path, inputs: Iterable[tuple[str, str | None]]) 
             f"{folder} was begun with other content of:\n{names}\n"
             "Give another out=FOLDER, or overwrite=true to delete it and start again."
         )
-    write_json(record, now)
+    write_json(folder / _INPUTS, now)
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -250,22 +229,14 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
-def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dicts as one dict with dotted keys."""
     if not isinstance(data, dict):
         return {prefix.rstrip("."): data}
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        flat.update(flatten(value, f"{prefix}{key}."))
-    return flat
+    return {k: v for key in data for k, v in _flat(data[key], f"{prefix}{key}.").items()}
 
 
-def _written(file: Path) -> int | None:
-    """When a file was written, in ns; None if it is not there."""
-    return file.stat().st_mtime_ns if file.exists() else None
-
-
-def _check_place(folder: Path, identity: Mapping[str, Any]) -> None:
+def _check_place(folder: Path, identity: dict[str, Any]) -> None:
     """Refuse a folder that holds something else, before anything is written into it."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"out={folder} is a file; give a folder")
@@ -280,7 +251,7 @@ def _check_place(folder: Path, identity: Mapping[str, Any]) -> None:
             "of this guidex; give an empty or new folder"
         )
     place = folder.resolve()
-    for key, value in flatten(dict(identity)).items():
+    for key, value in _flat(identity).items():
         file = os.path.expanduser(value) if isinstance(value, str) else ""
         if file != "." and os.path.exists(file) and Path(file).resolve().is_relative_to(place):
             raise UsageError(
@@ -290,10 +261,7 @@ def _check_place(folder: Path, identity: Mapping[str, Any]) -> None:
 
 def _mark(folder: Path) -> dict[str, Any] | None:
     """What `run.json` says, if guidex has written it."""
-    try:
-        mark = read_json(folder / _MARK)
-    except GuidexError:
-        return None
+    mark = _read_json(folder / _MARK)
     return mark if isinstance(mark, dict) and {"run", "versions"} <= set(mark) else None
 
 
@@ -359,25 +327,14 @@ def _is_locked(lock: Path) -> bool:
 
 
 def _differences(before: Any, now: Any, most: int = 6) -> str:
-    old, new = flatten(before), flatten(now)
-    keys = [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
-    lines = [f"  {key}: {_short(old, key)} there, {_short(new, key)} now" for key in keys[:most]]
-    if len(keys) > most:
-        lines.append(f"  … and {len(keys) - most} more")
-    return "\n".join(lines)
+    """A line for each key that has another value."""
+    old, new = ({k: str(v) for k, v in _flat(data).items()} for data in (before, now))
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    there, here = ({key: _short(flat.get(key, "nothing")) for key in keys} for flat in (old, new))
+    lines = [f"  {key}: {there[key]} there, {here[key]} now" for key in keys[:most]]
+    more = [f"  … and {len(keys) - most} more"] if len(keys) > most else []
+    return "\n".join(lines + more)
 
 
-_ABSENT = object()
-
-
-def _short(flat: dict[str, Any], key: str) -> str:
-    text = str(flat[key]) if key in flat else "nothing"
+def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
-
-
-def _holder(folder: Path) -> str:
-    try:
-        holder = read_json(folder / _HOLDER)
-        return f"process {holder['pid']} on {holder['host']}"
-    except (GuidexError, KeyError, TypeError):
-        return "another process"

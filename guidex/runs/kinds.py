@@ -61,12 +61,13 @@ class SampleKind:
         return [Gallery(frozenset(seeds))]
 
     def _images(self, form: str, folder: Path) -> list[Output]:
-        size = math.prod(self.image_shape)
-        if form == "npz":
-            names = {"entry": "arr_0", "labels": "arr_1", "seeds": None}
-            file = folder / "images.npz"
-            return [Arrays(file=file, **names, channels_last=True, bytes_per_sample=size)]
-        return [{"png": PngFolder, "zip": Zip}[form](folder, size)]
+        size, file = math.prod(self.image_shape), folder / f"images.{form}"
+        if form == "png":
+            return [PngFolder(folder, size)]
+        if form == "zip":
+            return [Zip(file, size)]
+        names = {"entry": "arr_0", "labels": "arr_1", "seeds": None}
+        return [Arrays(file=file, **names, channels_last=True, bytes_per_sample=size)]
 
 
 class Latents(SampleKind):
@@ -78,11 +79,10 @@ class Latents(SampleKind):
 
     def files(self, form: str, latents: bool, folder: Path) -> list[Output]:
         found = [] if self.decoder is None else self._images(form, folder)
-        if latents:
-            size = 4 * math.prod(self.shape)
-            file = folder / "latents.npz"
-            found.append(Arrays(file=file, entry="latents", undecoded=True, bytes_per_sample=size))
-        return found
+        names = {"file": folder / "latents.npz", "entry": "latents"}
+        size = 4 * math.prod(self.shape)
+        kept = Arrays(**names, undecoded=True, bytes_per_sample=size)
+        return [*found, kept] if latents else found
 
     def view(self, seeds: Sequence[int]) -> list[Output]:
         return [] if self.decoder is None else super().view(seeds)

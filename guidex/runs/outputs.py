@@ -24,6 +24,9 @@ from guidex.runs.writers import Arriving
 
 FORMATS = ("png", "zip", "npz")
 
+Jobs = list[Callable[[], Any]]
+Kept = tuple[dict[str, np.ndarray], list[Path]]
+
 
 def image_name(seed: int) -> str:
     """Where the image of a seed lies under images/: a thousand to a folder."""
@@ -36,12 +39,14 @@ class Made:
 
     Attributes:
         seeds: of the batch.
+        labels: int64 [B], or None without classes.
         x: samples [B, *shape].
         path: states of the first rows at every step boundary [steps + 1, R, *shape], or None.
         decode: samples to what is seen of them.
     """
 
     seeds: list[int]
+    labels: Tensor | None
     x: Tensor
     path: Tensor | None
     decode: Callable[[Tensor], Tensor]
@@ -67,115 +72,113 @@ class Output(ABC):
     Attributes:
         bytes_per_sample: that it takes on disk, about.
         paths_of: seeds whose trajectories it needs.
-        file: what becomes of the parts that blocks lie in, once all are there; a zip, or None.
-        suffix: of the parts.
     """
 
     bytes_per_sample: int = 0
     paths_of: frozenset[int] = frozenset()
-    file: Path | None = None
-    suffix = ""
 
     @abstractmethod
-    def take(self, made: Made) -> list[Callable[[], Any]]:
+    def take(self, made: Made) -> Jobs:
         """Jobs that keep samples, for the threads of `Writers`."""
 
     @abstractmethod
-    def keep(self, results: list[Any], record: Path) -> tuple[dict[str, np.ndarray], list[Path]]:
-        """What the jobs of a whole block have made, in order, as arrays for the block's record and
-        as files, which may lie beside it."""
+    def keep(self, results: list[Any], record: Path) -> Kept:
+        """What the jobs of a block have made, in order, as arrays of its record and as files."""
 
     def finish(self, records: Sequence[Path], seeds: Sequence[int], labels: Any) -> None:
-        """Make the final file of the parts of all blocks, unless there is one, and drop them.
+        """Make what is made of all blocks together; labels [N] or None."""
+        return
 
-        Arguments:
-            records: of the blocks, in order.
-            seeds: of all blocks.
-            labels: [N], or None.
-        """
-        if self.file is None:
-            return
+    def unneeded(self, record: Path) -> list[Path]:
+        """The block's files that may be gone."""
+        return []
+
+
+class Joined(Output):
+    """Parts of blocks, beside their records, until one final file is made of them, a zip.
+
+    Attributes:
+        file: the final file.
+    """
+
+    file: Path
+
+    def part(self, record: Path) -> Path:
+        """Where a block lies until the final file is there."""
+        return record.with_suffix(f".{self.file.stem}")
+
+    def keep(self, results: list[Any], record: Path) -> Kept:
+        part = self.part(record)
+        atomic_write(part, lambda file: self.write(file, results))
+        return {}, [part]
+
+    def finish(self, records: Sequence[Path], seeds: Sequence[int], labels: Any) -> None:
         parts = [self.part(record) for record in records]
-        if not self.is_finished:
+        if not zipfile.is_zipfile(self.file):
             atomic_write(self.file, lambda file: self.join(file, parts, seeds, labels))
         for part in parts:
             part.unlink(missing_ok=True)
 
-    def join(
-        self, file: BinaryIO, parts: Sequence[Path], seeds: Sequence[int], labels: Any
-    ) -> None:
-        """Write the final file; only of outputs that have one."""
-        raise NotImplementedError
+    def unneeded(self, record: Path) -> list[Path]:
+        return [self.part(record)] if zipfile.is_zipfile(self.file) else []
 
-    def part(self, record: Path) -> Path:
-        """Where a block lies until the final file is there."""
-        return record.with_name(record.stem + self.suffix)
+    @abstractmethod
+    def write(self, file: BinaryIO, results: list[Any]) -> None:
+        """Write a part."""
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether the final file is there and whole, so that parts are not needed."""
-        return self.file is not None and zipfile.is_zipfile(self.file)
+    @abstractmethod
+    def join(self, file: BinaryIO, parts: list[Path], seeds: Sequence[int], labels: Any) -> None:
+        """Write the final file."""
 
 
+@dataclass(frozen=True)
 class PngFolder(Output):
-    """images/000000/000123.png, one file per seed, a thousand to a folder."""
+    """images/000000/000123.png in a folder, one file per seed, a thousand to a folder."""
 
-    def __init__(self, folder: Path, bytes_per_sample: int = 0) -> None:
-        self.images = folder / "images"
-        self.bytes_per_sample = bytes_per_sample
+    folder: Path
+    bytes_per_sample: int = 0
 
-    def take(self, made: Made) -> list[Callable[[], Path]]:
+    def take(self, made: Made) -> Jobs:
         samples = made.arriving
         return [partial(self._write, samples, row, seed) for row, seed in enumerate(made.seeds)]
 
-    def keep(self, results: list[Path], record: Path) -> tuple[dict[str, np.ndarray], list[Path]]:
+    def keep(self, results: list[Path], record: Path) -> Kept:
         return {}, results
 
     def _write(self, samples: Arriving, row: int, seed: int) -> Path:
-        path = self.images / image_name(seed)
+        path = self.folder / "images" / image_name(seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_png(path, samples.numpy()[row])
         return path
 
 
-class Zip(Output):
-    """images.zip: the same names as PNG files in one uncompressed archive."""
+@dataclass(frozen=True)
+class Zip(Joined):
+    """The same names as PNG files in one uncompressed archive."""
 
-    suffix = ".zip"
+    file: Path
+    bytes_per_sample: int = 0
 
-    def __init__(self, folder: Path, bytes_per_sample: int = 0) -> None:
-        self.file = folder / "images.zip"
-        self.bytes_per_sample = bytes_per_sample
-
-    def take(self, made: Made) -> list[Callable[[], tuple[str, bytes]]]:
+    def take(self, made: Made) -> Jobs:
         samples = made.arriving
         return [partial(_encoded, samples, row, seed) for row, seed in enumerate(made.seeds)]
 
-    def keep(
-        self, results: list[tuple[str, bytes]], record: Path
-    ) -> tuple[dict[str, np.ndarray], list[Path]]:
-        part = self.part(record)
-        atomic_write(part, lambda file: _write_zip(file, results))
-        return {}, [part]
+    def write(self, file: BinaryIO, results: Iterable[tuple[str, bytes]]) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for name, data in results:
+                # A fixed date, so that equal images make equal files.
+                archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
 
-    def join(
-        self, file: BinaryIO, parts: Sequence[Path], seeds: Sequence[int], labels: Any
-    ) -> None:
-        def entries() -> Iterator[tuple[str, bytes]]:
-            for part in parts:
-                with zipfile.ZipFile(part) as archive:
-                    for name in archive.namelist():
-                        yield name, archive.read(name)
-
-        _write_zip(file, entries())
+    def join(self, file: BinaryIO, parts: list[Path], seeds: Sequence[int], labels: Any) -> None:
+        self.write(file, _entries(parts))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arrays(Output):
-    """FILE.npz: one array of all samples, made without holding it in memory, and what goes with it.
+class Arrays(Joined):
+    """One array of all samples, made without holding it in memory, and what goes with it.
 
     Attributes:
-        file: the final file.
+        file: an npz.
         entry: name of the samples in the file; ADM's sample format has "arr_0".
         labels, seeds: names of the labels and of the seeds in the file; seeds=None leaves them out.
         channels_last: store [N, H, W, C], as ADM does.
@@ -190,26 +193,14 @@ class Arrays(Output):
     undecoded: bool = False
     bytes_per_sample: int = 0
 
-    @property
-    def suffix(self) -> str:
-        return f".{self.file.stem}.npy"
-
-    def take(self, made: Made) -> list[Callable[[], np.ndarray]]:
+    def take(self, made: Made) -> Jobs:
         return [(Arriving(made.x) if self.undecoded else made.arriving).numpy]
 
-    def keep(
-        self, results: list[np.ndarray], record: Path
-    ) -> tuple[dict[str, np.ndarray], list[Path]]:
+    def write(self, file: BinaryIO, results: list[np.ndarray]) -> None:
         whole = np.concatenate(results)
-        if self.channels_last:
-            whole = whole.transpose(0, 2, 3, 1)
-        part = self.part(record)
-        atomic_write(part, lambda file: np.save(file, whole))
-        return {}, [part]
+        np.save(file, whole.transpose(0, 2, 3, 1) if self.channels_last else whole)
 
-    def join(
-        self, file: BinaryIO, parts: Sequence[Path], seeds: Sequence[int], labels: Any
-    ) -> None:
+    def join(self, file: BinaryIO, parts: list[Path], seeds: Sequence[int], labels: Any) -> None:
         arrays = [np.load(part, mmap_mode="r") for part in parts]
         header = {
             "descr": np.lib.format.dtype_to_descr(arrays[0].dtype),
@@ -235,28 +226,25 @@ class InRecord(Output):
     def arrays(self, made: Made) -> dict[str, Tensor]:
         """What is kept of a batch; nothing, of some."""
 
-    def take(self, made: Made) -> list[Callable[[], tuple[str, np.ndarray]]]:
-        return [
-            partial(_named, name, Arriving(values)) for name, values in self.arrays(made).items()
-        ]
+    def take(self, made: Made) -> Jobs:
+        arrays = {name: Arriving(values) for name, values in self.arrays(made).items()}
+        return [lambda: {name: values.numpy() for name, values in arrays.items()}]
 
-    def keep(
-        self, results: list[tuple[str, np.ndarray]], record: Path
-    ) -> tuple[dict[str, np.ndarray], list[Path]]:
-        names = dict.fromkeys(name for name, _ in results)
-        return {
-            name: np.concatenate([values for other, values in results if other == name])
-            for name in names
-        }, []
+    def keep(self, results: list[dict[str, np.ndarray]], record: Path) -> Kept:
+        return joined(results), []
+
+
+class Labels(InRecord):
+    """labels, int64 [B], where there are classes."""
+
+    def arrays(self, made: Made) -> dict[str, Tensor]:
+        return {} if made.labels is None else {"labels": made.labels}
 
 
 @dataclass(frozen=True)
 class Features(InRecord):
-    """features0, features1, …: what each detector makes of all samples, float32 [B, D].
-
-    Attributes:
-        detectors: on the samples' device.
-    """
+    """features0, features1, …: what each detector, on the samples' device, makes of all samples,
+    [B, D]."""
 
     detectors: tuple[Detector, ...]
     bytes_per_sample: int = 0
@@ -268,11 +256,7 @@ class Features(InRecord):
 
 @dataclass(frozen=True)
 class Gallery(InRecord):
-    """gallery: images of some seeds.
-
-    Attributes:
-        seeds: of the images.
-    """
+    """gallery: images of some seeds."""
 
     seeds: frozenset[int]
 
@@ -285,9 +269,6 @@ class Gallery(InRecord):
 class Paths(InRecord):
     """What a figure of a toy shows: samples, float32 [B, d], of all seeds; path, the trajectories
     [R, steps + 1, d] of some.
-
-    Attributes:
-        paths_of: the seeds.
     """
 
     paths_of: frozenset[int]
@@ -298,18 +279,20 @@ class Paths(InRecord):
         return {"samples": made.x.float(), **paths}
 
 
+def joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Arrays of equal names, one after the other; not all parts need to have all names."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: np.concatenate([part[name] for part in parts if name in part]) for name in names}
+
+
 def _encoded(samples: Arriving, row: int, seed: int) -> tuple[str, bytes]:
     buffer = io.BytesIO()
     from_pixels(samples.numpy()[row]).save(buffer, format="PNG")
     return f"images/{image_name(seed)}", buffer.getvalue()
 
 
-def _named(name: str, values: Arriving) -> tuple[str, np.ndarray]:
-    return name, values.numpy()
-
-
-def _write_zip(file: BinaryIO, entries: Iterable[tuple[str, bytes]]) -> None:
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in entries:
-            # A fixed date, so that equal images make equal files.
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
+def _entries(parts: list[Path]) -> Iterator[tuple[str, bytes]]:
+    for part in parts:
+        with zipfile.ZipFile(part) as archive:
+            for name in archive.namelist():
+                yield name, archive.read(name)
