@@ -381,7 +381,7 @@ class Bench:
             timers.replace("last writers", f"{writers}.__exit__", Writers.__exit__)
             timers.replace_in_threads("encoding and writing", f"{outputs}.write_png", write_png)
             seconds = self._run(point, place / f"parts of {name}".replace(", ", "-"))
-        images = len(point.settings.seeds)
+        images = len(point.planned.seeds)
         threads = timers.seconds.pop("encoding and writing")
         timers.seconds["solver, guidance and all else"] = seconds - timers.seconds.total()
         head(f"Parts of {name}, the device waited for around each", "part", "ms per image", "%")

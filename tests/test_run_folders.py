@@ -68,7 +68,7 @@ def test_the_order_of_points_changes_no_row(tmp_path: Path, capsys: Said) -> Non
 
 def test_words_of_one_value_are_a_table_of_one_point() -> None:
     table = plan_table(["guidance=cfg", "guidance.schedule.w=2"])
-    assert [entry.settings.method for entry in table.entries] == ["cfg"]
+    assert [entry.planned.method for entry in table.entries] == ["cfg"]
     assert len(plan_table(["seeds=0-9"]).entries) > 9  # nothing said of what to sample
 
 

@@ -17,7 +17,7 @@ from guidex.runs.drawings import captions, draw_toy, toy_panel
 from guidex.runs.engine import Cohort, Task, grouped, run
 from guidex.runs.folder import require_same_inputs, run_folder, write_json
 from guidex.runs.measure import warn
-from guidex.runs.outputs import FORMATS, Labels, image_name
+from guidex.runs.outputs import Labels, image_name
 from guidex.runs.points import Point, check, load
 from guidex.runs.points_table import plan_table, print_plans
 from guidex.runs.provenance import output_folder, provenance
@@ -45,21 +45,19 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
     if _names_a_table(words):
         _plan_table(words, plan_only)
         return
-    settings = check(compose("sample", words), {})
-    config = settings.config
-    if config["format"] not in FORMATS:
-        raise UsageError(f"format must be one of {', '.join(FORMATS)}, not {config['format']!r}")
+    planned = check(compose("sample", words), {})
+    settings = planned.settings
     rank = this_rank()
     if rank.first:
-        print(settings.describe())
-        warn(settings.doubts)
+        print(planned.describe())
+        warn(planned.doubts)
     if plan_only:
         return
     identity = {"command": "sample", **settings.identity}
-    folder = output_folder(config["out"], "sample", settings.method, identity)
-    with run_folder(folder, identity, bool(config["overwrite"]), rank) as held:
-        point = load(settings, Models(), latents_suffice=config["latents"])
-        files = point.kind.files(config["format"], config["latents"], folder)
+    folder = output_folder(settings.out, "sample", planned.method, identity)
+    with run_folder(folder, identity, settings.overwrite, rank) as held:
+        point = load(planned, Models(), latents_suffice=settings.latents)
+        files = point.kind.files(settings.format, settings.latents, folder)
         task = Task(0, point, [Labels(), *files, *point.kind.view(settings.seeds[:SHOWN])])
         require_same_inputs(folder, point.inputs)
         [cohort] = grouped([task], held)
@@ -98,31 +96,31 @@ def _plan_table(words: Sequence[str], plan_only: bool) -> None:
 
 def _finish(cohort: Cohort, task: Task) -> None:
     """Everything that is made from all blocks together."""
-    point, settings, held = task.point, task.point.settings, cohort.folder
+    point, planned, held = task.point, task.point.planned, cohort.folder
     names = ("labels", "seconds", "gallery", "samples", "path")
     arrays, made_with = cohort.gathered(task, *names)
     labels = arrays.get("labels")
     held.check()
     for output in task.outputs:
         records = [cohort.record(task, block) for block in cohort.blocks]
-        output.finish(records, settings.seeds, labels)
+        output.finish(records, planned.seeds, labels)
     _write_labels(point, labels, held.path / "labels.csv")
     grid = held.path / "grid.png"
     if "path" in arrays:
-        method, plan = settings.method, settings.plan
+        method, plan = planned.method, planned.plan
         panel = toy_panel(method, plan, arrays["samples"], labels, arrays["path"])
         draw_toy([panel], point.model, grid, view=AUTOMATIC_VIEW)
     elif "gallery" in arrays:
-        sample_grid(arrays["gallery"], captions(settings.seeds[:SHOWN], labels, point.model), grid)
+        sample_grid(arrays["gallery"], captions(planned.seeds[:SHOWN], labels, point.model), grid)
     write_json(
         held.path / "summary.json",
         {
-            "plan": settings.plan.record(),
+            "plan": planned.plan.record(),
             "gflops": point.gflops,
             "seconds": float(arrays["seconds"].sum()),
-            "config": settings.config,
+            "config": planned.config,
             "provenance": {
-                **provenance(settings.config),
+                **provenance(planned.config),
                 **made_with,
                 "origins": point.origins,
             },
@@ -134,7 +132,7 @@ def _write_labels(point: Point, labels: np.ndarray | None, path: Path) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["seed", "label", "file"])
-    for number, seed in enumerate(point.settings.seeds):
+    for number, seed in enumerate(point.planned.seeds):
         file = "" if point.decoder is None else f"images/{image_name(seed)}"
         writer.writerow([seed, "" if labels is None else labels[number], file])
     atomic_write(path, lambda file: file.write(text.getvalue().encode()))

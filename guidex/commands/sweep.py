@@ -23,7 +23,6 @@ from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.drawings import draw
 from guidex.runs.engine import Cohort, Task, grouped, run
 from guidex.runs.folder import (
-    VOLATILE,
     require_same_inputs,
     run_folder,
 )
@@ -49,6 +48,7 @@ from guidex.runs.points_table import (
 )
 from guidex.runs.provenance import digest, made_by, merged, output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
+from guidex.runs.settings import VOLATILE
 
 
 def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_EXPERIMENT) -> None:
@@ -74,8 +74,8 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
         "command": "sweep",
         **{key: value for key, value in config.items() if key not in VOLATILE},
         "points": {
-            " ".join(f"{k}={v}" for k, v in e.values.items()): e.settings and e.settings.identity
-            for e in table.entries
+            " ".join(f"{k}={v}" for k, v in entry.values.items()): entry.identity
+            for entry in table.entries
         },
     }
     folder = output_folder(config["out"], "sweep", table.name, identity)
@@ -99,8 +99,8 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
 
 
 def _print_size(table: Table) -> None:
-    planned = [entry.settings for entry in table.entries if entry.settings is not None]
-    counts = sorted({len(settings.seeds) for settings in planned})
+    planned = [entry.planned for entry in table.entries if entry.planned is not None]
+    counts = sorted({len(each.seeds) for each in planned})
     missing = len(table.entries) - len(planned)
     print(
         f"{table.name}: {counted(len(planned), 'point')} of {'/'.join(map(str, counts))} seeds"
@@ -114,12 +114,11 @@ def _prepare(table: Table, rank: Rank, chosen: bool) -> list[Task]:
     measures = Measures(Looking(rank=rank.index, ranks=rank.count))
     tasks = []
     for index, entry in enumerate(table.entries):
-        if entry.settings is None:
+        if entry.planned is None:
             continue
-        config = entry.settings.config
-        device = config["device"]
-        point = load(entry.settings, decoders.setdefault(device, Models()))
-        name = entry.settings.choices["model"]
+        config, device = entry.planned.config, entry.planned.settings.device
+        point = load(entry.planned, decoders.setdefault(device, Models()))
+        name = entry.planned.choices["model"]
         found = measures.get(
             config,
             point.model,
@@ -138,7 +137,7 @@ def _prepare(table: Table, rank: Rank, chosen: bool) -> list[Task]:
 
 def _outputs(point: Point, measures: list[Measure]) -> list[Output]:
     """What is kept of a point's samples: features to be measured, and what is to be seen."""
-    shown = point.settings.seeds[: point.settings.config["gallery"]]
+    shown = point.planned.seeds[: point.planned.settings.gallery]
     outputs = [Labels(), *point.kind.view(shown)]
     if any(one.metrics for one in measures):
         size = 4 * sum(one.dim for one in measures if one.metrics)
@@ -148,7 +147,7 @@ def _outputs(point: Point, measures: list[Measure]) -> list[Output]:
 
 def _count(point: Point) -> int:
     """Samples of one evaluation."""
-    return len(point.settings.seeds) // point.settings.config["repeats"]
+    return len(point.planned.seeds) // point.planned.settings.repeats
 
 
 def _inputs(tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:
@@ -173,7 +172,7 @@ def _check_samples(tasks: Sequence[Task]) -> None:
             lookers = tuple((id(one.detector), id(one.real)) for one in task.measures)
             kinds[task.point.decoder, task.point.model.shape, lookers] = task
     for task in kinds.values():
-        model, device = task.point.model, task.point.settings.config["device"]
+        model, device = task.point.model, task.point.planned.settings.device
         samples = task.point.kind.decode(torch.zeros(1, *model.shape, device=device))
         for one in task.measures:
             one.check_samples(samples)
@@ -210,16 +209,16 @@ def _rows(entries: Sequence[Entry], cohorts: Sequence[Cohort]) -> list[Row]:
                 tick(1)
                 return row
 
-            model, device = cohort.tasks[0].point.model, cohort.config["device"]
+            model, device = cohort.tasks[0].point.model, cohort.settings.device
             rows = in_parallel(work, cohort.tasks, model, device, progress.update)
             made |= {row.point: row for row in rows}
     return [made.get(index) or _missing_row(index, entry) for index, entry in enumerate(entries)]
 
 
 def _row(cohort: Cohort, task: Task) -> Row:
-    settings, plan = task.point.settings, task.point.settings.plan
-    config, folder = settings.config, cohort.folder
-    name = f"row-{digest([settings.seeds, config['repeats']], 8)}.record"
+    planned, plan, folder = task.point.planned, task.point.planned.plan, cohort.folder
+    repeats = planned.settings.repeats
+    name = f"row-{digest([planned.seeds, repeats], 8)}.record"
     path = cohort.record(task, cohort.blocks[0]).with_name(name)
     if folder.read(path) is None:
         folder.write(path, json.dumps(_measured(cohort, task)).encode())
@@ -227,10 +226,10 @@ def _row(cohort: Cohort, task: Task) -> Row:
     found = json.loads(content)
     return Row(
         point=task.index,
-        values=typed(settings.values),
-        guidance=settings.method,
-        images=len(settings.seeds) // config["repeats"],
-        repeats=config["repeats"],
+        values=typed(planned.values),
+        guidance=planned.method,
+        images=_count(task.point),
+        repeats=repeats,
         metrics=found["metrics"],
         settings=settings_of(task.measures) if task.is_measured else {},
         evals_main=plan.evaluations_main,
@@ -239,14 +238,14 @@ def _row(cohort: Cohort, task: Task) -> Row:
         seconds=found["seconds"],
         missing=None,
         plan=plan.record(),
-        config=config,
+        config=planned.config,
         unit=cohort.unit,
         note="not guided: no step of the sampler is in its interval" if plan.idle else None,
         provenance={
-            **provenance(config),
+            **provenance(planned.config),
             **merged([found["versions"], made_with]),
             "origins": task.point.origins,
-            "presets": settings.choices,
+            "presets": planned.choices,
         },
     )
 
@@ -279,6 +278,6 @@ def _measured(cohort: Cohort, task: Task) -> Config:
                 labels=torch.from_numpy(arrays["labels"]) if "labels" in arrays else None,
             )
             found["metrics"] |= one.values(
-                repeats_of(features, task.point.settings.config["repeats"])
+                repeats_of(features, task.point.planned.settings.repeats)
             )
     return found

@@ -102,10 +102,10 @@ def run_block(
     Yields:
         Seeds, labels (int64 [B], None without classes) and one outcome per point, for each batch.
     """
-    settings = points[0].settings
-    device = torch.device(settings.config["device"])
-    generators = torch.device("cpu") if settings.config["rng"] == "cpu" else device
-    model, solver = points[0].model, settings.solver
+    planned = points[0].planned
+    device = torch.device(planned.settings.device)
+    generators = torch.device("cpu") if planned.settings.rng == "cpu" else device
+    model, solver = points[0].model, planned.solver
     runs = [point.run for point in points]
     first = 0
     while first < len(block.seeds):

@@ -114,7 +114,7 @@ def _columns(cohort: Cohort) -> list[str]:
     """What stands above the images of a cohort."""
     point = cohort.tasks[0].point
     labels = cohort.gathered(cohort.tasks[0], "labels", first=cohort.kept)[0].get("labels")
-    return captions(point.settings.seeds[: cohort.kept], labels, point.model)
+    return captions(point.planned.seeds[: cohort.kept], labels, point.model)
 
 
 def _alike(cohort: Cohort) -> str:
@@ -122,7 +122,7 @@ def _alike(cohort: Cohort) -> str:
     point = cohort.tasks[0].point
     if point.decoder is not None:
         return content_key([point.decoder.image_shape(point.model.shape), _columns(cohort)])
-    model = point.settings.config["model"]
+    model = point.planned.settings.model
     return content_key({key: value for key, value in model.items() if key != "references"})
 
 
@@ -143,13 +143,13 @@ def _draw_grid(points: Sequence[_Shown], path: Path) -> Path:
 
 def _draw_toy(points: Sequence[_Shown], path: Path) -> list[Path]:
     files = []
-    model, view = points[0][1].point.model, points[0][0].config["figure"]
+    model, view = points[0][1].point.model, points[0][0].settings.figure
     reference = _reference([task for _, task in points])
     for first in range(0, len(points), MOST_PANELS):
         panels = []
         for cohort, task in points[first : first + MOST_PANELS]:
             made, _ = cohort.gathered(task, "samples", "labels", "path")
-            plan = task.point.settings.plan
+            plan = task.point.planned.plan
             samples, labels = made["samples"], made.get("labels")
             panels.append(toy_panel(_name(task), plan, samples, labels, made["path"]))
         file = path if first == 0 else path.with_stem(f"{path.stem}_{first // MOST_PANELS + 1}")
@@ -159,7 +159,7 @@ def _draw_toy(points: Sequence[_Shown], path: Path) -> list[Path]:
 
 
 def _name(task: Task) -> str:
-    return title(task.point.settings.values, task.point.settings.method)
+    return title(task.point.planned.values, task.point.planned.method)
 
 
 def _reference(tasks: Sequence[Task]) -> ExactDenoiser | None:

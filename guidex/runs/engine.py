@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from guidex.config.compose import Config
 from guidex.errors import GuidexError
 from guidex.files.progress import Progress
 from guidex.runs.blocks import Batch, Block, cut, run_block
@@ -27,6 +26,7 @@ from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point
 from guidex.runs.provenance import merged
 from guidex.runs.ranks import Rank
+from guidex.runs.settings import Settings
 from guidex.runs.writers import Writers
 from guidex.sampling.trajectories import NonFinite, shared_steps
 
@@ -61,14 +61,14 @@ class Cohort:
     folder: RunFolder
 
     @property
-    def config(self) -> Config:
-        """Configuration of the first task; what concerns sampling is the same for all."""
-        return self.tasks[0].point.settings.config
+    def settings(self) -> Settings:
+        """Those of the first task; what concerns sampling is the same for all."""
+        return self.tasks[0].point.planned.settings
 
     @property
     def kept(self) -> int:
         """How many seeds, from the first, have their images or trajectories kept."""
-        return min(self.config["gallery"], len(self.tasks[0].point.settings.seeds))
+        return min(self.settings.gallery, len(self.settings.seeds))
 
     @property
     def unit(self) -> str:
@@ -77,7 +77,8 @@ class Cohort:
 
     def record(self, task: Task, block: Block) -> Path:
         """Where what a task makes of a block lies: under the point's own name, in any table."""
-        return self.folder.path / "points" / task.point.settings.key / f"{block.name}.record"
+        name = task.point.planned.settings.name
+        return self.folder.path / "points" / name / f"{block.name}.record"
 
     def missing(self, block: Block) -> list[Task]:
         """The tasks that a block is yet to be made for, or whose files are gone."""
@@ -121,11 +122,11 @@ def grouped(tasks: Iterable[Task], folder: RunFolder) -> list[Cohort]:
     """Tasks in groups that run together."""
     groups: dict[str, list[Task]] = {}
     for task in tasks:
-        groups.setdefault(task.point.settings.cohort, []).append(task)
+        groups.setdefault(task.point.planned.settings.cohort, []).append(task)
     found = []
     for group in groups.values():
-        settings = group[0].point.settings
-        blocks = cut(settings.seeds, settings.labels, settings.config["block"])
+        planned = group[0].point.planned
+        blocks = cut(planned.seeds, planned.labels, planned.settings.block)
         found.append(Cohort(group, blocks, folder))
     return found
 
@@ -197,12 +198,12 @@ def _run_cohort(
     progress: Progress,
 ) -> None:
     """Make blocks for the tasks that lack them."""
-    batch = Batch.of(cohort.config["batch"], [block for block, _ in todo])
+    batch = Batch.of(cohort.settings.batch, [block for block, _ in todo])
 
     def work(item: tuple[Block, list[Task]], tick: Tick) -> None:
         _make(cohort, *item, batch, writers, tick)
 
-    model, device = cohort.tasks[0].point.model, cohort.config["device"]
+    model, device = cohort.tasks[0].point.model, cohort.settings.device
     in_parallel(work, todo, model, device, progress.update)
 
 
@@ -225,7 +226,7 @@ def _make(
                     own += map(writers.submit, output.take(made))
                 seconds[k] += outcome.seconds + time.perf_counter() - began
     except NonFinite as error:
-        values = points[error.run].settings.values
+        values = points[error.run].planned.values
         at = " ".join(f"{key}={value}" for key, value in values.items())
         raise GuidexError(f"{error}\n  at the point {at}" if at else str(error)) from error
     for task, own, spent in zip(tasks, jobs, seconds, strict=True):
@@ -251,7 +252,7 @@ def _keep(
 def _print_shared(cohorts: Sequence[Cohort]) -> None:
     taken = alone = 0
     for cohort in cohorts:
-        steps = len(cohort.tasks[0].point.settings.plan.timeline.sigmas) - 1
+        steps = len(cohort.tasks[0].point.planned.plan.timeline.sigmas) - 1
         runs = [task.point.run for task in cohort.tasks]
         taken += shared_steps(runs, steps) * len(cohort.blocks)
         alone += steps * len(runs) * len(cohort.blocks)

@@ -26,9 +26,6 @@ from guidex.files.cache import file_sha256
 from guidex.runs.provenance import versions
 from guidex.runs.ranks import ALONE, Rank
 
-# Settings of a run that do not change its results, so that a run may be resumed with others.
-VOLATILE = ("out", "overwrite", "batch", "eval", "figure")
-
 _MARK, _INPUTS, _LOCK, _HOLDER = "run.json", "inputs.json", ".lock", ".holder.json"
 _CLAIM = ".lock-claim"
 
