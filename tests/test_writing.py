@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import threading
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,11 +19,9 @@ from guidex.data.images import open_images
 from guidex.errors import UsageError
 from guidex.models.kernel import KernelDenoiser
 from guidex.runs.blocks import Batch, cut, run_block
-from guidex.runs.folder import run_folder
 from guidex.runs.points import check, load
-from guidex.runs.ranks import Rank
 from guidex.runs.settings import resolve_device
-from guidex.runs.writers import WAITING, Arriving, Writers
+from guidex.runs.writers import WAITING, Writers
 
 SAMPLE = ["sample", "seeds=0-19", "block=6", "batch=4", "sampler.grid.steps=4", "guidance=cfg"]
 
@@ -90,12 +88,6 @@ def test_a_rank_takes_its_blocks_and_leaves_the_rest(tmp_path: Path, monkeypatch
     assert main(words) == 0
     assert (tmp_path / "run" / "labels.csv").exists()
     assert main([*words, "overwrite=true"]) == 2
-
-
-def test_ranks_do_not_lock_each_other_out(tmp_path: Path) -> None:
-    with run_folder(tmp_path, {"command": "x"}, False, Rank(0, 2, 0)):
-        with run_folder(tmp_path, {"command": "x"}, False, Rank(1, 2, 1)):
-            assert (tmp_path / "run.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -223,11 +215,6 @@ def test_a_job_waits_for_those_before_it_and_the_sampler_for_neither() -> None:
     assert written.is_set()
 
 
-def test_what_is_on_the_cpu_has_arrived() -> None:
-    samples = torch.arange(6).view(2, 3)
-    np.testing.assert_array_equal(Arriving(samples).numpy(), samples.numpy())
-
-
 def test_latents_are_kept_where_nothing_can_decode_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -251,12 +238,3 @@ def test_latents_are_kept_where_nothing_can_decode_them(
         assert arrays["latents"].dtype == np.float32
         assert arrays["seeds"].tolist() == [0, 1, 2, 3, 4] and arrays["labels"].shape == (5,)
     assert not (tmp_path / "run" / "grid.png").exists()
-
-
-def test_the_number_of_a_gpu_is_no_part_of_a_run() -> None:
-    settings = check(compose("sample", []), {}).settings
-    cpu, first, second = (
-        replace(settings, config={**settings.config, "device": device}).identity
-        for device in ("cpu", "cuda:0", "cuda:1")
-    )
-    assert cpu != first == second
