@@ -40,6 +40,7 @@ class Settings:
     batch: int = _key("volatile")
     figure: Config = _key("volatile", default_factory=dict)
     eval: bool = _key("volatile", default=False)
+    published: Any = _key("volatile", default=None)
     seeds: list[int] = _key("start", "extent")
     repeats: int = _key("start", "extent", default=1)
     labels: Any = _key("start")
