@@ -42,7 +42,6 @@ from bench_tools import (
 )
 from torch import Tensor
 
-from guidex.commands.sample import make_blocks
 from guidex.config.compose import compose
 from guidex.config.instantiate import Models
 from guidex.data.codec import write_png
@@ -53,11 +52,13 @@ from guidex.models.denoiser import View
 from guidex.models.edm2.folded import fold
 from guidex.models.edm2.load import CHANNELS, compile_network
 from guidex.models.edm2.network import EDM2
-from guidex.runs.blocks import cut, start
+from guidex.runs.blocks import start
+from guidex.runs.engine import Task, grouped, run
 from guidex.runs.folder import run_folder
+from guidex.runs.outputs import PngFolder
 from guidex.runs.points import Point, check, load
 from guidex.runs.ranks import ALONE
-from guidex.runs.writers import Arriving, PngFolder, Threads
+from guidex.runs.writers import Arriving, Writers
 
 SECTIONS = ("network", "kernels", "joint", "decoder", "end")
 FORMS = ("plain", "folded", "folded-tuned", "compiled", "compiled-tuned", "graphs", "autotuned")
@@ -353,11 +354,10 @@ class Bench:
     def _run(self, point: Point, out: Path) -> float:
         """Seconds from the first seed to the last file on disk; networks are loaded already."""
         out.mkdir()
-        settings = point.settings
-        blocks = cut(settings.seeds, settings.labels, settings.config["block"])
         began = time.perf_counter()
         with run_folder(out, {"command": "sample"}, overwrite=False) as held:
-            make_blocks(point, blocks, held, ALONE)
+            with run(grouped([Task(0, point, [PngFolder(out)])], held), ALONE, out / "result"):
+                pass
         return time.perf_counter() - began
 
     def _print_parts(self, name: str, point: Point, place: Path) -> None:
@@ -369,19 +369,19 @@ class Bench:
             arriving.numpy()
             return arriving
 
-        writers = "guidex.runs.writers"
+        outputs, writers = "guidex.runs.outputs", "guidex.runs.writers.Writers"
         with Timers(self.device) as timers:
             timers.replace("noise and classes", "guidex.runs.blocks.start", start)
             timers.watch("main network", point.model)
             for guide in guides:
                 timers.watch("guide network", guide)
             timers.watch("decoder", point.decoder)
-            timers.replace("copy to memory", "guidex.commands.sample.Arriving", arrive)
-            timers.replace("handing to writers", f"{writers}.PngFolder.write", PngFolder.write)
-            timers.replace("last writers", f"{writers}.Threads.__exit__", Threads.__exit__)
-            timers.replace_in_threads("encoding and writing", f"{writers}.write_png", write_png)
+            timers.replace("copy to memory", f"{outputs}.Arriving", arrive)
+            timers.replace("handing to writers", f"{writers}.submit", Writers.submit)
+            timers.replace("last writers", f"{writers}.__exit__", Writers.__exit__)
+            timers.replace_in_threads("encoding and writing", f"{outputs}.write_png", write_png)
             seconds = self._run(point, place / f"parts of {name}".replace(", ", "-"))
-        images = len(point.settings.seeds)
+        images = len(point.planned.seeds)
         threads = timers.seconds.pop("encoding and writing")
         timers.seconds["solver, guidance and all else"] = seconds - timers.seconds.total()
         head(f"Parts of {name}, the device waited for around each", "part", "ms per image", "%")

@@ -21,8 +21,8 @@ def main(images: int) -> None:
     """Time one block both ways."""
     table = plan_table([f"seeds=0-{images - 1}", "repeats=1"])
     models = Models()
-    points = [load(entry.settings, models) for entry in table.entries if entry.settings]
-    block = cut(points[0].settings.seeds, None, images)[0]
+    points = [load(entry.planned, models) for entry in table.entries if entry.planned]
+    block = cut(points[0].planned.seeds, None, images)[0]
 
     def sample(chosen: list) -> list[torch.Tensor]:
         [(_, _, outcomes)] = run_block(chosen, block, Batch(images), 0, lambda amount: None)
@@ -36,7 +36,7 @@ def main(images: int) -> None:
     together = sample(points)
     shared = time.perf_counter() - began
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
-    steps = len(points[0].settings.plan.timeline.sigmas) - 1
+    steps = len(points[0].planned.plan.timeline.sigmas) - 1
     taken = shared_steps([point.run for point in points], steps)
     print(f"{len(points)} points, {images} images each, {steps} steps")
     print(f"each point by itself {separate:6.1f} s  {steps * len(points)} steps  (baseline)")

@@ -343,5 +343,5 @@ def test_every_experiment_can_be_planned(name):
     table = plan_table([f"experiment={name}"])
     assert table.name == name and table.entries
     for entry in table.entries:
-        assert entry.settings is not None, entry.missing
-        assert entry.settings.plan.evaluations_main > 0
+        assert entry.planned is not None, entry.missing
+        assert entry.planned.plan.evaluations_main > 0

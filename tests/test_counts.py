@@ -207,7 +207,7 @@ def test_sweeps_and_samples_refuse_before_sampling(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("guidex.commands.sweep._sample", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("guidex.commands.sweep.run", lambda *_: pytest.fail("too late"))
     reals = images(tmp_path / "reals", 12)
     inception = ["detector=inception", weights, f"ref={reals}"]
     for command in (SWEEP, SAMPLE):

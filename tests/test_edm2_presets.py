@@ -11,7 +11,7 @@ from guidex.config.instantiate import Models, instantiate
 from guidex.config.presets import config_dir, describe, options
 from guidex.errors import UsageError
 from guidex.models.spec import Model
-from guidex.runs.points import Settings, check
+from guidex.runs.points import Planned, check
 from guidex.runs.points_table import plan_table
 
 ROOT = "https://nvlabs-fi-cdn.nvidia.com/edm2/posthoc-reconstructions"
@@ -112,7 +112,7 @@ def published(size: str, metric: str) -> list[str]:
     return [kimg, *rows[("FID", "FD_DINOv2").index(metric)].split()]
 
 
-def sampled(*words: str) -> Settings:
+def sampled(*words: str) -> Planned:
     return check(compose("sample", words), {})
 
 
@@ -151,7 +151,7 @@ def test_networks_of_imagenet_512(size, metric, suffix):
     assert (found, said) == ((True, False) if size in ("s", "xxl") else (False, True))
 
 
-def check_interval(settings: Settings, key: str) -> None:
+def check_interval(settings: Planned, key: str) -> None:
     _, _, _, w, bounds, steps = INTERVAL[key]
     schedule = settings.config["guidance"]["schedule"]
     assert (schedule["lo"], schedule["hi"], schedule["w"]) == (*bounds, w)
@@ -301,12 +301,12 @@ def test_published_tables(name):
     ]
     for entry in table.entries:
         assert set(entry.values) == {"model", "guidance"}
-        check_protocol(entry.settings, data, "float64" if name.startswith("int") else "float32")
+        check_protocol(entry.planned, data, "float64" if name.startswith("int") else "float32")
     parts = table.base.config["protocol"]
     assert [part for part, content in parts.items() if content] == ["fid", "fd_dinov2"]
 
 
-def check_protocol(settings: Settings, data: str, dtype: str) -> None:
+def check_protocol(settings: Planned, data: str, dtype: str) -> None:
     """50,000 seeds, three times, 32 steps."""
     config = settings.config
     assert settings.seeds == list(range(150_000)) and config["repeats"] == 3
@@ -317,8 +317,8 @@ def check_protocol(settings: Settings, data: str, dtype: str) -> None:
 def test_one_row_of_a_published_table():
     words = ["model=edm2-img512-m", "guidance=cfg"]
     [entry] = plan_table(["experiment=edm2/img512", *words]).entries
-    assert checkpoints(entry.settings.config) == checkpoints(sampled(*words).config)
-    assert len(entry.settings.seeds) == 150_000
+    assert checkpoints(entry.planned.config) == checkpoints(sampled(*words).config)
+    assert len(entry.planned.seeds) == 150_000
 
 
 def test_ablations_of_autoguidance():
@@ -328,10 +328,10 @@ def test_ablations_of_autoguidance():
     for entry, comment, row in zip(entries, comments, ABLATIONS, strict=True):
         main, reference, w, value = row
         expected = url(f"edm2-img512-{main}"), url(f"edm2-img512-{reference}")
-        assert checkpoints(entry.settings.config) == expected
-        weights = entry.settings.plan.weights
-        assert set(weights[entry.settings.plan.guided]) == {w} and comment.startswith(value)
-        check_protocol(entry.settings, "img512", "float32")
+        assert checkpoints(entry.planned.config) == expected
+        weights = entry.planned.plan.weights
+        assert set(weights[entry.planned.plan.guided]) == {w} and comment.startswith(value)
+        check_protocol(entry.planned, "img512", "float32")
 
 
 @pytest.mark.parametrize("number", FIGURES)
@@ -340,7 +340,7 @@ def test_figures_of_the_interval_paper(number):
     assert table.base.config["metrics"] == {}
     columns = []
     for entry in table.entries:
-        settings = entry.settings
+        settings = entry.planned
         assert settings.seeds == [hash(pair) % 2**31 for pair in FIGURES[number]]
         assert settings.labels == [label for label, _ in FIGURES[number]]
         assert source(settings.config["model"]) == url("edm2-img512-xxl-0939524-0.015")
@@ -362,26 +362,26 @@ def test_figure_3():
     assert len(entries) == 4 * 13
     for k, (_, network, ema, _, _, steps) in enumerate(INTERVAL.values()):
         none, *guided = entries[13 * k : 13 * (k + 1)]
-        assert source(none.settings.config["model"]) == url(f"edm2-img512-{network}-{ema}")
-        assert none.settings.plan.guided_steps == []
+        assert source(none.planned.config["model"]) == url(f"edm2-img512-{network}-{ema}")
+        assert none.planned.plan.guided_steps == []
         for j, entry in enumerate(guided):
-            plan = entry.settings.plan
+            plan = entry.planned.plan
             assert plan.guided_steps == list(range(32) if j < 6 else steps)
             assert set(plan.weights[plan.guided]) == {1.5 + 0.5 * (j % 6)}
 
 
 def test_figure_4():
     entries = plan_table(["experiment=interval/fig4"]).entries
-    weights = [entry.settings.plan.weights[entry.settings.plan.guided] for entry in entries]
+    weights = [entry.planned.plan.weights[entry.planned.plan.guided] for entry in entries]
     expected = [round(1 + 0.1 * k, 1) for k in range(1, 31)]
     assert [w[0] for w in weights[1:]] == 2 * expected and len(weights[0]) == 0
-    assert list(entries[0].settings.config["metrics"]) == ["prdc"]
+    assert list(entries[0].planned.config["metrics"]) == ["prdc"]
 
 
 def test_figure_5():
     """The bounds that its axes show are boundaries between steps."""
     entries = plan_table(["experiment=interval/fig5"]).entries
-    steps = [entry.settings.plan.guided_steps for entry in entries]
+    steps = [entry.planned.plan.guided_steps for entry in entries]
     assert [(s[0], s[-1] + 1) for s in steps[:5]] == [(i, 22) for i in (20, 15, 10, 5, 0)]
     assert [(s[0], s[-1] + 1) for s in steps[5:9]] == [(15, i) for i in (31, 27, 23, 19)]
     assert steps[9] == []

@@ -243,7 +243,7 @@ def test_a_run_goes_on_where_it_was(pixels_run, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for out in (whole, stopped):
         assert main([*words, f"out={out}"]) == 0
-    for file in [stopped / "labels.csv", *stopped.glob("blocks/00000[13].json")]:
+    for file in [stopped / "labels.csv", *stopped.glob("points/*/00000[05]*.record")]:
         file.unlink()
     for seed in (7, 16):
         (stopped / "images" / "000000" / f"{seed:06d}.png").write_bytes(b"half an image")

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from guidex.config.compose import compose
-from guidex.runs.points import Settings, check
+from guidex.runs.points import check
+from guidex.runs.settings import Settings
 
 # What may change while a run is resumed: where it goes, how much at once, what is drawn.
 VOLATILE = {"out", "overwrite", "batch", "eval", "figure"}
@@ -40,7 +41,7 @@ def changed(settings: Settings, path: tuple[Any, ...]) -> Settings:
 
 @pytest.fixture(scope="module", params=["sample", "sweep"])
 def settings(request: pytest.FixtureRequest) -> Settings:
-    return check(compose(request.param, ["device=cpu"]), {})
+    return check(compose(request.param, ["device=cpu"]), {}).settings
 
 
 def test_every_key_is_of_the_identity_or_volatile(settings):
@@ -61,11 +62,11 @@ def test_every_key_is_of_the_cohort_where_it_decides_how_sampling_starts(setting
 def test_every_key_is_of_the_name_of_a_points_results_but_its_extent(settings):
     for path in leaves(settings.config):
         named = path[0] not in VOLATILE | EXTENT
-        assert (changed(settings, path).key != settings.key) == named, path
+        assert (changed(settings, path).name != settings.name) == named, path
 
 
 def test_the_number_of_a_gpu_changes_nothing(settings):
     first, second = (
         replace(settings, config={**settings.config, "device": f"cuda:{n}"}) for n in (0, 1)
     )
-    assert first.identity == second.identity and first.key == second.key
+    assert first.identity == second.identity and first.name == second.name

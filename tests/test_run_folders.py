@@ -17,6 +17,7 @@ from guidex.features.detectors import Identity
 from guidex.models.decoders import StabilityVAE
 from guidex.runs import folder as folder_module
 from guidex.runs.folder import require_same_inputs, run_folder
+from guidex.runs.kinds import SampleKind
 from guidex.runs.points import Point, check
 from guidex.runs.points_table import plan_table
 from guidex.runs.ranks import Rank
@@ -67,7 +68,7 @@ def test_the_order_of_points_changes_no_row(tmp_path: Path, capsys: Said) -> Non
 
 def test_words_of_one_value_are_a_table_of_one_point() -> None:
     table = plan_table(["guidance=cfg", "guidance.schedule.w=2"])
-    assert [entry.settings.method for entry in table.entries] == ["cfg"]
+    assert [entry.planned.method for entry in table.entries] == ["cfg"]
     assert len(plan_table(["seeds=0-9"]).entries) > 9  # nothing said of what to sample
 
 
@@ -121,7 +122,7 @@ def test_a_flipped_bit_of_a_part_is_noticed(
     with monkeypatch.context() as stopped:
         stopped.setattr("guidex.commands.sample._finish", lambda *_: None)
         assert main([*words, f"out={run}"]) == 0
-    part = run / "blocks" / "000004-000007.images.npy"
+    [part] = run.glob("points/*/000004-000007.images")
     flip(part, -1)
     assert main([*words, f"out={run}"]) == 1
     assert "000004-000007" in capsys.readouterr().err
@@ -202,7 +203,8 @@ def test_a_decoder_is_an_input() -> None:
         decoder = StabilityVAE.__new__(StabilityVAE)
         torch.nn.Module.__init__(decoder)
         decoder.register_buffer("bias", torch.tensor(bias))
-        point = Point(settings, SimpleNamespace(origin={}), guidance, decoder)
+        kind = SampleKind((1, 8, 8), decoder)
+        point = Point(settings, SimpleNamespace(origin={}), guidance, kind)
         [(name, sha256)] = point.inputs
         assert name == "decoder"
         shas.append(sha256)
@@ -325,9 +327,9 @@ def test_clearing_that_was_killed_is_gone_on_with(
     monkeypatch.setattr(folder_module, "shutil", SimpleNamespace(rmtree=killed))
     assert main([*words, "overwrite=true"]) == 130
     monkeypatch.undo()
-    (run / "blocks" / "left").write_text("by the other run")
+    (run / "points" / "left").write_text("by the other run")
     assert main(words) == 0
-    assert images(run) == before and not (run / "blocks" / "left").exists()
+    assert images(run) == before and not (run / "points" / "left").exists()
 
 
 def test_a_refused_run_keeps_its_mark(tmp_path: Path) -> None:

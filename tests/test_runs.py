@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from PIL import Image
 
 from guidex.cli import main
 from guidex.models import kernel as kernel_module
-from guidex.runs.folder import Finish, run_folder
+from guidex.runs.folder import run_folder
 from guidex.runs.ranks import Rank
 
 SWEEP = [
@@ -128,13 +129,13 @@ def test_interrupt_leaves_a_resumable_folder(
     process = server.Process(target=quiet, args=(words, tmp_path / "run"))
     process.start()
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "run").glob("blocks/*.record")):
+    while not list((tmp_path / "run").glob("points/*/*.record")):
         assert time.monotonic() < deadline and process.is_alive()
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
     process.join(60)
     assert process.exitcode == 130
-    done = len(list((tmp_path / "run" / "blocks").glob("*.record")))
+    done = len(list((tmp_path / "run").glob("points/*/*.record")))
     assert 1 <= done < 100
     assert main([*words, f"out={tmp_path / 'run'}"]) == 0
     assert f"{20 * done} of 2000 images are there already" in capsys.readouterr().out
@@ -220,16 +221,20 @@ def test_a_process_that_fails_leaves_the_folder_to_the_others(tmp_path: Path) ->
         assert (folder / "run.json").exists() and (folder / "blocks").is_dir()
 
 
-def test_a_run_is_finished_once(tmp_path: Path) -> None:
-    result = tmp_path / "table.csv"
-    first, second = Finish(result), Finish(result)
-    with first.turn() as mine:
-        assert mine
+def test_a_run_is_finished_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = tmp_path / "run" / "summary.json"
+
+    @contextmanager
+    def after_another_process(lock: Path):
         result.write_text("done")
-    with second.turn() as mine:
-        assert not mine
-    with Finish(result).turn() as mine:  # the same command, given again
-        assert mine
+        yield
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr("guidex.runs.engine.FileLock", after_another_process)
+        assert main([*SAMPLE, f"out={result.parent}"]) == 0
+    assert result.read_text() == "done" and not (tmp_path / "run" / "labels.csv").exists()
+    assert main([*SAMPLE, f"out={result.parent}"]) == 0  # the same command, given again
+    assert (tmp_path / "run" / "labels.csv").exists()
 
 
 @pytest.mark.parametrize(
@@ -277,7 +282,7 @@ def test_nonfinite_names_seed_and_step(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(words) == 1
     error = capsys.readouterr().err
     assert "seed 5 " in error and "step 0 " in error
-    assert not list((tmp_path / "run" / "blocks").glob("*.record"))
+    assert not list((tmp_path / "run").glob("points/*/*.record"))
 
 
 def test_full_disk(
@@ -290,7 +295,7 @@ def test_full_disk(
         pytest.skip("mounting a small file system needs root")
     try:
         words = [*SAMPLE, f"out={disk / 'run'}", "seeds=0-199"]
-        monkeypatch.setattr("guidex.commands.sample.require_space", lambda folder, needed: None)
+        monkeypatch.setattr("guidex.runs.engine.require_space", lambda folder, needed: None)
         assert main(words) == 1
         assert "full" in capsys.readouterr().err
         assert not list(disk.rglob("*.tmp"))

@@ -51,7 +51,7 @@ def sampled(main, methods, grid, count: int, record: int) -> list[ToyPanel]:
     outcomes = trajectories(runs, solver, begin, seeds, record)
     labels = begin.labels.numpy()
     return [
-        toy_panel(title, plan, outcome.x.numpy(), labels, outcome.path.numpy())
+        toy_panel(title, plan, outcome.x.numpy(), labels, outcome.path.numpy().swapaxes(0, 1))
         for title, outcome, plan in zip(methods, outcomes, plans, strict=True)
     ]
 

@@ -4,8 +4,7 @@ import os
 import subprocess
 import sys
 import threading
-import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,10 +19,9 @@ from guidex.data.images import open_images
 from guidex.errors import UsageError
 from guidex.models.kernel import KernelDenoiser
 from guidex.runs.blocks import Batch, cut, run_block
-from guidex.runs.folder import run_folder
-from guidex.runs.points import check, load, resolve_device
-from guidex.runs.ranks import Rank
-from guidex.runs.writers import WAITING, Arriving, Jobs, Threads
+from guidex.runs.points import check, load
+from guidex.runs.settings import resolve_device
+from guidex.runs.writers import WAITING, Writers
 
 SAMPLE = ["sample", "seeds=0-19", "block=6", "batch=4", "sampler.grid.steps=4", "guidance=cfg"]
 
@@ -33,7 +31,8 @@ def test_every_form_holds_the_same_images(tmp_path: Path) -> None:
         words = [*SAMPLE, f"format={form}", f"out={tmp_path / form}"]
         assert main(words) == 0
         assert main(words) == 0  # nothing left to do, and nothing spoilt
-        assert not list((tmp_path / form / "blocks").glob("*.zip"))
+        parts = {path.suffix for path in (tmp_path / form).glob("points/*/*")}
+        assert parts == {".record"}  # those of zip and npz are gone
     folder = open_images(tmp_path / "png")
     archive = open_images(tmp_path / "zip" / "images.zip")
     arrays = open_images(tmp_path / "npz" / "images.npz")
@@ -51,7 +50,7 @@ def test_latents_of_a_model_without_any(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([*SAMPLE, "latents=true", f"out={tmp_path / 'run'}"]) == 2
     assert "latents" in capsys.readouterr().err
     assert main([*SAMPLE, "format=gif", f"out={tmp_path / 'run'}"]) == 2
-    assert "png, zip, npz" in capsys.readouterr().err
+    assert "png or zip or npz" in capsys.readouterr().err
 
 
 def test_two_processes_make_the_files_of_one(tmp_path: Path) -> None:
@@ -80,8 +79,7 @@ def test_a_rank_takes_its_blocks_and_leaves_the_rest(tmp_path: Path, monkeypatch
     monkeypatch.setenv("RANK", "1")
     words = [*SAMPLE, f"out={tmp_path / 'run'}"]
     assert main(words) == 0
-    blocks = tmp_path / "run" / "blocks"
-    assert sorted(path.name for path in blocks.glob("*.record")) == [
+    assert sorted(path.name for path in (tmp_path / "run").glob("points/*/*.record")) == [
         "000006-000011.record",
         "000018-000019.record",
     ]
@@ -90,12 +88,6 @@ def test_a_rank_takes_its_blocks_and_leaves_the_rest(tmp_path: Path, monkeypatch
     assert main(words) == 0
     assert (tmp_path / "run" / "labels.csv").exists()
     assert main([*words, "overwrite=true"]) == 2
-
-
-def test_ranks_do_not_lock_each_other_out(tmp_path: Path) -> None:
-    with run_folder(tmp_path, {"command": "x"}, False, Rank(0, 2, 0)):
-        with run_folder(tmp_path, {"command": "x"}, False, Rank(1, 2, 1)):
-            assert (tmp_path / "run.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -150,8 +142,8 @@ def test_other_failures_are_no_lack_of_memory(
 
 def test_a_compiled_batch_is_no_longer_than_the_run_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a short batch is filled up with is computed for nothing."""
-    settings = check(compose("sample", ["batch=8", "seeds=0-9", "sampler.grid.steps=2"]), {})
-    point = load(settings, Models())
+    planned = check(compose("sample", ["batch=8", "seeds=0-9", "sampler.grid.steps=2"]), {})
+    point = load(planned, Models())
     monkeypatch.setattr(point.model, "compiled", True)
     rows: list[int] = []
     forward = KernelDenoiser.forward
@@ -162,7 +154,7 @@ def test_a_compiled_batch_is_no_longer_than_the_run_needs(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(KernelDenoiser, "forward", watched)
     for block_size, expected in ((5, {5}), (7, {7}), (20, {8})):
-        blocks = cut(settings.seeds, None, block_size)
+        blocks = cut(planned.seeds, None, block_size)
         told: list[float] = []
         batch = Batch.of(8, blocks)
         for block in blocks:
@@ -193,61 +185,34 @@ def test_errors_of_threads_come_back() -> None:
     def fail() -> None:
         raise OSError("no such disk")
 
+    recorded: list[bool] = []
     with pytest.raises(OSError, match="no such disk"):
-        with Threads() as threads:
-            threads.submit(fail)
+        with Writers() as writers:
+            failed = writers.submit(fail)
+            writers.submit(lambda: recorded.append(failed.result()))
+    assert recorded == []
+    with pytest.raises(OSError, match="no such disk"):
+        with Writers() as writers:
+            for _ in range(10 * WAITING):  # it is told while the sampler is still at work
+                writers.submit(fail)
+            pytest.fail("nobody was told")
     done: list[int] = []
-    with Threads() as threads:
+    with Writers() as writers:
         for k in range(3 * WAITING):
-            threads.submit(lambda k=k: done.append(k))
+            writers.submit(done.append, k)
     assert sorted(done) == list(range(3 * WAITING))
 
 
-def test_the_last_job_of_a_block_comes_after_all_its_others() -> None:
-    blocks = 20
-    done: list[list[str]] = [[] for _ in range(blocks)]
-    with Threads() as threads:
-        for order in done:
-            jobs = Jobs(threads)
-            for k in range(7):
-                jobs.submit(
-                    lambda order=order, k=k: (time.sleep(k % 3 * 1e-3), order.append("job"))
-                )
-            jobs.close(lambda order=order: order.append("last"))
-    assert done == [["job"] * 7 + ["last"]] * blocks
-    empty: list[str] = []
-    with Threads() as threads:
-        Jobs(threads).close(lambda: empty.append("last"))
-    assert empty == ["last"]
-
-
-def test_the_sampler_goes_on_while_a_block_is_written() -> None:
-    written, going_on = threading.Event(), threading.Event()
-    with Threads() as threads:
-        jobs = Jobs(threads)
-        jobs.submit(lambda: going_on.wait(60))
-        jobs.close(written.set)
-        assert not written.is_set()
+def test_a_job_waits_for_those_before_it_and_the_sampler_for_neither() -> None:
+    going_on, written = threading.Event(), threading.Event()
+    with Writers() as writers:
+        for _ in range(20):  # more blocks than threads
+            jobs = [writers.submit(going_on.wait, 60) for _ in range(7)]
+            writers.submit(lambda jobs=jobs: [job.result() for job in jobs])
+        last = writers.submit(written.set)
+        assert not written.is_set() and not last.done()
         going_on.set()
     assert written.is_set()
-
-
-def test_a_block_is_not_recorded_after_a_failure() -> None:
-    def fail() -> None:
-        raise OSError("no such disk")
-
-    recorded: list[bool] = []
-    with pytest.raises(OSError, match="no such disk"):
-        with Threads() as threads:
-            jobs = Jobs(threads)
-            jobs.submit(fail)
-            jobs.close(lambda: recorded.append(True))
-    assert recorded == []
-
-
-def test_what_is_on_the_cpu_has_arrived() -> None:
-    samples = torch.arange(6).view(2, 3)
-    np.testing.assert_array_equal(Arriving(samples).numpy(), samples.numpy())
 
 
 def test_latents_are_kept_where_nothing_can_decode_them(
@@ -273,12 +238,3 @@ def test_latents_are_kept_where_nothing_can_decode_them(
         assert arrays["latents"].dtype == np.float32
         assert arrays["seeds"].tolist() == [0, 1, 2, 3, 4] and arrays["labels"].shape == (5,)
     assert not (tmp_path / "run" / "grid.png").exists()
-
-
-def test_the_number_of_a_gpu_is_no_part_of_a_run() -> None:
-    settings = check(compose("sample", []), {})
-    cpu, first, second = (
-        replace(settings, config={**settings.config, "device": device}).identity
-        for device in ("cpu", "cuda:0", "cuda:1")
-    )
-    assert cpu != first == second

@@ -15,7 +15,7 @@ from guidex.features.statistics_files import read_statistics
 from guidex.files.progress import Progress
 from guidex.reports.rows import Row
 from guidex.reports.tables import terminal_table, write_tables
-from guidex.runs.folder import VOLATILE, run_folder
+from guidex.runs.folder import run_folder
 from guidex.runs.measure import (
     Measure,
     Measures,
@@ -24,9 +24,9 @@ from guidex.runs.measure import (
     settings_of,
     warn,
 )
-from guidex.runs.points import resolve_device, whole
 from guidex.runs.provenance import made_by, output_folder, provenance
 from guidex.runs.ranks import this_rank
+from guidex.runs.settings import VOLATILE, resolve_device, whole
 
 
 def evaluate(words: Sequence[str]) -> None:

@@ -11,8 +11,8 @@ from guidex.features.samples import detector_record, open_samples
 from guidex.features.statistics_files import write_statistics
 from guidex.runs.folder import require_space
 from guidex.runs.measure import Detectors
-from guidex.runs.points import resolve_device
 from guidex.runs.ranks import this_rank
+from guidex.runs.settings import resolve_device
 
 
 def make_reference(words: Sequence[str]) -> None:

@@ -6,19 +6,13 @@ all points of a cohort run together and share the steps they agree in -> feature
 """
 
 import dataclasses
-import io
 import json
-import time
 from collections.abc import Hashable, Iterator, Sequence
-from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from guidex.config.compose import Config
 from guidex.config.instantiate import Models
-from guidex.errors import GuidexError
 from guidex.features.detectors import detect_all
 from guidex.features.features import FeatureSet
 from guidex.features.references import describe
@@ -26,18 +20,14 @@ from guidex.features.samples import Looking
 from guidex.files.progress import Progress
 from guidex.reports.rows import Row, counted
 from guidex.reports.tables import terminal_table, write_tables
-from guidex.runs.blocks import Batch, Block, cut, run_block
-from guidex.runs.cohorts import Cohort, Task
 from guidex.runs.drawings import draw
+from guidex.runs.engine import Cohort, Task, grouped, run
 from guidex.runs.folder import (
-    VOLATILE,
-    Finish,
-    RunFolder,
     require_same_inputs,
-    require_space,
     run_folder,
 )
 from guidex.runs.measure import (
+    Measure,
     Measures,
     are_metrics_chosen,
     detectors_of,
@@ -45,6 +35,7 @@ from guidex.runs.measure import (
     settings_of,
     warn,
 )
+from guidex.runs.outputs import Features, Labels, Output
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, load
 from guidex.runs.points_table import (
@@ -57,9 +48,7 @@ from guidex.runs.points_table import (
 )
 from guidex.runs.provenance import digest, made_by, merged, output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
-from guidex.sampling.trajectories import NonFinite, Outcome, shared_steps
-
-_Made = tuple[list[int], Tensor | None, list[Outcome]]
+from guidex.runs.settings import VOLATILE
 
 
 def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_EXPERIMENT) -> None:
@@ -85,22 +74,17 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
         "command": "sweep",
         **{key: value for key, value in config.items() if key not in VOLATILE},
         "points": {
-            " ".join(f"{k}={v}" for k, v in e.values.items()): e.settings and e.settings.identity
-            for e in table.entries
+            " ".join(f"{k}={v}" for k, v in entry.values.items()): entry.identity
+            for entry in table.entries
         },
     }
     folder = output_folder(config["out"], "sweep", table.name, identity)
     with run_folder(folder, identity, bool(config["overwrite"]), rank) as held:
         tasks = _prepare(table, rank, are_metrics_chosen(words))
         require_same_inputs(folder, _inputs(tasks))
-        cohorts = _cohorts(tasks, held)
-        finish = Finish(folder / "table.csv")
-        _sample(cohorts, folder, rank)
-        if any(cohort.missing(block) for cohort in cohorts for block in cohort.blocks):
-            return  # other processes are at work; the last one finishes
-        held.check()
-        with finish.turn() as mine:
-            if not mine:
+        cohorts = grouped(tasks, held)
+        with run(cohorts, rank, folder / "table.csv") as is_last:
+            if not is_last:
                 return
             made = made_by("sweep" if default else "sample eval=true", words)
             rows = [
@@ -115,8 +99,8 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
 
 
 def _print_size(table: Table) -> None:
-    planned = [entry.settings for entry in table.entries if entry.settings is not None]
-    counts = sorted({len(settings.seeds) for settings in planned})
+    planned = [entry.planned for entry in table.entries if entry.planned is not None]
+    counts = sorted({len(each.seeds) for each in planned})
     missing = len(table.entries) - len(planned)
     print(
         f"{table.name}: {counted(len(planned), 'point')} of {'/'.join(map(str, counts))} seeds"
@@ -130,12 +114,11 @@ def _prepare(table: Table, rank: Rank, chosen: bool) -> list[Task]:
     measures = Measures(Looking(rank=rank.index, ranks=rank.count))
     tasks = []
     for index, entry in enumerate(table.entries):
-        if entry.settings is None:
+        if entry.planned is None:
             continue
-        config = entry.settings.config
-        device = config["device"]
-        point = load(entry.settings, decoders.setdefault(device, Models()))
-        name = entry.settings.choices["model"]
+        config, device = entry.planned.config, entry.planned.settings.device
+        point = load(entry.planned, decoders.setdefault(device, Models()))
+        name = entry.planned.choices["model"]
         found = measures.get(
             config,
             point.model,
@@ -144,7 +127,7 @@ def _prepare(table: Table, rank: Rank, chosen: bool) -> list[Task]:
             chosen=chosen,
             labelled=point.model.num_classes > 0,
         )
-        tasks.append(Task(index, point, found))
+        tasks.append(Task(index, point, _outputs(point, found), found))
     _check_samples(tasks)
     if rank.first:
         _tell(tasks)
@@ -152,9 +135,19 @@ def _prepare(table: Table, rank: Rank, chosen: bool) -> list[Task]:
     return tasks
 
 
+def _outputs(point: Point, measures: list[Measure]) -> list[Output]:
+    """What is kept of a point's samples: features to be measured, and what is to be seen."""
+    shown = point.planned.seeds[: point.planned.settings.gallery]
+    outputs = [Labels(), *point.kind.view(shown)]
+    if any(one.metrics for one in measures):
+        size = 4 * sum(one.dim for one in measures if one.metrics)
+        outputs.append(Features(tuple(detectors_of(measures)), size))
+    return outputs
+
+
 def _count(point: Point) -> int:
     """Samples of one evaluation."""
-    return len(point.settings.seeds) // point.settings.config["repeats"]
+    return len(point.planned.seeds) // point.planned.settings.repeats
 
 
 def _inputs(tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:
@@ -179,8 +172,8 @@ def _check_samples(tasks: Sequence[Task]) -> None:
             lookers = tuple((id(one.detector), id(one.real)) for one in task.measures)
             kinds[task.point.decoder, task.point.model.shape, lookers] = task
     for task in kinds.values():
-        model, device = task.point.model, task.point.settings.config["device"]
-        samples = task.point.decoded(torch.zeros(1, *model.shape, device=device))
+        model, device = task.point.model, task.point.planned.settings.device
+        samples = task.point.kind.decode(torch.zeros(1, *model.shape, device=device))
         for one in task.measures:
             one.check_samples(samples)
         detect_all(detectors_of(task.measures), samples, None)  # networks, too
@@ -192,8 +185,8 @@ def _tell(tasks: Sequence[Task]) -> None:
     doubts: dict[str, None] = {}
     for task in tasks:
         fake = {"count": _count(task.point), "formats": ["array"]}
-        if task.point.decoder is not None:
-            fake["shape"] = list(task.point.decoder.image_shape(task.point.model.shape))
+        if task.point.kind.image_shape is not None:
+            fake["shape"] = list(task.point.kind.image_shape)
         for one in task.measures:
             if "path" in one.about_real:
                 told[f"real: {describe(one.about_real)}"] = None
@@ -204,128 +197,6 @@ def _tell(tasks: Sequence[Task]) -> None:
     warn(list(doubts))
 
 
-def _cohorts(tasks: Sequence[Task], folder: RunFolder) -> list[Cohort]:
-    groups: dict[str, list[Task]] = {}
-    for task in tasks:
-        groups.setdefault(task.point.settings.cohort, []).append(task)
-    cohorts = []
-    for group in groups.values():
-        settings = group[0].point.settings
-        blocks = cut(settings.seeds, settings.labels, settings.config["block"])
-        cohorts.append(Cohort(group, blocks, folder))
-    return cohorts
-
-
-def _sample(cohorts: Sequence[Cohort], folder: Path, rank: Rank) -> None:
-    """Make every block of this process that is not there yet."""
-    own = [
-        (cohort, block) for cohort in cohorts for block in cohort.blocks if rank.takes(block.index)
-    ]
-    todo = [(block, cohort.missing(block)) for cohort, block in own]
-    total = sum(len(block.seeds) * len(cohort.tasks) for cohort, block in own)
-    left = sum(len(block.seeds) * len(tasks) for block, tasks in todo)
-    if left < total:
-        print(f"{total - left} of {total} {cohorts[0].unit} are there already")
-    if not left:
-        return
-    needed = sum(
-        len(block.seeds) * one.dim * 4
-        for block, tasks in todo
-        for task in tasks
-        for one in task.measures
-        if one.metrics
-    )
-    require_space(folder, needed)
-    if rank.first:
-        if needed >= 2**30:
-            print(f"features will take {needed / 2**30:.1f} GiB in {folder}")
-        _print_shared(cohorts)
-    bar = Progress("sampling", total, total - left, cohorts[0].unit, quiet=not rank.first)
-    with bar as progress:
-        for cohort in cohorts:
-            blocks = [block for block in cohort.blocks if rank.takes(block.index)]
-            _sample_cohort(cohort, [one for one in blocks if cohort.missing(one)], progress)
-
-
-def _sample_cohort(cohort: Cohort, blocks: Sequence[Block], progress: Progress) -> None:
-    if not blocks:
-        return
-    batch = Batch.of(cohort.config["batch"], blocks)
-    model, device = cohort.tasks[0].point.model, cohort.config["device"]
-
-    def work(block: Block, tick: Tick) -> list[tuple[Task, dict[str, np.ndarray]]]:
-        tasks = cohort.missing(block)
-        return list(zip(tasks, _run(tasks, block, batch, tick), strict=True))
-
-    for block, made in in_parallel(work, blocks, model, device, progress.update):
-        for task, arrays in made:
-            content = io.BytesIO()
-            np.savez(content, **arrays)
-            cohort.folder.write(cohort.record(task, block), content.getvalue())
-
-
-def _print_shared(cohorts: Sequence[Cohort]) -> None:
-    taken = alone = 0
-    for cohort in cohorts:
-        steps = len(cohort.tasks[0].point.settings.plan.timeline.sigmas) - 1
-        runs = [task.point.run for task in cohort.tasks]
-        taken += shared_steps(runs, steps) * len(cohort.blocks)
-        alone += steps * len(runs) * len(cohort.blocks)
-    if taken < alone:
-        print(f"{taken} of {alone} steps are taken, the rest is shared between points")
-
-
-def _run(
-    tasks: Sequence[Task], block: Block, batch: Batch, tick: Tick
-) -> list[dict[str, np.ndarray]]:
-    """All points for a block's seeds, each as arrays to be kept."""
-    left = max(0, tasks[0].point.settings.config["gallery"] - block.first)
-    recorded = left if tasks[0].point.model.space == "points" else 0
-    parts: list[dict[str, list[Tensor]]] = [{} for _ in tasks]
-    points = [task.point for task in tasks]
-    for part, labels, outcomes in _named(run_block(points, block, batch, recorded, tick), points):
-        for task, outcome, own in zip(tasks, outcomes, parts, strict=True):
-            began = time.perf_counter()
-            kept = _keep(task, outcome.x, outcome.path, left)
-            if labels is not None:
-                kept["labels"] = labels
-            taken = outcome.seconds + time.perf_counter() - began
-            kept["seconds"] = torch.tensor([taken], dtype=torch.float64)
-            for name, values in kept.items():
-                own.setdefault(name, []).append(values)
-        left = max(0, left - len(part))
-    return [
-        {
-            name: torch.cat(part, dim=1 if name == "path" else 0).cpu().numpy()
-            for name, part in own.items()
-        }
-        for own in parts
-    ]
-
-
-def _named(batches: Iterator[_Made], points: Sequence[Point]) -> Iterator[_Made]:
-    """The batches; a failure says at which point it was."""
-    try:
-        yield from batches
-    except NonFinite as error:
-        values = points[error.run].settings.values
-        at = " ".join(f"{key}={value}" for key, value in values.items())
-        raise GuidexError(f"{error}\n  at the point {at}" if at else str(error)) from error
-
-
-def _keep(task: Task, x: Tensor, path: Tensor | None, shown: int) -> dict[str, Tensor]:
-    """What a block keeps of a point's samples: features, and for the first seeds what is to be
-    seen."""
-    samples = task.point.decoded(x)
-    kept = {}
-    if task.keeps_features:
-        for m, features in enumerate(detect_all(detectors_of(task.measures), samples, None)):
-            kept[f"features{m}"] = features.values
-    if task.point.model.space == "points":
-        return kept if path is None else {**kept, "path": path}
-    return {**kept, "gallery": samples[:shown]} if shown else kept
-
-
 def _rows(entries: Sequence[Entry], cohorts: Sequence[Cohort]) -> list[Row]:
     """One row per entry, in the order of the table."""
     made: dict[int, Row] = {}
@@ -333,25 +204,21 @@ def _rows(entries: Sequence[Entry], cohorts: Sequence[Cohort]) -> list[Row]:
     with Progress("measuring", total, unit="points") as progress:
         for cohort in cohorts:
 
-            def work(position: int, tick: Tick, cohort: Cohort = cohort) -> Row:
-                row = _row(cohort, cohort.tasks[position])
+            def work(task: Task, tick: Tick, cohort: Cohort = cohort) -> Row:
+                row = _row(cohort, task)
                 tick(1)
                 return row
 
-            positions, model = range(len(cohort.tasks)), cohort.tasks[0].point.model
-            device = cohort.config["device"]
-            for position, row in in_parallel(work, positions, model, device, progress.update):
-                made[cohort.tasks[position].index] = row
-    return [
-        made[index] if index in made else _missing_row(index, entry)
-        for index, entry in enumerate(entries)
-    ]
+            model, device = cohort.tasks[0].point.model, cohort.settings.device
+            rows = in_parallel(work, cohort.tasks, model, device, progress.update)
+            made |= {row.point: row for row in rows}
+    return [made.get(index) or _missing_row(index, entry) for index, entry in enumerate(entries)]
 
 
 def _row(cohort: Cohort, task: Task) -> Row:
-    settings, plan = task.point.settings, task.point.settings.plan
-    config, folder = settings.config, cohort.folder
-    name = f"row-{digest([settings.seeds, config['repeats']], 8)}.record"
+    planned, plan, folder = task.point.planned, task.point.planned.plan, cohort.folder
+    repeats = planned.settings.repeats
+    name = f"row-{digest([planned.seeds, repeats], 8)}.record"
     path = cohort.record(task, cohort.blocks[0]).with_name(name)
     if folder.read(path) is None:
         folder.write(path, json.dumps(_measured(cohort, task)).encode())
@@ -359,10 +226,10 @@ def _row(cohort: Cohort, task: Task) -> Row:
     found = json.loads(content)
     return Row(
         point=task.index,
-        values=typed(settings.values),
-        guidance=settings.method,
-        images=len(settings.seeds) // config["repeats"],
-        repeats=config["repeats"],
+        values=typed(planned.values),
+        guidance=planned.method,
+        images=_count(task.point),
+        repeats=repeats,
         metrics=found["metrics"],
         settings=settings_of(task.measures) if task.is_measured else {},
         evals_main=plan.evaluations_main,
@@ -371,35 +238,28 @@ def _row(cohort: Cohort, task: Task) -> Row:
         seconds=found["seconds"],
         missing=None,
         plan=plan.record(),
-        config=config,
+        config=planned.config,
         unit=cohort.unit,
         note="not guided: no step of the sampler is in its interval" if plan.idle else None,
         provenance={
-            **provenance(config),
+            **provenance(planned.config),
             **merged([found["versions"], made_with]),
             "origins": task.point.origins,
-            "presets": settings.choices,
+            "presets": planned.choices,
         },
     )
 
 
 def _missing_row(index: int, entry: Entry) -> Row:
+    counts = ("images", "repeats", "evals_main", "evals_ref", "gflops", "seconds")
     return Row(
         point=index,
         values=typed(entry.values),
         guidance=entry.values.get("guidance", ""),
-        images=0,
-        repeats=0,
         metrics={},
         settings={},
-        evals_main=0,
-        evals_ref=0,
-        gflops=0.0,
-        seconds=0.0,
         missing=entry.missing,
-        plan={},
-        config={},
-        provenance={},
+        **dict.fromkeys(counts, 0),
     )
 
 
@@ -418,6 +278,6 @@ def _measured(cohort: Cohort, task: Task) -> Config:
                 labels=torch.from_numpy(arrays["labels"]) if "labels" in arrays else None,
             )
             found["metrics"] |= one.values(
-                repeats_of(features, task.point.settings.config["repeats"])
+                repeats_of(features, task.point.planned.settings.repeats)
             )
     return found

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from guidex.errors import GuidexError
 from guidex.models.memory import is_out_of_memory
 from guidex.runs.points import Point
+from guidex.runs.provenance import digest
 from guidex.sampling.seeds import start
 from guidex.sampling.trajectories import Outcome, trajectories
 
@@ -31,9 +31,12 @@ class Block:
     seeds: list[int]
     labels: list[int] | None
 
-    def path(self, folder: Path, suffix: str) -> Path:
-        """Where the block's record lies; it exists once the block is done."""
-        return folder / f"{self.seeds[0]:06d}-{self.seeds[-1]:06d}{suffix}"
+    @property
+    def name(self) -> str:
+        """Its first and last seed, and a digest of all where they are not a range."""
+        first, last = self.seeds[0], self.seeds[-1]
+        is_range = self.seeds == list(range(first, last + 1))
+        return f"{first:06d}-{last:06d}" + ("" if is_range else f"-{digest(self.seeds, 8)}")
 
 
 @dataclass
@@ -99,10 +102,10 @@ def run_block(
     Yields:
         Seeds, labels (int64 [B], None without classes) and one outcome per point, for each batch.
     """
-    settings = points[0].settings
-    device = torch.device(settings.config["device"])
-    generators = torch.device("cpu") if settings.config["rng"] == "cpu" else device
-    model, solver = points[0].model, settings.solver
+    planned = points[0].planned
+    device = torch.device(planned.settings.device)
+    generators = torch.device("cpu") if planned.settings.rng == "cpu" else device
+    model, solver = points[0].model, planned.solver
     runs = [point.run for point in points]
     first = 0
     while first < len(block.seeds):

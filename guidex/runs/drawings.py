@@ -14,7 +14,7 @@ from guidex.reports.plots import write_plots
 from guidex.reports.rows import Row
 from guidex.reports.toy_figures import figure_1d, figure_2d
 from guidex.reports.toy_panels import ToyPanel
-from guidex.runs.cohorts import Cohort, Task
+from guidex.runs.engine import Cohort, Task
 
 MOST_ROWS = 60  # of points in one image grid
 MOST_PANELS = 11  # of points in one figure of a toy
@@ -62,11 +62,11 @@ def title(values: dict[str, str], method: str) -> str:
 
 
 def toy_panel(
-    name: str, plan: Plan, samples: np.ndarray, labels: np.ndarray | None, path: np.ndarray
+    name: str, plan: Plan, samples: np.ndarray, labels: np.ndarray | None, paths: np.ndarray
 ) -> ToyPanel:
-    """A toy's samples and trajectories as a panel of a figure."""
+    """A toy's samples and some trajectories [R, steps + 1, d] as a panel of a figure."""
     guided = plan.guided.any(axis=(0, 2))
-    return ToyPanel(name, samples, labels, path, plan.timeline.sigmas, guided)
+    return ToyPanel(name, samples, labels, paths.swapaxes(0, 1), plan.timeline.sigmas, guided)
 
 
 def draw_toy(
@@ -110,7 +110,7 @@ def _columns(cohort: Cohort) -> list[str]:
     """What stands above the images of a cohort."""
     point = cohort.tasks[0].point
     labels = cohort.gathered(cohort.tasks[0], "labels", first=cohort.kept)[0].get("labels")
-    return captions(point.settings.seeds[: cohort.kept], labels, point.model)
+    return captions(point.planned.seeds[: cohort.kept], labels, point.model)
 
 
 def _alike(cohort: Cohort) -> str:
@@ -118,7 +118,7 @@ def _alike(cohort: Cohort) -> str:
     point = cohort.tasks[0].point
     if point.decoder is not None:
         return content_key([point.decoder.image_shape(point.model.shape), _columns(cohort)])
-    model = point.settings.config["model"]
+    model = point.planned.settings.model
     return content_key({key: value for key, value in model.items() if key != "references"})
 
 
@@ -137,14 +137,14 @@ def _draw_grid(pairs: Sequence[_Pair], path: Path) -> Path:
 
 def _draw_toy(pairs: Sequence[_Pair], path: Path) -> list[Path]:
     files = []
-    model, view = pairs[0][1].point.model, pairs[0][0].config["figure"]
+    model, view = pairs[0][1].point.model, pairs[0][0].settings.figure
     reference = _reference([task for _, task in pairs])
     for first in range(0, len(pairs), MOST_PANELS):
         panels = []
         for cohort, task in pairs[first : first + MOST_PANELS]:
-            arrays, _ = cohort.gathered(task, "features0", "labels", "path")
-            samples, labels = arrays["features0"], arrays.get("labels")
-            plan = task.point.settings.plan
+            arrays, _ = cohort.gathered(task, "samples", "labels", "path")
+            plan = task.point.planned.plan
+            samples, labels = arrays["samples"], arrays.get("labels")
             panels.append(toy_panel(_name(task), plan, samples, labels, arrays["path"]))
         file = path if first == 0 else path.with_stem(f"{path.stem}_{first // MOST_PANELS + 1}")
         if draw_toy(panels, model, file, view, reference):
@@ -153,7 +153,7 @@ def _draw_toy(pairs: Sequence[_Pair], path: Path) -> list[Path]:
 
 
 def _name(task: Task) -> str:
-    return title(task.point.settings.values, task.point.settings.method)
+    return title(task.point.planned.values, task.point.planned.method)
 
 
 def _reference(tasks: Sequence[Task]) -> ExactDenoiser | None:

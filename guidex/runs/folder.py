@@ -12,7 +12,7 @@ import secrets
 import shutil
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,9 @@ from filelock import FileLock, Timeout
 
 from guidex.errors import GuidexError, UsageError
 from guidex.files.atomic import atomic_write
+from guidex.files.cache import file_sha256
 from guidex.runs.provenance import versions
 from guidex.runs.ranks import ALONE, Rank
-
-# Settings of a run that do not change its results, so that a run may be resumed with others.
-VOLATILE = ("out", "overwrite", "batch", "eval", "figure")
 
 _MARK, _INPUTS, _LOCK, _HOLDER = "run.json", "inputs.json", ".lock", ".holder.json"
 _CLAIM = ".lock-claim"
@@ -38,16 +36,12 @@ def write_json(path: Path, data: Any) -> None:
     atomic_write(path, lambda file: file.write(text.encode()))
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON.
-
-    Raises:
-        GuidexError: the file is not JSON.
-    """
+def _read_json(path: Path) -> Any:
+    """What a file of guidex's own holds; None where there is none, or something else."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise GuidexError(f"{path} cannot be read: {error}") from error
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -80,27 +74,51 @@ class RunFolder:
                 "deleted or begun anew; give the command again to go on where its results are"
             )
 
-    def write(self, path: Path, content: bytes) -> None:
-        """Write a record, whole or not at all."""
+    def write(self, path: Path, content: bytes, files: Iterable[Path] = ()) -> None:
+        """Write a record, whole or not at all.
+
+        Arguments:
+            path: of the record.
+            content: of the record.
+            files: that belong to it; of those beside it, the checksum is recorded.
+        """
         self.check()
         path.parent.mkdir(parents=True, exist_ok=True)
-        about = json.dumps({"run": self.run, "versions": versions()})
+        listed = [
+            (
+                str(file.relative_to(self.path)),
+                file.stat().st_size,
+                file_sha256(file) if file.parent == path.parent else None,
+            )
+            for file in files
+        ]
+        about = json.dumps({"run": self.run, "versions": versions(), "files": listed})
         sealed = b"%s\n%s" % (about.encode(), content)
         first = b"%s\n" % hashlib.sha256(sealed).hexdigest().encode()
         atomic_write(path, lambda file: file.writelines((first, sealed)))
 
-    def holds(self, path: Path) -> bool:
-        """Whether a record of this run is there; its content is not looked at."""
+    def holds(self, path: Path, used: Collection[Path] = ()) -> bool:
+        """Whether a record of this run is there, and its files in their sizes; the content of both
+        is not looked at.
+
+        Arguments:
+            path: of the record.
+            used: files that may be gone.
+        """
         try:
             with path.open("rb") as file:
-                file.readline(100)
-                return json.loads(file.readline(10_000))["run"] == self.run
+                file.readline()
+                about = json.loads(file.readline())
+            files = [(self.path / name, size) for name, size, _ in about["files"]]
+            return about["run"] == self.run and all(
+                file in used or file.stat().st_size == size for file, size in files
+            )
         except (OSError, ValueError, TypeError, KeyError):
             return False
 
     def read(self, path: Path) -> tuple[bytes, dict[str, str]] | None:
         """A record of this run, and the versions that it was made with; None where there is none,
-        or a damaged one."""
+        or it or a file beside it is damaged. Files that are gone are let be."""
         try:
             first, _, sealed = path.read_bytes().partition(b"\n")
         except OSError:
@@ -109,7 +127,9 @@ class RunFolder:
             return None
         line, _, content = sealed.partition(b"\n")
         about = json.loads(line)
-        return (content, about["versions"]) if about["run"] == self.run else None
+        files = [(self.path / name, sha256) for name, _, sha256 in about["files"] if sha256]
+        whole = all(file_sha256(file) == sha256 for file, sha256 in files if file.exists())
+        return (content, about["versions"]) if whole and about["run"] == self.run else None
 
 
 @contextmanager
@@ -149,9 +169,10 @@ def run_folder(
                         stale.unlink(missing_ok=True)
                 began = _claim(folder, identity, overwrite or alone and _is_empty(folder))
         except Timeout as error:
+            holder = _read_json(folder / _HOLDER)
+            user = "process {pid} on {host}".format(**holder) if holder else "another process"
             raise GuidexError(
-                f"{folder} is in use by {_holder(folder)}; wait for it, or choose another "
-                "out=FOLDER"
+                f"{folder} is in use by {user}; wait for it, or choose another out=FOLDER"
             ) from error
         except OSError as error:
             raise GuidexError(f"cannot write to {folder}: {error.strerror or error}") from error
@@ -164,23 +185,6 @@ def run_folder(
             (folder / _HOLDER).unlink(missing_ok=True)
 
 
-class Finish:
-    """The turn to finish a run, once all of it is there: one process's, though several come to it.
-
-    Arguments:
-        result: a file that finishing writes, in the run's folder.
-    """
-
-    def __init__(self, result: Path) -> None:
-        self._result, self._before = result, _written(result)
-
-    @contextmanager
-    def turn(self) -> Iterator[bool]:
-        """Whether to finish: not where another process has done it since this was made."""
-        with FileLock(self._result.parent / ".finish.lock"):
-            yield _written(self._result) == self._before
-
-
 def require_same_inputs(folder: Path, inputs: Iterable[tuple[str, str | None]]) -> None:
     """Keep a run from going on with files of another content than it was begun with.
 
@@ -191,11 +195,10 @@ def require_same_inputs(folder: Path, inputs: Iterable[tuple[str, str | None]]) 
     Raises:
         UsageError: naming the files that have changed.
     """
-    found: dict[str, set[str]] = {}
-    for name, sha256 in inputs:
-        found.setdefault(name, set()).add(str(sha256))
-    record, now = folder / _INPUTS, {name: sorted(found[name]) for name in found}
-    before = read_json(record) if record.exists() else now
+    now: dict[str, list[str]] = {}
+    for name, sha256 in sorted(set(inputs), key=str):
+        now.setdefault(name, []).append(str(sha256))
+    before = _read_json(folder / _INPUTS) or now
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         names = "\n".join(f"  {name}" for name in changed[:6])
@@ -203,7 +206,7 @@ def require_same_inputs(folder: Path, inputs: Iterable[tuple[str, str | None]]) 
             f"{folder} was begun with other content of:\n{names}\n"
             "Give another out=FOLDER, or overwrite=true to delete it and start again."
         )
-    write_json(record, now)
+    write_json(folder / _INPUTS, now)
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -223,22 +226,14 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
-def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dicts as one dict with dotted keys."""
     if not isinstance(data, dict):
         return {prefix.rstrip("."): data}
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        flat.update(flatten(value, f"{prefix}{key}."))
-    return flat
+    return {k: v for key in data for k, v in _flat(data[key], f"{prefix}{key}.").items()}
 
 
-def _written(file: Path) -> int | None:
-    """When a file was written, in ns; None if it is not there."""
-    return file.stat().st_mtime_ns if file.exists() else None
-
-
-def _check_place(folder: Path, identity: Mapping[str, Any]) -> None:
+def _check_place(folder: Path, identity: dict[str, Any]) -> None:
     """Refuse a folder that holds something else, before anything is written into it."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"out={folder} is a file; give a folder")
@@ -253,7 +248,7 @@ def _check_place(folder: Path, identity: Mapping[str, Any]) -> None:
             "of this guidex; give an empty or new folder"
         )
     place = folder.resolve()
-    for key, value in flatten(dict(identity)).items():
+    for key, value in _flat(identity).items():
         file = os.path.expanduser(value) if isinstance(value, str) else ""
         if file != "." and os.path.exists(file) and Path(file).resolve().is_relative_to(place):
             raise UsageError(
@@ -263,10 +258,7 @@ def _check_place(folder: Path, identity: Mapping[str, Any]) -> None:
 
 def _mark(folder: Path) -> dict[str, Any] | None:
     """What `run.json` says, if guidex has written it."""
-    try:
-        mark = read_json(folder / _MARK)
-    except GuidexError:
-        return None
+    mark = _read_json(folder / _MARK)
     return mark if isinstance(mark, dict) and {"run", "versions"} <= set(mark) else None
 
 
@@ -332,25 +324,14 @@ def _is_locked(lock: Path) -> bool:
 
 
 def _differences(before: Any, now: Any, most: int = 6) -> str:
-    old, new = flatten(before), flatten(now)
-    keys = [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
-    lines = [f"  {key}: {_short(old, key)} there, {_short(new, key)} now" for key in keys[:most]]
-    if len(keys) > most:
-        lines.append(f"  … and {len(keys) - most} more")
-    return "\n".join(lines)
+    """A line for each key that has another value."""
+    old, new = ({k: str(v) for k, v in _flat(data).items()} for data in (before, now))
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    there, here = ({key: _short(flat.get(key, "nothing")) for key in keys} for flat in (old, new))
+    lines = [f"  {key}: {there[key]} there, {here[key]} now" for key in keys[:most]]
+    more = [f"  … and {len(keys) - most} more"] if len(keys) > most else []
+    return "\n".join(lines + more)
 
 
-_ABSENT = object()
-
-
-def _short(flat: dict[str, Any], key: str) -> str:
-    text = str(flat[key]) if key in flat else "nothing"
+def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
-
-
-def _holder(folder: Path) -> str:
-    try:
-        holder = read_json(folder / _HOLDER)
-        return f"process {holder['pid']} on {holder['host']}"
-    except (GuidexError, KeyError, TypeError):
-        return "another process"

@@ -1,7 +1,7 @@
 """Blocks side by side on the cores of a CPU; one after the other on a GPU."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
@@ -26,8 +26,8 @@ def in_parallel(
     model: Denoiser,
     device: str,
     tick: Tick,
-) -> Iterator[tuple[_T, _R]]:
-    """Do all items; yields each with its result as it is done.
+) -> list[_R]:
+    """Do all items; returns their results, in order.
 
     Small tensor operations gain little from several cores, and lose much where the cores are busy:
     their threads wait for each other after every one. So each core takes an item of its own. Exact
@@ -44,9 +44,7 @@ def in_parallel(
         Exception: the first of any item; the others stop at their next tick.
     """
     if device != "cpu":
-        for item in items:
-            yield item, work(item, tick)
-        return
+        return [work(item, tick) for item in items]
     cores = default_workers()
     workers = max(1, min(cores, len(items)))
     threads = 1 if isinstance(model, ExactDenoiser) else cores // workers
@@ -61,9 +59,10 @@ def in_parallel(
     # OpenMP's number of threads is set for each thread of ours, MKL's for the process.
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
     try:
-        futures = {pool.submit(work, item, told): item for item in items}
+        futures = [pool.submit(work, item, told) for item in items]
         for future in as_completed(futures):
-            yield futures[future], future.result()
+            future.result()
+        return [future.result() for future in futures]
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from guidex.config.compose import Composed, Config
 from guidex.config.instantiate import Models, content_key, instantiate
@@ -22,40 +21,46 @@ from guidex.models.decoders import Decoder
 from guidex.models.denoiser import Denoiser
 from guidex.models.spec import Model
 from guidex.models.spec import load as load_model
-from guidex.runs.folder import VOLATILE
-from guidex.runs.provenance import digest
-from guidex.runs.ranks import this_rank
-from guidex.sampling.seeds import SEED_LIMIT, check_count, check_seeds, parse_seeds
+from guidex.runs.kinds import KINDS, SampleKind
+from guidex.runs.settings import Settings
 from guidex.sampling.solver import Solver
 from guidex.sampling.trajectories import Run
 
 
 @dataclass(frozen=True)
-class Settings:
+class Planned:
     """A point without its networks: what can be checked and planned before anything is loaded.
 
     Attributes:
-        config: the resolved configuration.
+        settings: of the run.
         choices: the preset chosen in each group.
         values: swept keys and their values in this point.
         model: the main model, or its recipe.
         guidance: what guides it.
         solver: the sampler.
         plan: all guidance weights.
-        seeds: one per image.
         labels: class of each image as asked for, by number (by name, until the classes are known),
             or None to draw it from the seed.
     """
 
-    config: Config
+    settings: Settings
     choices: dict[str, str]
     values: dict[str, str]
     model: Model
     guidance: Guidance
     solver: Solver
     plan: Plan
-    seeds: list[int]
     labels: list[Any] | None
+
+    @property
+    def config(self) -> Config:
+        """The resolved configuration."""
+        return self.settings.config
+
+    @property
+    def seeds(self) -> list[int]:
+        """One per image."""
+        return self.settings.seeds
 
     @property
     def gflops(self) -> float:
@@ -103,31 +108,9 @@ class Settings:
         """Name of the guidance preset."""
         return self.choices["guidance"]
 
-    @property
-    def cohort(self) -> str:
-        """Equal for points that start from the same noise under the same main model and solver."""
-        keys = ("model", "sampler", "seeds", "labels", "rng", "device", "repeats")
-        parts = {key: self.config[key] for key in keys if key in self.config}
-        parts["model"] = {k: v for k, v in parts["model"].items() if k != "references"}
-        return content_key(parts)
 
-    @property
-    def key(self) -> str:
-        """Names what is made of a seed: equal for points that differ in their seeds alone, and in
-        the tables that they are of."""
-        extent = ("seeds", "repeats", "block", "sweep")
-        parts = {key: value for key, value in self.identity.items() if key not in extent}
-        return digest(parts, 16)
-
-    @property
-    def identity(self) -> Config:
-        """What decides the results: the kind of a device, but not its number."""
-        kept = {key: value for key, value in self.config.items() if key not in VOLATILE}
-        return {**kept, "device": kept["device"].partition(":")[0]}
-
-
-def check(composed: Composed, values: dict[str, str], models: Models | None = None) -> Settings:
-    """Settings of a point; everything that can be wrong without its networks is found here.
+def check(composed: Composed, values: dict[str, str], models: Models | None = None) -> Planned:
+    """Plan a point; everything that can be wrong without its networks is found here.
 
     Arguments:
         composed: the configuration.
@@ -138,58 +121,37 @@ def check(composed: Composed, values: dict[str, str], models: Models | None = No
         UsageError: naming the key; labels that the model does not have, noise levels outside its
             range, a reference of another kind of samples.
     """
-    config = composed.config
-    models = Models() if models is None else models
+    config, models = composed.config, Models() if models is None else models
     model = instantiate(config["model"], "model", models, Model)
     solver = instantiate(config["sampler"], "sampler", models, Solver)
     guidance = instantiate(config["guidance"], "guidance", models, Guidance)
-    seeds = _all_seeds(config)
-    labels = parse_labels(config["labels"], len(seeds))
-    whole(config, "batch")
-    whole(config, "block")
-    if "gallery" in config:
-        whole(config, "gallery", least=0)
-        _check_view(config["figure"])
-    if config["rng"] not in ("device", "cpu"):
-        raise UsageError(f"rng must be device or cpu, not {config['rng']!r}")
-    config["device"] = resolve_device(config["device"])
+    settings = Settings.of(config)
+    labels = parse_labels(settings.labels, len(settings.seeds))
     plan = guidance.plan(solver.timeline())
     _check_models(model, guidance, plan)
     labels = _numbered(labels, model)
-    return Settings(config, composed.choices, values, model, guidance, solver, plan, seeds, labels)
+    return Planned(settings, composed.choices, values, model, guidance, solver, plan, labels)
 
 
 @dataclass(frozen=True)
 class Point:
     """A point that can be run."""
 
-    settings: Settings
+    planned: Planned
     model: Denoiser
     guidance: Guidance
-    decoder: Decoder | None
+    kind: SampleKind
+
+    @property
+    def decoder(self) -> Decoder | None:
+        """From samples to images."""
+        return self.kind.decoder
 
     @property
     def run(self) -> Run:
         """What the sampler carries out. Equal guidance but for its weights shares steps."""
-        guided = Guided(self.model, self.guidance, self.settings.plan)
-        return Run(guided, _without_schedules(self.settings.config["guidance"]))
-
-    def decoded(self, x: Tensor) -> Tensor:
-        """What is kept of samples: images uint8 [B, C, H, W]; as they are without a decoder."""
-        return x if self.decoder is None else self.decoder(x)
-
-    @property
-    def latents_alone(self) -> bool:
-        """Whether there are latents, and nothing here to decode them."""
-        return self.decoder is None and self.model.space != "points"
-
-    @property
-    def bytes_per_sample(self) -> int:
-        """A generous guess at what a sample takes on disk."""
-        numbers = 8 * math.prod(self.model.shape)
-        if self.decoder is None:
-            return numbers
-        return numbers + math.prod(self.decoder.image_shape(self.model.shape))
+        guided = Guided(self.model, self.guidance, self.planned.plan)
+        return Run(guided, _without_schedules(self.planned.settings.guidance))
 
     @functools.cached_property
     def origins(self) -> dict[str, dict[str, str]]:
@@ -214,14 +176,14 @@ class Point:
     @property
     def gflops(self) -> float:
         """Cost of one image, 10^9 floating-point operations."""
-        return replace(self.settings, model=self.model, guidance=self.guidance).gflops
+        return replace(self.planned, model=self.model, guidance=self.guidance).gflops
 
 
-def load(settings: Settings, decoders: Models, latents_suffice: bool = False) -> Point:
+def load(planned: Planned, decoders: Models, latents_suffice: bool = False) -> Point:
     """The point with its networks on its device.
 
     Arguments:
-        settings: of the point.
+        planned: the point.
         decoders: made for other points.
         latents_suffice: go on, with a notice, where latents cannot be decoded here.
 
@@ -230,19 +192,20 @@ def load(settings: Settings, decoders: Models, latents_suffice: bool = False) ->
             kind of samples.
         GuidexError: a file is not to be had, or damaged.
     """
-    device = settings.config["device"]
-    model = load_model(settings.model, device)
-    guidance = settings.guidance.on(device)
-    _check_models(model, guidance, settings.plan)
-    settings = replace(settings, labels=_numbered(settings.labels, model))
+    device = planned.settings.device
+    model = load_model(planned.model, device)
+    guidance = planned.guidance.on(device)
+    _check_models(model, guidance, planned.plan)
+    planned = replace(planned, labels=_numbered(planned.labels, model))
+    kind = KINDS[model.space]
     try:
-        decoder = None if model.space == "points" else _decoder(settings, model, decoders)
+        decoder = _decoder(planned.settings, model, decoders) if kind.is_decoded else None
     except GuidexError as error:
         if not latents_suffice:
             raise
         print(f"images are not made, latents are: {error}", file=sys.stderr)
         decoder = None
-    return Point(settings, model, guidance, decoder)
+    return Point(planned, model, guidance, kind(model.shape, decoder))
 
 
 @functools.lru_cache(maxsize=4)
@@ -302,10 +265,10 @@ def _check_reference(model: Model, reference: Model) -> None:
 
 def _decoder(settings: Settings, model: Denoiser, decoders: Models) -> Decoder:
     """The decoder chosen, or by default the one for the model's space."""
-    config, key = settings.config["decoder"], "decoder"
+    config, key = settings.decoder, "decoder"
     if "_target_" not in config:
         config, key = config[model.space], f"decoder.{model.space}"
-    decoder = instantiate(config, key, decoders, Decoder).to(settings.config["device"]).eval()
+    decoder = instantiate(config, key, decoders, Decoder).to(settings.device).eval()
     decoder.image_shape(model.shape)
     return decoder.requires_grad_(False)
 
@@ -321,41 +284,6 @@ def _check_range(model: Model, plan: Plan, k: float) -> None:
         )
 
 
-def resolve_device(device: str) -> str:
-    """ "auto" to the device there is, "cuda" to the one of this process; any other as it is.
-
-    Raises:
-        UsageError: no such device.
-    """
-    if device == "auto":
-        if not torch.cuda.is_available():
-            return "cpu"
-        _check_index(this_rank().local)
-        return f"cuda:{this_rank().local}"
-    try:
-        given = torch.device(device)
-    except RuntimeError as error:
-        raise UsageError(f"device must be auto, cpu, cuda or cuda:N, not {device!r}") from error
-    if given.type not in ("cpu", "cuda") or (
-        given.type == "cuda" and not torch.cuda.is_available()
-    ):
-        raise UsageError(f"device={device} is not available here; use auto or cpu")
-    if given.type == "cuda":
-        index = this_rank().local if given.index is None else given.index
-        _check_index(index)
-        return f"cuda:{index}"
-    return device
-
-
-def _check_index(index: int) -> None:
-    count = torch.cuda.device_count()
-    if index >= count:
-        raise UsageError(
-            f"there is no GPU {index}: {count} can be seen here, from cuda:0 on; start one process "
-            "for each (torchrun --nproc_per_node), or give device=cuda:0"
-        )
-
-
 def parse_labels(text: Any, count: int) -> list[Any] | None:
     """Classes as written by people, one per image: random (None), 3, circle, or a list, repeated as
     needed."""
@@ -368,48 +296,6 @@ def parse_labels(text: Any, count: int) -> list[Any] | None:
             f"labels must be random, a class such as 3 or its name, or a list [0,1,2], not {text!r}"
         )
     return [labels[k % len(labels)] for k in range(count)]
-
-
-def whole(config: Config, key: str, least: int = 1) -> int:
-    """A whole number from the configuration."""
-    value = config[key]
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UsageError(f"{key} must be a whole number of at least {least}, not {value!r}")
-    return value
-
-
-def _check_view(figure: Config) -> None:
-    """Refuse what figures of toys cannot show."""
-    for key in ("x_range", "sigma_range", "center"):
-        value = figure[key]
-        if value is not None and not (
-            isinstance(value, list) and len(value) == 2 and all(map(_is_finite, value))
-        ):
-            raise UsageError(f"figure.{key} must be two finite numbers or null, not {value!r}")
-        if value is not None and key != "center" and not value[0] < value[1]:
-            raise UsageError(f"figure.{key} must increase, unlike {value}")
-    if figure["sigma_range"] is not None and figure["sigma_range"][0] < 0:
-        raise UsageError(f"figure.sigma_range begins at 0 or above, not {figure['sigma_range']}")
-    extent = figure["half_extent"]
-    if extent is not None and not (_is_finite(extent) and extent > 0):
-        raise UsageError(f"figure.half_extent must be a positive number or null, not {extent!r}")
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _all_seeds(config: Config) -> list[int]:
-    """The seeds and, for repeats, as many ranges of the same length after them."""
-    first = parse_seeds(config["seeds"])
-    repeats = whole(config, "repeats") if "repeats" in config else 1
-    check_count(len(first) * repeats)
-    stride = max(first) - min(first) + 1
-    if max(first) + stride * (repeats - 1) >= SEED_LIMIT:
-        raise UsageError(f"repeats={repeats} leaves the range of seeds, which end below 2^63")
-    seeds = [seed + stride * r for r in range(repeats) for seed in first]
-    check_seeds(seeds)
-    return seeds
 
 
 def _without_schedules(guidance: Any) -> str:

@@ -1,15 +1,23 @@
-"""The points of a sweep: from axes on the command line and in experiments to checked settings."""
+"""The points of a sweep: from axes on the command line and in experiments to plans."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from guidex.config.compose import Axis, Composed, axes_from_yaml, compose, points, split_axes
+from guidex.config.compose import (
+    Axis,
+    Composed,
+    Config,
+    axes_from_yaml,
+    compose,
+    points,
+    split_axes,
+)
 from guidex.config.instantiate import Models
 from guidex.config.presets import is_group
 from guidex.errors import UsageError
 from guidex.guidance.schedules import EmptyInterval
-from guidex.runs.points import Settings, check
+from guidex.runs.points import Planned, check
 
 DEFAULT_EXPERIMENT = "interval/digits"
 # Words with these keys say what to sample: the default experiment, which says it too, is not meant.
@@ -18,11 +26,16 @@ _SAMPLED = {"experiment", "model", "guidance", "sampler", "decoder", "sweep"}
 
 @dataclass(frozen=True)
 class Entry:
-    """A row to be: its swept values, and its settings or the reason why it has none."""
+    """A row to be: its swept values, and its plan or the reason why it has none."""
 
     values: dict[str, str]
-    settings: Settings | None
+    planned: Planned | None
     missing: str | None
+
+    @property
+    def identity(self) -> Config | None:
+        """What decides the results, if there are any."""
+        return self.planned and self.planned.settings.identity
 
 
 @dataclass(frozen=True)
@@ -31,7 +44,7 @@ class Table:
 
     Attributes:
         base: the configuration that the points have in common.
-        entries: one per row, at least one of them with settings.
+        entries: one per row, at least one of them planned.
     """
 
     base: Composed
@@ -43,7 +56,7 @@ class Table:
         chosen = self.base.choices.get("experiment", "None")
         if chosen != "None":
             return chosen
-        methods = {entry.settings.method for entry in self.entries if entry.settings}
+        methods = {entry.planned.method for entry in self.entries if entry.planned}
         parts = list(methods) if len(methods) == 1 else []
         for key in dict.fromkeys(key for entry in self.entries for key in entry.values):
             values = list(dict.fromkeys(e.values[key] for e in self.entries if key in e.values))
@@ -60,7 +73,7 @@ class Table:
         """What may not be as it was meant, with the points that it is about."""
         points: dict[str, list[str]] = {}
         for entry in self.entries:
-            for doubt in entry.settings.doubts if entry.settings else ():
+            for doubt in entry.planned.doubts if entry.planned else ():
                 at = " ".join(f"{key}={value}" for key, value in entry.values.items())
                 points.setdefault(doubt, []).append(at)
         return ["\n  at ".join([doubt, *filter(None, at)]) for doubt, at in points.items()]
@@ -93,7 +106,7 @@ def plan_table(words: Sequence[str], default: str | None = DEFAULT_EXPERIMENT) -
     for table in swept["axes"] or [{}]:
         for values in points(_axes(table, axes, fixed), swept["mode"]):
             entries.setdefault(tuple(values.items()), _entry(fixed, values, models))
-    if not any(entry.settings for entry in entries.values()):
+    if not any(entry.planned for entry in entries.values()):
         raise UsageError(next(iter(entries.values())).missing or "the table has no points")
     return Table(base, list(entries.values()))
 
@@ -102,10 +115,10 @@ def print_plans(table: Table) -> None:
     """A line for each point: its swept values and its plan."""
     for entry in table.entries:
         values = " ".join(f"{key}={value}" for key, value in entry.values.items())
-        if entry.settings is None:
+        if entry.planned is None:
             print(f"{values}: left out, {entry.missing}")
         else:
-            print(f"{values or entry.settings.method}: {entry.settings.describe()}")
+            print(f"{values or entry.planned.method}: {entry.planned.describe()}")
 
 
 def _axes(table: dict[str, object], given: Sequence[Axis], fixed: Sequence[str]) -> list[Axis]:

@@ -1,0 +1,108 @@
+"""What kind of sample a model makes, and so how samples are called, decoded, kept and seen."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+from guidex.errors import UsageError
+from guidex.models.decoders import Decoder
+from guidex.runs.outputs import Arrays, Gallery, Output, Paths, PngFolder, Zip
+
+
+@dataclass(frozen=True)
+class SampleKind:
+    """Images in pixels; the other kinds say what is different with them.
+
+    Attributes:
+        shape: of one sample.
+        decoder: from samples to images; None where there is none.
+        is_decoded: whether a decoder is wanted.
+    """
+
+    shape: tuple[int, ...]
+    decoder: Decoder | None
+    is_decoded: ClassVar[bool] = True
+
+    @property
+    def unit(self) -> str:
+        """What samples are called."""
+        return "images"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """Shape [C, H, W] of the images; None where there are none."""
+        return None if self.decoder is None else self.decoder.image_shape(self.shape)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """What is looked at: images uint8 [B, C, H, W]; samples as they are without a decoder."""
+        return x if self.decoder is None else self.decoder(x)
+
+    def files(self, form: str, latents: bool, folder: Path) -> list[Output]:
+        """The files that all samples go to.
+
+        Arguments:
+            form: of images: png, zip or npz.
+            latents: whether to keep latents, too.
+            folder: of the run.
+
+        Raises:
+            UsageError: there are no latents.
+        """
+        if latents:
+            raise UsageError("latents=true: this model has none; its samples are its output")
+        return self._images(form, folder)
+
+    def view(self, seeds: Sequence[int]) -> list[Output]:
+        """What people see of the samples of some seeds."""
+        return [Gallery(frozenset(seeds))]
+
+    def _images(self, form: str, folder: Path) -> list[Output]:
+        size, file = math.prod(self.image_shape), folder / f"images.{form}"
+        if form == "png":
+            return [PngFolder(folder, size)]
+        if form == "zip":
+            return [Zip(file, size)]
+        names = {"entry": "arr_0", "labels": "arr_1", "seeds": None}
+        return [Arrays(file=file, **names, channels_last=True, bytes_per_sample=size)]
+
+
+class Latents(SampleKind):
+    """Latents of images."""
+
+    @property
+    def unit(self) -> str:
+        return "latents" if self.decoder is None else "images"
+
+    def files(self, form: str, latents: bool, folder: Path) -> list[Output]:
+        found = [] if self.decoder is None else self._images(form, folder)
+        names = {"file": folder / "latents.npz", "entry": "latents"}
+        size = 4 * math.prod(self.shape)
+        kept = Arrays(**names, undecoded=True, bytes_per_sample=size)
+        return [*found, kept] if latents else found
+
+    def view(self, seeds: Sequence[int]) -> list[Output]:
+        return [] if self.decoder is None else super().view(seeds)
+
+
+class Points(SampleKind):
+    """Points of a toy, which are kept as numbers."""
+
+    is_decoded = False
+
+    @property
+    def unit(self) -> str:
+        return "samples"
+
+    def view(self, seeds: Sequence[int]) -> list[Output]:
+        return [Paths(frozenset(seeds))]
+
+    def _images(self, form: str, folder: Path) -> list[Output]:
+        size = 8 * math.prod(self.shape)
+        return [Arrays(file=folder / "samples.npz", entry="samples", bytes_per_sample=size)]
+
+
+KINDS: dict[str, type[SampleKind]] = {"pixels": SampleKind, "latents": Latents, "points": Points}
