@@ -177,7 +177,7 @@ def test_the_same_folder_has_the_distance_that_torch_fidelity_tells(
 ) -> None:
     from torch_fidelity import calculate_metrics
 
-    from guidex.features.samples import Looking, open_samples
+    from guidex.features.samples import PassSettings, open_samples
 
     for side, seed in (("real", 1), ("fake", 2)):
         (tmp_path / side).mkdir()
@@ -199,7 +199,7 @@ def test_the_same_folder_has_the_distance_that_torch_fidelity_tells(
     sets = {}
     for side in ("real", "fake"):
         samples = open_samples(str(tmp_path / side), resize=None, bad="error")
-        [sets[side]] = samples.features([detector], Looking(batch=4, cache=False))
+        [sets[side]] = samples.features([detector], PassSettings(batch=4, cache=False))
     ours = frechet_distance(real=sets["real"].statistics, fake=sets["fake"].statistics)
     assert theirs > 1
     assert ours == pytest.approx(theirs, rel=1e-6)

@@ -6,10 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from guidex.errors import UsageError
-from guidex.features.features import FeatureSet, check_detector
+from guidex.features.features import FeatureSet
 from guidex.metrics.inception_score import InceptionScore, inception_score
-from guidex.metrics.kid import KID
 
 
 def logits_of(values: Tensor, detector: str = "inception_logits") -> FeatureSet:
@@ -77,24 +75,3 @@ def test_adm_takes_parts_of_a_size_in_order() -> None:
     parts = [float(inception_score(part)) for part in fake.values.split([10, 10, 5])]
     assert found["is_inception_logits"] == pytest.approx(sum(parts) / 3)
     InceptionScore(size=10).check_counts(real=None, fake=1, dim=4)
-
-
-def test_another_detector_is_refused_before_any_image_is_looked_at() -> None:
-    check_detector(InceptionScore(), "inception_logits")
-    check_detector(KID(), "inception")
-    for detector in ("inception", None):
-        with pytest.raises(UsageError, match="InceptionScore.*use detector=inception_logits"):
-            check_detector(InceptionScore(), detector)
-
-
-def test_refusals() -> None:
-    fake = logits_of(torch.randn(5, 4))
-    with pytest.raises(UsageError, match="use detector=inception_logits"):
-        pool3 = logits_of(torch.randn(20, 4), "inception")
-        InceptionScore()(real=pool3, fake=pool3)
-    with pytest.raises(
-        UsageError, match="splits=10 needs at least 10 fake images, but there are 5"
-    ):
-        InceptionScore()(real=fake, fake=fake)
-    with pytest.raises(UsageError, match="whole number"):
-        InceptionScore(splits=0)

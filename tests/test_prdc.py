@@ -7,9 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from guidex.errors import UsageError
-from guidex.features.features import FeatureSet, check_reference
-from guidex.features.statistics import GaussianStatistics
+from guidex.features.features import FeatureSet
 from guidex.metrics import prdc as module
 from guidex.metrics.prdc import PRDC, nearest_neighbours, prdc
 
@@ -207,46 +205,6 @@ def test_nearest_neighbours_are_those_of_the_table_of_distances(tile: int) -> No
     assert torch.equal(others.sort(dim=1).values[0], torch.arange(1, 33))
 
 
-def test_too_few_images_name_both_numbers() -> None:
-    few, enough = normal(5, 2), normal(6, 2)
-    with pytest.raises(UsageError, match="k=5 needs at least 6 real images, but there are 5"):
-        prdc(real=few, fake=enough, k=5)
-    with pytest.raises(UsageError, match="k=5 needs at least 6 fake images, but there are 5"):
-        prdc(real=enough, fake=few, k=5)
-    assert prdc(real=enough, fake=enough, k=5)["precision"] == 1.0
-
-
-def test_impossible_input_is_refused() -> None:
-    values = normal(10, 2)
-    for k in (0, -1, 2.0, True):
-        with pytest.raises(UsageError, match="whole number"):
-            PRDC(k=k)
-    with pytest.raises(UsageError, match='"<" or "<="'):
-        PRDC(rule=">")
-    with pytest.raises(UsageError, match="2 dimensions, fake ones 1"):
-        prdc(real=values, fake=values[:, :1], k=3)
-    broken = values.clone()
-    broken[7, 0] = float("nan")
-    with pytest.raises(UsageError, match="row 7 "):
-        prdc(real=values, fake=broken, k=3)
-
-
-def test_the_metric_names_its_columns_in_order() -> None:
-    real, fake = normal(50, 4), normal(40, 4, seed=1)
-    row = PRDC(k=4, rule="<=")(real=feature_set(real), fake=feature_set(fake))
-    assert list(row) == ["precision_d", "recall_d", "density_d", "coverage_d"]
-    assert list(row.values()) == list(prdc(real=real, fake=fake, k=4, rule="<=").values())
-
-
-def test_a_reference_of_statistics_alone_is_refused() -> None:
-    statistics = GaussianStatistics.from_features(normal(50, 4))
-    real = FeatureSet.from_statistics(detector="d", statistics=statistics)
-    with pytest.raises(UsageError, match="PRDC.*only statistics are known.*50 images"):
-        check_reference(PRDC(), real)
-    with pytest.raises(UsageError, match="PRDC.*only statistics are known"):
-        PRDC()(real=real, fake=feature_set(normal(50, 4)))
-
-
 def test_at_most_so_many_images() -> None:
     real, fake = feature_set(normal(60, 3)), feature_set(normal(50, 3, seed=1))
     whole = PRDC()(real=real, fake=fake)
@@ -256,9 +214,6 @@ def test_at_most_so_many_images() -> None:
     assert some != PRDC(reals=20, fakes=10, seed=1)(real=real, fake=fake)
     assert some["precision_d"] * 10 == pytest.approx(round(some["precision_d"] * 10))
     assert some["recall_d"] * 20 == pytest.approx(round(some["recall_d"] * 20))
-    for options in ({"reals": 3}, {"fakes": 0}, {"reals": 10.5}, {"seed": -1}):
-        with pytest.raises(UsageError, match=next(iter(options))):
-            PRDC(k=3, **options)
 
 
 # ADM's arithmetic
@@ -305,8 +260,6 @@ def test_adm_falls_back_to_float32_beyond_float16() -> None:
     far = prdc(real=400 * values, fake=360 * values.flip(0), k=3, rule="<=", arithmetic="adm")
     exact = prdc(real=values, fake=values.flip(0) * 0.9, k=3, rule="<=")
     assert near == pytest.approx(exact, abs=0.1) and far == pytest.approx(exact)
-    with pytest.raises(UsageError, match="it must be exact or adm"):
-        prdc(real=values, fake=values, k=3, arithmetic="half")
 
 
 def test_dgm_eval_takes_as_many_of_each_side() -> None:

@@ -21,7 +21,7 @@ from guidex.config.presets import options
 from guidex.errors import UsageError
 from guidex.features.inception import JoinedInception
 from guidex.features.networks import NetworkDetector
-from guidex.features.samples import Looking
+from guidex.features.samples import PassSettings
 from guidex.runs.measure import Measures
 
 pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed")
@@ -250,7 +250,7 @@ def test_the_inception_score_needs_no_reference(
 def test_every_protocol_is_made_without_its_weights(name: str) -> None:
     config = compose("eval", [f"protocol={name}", "images=a", "ref=none"]).config
     with pytest.raises(UsageError, match="ref=none: no such file"):
-        Measures(Looking()).get(config | {"device": "cpu"}, count=50_000)
+        Measures(PassSettings()).get(config | {"device": "cpu"}, count=50_000)
 
 
 def test_by_default_what_is_possible_is_measured(

@@ -20,12 +20,12 @@ from guidex.config.compose import compose
 from guidex.config.presets import options
 from guidex.errors import GuidexError, UsageError
 from guidex.features import references, statistics_files
-from guidex.features.detectors import Automatic, Detector, Identity, Pixels
-from guidex.features.doubts import NOT_RECORDED, concerns
-from guidex.features.features import FeatureSet, Metric, require_labels, require_values
+from guidex.features.detectors import Automatic, Detector, Identity, Pixels, detector_record
+from guidex.features.doubts import NOT_RECORDED, doubts_of_sides
+from guidex.features.features import FeatureSet
 from guidex.features.networks import NetworkDetector
 from guidex.features.references import describe
-from guidex.features.samples import Looking, detector_record, open_samples
+from guidex.features.samples import PassSettings, open_samples
 from guidex.features.statistics import GaussianStatistics
 from guidex.features.statistics_files import read_statistics, write_statistics
 from guidex.features.weights import Weights, published_reference
@@ -34,16 +34,17 @@ from guidex.metrics.frechet import Frechet, frechet_distance
 from guidex.metrics.frechet_infinity import FrechetInfinity
 from guidex.metrics.inception_score import InceptionScore
 from guidex.metrics.kid import KID
+from guidex.metrics.metric import Metric
 from guidex.metrics.prdc import PRDC
 from guidex.runs.measure import Detectors, Measures
 
 DIM = 6
-HOW = Looking(batch=8, cache=False)
+HOW = PassSettings(batch=8, cache=False)
 
 
 def reference_features(path: str, detector: Detector) -> tuple[FeatureSet, dict[str, Any]]:
     reference = references.open_reference(path, resize=None, bad="error")
-    real = reference.real(detector)
+    real = reference.description(detector)
     [features] = reference.features([(detector, True)], HOW)
     described = ("detector", "dim", "count", "has_values", "has_labels", "truth")
     for name in described:  # known before
@@ -151,7 +152,7 @@ def test_edm2_compares_with_pillows_resize_as_the_interval_paper_does(tmp_path: 
     features, about = reference_features(str(edm2(tmp_path / "img512.pkl")), detector)
     assert features.detector == "dinov2_pil"
     assert_moments(features, moments(2))
-    [doubt] = concerns(real=about, fake=detector_record(detector))
+    [doubt] = doubts_of_sides(real=about, fake=detector_record(detector))
     assert "resized in two ways: that of EDM2 (torch) and halves" in doubt
 
 
@@ -204,10 +205,12 @@ def test_edm_and_pytorch_fid_are_of_inception(tmp_path: Path) -> None:
     assert_moments(features, moments(3))
     assert features.values is None
     assert features.count == 0
+    with pytest.raises(UsageError, match=r"detector inception, number of images not known\)"):
+        PRDC().check_reference(features)
     assert about["count"] is None
     assert "number of images not recorded" in describe(about)
     assert NOT_RECORDED in describe(about)
-    [doubt] = concerns(real=about, fake=detector_record(network(tmp_path)))
+    [doubt] = doubts_of_sides(real=about, fake=detector_record(network(tmp_path)))
     assert "does not tell how its images were resized" in doubt
     with pytest.raises(UsageError, match="statistics of inception, not of dinov2"):
         reference_features(str(tmp_path / "a.npz"), network(tmp_path, "dinov2"))
@@ -283,11 +286,13 @@ def test_images_go_through_networks_only_where_single_features_are_needed(tmp_pa
     for detector in detectors:
         detector._build = Watched
     reference = references.open_reference(str(path), resize=None, bad="error")
-    assert [reference.real(detector).has_values for detector in detectors] == [True] * 3
+    assert [reference.description(detector).has_values for detector in detectors] == [True] * 3
     assert passes == []
 
     # Of ADM's, precision and recall are of Inception; sFID needs statistics alone.
-    sets = reference.features([(detectors[0], True), (detectors[1], False)], Looking(cache=False))
+    sets = reference.features(
+        [(detectors[0], True), (detectors[1], False)], PassSettings(cache=False)
+    )
     assert len(passes) == 1
     assert sets[0].values is not None and sets[1].values is None
     assert_moments(sets[0], moments(4))
@@ -297,24 +302,11 @@ def test_images_go_through_networks_only_where_single_features_are_needed(tmp_pa
     stacked, stacks = [], reference.samples.images.stacks
     reference.samples.images.stacks = lambda ranges: stacked.append(1) or stacks(ranges)
     asked = [(detectors[2], False), (detectors[1], False), (detectors[0], True)]
-    sets = reference.features(asked, Looking(cache=False))
+    sets = reference.features(asked, PassSettings(cache=False))
     assert [one.values is None for one in sets] == [False, True, False]
     assert (len(passes), len(stacked)) == (2, 1)
     assert torch.equal(sets[0].values, sets[2].values)
     assert sets[0].given_statistics is None
-
-
-def test_messages_do_not_make_up_a_number_of_images(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", **moments(3))
-    real, _ = reference_features(str(tmp_path / "a.npz"), network(tmp_path))
-    told = r"detector inception, number of images not known\)"
-    with pytest.raises(UsageError, match=told):
-        require_values(real, side="real", metric="PRDC")
-    with pytest.raises(UsageError, match=told):
-        require_labels(real, side="real", metric="KNNAccuracy")
-    known = FeatureSet.from_values(detector="d", values=torch.zeros(5, 2))
-    with pytest.raises(UsageError, match=r"detector d, 5 images\)"):
-        require_labels(known, side="real", metric="KNNAccuracy")
 
 
 def test_a_url_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,7 +452,7 @@ def doubts(
     look = {"detector": "inception", "dim": 100, "network": network}
     counts = {"real": real["count"], "fake": fake["count"]}
     found = [doubt for one in metrics or [Frechet()] for doubt in one.doubts(**counts, **look)]
-    return found + concerns(real=real, fake=fake)
+    return found + doubts_of_sides(real=real, fake=fake)
 
 
 def test_no_doubts() -> None:
@@ -595,8 +587,8 @@ def test_scores_of_few_images_are_doubted() -> None:
 def test_published_statistics_are_of_float32(tmp_path: Path) -> None:
     identity = Identity("inception", 4, "some", "0" * 64, "float16", False)
     file = read_statistics(edm2(tmp_path / "img512.pkl"))
-    told = concerns(
-        real={"detector": references._by_protocol("inception", identity, file)},
+    told = doubts_of_sides(
+        real={"detector": references._by_convention("inception", identity, file)},
         fake={"detector": {"precision": "float16"}},
     )
     assert told == ["real and fake features differ in precision: float32 and float16."]
@@ -713,4 +705,5 @@ def test_edm2s_references_are_found_by_their_names(
     assert published_reference("img512.pkl") == url
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
     config = compose("eval", ["images=.", "ref=img512.pkl", "detector=inception"]).config
-    assert Measures(Looking())._open(config, None, "").path == place
+    for ref in ("img512.pkl", url):
+        assert Measures(PassSettings())._open(config | {"ref": ref}, None, "").path == place

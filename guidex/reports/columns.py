@@ -253,9 +253,10 @@ def _metric_column(
 
 
 def _metric_name(metric: Metric, metrics: Sequence[Metric]) -> str:
-    """A distance is nothing without its detector; of others it is named where there are several."""
+    """A chief metric is nothing without its detector; of others it is named where there are
+    several."""
     several = len({other.detector for other in metrics}) > 1
-    return metric.title if several or metric.kind == "fd" else metric.label
+    return metric.title if several or metric.column.is_chief else metric.label
 
 
 def _best(values: Sequence[float | None], metric: Metric, digits: int) -> str | None:

@@ -67,7 +67,7 @@ def precision_recall(rows: Sequence[Row]) -> Figure | None:
     pairs = [
         (recall, precision)
         for precision, recall in itertools.product(main_metrics(rows), repeat=2)
-        if (precision.kind, recall.kind) == ("precision", "recall")
+        if precision.column.against == recall.column.name != ""
         and precision.detector == recall.detector
         and any(one.has(recall, precision) for one in series)
     ]
@@ -86,7 +86,8 @@ def precision_recall(rows: Sequence[Row]) -> Figure | None:
         _limit(panel.xaxis, pairs[number][0])
         _limit(panel.yaxis, pairs[number][1])
     remarks = [f"numbers: {axis}"] if any(one.is_curve for one in series) else []
-    figure = sheet.finish(title("Precision against recall", rows, remarks, sheet.width))
+    name = f"{pairs[0][1].label} against {pairs[0][0].label.lower()}"
+    figure = sheet.finish(title(name, rows, remarks, sheet.width))
     figure.draw_without_rendering()  # only now are places known
     for panel, number, own in sheet.panels:
         _number(panel, [(one, sheet.style(one)["color"]) for one in own], *pairs[number])
