@@ -12,7 +12,7 @@ from torch import Tensor
 
 from guidex.errors import GuidexError, UsageError
 from guidex.features import weights as weights_module
-from guidex.features.detectors import Pixels, look
+from guidex.features.detectors import Pixels, run_detectors
 from guidex.features.inception import PREFIX, URL, inception
 from guidex.features.networks import NetworkDetector
 from guidex.features.weights import Weights
@@ -139,13 +139,12 @@ def test_one_pass_gives_the_features_of_all_three(
 ) -> None:
     logits = inception(str(file), features="logits")
     others = [inception(str(file), precision="bfloat16"), Pixels()]
-    found = look([logits, *others, spatial, detector], images(2))
-    for one, (name, values) in zip(
-        [logits, spatial, detector], [found[0], *found[3:]], strict=True
-    ):
+    outputs = run_detectors([logits, *others, spatial, detector], images(2))
+    for one in (logits, spatial, detector):
+        name, values = outputs[one]
         assert name == one.name
         torch.testing.assert_close(values, one(images(2))[1], rtol=1e-6, atol=1e-6)
-    assert found[1][1].shape == (2, 2048) and found[2][0] == "pixels"
+    assert outputs[others[0]][1].shape == (2, 2048) and outputs[others[1]][0] == "pixels"
     [joined] = logits._joined.values()
     assert joined.name == "inception_logits+inception_spatial+inception"
     assert not detector._joined and not spatial._joined

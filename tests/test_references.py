@@ -19,7 +19,7 @@ from guidex.commands.reference import make_reference
 from guidex.config.compose import compose
 from guidex.config.presets import options
 from guidex.errors import GuidexError, UsageError
-from guidex.features import references, statistics_files
+from guidex.features import references
 from guidex.features.detectors import Automatic, Detector, Identity, Pixels, detector_record
 from guidex.features.doubts import NOT_RECORDED, doubts_of_sides
 from guidex.features.features import FeatureSet
@@ -174,8 +174,8 @@ def test_statistics_of_another_dimension_are_refused(tmp_path: Path) -> None:
     ("change", "text"),
     [
         ({"fid": None, "fd_dinov2": None}, "no reference of EDM2"),
-        ({"num_images": "many"}, "num_images"),
-        ({"num_images": 1}, "num_images"),
+        ({"num_images": "many"}, "number of images is 'many'"),
+        ({"num_images": 1}, "number of images is 1"),
         ({"fid": {"mu": [1.0], "sigma": np.eye(1)}}, "its mu is no array"),
         ({"fid": {"mu": np.zeros(3), "sigma": np.eye(2)}}, "do not fit"),
         ({"fid": {"mu": np.zeros(2), "sigma": np.full((2, 2), np.nan)}}, "NaN"),
@@ -331,8 +331,8 @@ def test_images_are_images(tmp_path: Path) -> None:
     assert "5 images, 8x8, png, inception, halves, float32, weights " in describe(about)
 
 
-@pytest.mark.parametrize("case", ["cut", "objects", "integers", "no zip", "bomb"])
-def test_damaged_npz(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("case", ["cut", "objects", "integers", "no zip"])
+def test_damaged_npz(tmp_path: Path, case: str) -> None:
     path = tmp_path / "a.npz"
     arrays: dict[str, np.ndarray] = moments()
     if case == "objects":
@@ -344,15 +344,7 @@ def test_damaged_npz(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch)
         path.write_bytes(path.read_bytes()[:-60])
     elif case == "no zip":
         path.write_bytes(b"PK nothing")
-    elif case == "bomb":
-        monkeypatch.setattr(statistics_files, "_ARRAY_LIMIT", 2**20)
-        np.savez_compressed(path, mu=np.zeros(400), sigma=np.zeros((400, 400)))
-        assert path.stat().st_size < 2**14
-    texts = {
-        "bomb": "at most 1048576",
-        "integers": "its mu is no array",
-        "objects": "Python objects",
-    }
+    texts = {"integers": "its mu is no array", "objects": "Python objects"}
     with pytest.raises(GuidexError, match=rf"a\.npz.*{texts.get(case, 'cannot be read')}"):
         reference_features(str(path), network(tmp_path))
 
@@ -420,13 +412,12 @@ def test_own_files_of_pixels_go_with_the_automatic_detector(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"guidex": np.array("{")}, "format 1"),
+        ({"guidex": np.array("{")}, "cannot be read"),
         ({"guidex": np.array(json.dumps({"format": 2}))}, "format 1"),
-        ({"guidex": np.array(json.dumps({"format": 1, "name": "x"}))}, "damaged"),
+        ({"guidex": np.array(json.dumps({"format": 1, "name": "x"}))}, "cannot be read"),
         ({"features": np.zeros((19, DIM), np.float32)}, r"features are float32 \(19, 6\)"),
-        ({"features": np.zeros((20, DIM))}, "features are float64|features has"),
+        ({"features": np.zeros((20, DIM))}, "features are float64"),
         ({"labels": np.zeros(20, np.int32)}, "labels are int32"),
-        ({"features": np.zeros((9000, DIM), np.float32)}, "can be right"),
     ],
 )
 def test_damaged_own_files(tmp_path: Path, change: dict[str, np.ndarray], text: str) -> None:
