@@ -57,25 +57,6 @@ def test_eval_refuses_before_any_network(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_interval_is_refused_by_the_number_of_features(
-    tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    reals, fakes = images(tmp_path / "reals", 3), images(tmp_path / "fakes", 3)
-    words = ["eval", str(fakes), f"ref={reals}", "metrics=frechet"]
-    words += ["metrics.frechet.confidence=jackknife"]
-    for more, needed in ((["detector=inception", weights], 4096), ([], 96)):
-        assert main([*words, *more, f"out={tmp_path / 'out'}"]) == 2
-        assert f"needs at least {needed} fake images, but there are 3" in capsys.readouterr().err
-
-
-def test_the_inception_score_needs_as_many_images_as_parts(
-    tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["eval", str(images(tmp_path / "fakes", 9)), "detector=inception_logits", weights]
-    assert main([*words, "metrics=inception_score", f"out={tmp_path / 'out'}"]) == 2
-    assert "splits=10 needs at least 10 fake images" in capsys.readouterr().err
-
-
 def test_statistics_of_unknown_number_suffice_and_single_images_are_counted(
     tmp_path: Path, weights: str
 ) -> None:

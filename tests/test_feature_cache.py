@@ -185,8 +185,6 @@ class Watched(NetworkDetector):
             weights=Weights("means", str(folder / "w.pth"), "https://example.org/w"),
             build=Means,
             prepare=self._count,
-            precision="float32",
-            compile=False,
         )
 
     def _count(self, images: Tensor) -> Tensor:

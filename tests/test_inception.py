@@ -150,16 +150,6 @@ def test_one_pass_gives_the_features_of_all_three(
     assert not detector._joined and not spatial._joined
 
 
-def test_nothing_behind_the_spatial_features_is_computed(spatial: NetworkDetector) -> None:
-    spatial(images(1))
-    passed = []
-    for name, module in spatial._network.extractor.named_modules():
-        if name.startswith("Mixed_") and name.endswith(".conv"):
-            module.register_forward_hook(lambda *_, name=name: passed.append(name))
-    spatial(images(1))
-    assert passed[-2].startswith("Mixed_6c.") and passed[-1] == "Mixed_6d.branch.conv"
-
-
 def test_half_precision_of_a_single_image_keeps_its_shape(
     file: Path, spatial: NetworkDetector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,22 +251,6 @@ def test_identity_holds_the_hash_and_reads_no_network(
     assert identity.weights == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_the_network_is_built_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = []
-
-    def build(weights: Weights, layer: str) -> torch.nn.Module:
-        built.append(layer)
-        return torch.nn.Flatten()
-
-    monkeypatch.setattr("guidex.features.inception.Inception", build)
-    detector = inception(str(file)).to("cpu")
-    detector(images(1))
-    detector.to("cpu")(images(1))
-    assert built == ["2048"]
-    detector.to("meta")(images(1))
-    assert len(built) == 2
-
-
 class Malicious:
     def __reduce__(self) -> tuple[object, ...]:
         return os.mkdir, (self.path,)
@@ -325,16 +299,6 @@ def test_other_files_are_refused(
     torch.save(faulty(kind, tensors), tmp_path / "w.pth")
     with pytest.raises(GuidexError, match=text):
         inception(str(tmp_path / "w.pth"))(images(1))
-
-
-def test_damaged_files_are_refused(file: Path, tmp_path: Path) -> None:
-    content = file.read_bytes()
-    for index, part in enumerate((content[: len(content) // 2], b"", b"<html>sign in</html>")):
-        (tmp_path / f"{index}.pth").write_bytes(part)
-        with pytest.raises(GuidexError, match="not readable weights of Inception-v3"):
-            inception(str(tmp_path / f"{index}.pth"))(images(1))
-    with pytest.raises(UsageError, match="does not exist"):
-        inception(str(tmp_path / "absent.pth"))(images(1))
 
 
 def test_safetensors_are_read(tmp_path: Path) -> None:

@@ -66,16 +66,6 @@ def test_counted_by_hand() -> None:
     assert closed == {"precision": 2 / 3, "recall": 3 / 4, "density": 5 / 3, "coverage": 1.0}
 
 
-def test_a_collapsed_generator_is_precise_and_recalls_nothing() -> None:
-    real = normal(400, 8)
-    collapsed = 0.01 * normal(300, 8, seed=1)
-    result = prdc(real=real, fake=collapsed, k=3)
-    assert result["precision"] > 0.95 and result["recall"] < 0.05
-    assert result["coverage"] < 0.9
-    swapped = prdc(real=collapsed, fake=real, k=3)
-    assert swapped["precision"] < 0.05 and swapped["recall"] > 0.95
-
-
 def test_a_lost_mode_costs_recall_and_coverage_but_no_precision() -> None:
     modes = torch.tensor([[0.0, 0], [100, 0]]).double()
     real = modes.repeat_interleave(200, 0) + normal(400, 2)
@@ -84,13 +74,6 @@ def test_a_lost_mode_costs_recall_and_coverage_but_no_precision() -> None:
     assert result["precision"] > 0.9
     assert result["recall"] == pytest.approx(0.5, abs=0.05)
     assert result["coverage"] == pytest.approx(0.5, abs=0.05)
-
-
-def test_exchanging_the_sets_exchanges_precision_and_recall() -> None:
-    a, b = normal(80, 3), 0.6 * normal(70, 3, seed=1)
-    one, other = prdc(real=a, fake=b, k=3), prdc(real=b, fake=a, k=3)
-    assert one["precision"] == other["recall"] and one["recall"] == other["precision"]
-    assert one["precision"] > one["recall"] + 0.1
 
 
 @pytest.mark.parametrize("tile", [7, 1024])
@@ -183,14 +166,6 @@ def test_distances_that_differ_by_rounding_are_equal(rule: str, precision: float
     fake = torch.stack([far.roll(turns) for turns in range(1, 64)])
     assert len(set(fake.square().sum(1).tolist())) > 1
     assert prdc(real=real, fake=fake, k=1, rule=rule)["precision"] == precision
-
-
-def test_sets_of_one_repeated_image() -> None:
-    same = torch.full((200, 5), 0.1)
-    strict = prdc(real=same, fake=same, k=3, rule="<")
-    assert strict == {"precision": 0.0, "recall": 0.0, "density": 0.0, "coverage": 0.0}
-    closed = prdc(real=same, fake=same, k=3, rule="<=")
-    assert closed == {"precision": 1.0, "recall": 1.0, "density": 200 / 3, "coverage": 1.0}
 
 
 @pytest.mark.parametrize("tile", [7, 1024])

@@ -83,7 +83,7 @@ class CLIP(nn.Module):
     def __init__(self, weights: Weights) -> None:
         super().__init__()
         with torch.device("meta"):  # shapes only; drawing random weights takes seconds
-            self.vit = _vit()
+            self.vit = optional("timm").create_model(MODEL, pretrained=False, num_classes=DIM)
         weights.load_into(self.vit, _timm_names(weights.read()))
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
@@ -104,14 +104,9 @@ def crop_and_resize(images: Tensor) -> Tensor:
     return resize_by_pillow(squares, SIDE)
 
 
-def _vit() -> nn.Module:
-    """timm's network, whose own weights are of no use."""
-    return optional("timm").create_model(MODEL, pretrained=False, num_classes=DIM)
-
-
 def _timm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """OpenAI's tensors of the image encoder under timm's names."""
-    found = {}
+    renamed = {}
     for name, value in tensors.items():
         if not name.startswith(_VISUAL):
             continue  # of the text encoder
@@ -120,12 +115,12 @@ def _timm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             name = name.replace(theirs, timms)
         match name:
             case "class_embedding":
-                found["cls_token"] = value[None, None]
+                renamed["cls_token"] = value[None, None]
             case "positional_embedding":
-                found["pos_embed"] = value[None]
+                renamed["pos_embed"] = value[None]
             case "proj":
-                found["head.weight"] = value.T
-                found["head.bias"] = torch.zeros(value.shape[-1])  # timm's has one, OpenAI's none
+                renamed["head.weight"] = value.T
+                renamed["head.bias"] = torch.zeros(value.shape[-1])  # timm's has one, OpenAI's none
             case _:
-                found[name] = value
-    return found
+                renamed[name] = value
+    return renamed

@@ -36,27 +36,22 @@ class Identity:
 
 
 class Detector(Protocol):
-    """The interface: a pure function of one batch or a whole set.
+    """A pure function of one batch or a whole set.
 
     Attributes:
         name: features of equal names compare, and columns end in it; None where it depends on the
             samples.
+        identity: what its features depend on; None where that is known only of given samples.
+            UsageError and GuidexError: the weights of its network are not to be had.
     """
 
     name: str | None
 
     @property
-    def identity(self) -> Identity | None:
-        """What its features depend on; None where that is known only of given samples.
-
-        Raises:
-            UsageError, GuidexError: the weights of its network are not to be had.
-        """
-        ...
+    def identity(self) -> Identity | None: ...
 
     def to(self, device: str | torch.device) -> Self:
         """Itself, working on a device from now on."""
-        ...
 
     def __call__(self, samples: Tensor) -> tuple[str, Tensor]:
         """Name of the detector and features, float32 [N, D].
@@ -64,12 +59,9 @@ class Detector(Protocol):
         Arguments:
             samples: images, uint8 [N, C, H, W], or points, floating [N, d].
         """
-        ...
 
 
 class _WithoutNetwork:
-    """What detectors that only rearrange numbers have in common: any device will do."""
-
     def to(self, device: str | torch.device) -> Self:
         return self
 
