@@ -83,12 +83,10 @@ class Samples:
 
     @property
     def count(self) -> int:
-        """Number of samples."""
         return len(self.points[0]) if self.images is None else len(self.images)
 
     @property
     def has_labels(self) -> bool:
-        """Whether their classes are known."""
         labels = self.points[1] if self.images is None else self.images.labels
         return labels is not None
 
@@ -210,9 +208,7 @@ class _Pass:
     """One pass of detectors over a set of images, block by block.
 
     Arguments:
-        images: the set.
         stores: where features of each detector are kept, if at all.
-        settings: batch, and which blocks are this process's.
     """
 
     def __init__(

@@ -114,19 +114,19 @@ def write_statistics(
 def _read_edm2(path: Path) -> StatisticsFile:
     data = read_pickle(path)
     entries = data if isinstance(data, dict) else {}
-    found = {
+    moments = {
         name: entries[key]
         for key, name in _EDM2.items()
         if isinstance(entries.get(key), dict) and {"mu", "sigma"} <= entries[key].keys()
     }
-    if not found:
+    if not moments:
         raise UsageError(
             f"{path} is no reference of EDM2: mu and sigma are looked for under "
             f"{' and '.join(_EDM2)}."
         )
     count = entries.get("num_images")
     try:
-        statistics = {n: _moments(e["mu"], e["sigma"], count) for n, e in found.items()}
+        statistics = {n: _moments(e["mu"], e["sigma"], count) for n, e in moments.items()}
     except GuidexError as error:
         raise GuidexError(f"{path}: {error}") from error
     return StatisticsFile("EDM2", statistics, count)

@@ -85,11 +85,11 @@ class _Target:
             )
         # Rounding leaves eps where the rank ends, but its square root, 1e-8, times D directions
         # would be seen in the result.
-        kept = eigenvalues > real.dim * _EPS * largest
+        significant = eigenvalues > real.dim * _EPS * largest
         return cls(
             real.mean,
             float(covariance.trace()),
-            vectors[:, kept] * eigenvalues[kept].sqrt(),
+            vectors[:, significant] * eigenvalues[significant].sqrt(),
         )
 
     def distance(self, fake: GaussianStatistics) -> float:

@@ -41,8 +41,8 @@ def _mean_of_pairs(values: Tensor) -> Tensor:
     """Mean of the kernel over pairs of different images."""
     count, dim = values.shape
     total = _kernel(values @ values.T, dim).sum()
-    own = _kernel(values.square().sum(dim=1), dim).sum()
-    return (total - own) / (count * (count - 1))
+    diagonal = _kernel(values.square().sum(dim=1), dim).sum()
+    return (total - diagonal) / (count * (count - 1))
 
 
 def _kernel(products: Tensor, dim: int) -> Tensor:

@@ -77,7 +77,7 @@ class Metric(ABC):
         needs_detector: name of the only detector that it is defined for, or None for any.
     """
 
-    columns: ClassVar[tuple[Column, ...]]
+    columns: ClassVar[tuple[Column, ...]] = ()
     needs_reference: ClassVar[bool] = True
     needs_values: ClassVar[bool] = True
     needs_truth: ClassVar[bool] = False
@@ -220,9 +220,9 @@ def column_of(name: str) -> tuple[Column, str] | None:
     that no metric of guidex, or of classes that were imported, has given."""
     _import_all()
     classes: list[type[Metric]] = [Metric]
-    for one in classes:
-        classes += one.__subclasses__()
-    columns = [column for one in classes[1:] for column in getattr(one, "columns", ())]
+    for metric in classes:
+        classes += metric.__subclasses__()
+    columns = [column for metric in classes for column in metric.columns]
     # A name may begin with another one.
     for column in sorted(columns, key=lambda column: len(column.name), reverse=True):
         if name == column.name or name.startswith(f"{column.name}_"):

@@ -142,7 +142,7 @@ class _Search:
         k: number of neighbours.
         tile: of the points.
         centre: amid the points, [D].
-        own: rows of the points that the queries are, and that do not count as their own
+        query_rows: rows of the points that the queries are, and that do not count as their own
             neighbours; None where they are others.
     """
 
@@ -151,19 +151,19 @@ class _Search:
     k: int
     tile: int
     centre: Tensor
-    own: slice | None
+    query_rows: slice | None
 
     def run(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, bool]:
         """Squared distances [T, k], float64, row numbers [T, k], and whether it is certain that no
         point is nearer; products are in `dtype`."""
-        there = len(self.points) - (self.own is not None)
+        there = len(self.points) - (self.query_rows is not None)
         wanted = self.k if dtype == torch.float64 else min(self.k + _SPARE, there)
         near = torch.empty(len(self.queries), 0, dtype=dtype, device=self.queries.device)
         indices = near.long()
         slack = near.new_zeros(len(near), 1)
         for cols in _slices(len(self.points), self.tile):
             pair = _TilePair(self.queries, self.points[cols], self.centre, dtype)
-            if self.own == cols:
+            if self.query_rows == cols:
                 pair.squared.fill_diagonal_(torch.inf)
             part, part_indices = _smallest(pair.squared, wanted)
             near, order = _smallest(torch.cat([near, part], dim=1), wanted)

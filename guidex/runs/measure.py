@@ -54,7 +54,6 @@ class Measure:
 
     @property
     def about_real(self) -> About:
-        """What there is to know about the reference."""
         return {} if self.real is None else self.real.about
 
     @property
@@ -66,6 +65,13 @@ class Measure:
     def dim(self) -> int:
         """Number of features."""
         return self.detector.identity.dim if self.real is None else self.real.dim
+
+    @property
+    def needs_values(self) -> bool:
+        """Whether a metric needs single features of the reference."""
+        return any(
+            metric.needs_reference and metric.needs_values for metric in self.metrics.values()
+        )
 
     def check_samples(self, sample: Tensor) -> None:
         """Refuse samples that will not compare with the reference, by one of the same shape; no
@@ -89,8 +95,7 @@ class Measure:
         metric.check_counts(real=self._reals(metric), fake=self.fakes or count, dim=self.dim)
 
     def _reals(self, metric: Metric) -> int | None:
-        """Number of reals that a metric is given; None where it is not recorded, or it needs
-        none."""
+        """Number of reals that a metric is given; None where that is not recorded or needed."""
         if not metric.needs_reference:
             return None
         return self.real.count if metric.needs_values else self.about_real["count"]
@@ -254,7 +259,7 @@ class Measures:
                 if other is reference:
                     groups.setdefault(measure.detector, []).append(measure)
             asked = [
-                (detector, any(m.needs_values for one in group for m in one.metrics.values()))
+                (detector, any(measure.needs_values for measure in group))
                 for detector, group in groups.items()
             ]
             sets = reference.features(asked, self._settings)
