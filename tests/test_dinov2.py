@@ -287,7 +287,7 @@ def test_without_timm_the_message_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     detector = detector_of(hub_tensors(TINY), TINY, tmp_path, monkeypatch)
-    text = r"needs the Python package timm, .*guidex\[eval\]"
+    text = r"needs the Python package timm, .*pip install '\.\[eval\]'"
 
     def missing(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}", name="timm")

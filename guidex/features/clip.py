@@ -83,7 +83,7 @@ class CLIP(nn.Module):
     def __init__(self, weights: Weights) -> None:
         super().__init__()
         with torch.device("meta"):  # shapes only; drawing random weights takes seconds
-            self.vit = optional("timm").create_model(MODEL, pretrained=False, num_classes=DIM)
+            self.vit = _vit()
         weights.load_into(self.vit, _timm_names(weights.read()))
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
@@ -102,6 +102,11 @@ def crop_and_resize(images: Tensor) -> Tensor:
     top, left = (height - side) // 2, (width - side) // 2
     squares = images[:, :, top : top + side, left : left + side]
     return resize_by_pillow(squares, SIDE)
+
+
+def _vit() -> nn.Module:
+    """timm's network, whose own weights are of no use."""
+    return optional("timm").create_model(MODEL, pretrained=False, num_classes=DIM)
 
 
 def _timm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
