@@ -5,9 +5,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from guidex.errors import UsageError
-from guidex.features.features import FeatureSet, check_reference
-from guidex.features.statistics import GaussianStatistics
+from guidex.features.features import FeatureSet
 from guidex.metrics.accuracy import KNNAccuracy, knn_accuracy, majority
 
 
@@ -55,24 +53,3 @@ def test_a_tie_goes_to_the_class_of_the_nearest() -> None:
         k=4,
     )
     assert value == 1.0
-
-
-def test_what_is_missing_is_named() -> None:
-    values, labels = normal(10, 2), torch.zeros(10).long()
-    labelled, unlabelled = feature_set(values, labels), feature_set(values, None)
-    metric = KNNAccuracy()
-    with pytest.raises(UsageError, match="real set .* has no labels"):
-        metric(real=unlabelled, fake=labelled)
-    with pytest.raises(UsageError, match="real set .* has no labels"):
-        check_reference(metric, unlabelled)
-    with pytest.raises(UsageError, match="fake set .* has no labels"):
-        metric(real=labelled, fake=unlabelled)
-    statistics = FeatureSet.from_statistics(
-        detector="d", statistics=GaussianStatistics.from_features(values)
-    )
-    with pytest.raises(UsageError, match="only statistics are known"):
-        check_reference(metric, statistics)
-    with pytest.raises(UsageError, match="k=11 needs at least 11 real images, but there are 10"):
-        KNNAccuracy(k=11)(real=labelled, fake=labelled)
-    with pytest.raises(UsageError, match="whole number"):
-        KNNAccuracy(k=0)

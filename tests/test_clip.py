@@ -179,27 +179,21 @@ def test_images_of_the_right_size_are_left_as_they_are() -> None:
     assert torch.equal(crop_and_resize(images(1, 336, 340)), images(1, 336, 340)[..., 2:338])
 
 
-def test_grey_images_are_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    detector = detector_of(openai_tensors(), tmp_path, monkeypatch)
-    grey = images(2, channels=1)
-    assert torch.equal(detector(grey)[1], detector(grey.repeat(1, 3, 1, 1))[1])
-
-
 def test_weights_of_other_networks_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensors = openai_tensors()
     cases = {
-        "for 224": (openai_tensors(patches=16**2), r"pos_embed \[1, 257, 48\] for \[1, 577, 48\]"),
-        "text alone": ({"logit_scale": torch.ones(1)}, "no cls_token"),
+        "for 224": (openai_tensors(patches=16**2), r"pos_embed.*\[1, 257, 48\].*\[1, 577, 48\]"),
+        "text alone": ({"logit_scale": torch.ones(1)}, "Missing.*cls_token"),
         "one missing": (
             {n: v for n, v in tensors.items() if n != "visual.ln_post.bias"},
-            "no norm.bias",
+            "Missing.*norm.bias",
         ),
-        "more": ({**tensors, "visual.attnpool.x": torch.ones(1)}, "unknown attnpool.x"),
+        "more": ({**tensors, "visual.attnpool.x": torch.ones(1)}, "Unexpected.*attnpool.x"),
     }
     for case, text in cases.values():
-        with pytest.raises(GuidexError, match=f"no weights of CLIP ViT-L/14@336px: .*{text}"):
+        with pytest.raises(GuidexError, match=f"no weights of CLIP ViT-L/14@336px .*{text}"):
             detector_of(case, tmp_path, monkeypatch)(images(1))
 
 

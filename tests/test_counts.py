@@ -1,71 +1,17 @@
-"""Too few images: what metrics say of it, and that commands say it before any network runs."""
+"""Too few images: commands say it before any network runs."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from guidex.cli import main
 from guidex.errors import UsageError
-from guidex.features.features import FeatureSet, Metric
 from guidex.features.networks import NetworkDetector
-from guidex.features.samples import Looking, Samples
-from guidex.metrics.accuracy import KNNAccuracy
-from guidex.metrics.cmmd import CMMD
-from guidex.metrics.frechet import Frechet
-from guidex.metrics.frechet_infinity import FrechetInfinity
-from guidex.metrics.inception_score import InceptionScore
-from guidex.metrics.kid import KID
-from guidex.metrics.mind import MIND
-from guidex.metrics.prdc import PRDC
+from guidex.features.samples import PassSettings, Samples
 from guidex.runs.measure import Measures
-
-DIM = 5
-
-# Each with the numbers of reals and of fakes that just suffice.
-METRICS: list[tuple[Metric, int, int]] = [
-    (Frechet(), 2, 2),
-    (Frechet(confidence="jackknife"), 2, 40),
-    (Frechet(confidence="bootstrap"), 2, 40),
-    (FrechetInfinity(sizes=3, smallest=10), 2, 13),
-    (PRDC(k=3), 4, 4),
-    (KID(subset_size=7), 7, 7),
-    (MIND(), 2, 2),
-    (CMMD(), 2, 2),
-    (KNNAccuracy(k=3), 3, 1),
-    (InceptionScore(splits=4), 1, 4),
-]
-
-
-def feature_set(count: int) -> FeatureSet:
-    return FeatureSet.from_values(
-        detector="inception_logits",
-        values=torch.randn(count, DIM, generator=torch.Generator().manual_seed(count)),
-        labels=(torch.arange(count) % 3 == 0).long(),  # not balanced
-    )
-
-
-@pytest.mark.parametrize(("metric", "reals", "fakes"), METRICS)
-def test_the_check_is_that_of_the_computation(metric: Metric, reals: int, fakes: int) -> None:
-    metric.check_counts(real=reals, fake=fakes, dim=DIM)
-    metric.check_counts(real=None, fake=fakes, dim=DIM)  # not recorded
-    assert metric(real=feature_set(reals), fake=feature_set(fakes))
-    for side, real, fake in (("real", reals - 1, fakes), ("fake", reals, fakes - 1)):
-        if 0 in (real, fake):  # no such set, or any number will do
-            continue
-        there = real if side == "real" else fake
-        expected = f"at least {there + 1} {side} images, but there (is|are) {there}; use more"
-        with pytest.raises(UsageError, match=expected) as before:
-            metric.check_counts(real=real, fake=fake, dim=DIM)
-        with pytest.raises(UsageError) as computed:
-            metric(real=feature_set(real), fake=feature_set(fake))
-        assert str(before.value) == str(computed.value)
-
-
-# Commands
 
 
 @pytest.fixture(autouse=True)
@@ -111,25 +57,6 @@ def test_eval_refuses_before_any_network(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_interval_is_refused_by_the_number_of_features(
-    tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    reals, fakes = images(tmp_path / "reals", 3), images(tmp_path / "fakes", 3)
-    words = ["eval", str(fakes), f"ref={reals}", "metrics=frechet"]
-    words += ["metrics.frechet.confidence=jackknife"]
-    for more, needed in ((["detector=inception", weights], 4096), ([], 96)):
-        assert main([*words, *more, f"out={tmp_path / 'out'}"]) == 2
-        assert f"needs at least {needed} fake images, but there are 3" in capsys.readouterr().err
-
-
-def test_the_inception_score_needs_as_many_images_as_parts(
-    tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["eval", str(images(tmp_path / "fakes", 9)), "detector=inception_logits", weights]
-    assert main([*words, "metrics=inception_score", f"out={tmp_path / 'out'}"]) == 2
-    assert "splits=10 needs at least 10 fake images" in capsys.readouterr().err
-
-
 def test_statistics_of_unknown_number_suffice_and_single_images_are_counted(
     tmp_path: Path, weights: str
 ) -> None:
@@ -153,13 +80,13 @@ def test_statistics_of_unknown_number_suffice_and_single_images_are_counted(
         "ref": str(tmp_path / "virtual.npz"),
         "device": "cpu",
     }
-    measures = Measures(Looking())
+    measures = Measures(PassSettings())
     (one,) = measures.get(config, count=2)
-    measures.look()  # statistics alone, without any network
+    measures.make_features()  # statistics alone, without any network
     assert one.real.features.values is None
     prdc = {"prdc": {"_target_": "guidex.metrics.prdc.PRDC", "k": 3}}
     with pytest.raises(UsageError, match="at least 4 real images, but there are 3"):
-        Measures(Looking()).get(config | {"metrics": prdc}, count=50)
+        Measures(PassSettings()).get(config | {"metrics": prdc}, count=50)
 
 
 def test_eval_tells_what_is_compared_and_doubts_it_first(

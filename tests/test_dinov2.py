@@ -219,13 +219,6 @@ def test_the_two_resizes_differ_in_features_and_name(
     assert by_torch.identity.weights == by_pillow.identity.weights
 
 
-def test_grey_images_are_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for resize in ("torch", "pil"):
-        detector = detector_of(hub_tensors(TINY), TINY, tmp_path, monkeypatch, resize)
-        grey = images(2, channels=1)
-        assert torch.equal(detector(grey)[1], detector(grey.repeat(1, 3, 1, 1))[1])
-
-
 def test_names_and_sizes() -> None:
     built = {
         (size, resize): dinov2(size=size, resize=resize)
@@ -276,14 +269,17 @@ def test_weights_of_other_networks_are_refused(
 ) -> None:
     cases: dict[str, tuple[dict[str, Tensor], str]] = {
         "gated": (hub_tensors(GATED), "blocks.0.mlp.fc1.weight"),
-        "registers": ({**hub_tensors(TINY), "register_tokens": torch.zeros(1, 4, 48)}, "unknown"),
+        "registers": (
+            {**hub_tensors(TINY), "register_tokens": torch.zeros(1, 4, 48)},
+            "register_tokens",
+        ),
         "width": (hub_tensors(Architecture(96, 2, 3)), r"is \[1, 1370, 96\]"),
         "grid": ({**hub_tensors(TINY), "pos_embed": torch.zeros(1, 100, 48)}, "a square"),
-        "none": ({"a": torch.zeros(2)}, "position embedding is none"),
+        "none": ({"a": torch.zeros(2)}, r"position embedding is \[0\]"),
     }
     for tensors, text in cases.values():
         detector = detector_of(tensors, TINY, tmp_path, monkeypatch)
-        with pytest.raises(GuidexError, match=f"no weights of DINOv2 ViT-s/14: .*{text}"):
+        with pytest.raises(GuidexError, match=f"no weights of DINOv2 ViT-s/14 .*{text}"):
             detector(images(1))
 
 
@@ -291,7 +287,7 @@ def test_without_timm_the_message_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     detector = detector_of(hub_tensors(TINY), TINY, tmp_path, monkeypatch)
-    text = r"needs the Python package timm, .*'\.\[eval\]'"
+    text = r"needs the Python package timm, .*pip install '\.\[eval\]'"
 
     def missing(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}", name="timm")

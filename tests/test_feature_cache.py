@@ -19,7 +19,7 @@ from guidex.features import samples as sources
 from guidex.features.detectors import Identity, Pixels
 from guidex.features.feature_cache import FeatureStore
 from guidex.features.networks import NetworkDetector
-from guidex.features.samples import Looking, image_features, model_features, open_samples
+from guidex.features.samples import PassSettings, image_features, model_features, open_samples
 from guidex.features.weights import Weights
 from guidex.models.kernel import KernelDenoiser
 
@@ -185,8 +185,6 @@ class Watched(NetworkDetector):
             weights=Weights("means", str(folder / "w.pth"), "https://example.org/w"),
             build=Means,
             prepare=self._count,
-            precision="float32",
-            compile=False,
         )
 
     def _count(self, images: Tensor) -> Tensor:
@@ -212,7 +210,7 @@ def test_a_second_look_at_the_same_images_needs_no_network(tmp_path: Path, cache
 
     def look(name: str, cache: bool = True) -> Any:
         samples = open_samples(str(tmp_path / name), resize=None, bad="error")
-        [features] = samples.features([detector], Looking(batch=4, cache=cache))
+        [features] = samples.features([detector], PassSettings(batch=4, cache=cache))
         return features
 
     first = look("a.npz")
@@ -232,7 +230,7 @@ def test_a_second_look_at_the_same_images_needs_no_network(tmp_path: Path, cache
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("batch", [1, 3, 4, 100])
 def test_the_batch_changes_nothing(tmp_path: Path, batch: int) -> None:
-    how = Looking(batch=batch, cache=False)
+    how = PassSettings(batch=batch, cache=False)
     [features] = image_features(array_images(pixels(10)), [Watched(tmp_path)], how)
     torch.testing.assert_close(features.values, means(pixels(10)))
 
@@ -247,7 +245,7 @@ def test_batches_are_bounded_in_bytes(
     stacks = images.stacks
     groups: list[range] = []
     images.stacks = lambda asked: groups.extend(asked) or stacks(asked)
-    [features] = image_features(images, [detector], Looking(batch=100, cache=False))
+    [features] = image_features(images, [detector], PassSettings(batch=100, cache=False))
     torch.testing.assert_close(features.values, means(pixels(10)))
     assert max(map(len, groups)) == most
     assert [index for group in groups for index in group] == list(range(10))
@@ -260,7 +258,7 @@ def test_images_are_decoded_once_for_all_detectors(tmp_path: Path) -> None:
     load = images.load
     images.load = lambda index: decoded.append(index) or load(index)
     detectors = [Watched(tmp_path), Pixels(), Watched(tmp_path, "others")]
-    sets = image_features(images, detectors, Looking(batch=3))
+    sets = image_features(images, detectors, PassSettings(batch=3))
     assert sorted(decoded) == list(range(10))
     assert [features.detector for features in sets] == ["means", "pixels", "others"]
     for features in (sets[0], sets[2]):
@@ -268,7 +266,7 @@ def test_images_are_decoded_once_for_all_detectors(tmp_path: Path) -> None:
     assert sets[1].values.shape == (10, 48)
     # Of two detectors, one of which knows the images, only the other looks at them.
     added = Watched(tmp_path, "third")
-    image_features(images, [detectors[0], added], Looking())
+    image_features(images, [detectors[0], added], PassSettings())
     assert (detectors[0].seen, added.seen, len(decoded)) == (10, 10, 20)
 
 
@@ -277,10 +275,10 @@ def test_a_pass_that_was_stopped_goes_on(tmp_path: Path, cache: Path) -> None:
     images, detector = array_images(pixels(18)), Watched(tmp_path)
     detector.most = 11
     with pytest.raises(KeyboardInterrupt):
-        image_features(images, [detector], Looking(batch=2))
+        image_features(images, [detector], PassSettings(batch=2))
     assert detector.seen == 12
     again = Watched(tmp_path)
-    [features] = image_features(images, [again], Looking(batch=2))
+    [features] = image_features(images, [again], PassSettings(batch=2))
     assert again.seen == 10  # two blocks of four are there
     torch.testing.assert_close(features.values, means(pixels(18)))
     assert [path.suffix for path in cache.iterdir()] == [".safetensors"]
@@ -293,9 +291,9 @@ def test_several_processes_share_blocks(tmp_path: Path, monkeypatch: pytest.Monk
     for rank, detector in enumerate(others, start=1):
         detector.most = 6 if rank == 1 else 4  # all of its own, and then it dies
         with pytest.raises(KeyboardInterrupt):
-            image_features(images, [detector], Looking(rank=rank, ranks=3, batch=4))
+            image_features(images, [detector], PassSettings(rank=rank, ranks=3, batch=4))
     first = Watched(tmp_path)
-    [features] = image_features(images, [first], Looking(rank=0, ranks=3, batch=4))
+    [features] = image_features(images, [first], PassSettings(rank=0, ranks=3, batch=4))
     assert first.seen == 18 - 6 - 4
     torch.testing.assert_close(features.values, means(pixels(18)))
 
@@ -317,7 +315,7 @@ def test_a_rank_that_starts_late_finds_the_reference_written(
 
 
 def test_without_a_network_nothing_is_kept(cache: Path) -> None:
-    image_features(array_images(pixels(5)), [Pixels()], Looking(batch=2))
+    image_features(array_images(pixels(5)), [Pixels()], PassSettings(batch=2))
     assert not cache.exists()
 
 
@@ -364,7 +362,7 @@ def test_references_that_models_know_are_kept(tmp_path: Path) -> None:
 def test_a_long_pass_says_how_far_it_is_without_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    look = Looking(batch=5, cache=False)
+    look = PassSettings(batch=5, cache=False)
     image_features(array_images(pixels(10)), [Watched(tmp_path)], look)
     assert capsys.readouterr().err == ""
     clock = iter(range(0, 10**6, 20))

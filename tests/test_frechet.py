@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from guidex.errors import UsageError
-from guidex.features.features import FeatureSet, check_reference
+from guidex.features.features import FeatureSet
 from guidex.features.statistics import GaussianStatistics, gram
 from guidex.metrics.frechet import Frechet, _blocks, _redraws, frechet_distance, student_quantile
 
@@ -35,20 +35,6 @@ def feature_set(values: Tensor, detector: str = "d") -> FeatureSet:
 # Statistics
 
 
-@pytest.mark.parametrize("sizes", [[1] * 60, [7, 1, 0, 52], [59, 1], [60]])
-def test_batches_of_any_size_merge_to_the_statistics_of_the_whole(sizes: list[int]) -> None:
-    values = 300 + normal(60, 5) * torch.tensor([1.0, 10, 100, 0.1, 1])
-    merged = GaussianStatistics.empty(5)
-    for batch in values.split(sizes):
-        merged = merged.merge(of(batch))
-    assert merged.count == 60
-    torch.testing.assert_close(merged.mean, values.mean(0), rtol=1e-10, atol=0)
-    expected = torch.from_numpy(np.cov(values.numpy().T))
-    scale = expected.diagonal().sqrt()
-    error = (merged.covariance - expected) / torch.outer(scale, scale)
-    assert error.abs().max() < 1e-10
-
-
 def test_more_rows_than_are_converted_at_a_time() -> None:
     # Sorted, so that the first rows have another mean than the last.
     values = normal(9000, 3).sort(dim=0).values.float()
@@ -71,15 +57,13 @@ def test_a_large_offset_costs_no_digits() -> None:
     torch.testing.assert_close(shifted.covariance, of(values).covariance, rtol=1e-6, atol=1e-7)
 
 
-def test_without_undoes_merge() -> None:
+def test_statistics_without_a_part_are_those_of_the_rest() -> None:
     values = normal(50, 4) + 3
     rest = of(values).without(of(values[::3]))
     expected = of(values[[i for i in range(50) if i % 3 != 0]])
     assert rest.count == expected.count
     torch.testing.assert_close(rest.mean, expected.mean, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(rest.scatter, expected.scatter, rtol=1e-12, atol=1e-12)
-    with pytest.raises(UsageError, match="cannot take 50 images out of 50"):
-        of(values).without(of(values))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -87,24 +71,18 @@ def test_features_that_are_not_finite_are_refused_by_row(bad: float) -> None:
     values = normal(5000, 2)
     values[4321, 1] = bad
     with pytest.raises(UsageError, match="row 4321 "):
-        of(values)
-    with pytest.raises(UsageError, match="row 14321 "):
-        GaussianStatistics.from_features(values, first_row=10_000)
-    with pytest.raises(UsageError, match="row 4321 "):
         feature_set(values)
 
 
 def test_a_reference_that_is_no_covariance_is_refused() -> None:
     mean, eye = torch.zeros(3), torch.eye(3)
-    with pytest.raises(UsageError, match="at least 2"):
-        GaussianStatistics.from_moments(count=1, mean=mean, covariance=eye)
     with pytest.raises(UsageError, match="not symmetric"):
         moments(mean, torch.tensor([[1.0, 0.5, 0], [0, 1, 0], [0, 0, 1]]))
     with pytest.raises(UsageError, match="do not fit"):
         moments(torch.zeros(4), eye)
     with pytest.raises(UsageError, match="NaN"):
         moments(mean, eye * float("nan"))
-    with pytest.raises(UsageError, match="eigenvalues go down to -1"):
+    with pytest.raises(UsageError, match="negative eigenvalues, down to -1"):
         frechet_distance(real=moments(mean, eye - 2 * torch.diag(eye[0])), fake=moments(mean, eye))
 
 
@@ -155,9 +133,8 @@ def test_fewer_images_than_features(count_a: int, count_b: int) -> None:
 @pytest.mark.parametrize("count", [20, 1000])
 def test_a_set_against_itself_is_zero_also_when_gathered_otherwise(count: int) -> None:
     values = 50 + normal(count, 100) * torch.logspace(0, -3, 100)
-    in_parts = of(values[: count // 3]).merge(of(values[count // 3 :]))
     assert 0 <= frechet_distance(real=of(values), fake=of(values)) < 1e-9
-    assert 0 <= frechet_distance(real=of(values), fake=in_parts) < 1e-9
+    assert 0 <= frechet_distance(real=of(values), fake=of(values.flip(0))) < 1e-9
 
 
 def test_collapsed_sets() -> None:
@@ -176,46 +153,11 @@ def test_statistics_alone_are_enough_of_a_reference() -> None:
     values = normal(100, 4)
     real = FeatureSet.from_statistics(detector="d", statistics=of(values))
     for confidence in ("none", "bootstrap", "jackknife"):
-        check_reference(Frechet(confidence), real)
+        Frechet(confidence).check_reference(real)
     fake = feature_set(values + 2)
     assert Frechet()(real=real, fake=fake) == {"fd_d": pytest.approx(16.0, rel=1e-9)}
     with pytest.raises(UsageError, match="only statistics are known"):
         Frechet("jackknife")(real=fake, fake=real)
-
-
-def test_sets_that_do_not_compare_are_refused() -> None:
-    values = normal(10, 4)
-    with pytest.raises(UsageError, match="'inception'.*'dinov2'"):
-        Frechet()(real=feature_set(values, "inception"), fake=feature_set(values, "dinov2"))
-    with pytest.raises(UsageError, match="4 dimensions, fake ones 3"):
-        Frechet()(real=feature_set(values), fake=feature_set(values[:, :3]))
-    for sides in ({"real": values, "fake": values[:1]}, {"real": values[:1], "fake": values}):
-        side = min(sides, key=lambda name: len(sides[name]))
-        with pytest.raises(UsageError, match=f"at least 2 {side} images, but there is 1; use more"):
-            Frechet()(**{name: feature_set(part) for name, part in sides.items()})
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"confidence": "percentile"}, "none, bootstrap or jackknife"),
-        ({"level": 95}, "above 0 and below 1"),
-        ({"level": 1.0}, "above 0 and below 1"),
-        ({"resamples": 200.5}, "resamples is 200.5; it must be a whole number"),
-        ({"seed": -1}, "seed is -1; it must be a whole number of at least 0"),
-        ({"confidence": "bootstrap", "level": 0.99, "resamples": 199}, "at least 200"),
-    ],
-)
-def test_impossible_options_are_refused(options: dict, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        Frechet(**options)
-
-
-@pytest.mark.parametrize(("count", "dim", "needed"), [(39, 2, 40), (59, 30, 60)])
-def test_intervals_from_too_few_images_are_refused(count: int, dim: int, needed: int) -> None:
-    values = feature_set(normal(count, dim))
-    with pytest.raises(UsageError, match=f"at least {needed} fake images, but there are {count};"):
-        Frechet("jackknife")(real=values, fake=values)
 
 
 def test_an_interval_needs_the_features_behind_the_statistics() -> None:
@@ -348,8 +290,6 @@ def test_feature_sets_refuse_what_does_not_fit() -> None:
         FeatureSet.from_values(detector="d", values=values, labels=torch.zeros(4).long())
     with pytest.raises(UsageError, match="int64"):
         FeatureSet.from_values(detector="d", values=values, labels=torch.zeros(5))
-    with pytest.raises(UsageError, match="name"):
-        feature_set(values, detector="")
 
 
 def test_statistics_given_with_values_are_kept() -> None:

@@ -84,8 +84,6 @@ def test_dgm_eval_begins_with_a_tenth() -> None:
     fake = feature_set(normal(200, DIM))
     found = FrechetInfinity(sizes=4, tenth=True)(real=exact_real(), fake=fake)
     assert found == FrechetInfinity(sizes=4, smallest=20)(real=exact_real(), fake=fake)
-    with pytest.raises(UsageError, match="at least 20 fake images, but there are 19"):
-        FrechetInfinity(tenth=True)(real=exact_real(), fake=feature_set(normal(19, DIM)))
 
 
 def test_refusals() -> None:
@@ -98,9 +96,3 @@ def test_refusals() -> None:
         FrechetInfinity()(real=real, fake=fake)
     with pytest.raises(UsageError, match="at least 105 fake images"):
         FrechetInfinity(sizes=15, smallest=90)(real=real, fake=fake)
-    with pytest.raises(UsageError, match="FrechetInfinity compares single images"):
-        FrechetInfinity(smallest=20)(real=real, fake=real)
-    with pytest.raises(UsageError, match="only features of one detector compare"):
-        FrechetInfinity(smallest=20)(real=real, fake=feature_set(normal(100, DIM), "e"))
-    with pytest.raises(UsageError, match="whole number"):
-        FrechetInfinity(sizes=1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from guidex.errors import GuidexError, UsageError
 from guidex.features import weights as weights_module
-from guidex.features.detectors import Pixels, look
+from guidex.features.detectors import Pixels, run_detectors
 from guidex.features.inception import PREFIX, URL, inception
 from guidex.features.networks import NetworkDetector
 from guidex.features.weights import Weights
@@ -139,26 +139,15 @@ def test_one_pass_gives_the_features_of_all_three(
 ) -> None:
     logits = inception(str(file), features="logits")
     others = [inception(str(file), precision="bfloat16"), Pixels()]
-    found = look([logits, *others, spatial, detector], images(2))
-    for one, (name, values) in zip(
-        [logits, spatial, detector], [found[0], *found[3:]], strict=True
-    ):
+    outputs = run_detectors([logits, *others, spatial, detector], images(2))
+    for one in (logits, spatial, detector):
+        name, values = outputs[one]
         assert name == one.name
         torch.testing.assert_close(values, one(images(2))[1], rtol=1e-6, atol=1e-6)
-    assert found[1][1].shape == (2, 2048) and found[2][0] == "pixels"
+    assert outputs[others[0]][1].shape == (2, 2048) and outputs[others[1]][0] == "pixels"
     [joined] = logits._joined.values()
     assert joined.name == "inception_logits+inception_spatial+inception"
     assert not detector._joined and not spatial._joined
-
-
-def test_nothing_behind_the_spatial_features_is_computed(spatial: NetworkDetector) -> None:
-    spatial(images(1))
-    passed = []
-    for name, module in spatial._network.extractor.named_modules():
-        if name.startswith("Mixed_") and name.endswith(".conv"):
-            module.register_forward_hook(lambda *_, name=name: passed.append(name))
-    spatial(images(1))
-    assert passed[-2].startswith("Mixed_6c.") and passed[-1] == "Mixed_6d.branch.conv"
 
 
 def test_half_precision_of_a_single_image_keeps_its_shape(
@@ -177,7 +166,7 @@ def test_the_same_folder_has_the_distance_that_torch_fidelity_tells(
 ) -> None:
     from torch_fidelity import calculate_metrics
 
-    from guidex.features.samples import Looking, open_samples
+    from guidex.features.samples import PassSettings, open_samples
 
     for side, seed in (("real", 1), ("fake", 2)):
         (tmp_path / side).mkdir()
@@ -199,7 +188,7 @@ def test_the_same_folder_has_the_distance_that_torch_fidelity_tells(
     sets = {}
     for side in ("real", "fake"):
         samples = open_samples(str(tmp_path / side), resize=None, bad="error")
-        [sets[side]] = samples.features([detector], Looking(batch=4, cache=False))
+        [sets[side]] = samples.features([detector], PassSettings(batch=4, cache=False))
     ours = frechet_distance(real=sets["real"].statistics, fake=sets["fake"].statistics)
     assert theirs > 1
     assert ours == pytest.approx(theirs, rel=1e-6)
@@ -262,22 +251,6 @@ def test_identity_holds_the_hash_and_reads_no_network(
     assert identity.weights == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_the_network_is_built_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = []
-
-    def build(weights: Weights, layer: str) -> torch.nn.Module:
-        built.append(layer)
-        return torch.nn.Flatten()
-
-    monkeypatch.setattr("guidex.features.inception.Inception", build)
-    detector = inception(str(file)).to("cpu")
-    detector(images(1))
-    detector.to("cpu")(images(1))
-    assert built == ["2048"]
-    detector.to("meta")(images(1))
-    assert len(built) == 2
-
-
 class Malicious:
     def __reduce__(self) -> tuple[object, ...]:
         return os.mkdir, (self.path,)
@@ -326,16 +299,6 @@ def test_other_files_are_refused(
     torch.save(faulty(kind, tensors), tmp_path / "w.pth")
     with pytest.raises(GuidexError, match=text):
         inception(str(tmp_path / "w.pth"))(images(1))
-
-
-def test_damaged_files_are_refused(file: Path, tmp_path: Path) -> None:
-    content = file.read_bytes()
-    for index, part in enumerate((content[: len(content) // 2], b"", b"<html>sign in</html>")):
-        (tmp_path / f"{index}.pth").write_bytes(part)
-        with pytest.raises(GuidexError, match="not readable weights of Inception-v3"):
-            inception(str(tmp_path / f"{index}.pth"))(images(1))
-    with pytest.raises(UsageError, match="does not exist"):
-        inception(str(tmp_path / "absent.pth"))(images(1))
 
 
 def test_safetensors_are_read(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import pytest
 from guidex.config.instantiate import Models, _checked, content_key, instantiate
 from guidex.errors import UsageError
 from guidex.features.detectors import Detector
-from guidex.features.features import Metric
 from guidex.guidance.directions import Difference
 from guidex.guidance.guidance import Guidance
 from guidex.guidance.rules import APG
 from guidex.guidance.schedules import EmptyInterval, Interval, Product, Schedule
+from guidex.metrics.metric import Metric
 from guidex.models.classifier import BayesClassifier
 from guidex.models.denoiser import Denoiser
 from guidex.models.mixture import GaussianMixture
@@ -168,7 +168,7 @@ def test_nothing_outside_guidex_is_called(target, match):
         (Denoiser, {"_target_": "guidex.models.edm2.load.obtain", "checkpoint": "https://x/y"}),
         (Detector, {"_target_": "guidex.models.toys.mixture1d"}),
         (Metric, {"_target_": "guidex.features.detectors.Pixels"}),
-        (dict[str, Metric], {"a": {"_target_": "guidex.features.features.check_whole"}}),
+        (dict[str, Metric], {"a": {"_target_": "guidex.metrics.metric.check_whole"}}),
         (list[int], [{"_target_": "guidex.cli.main"}]),
         (Solver, {"_target_": "guidex.commands.words.flag", "settings": {}, "key": "a"}),
     ],

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from guidex.features.features import FeatureSet, Metric
+from guidex.features.features import FeatureSet
 from guidex.features.statistics import GaussianStatistics
 from guidex.metrics.accuracy import KNNAccuracy
 from guidex.metrics.cmmd import CMMD
@@ -21,6 +21,7 @@ from guidex.metrics.frechet import Frechet
 from guidex.metrics.frechet_infinity import FrechetInfinity
 from guidex.metrics.inception_score import InceptionScore
 from guidex.metrics.kid import KID
+from guidex.metrics.metric import Metric
 from guidex.metrics.mind import MIND
 from guidex.metrics.prdc import PRDC
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from guidex.errors import UsageError
 from guidex.features.features import FeatureSet
 from guidex.metrics import mind
 from guidex.metrics.mind import MIND, monge_distance
@@ -46,14 +45,6 @@ def test_a_shift_has_three_times_its_squared_length() -> None:
     assert found == pytest.approx(3 * float(shift @ shift), rel=0.03)
 
 
-def test_gaussians_that_differ_in_scale() -> None:
-    # W2 of N(0, 1) and N(0, s^2) is |s - 1| in every direction.
-    found = monge_distance(
-        real=normal(20_000, 4), fake=1.5 * normal(20_000, 4, seed=1), projections=100, seed=0
-    )
-    assert found == pytest.approx(3 * 4 * 0.5**2, rel=0.05)
-
-
 def test_order_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     real, fake = normal(40, 5), normal(40, 5, seed=1)
     found = monge_distance(real=real, fake=fake, projections=30, seed=0)
@@ -75,9 +66,3 @@ def test_the_metric() -> None:
     assert list(found) == ["mind_d"]
     assert found == MIND(projections=20)(real=real, fake=fake)
     assert found != MIND(projections=20, seed=1)(real=real, fake=fake)
-    with pytest.raises(UsageError, match="only features of one detector compare"):
-        MIND()(real=real, fake=feature_set(normal(30, 5), "e"))
-    with pytest.raises(UsageError, match="at least 2 fake images, but there is 1"):
-        MIND()(real=real, fake=feature_set(normal(1, 5)))
-    with pytest.raises(UsageError, match="whole number"):
-        MIND(projections=0)

@@ -7,9 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from guidex.errors import UsageError
-from guidex.features.features import FeatureSet, check_reference
-from guidex.features.statistics import GaussianStatistics
+from guidex.features.features import FeatureSet
 from guidex.metrics import prdc as module
 from guidex.metrics.prdc import PRDC, nearest_neighbours, prdc
 
@@ -68,16 +66,6 @@ def test_counted_by_hand() -> None:
     assert closed == {"precision": 2 / 3, "recall": 3 / 4, "density": 5 / 3, "coverage": 1.0}
 
 
-def test_a_collapsed_generator_is_precise_and_recalls_nothing() -> None:
-    real = normal(400, 8)
-    collapsed = 0.01 * normal(300, 8, seed=1)
-    result = prdc(real=real, fake=collapsed, k=3)
-    assert result["precision"] > 0.95 and result["recall"] < 0.05
-    assert result["coverage"] < 0.9
-    swapped = prdc(real=collapsed, fake=real, k=3)
-    assert swapped["precision"] < 0.05 and swapped["recall"] > 0.95
-
-
 def test_a_lost_mode_costs_recall_and_coverage_but_no_precision() -> None:
     modes = torch.tensor([[0.0, 0], [100, 0]]).double()
     real = modes.repeat_interleave(200, 0) + normal(400, 2)
@@ -86,13 +74,6 @@ def test_a_lost_mode_costs_recall_and_coverage_but_no_precision() -> None:
     assert result["precision"] > 0.9
     assert result["recall"] == pytest.approx(0.5, abs=0.05)
     assert result["coverage"] == pytest.approx(0.5, abs=0.05)
-
-
-def test_exchanging_the_sets_exchanges_precision_and_recall() -> None:
-    a, b = normal(80, 3), 0.6 * normal(70, 3, seed=1)
-    one, other = prdc(real=a, fake=b, k=3), prdc(real=b, fake=a, k=3)
-    assert one["precision"] == other["recall"] and one["recall"] == other["precision"]
-    assert one["precision"] > one["recall"] + 0.1
 
 
 @pytest.mark.parametrize("tile", [7, 1024])
@@ -187,14 +168,6 @@ def test_distances_that_differ_by_rounding_are_equal(rule: str, precision: float
     assert prdc(real=real, fake=fake, k=1, rule=rule)["precision"] == precision
 
 
-def test_sets_of_one_repeated_image() -> None:
-    same = torch.full((200, 5), 0.1)
-    strict = prdc(real=same, fake=same, k=3, rule="<")
-    assert strict == {"precision": 0.0, "recall": 0.0, "density": 0.0, "coverage": 0.0}
-    closed = prdc(real=same, fake=same, k=3, rule="<=")
-    assert closed == {"precision": 1.0, "recall": 1.0, "density": 200 / 3, "coverage": 1.0}
-
-
 @pytest.mark.parametrize("tile", [7, 1024])
 def test_nearest_neighbours_are_those_of_the_table_of_distances(tile: int) -> None:
     queries, points = normal(25, 6) + 40, normal(33, 6, seed=1) + 40
@@ -207,46 +180,6 @@ def test_nearest_neighbours_are_those_of_the_table_of_distances(tile: int) -> No
     assert torch.equal(others.sort(dim=1).values[0], torch.arange(1, 33))
 
 
-def test_too_few_images_name_both_numbers() -> None:
-    few, enough = normal(5, 2), normal(6, 2)
-    with pytest.raises(UsageError, match="k=5 needs at least 6 real images, but there are 5"):
-        prdc(real=few, fake=enough, k=5)
-    with pytest.raises(UsageError, match="k=5 needs at least 6 fake images, but there are 5"):
-        prdc(real=enough, fake=few, k=5)
-    assert prdc(real=enough, fake=enough, k=5)["precision"] == 1.0
-
-
-def test_impossible_input_is_refused() -> None:
-    values = normal(10, 2)
-    for k in (0, -1, 2.0, True):
-        with pytest.raises(UsageError, match="whole number"):
-            PRDC(k=k)
-    with pytest.raises(UsageError, match='"<" or "<="'):
-        PRDC(rule=">")
-    with pytest.raises(UsageError, match="2 dimensions, fake ones 1"):
-        prdc(real=values, fake=values[:, :1], k=3)
-    broken = values.clone()
-    broken[7, 0] = float("nan")
-    with pytest.raises(UsageError, match="row 7 "):
-        prdc(real=values, fake=broken, k=3)
-
-
-def test_the_metric_names_its_columns_in_order() -> None:
-    real, fake = normal(50, 4), normal(40, 4, seed=1)
-    row = PRDC(k=4, rule="<=")(real=feature_set(real), fake=feature_set(fake))
-    assert list(row) == ["precision_d", "recall_d", "density_d", "coverage_d"]
-    assert list(row.values()) == list(prdc(real=real, fake=fake, k=4, rule="<=").values())
-
-
-def test_a_reference_of_statistics_alone_is_refused() -> None:
-    statistics = GaussianStatistics.from_features(normal(50, 4))
-    real = FeatureSet.from_statistics(detector="d", statistics=statistics)
-    with pytest.raises(UsageError, match="PRDC.*only statistics are known.*50 images"):
-        check_reference(PRDC(), real)
-    with pytest.raises(UsageError, match="PRDC.*only statistics are known"):
-        PRDC()(real=real, fake=feature_set(normal(50, 4)))
-
-
 def test_at_most_so_many_images() -> None:
     real, fake = feature_set(normal(60, 3)), feature_set(normal(50, 3, seed=1))
     whole = PRDC()(real=real, fake=fake)
@@ -256,9 +189,6 @@ def test_at_most_so_many_images() -> None:
     assert some != PRDC(reals=20, fakes=10, seed=1)(real=real, fake=fake)
     assert some["precision_d"] * 10 == pytest.approx(round(some["precision_d"] * 10))
     assert some["recall_d"] * 20 == pytest.approx(round(some["recall_d"] * 20))
-    for options in ({"reals": 3}, {"fakes": 0}, {"reals": 10.5}, {"seed": -1}):
-        with pytest.raises(UsageError, match=next(iter(options))):
-            PRDC(k=3, **options)
 
 
 # ADM's arithmetic
@@ -305,8 +235,6 @@ def test_adm_falls_back_to_float32_beyond_float16() -> None:
     far = prdc(real=400 * values, fake=360 * values.flip(0), k=3, rule="<=", arithmetic="adm")
     exact = prdc(real=values, fake=values.flip(0) * 0.9, k=3, rule="<=")
     assert near == pytest.approx(exact, abs=0.1) and far == pytest.approx(exact)
-    with pytest.raises(UsageError, match="it must be exact or adm"):
-        prdc(real=values, fake=values, k=3, arithmetic="half")
 
 
 def test_dgm_eval_takes_as_many_of_each_side() -> None:

@@ -19,13 +19,13 @@ from guidex.commands.reference import make_reference
 from guidex.config.compose import compose
 from guidex.config.presets import options
 from guidex.errors import GuidexError, UsageError
-from guidex.features import references, statistics_files
-from guidex.features.detectors import Automatic, Detector, Identity, Pixels
-from guidex.features.doubts import NOT_RECORDED, concerns
-from guidex.features.features import FeatureSet, Metric, require_labels, require_values
+from guidex.features import references
+from guidex.features.detectors import Automatic, Detector, Identity, Pixels, detector_record
+from guidex.features.doubts import NOT_RECORDED, doubts_of_sides
+from guidex.features.features import FeatureSet
 from guidex.features.networks import NetworkDetector
 from guidex.features.references import describe
-from guidex.features.samples import Looking, detector_record, open_samples
+from guidex.features.samples import PassSettings, open_samples
 from guidex.features.statistics import GaussianStatistics
 from guidex.features.statistics_files import read_statistics, write_statistics
 from guidex.features.weights import Weights, published_reference
@@ -34,16 +34,17 @@ from guidex.metrics.frechet import Frechet, frechet_distance
 from guidex.metrics.frechet_infinity import FrechetInfinity
 from guidex.metrics.inception_score import InceptionScore
 from guidex.metrics.kid import KID
+from guidex.metrics.metric import Metric
 from guidex.metrics.prdc import PRDC
 from guidex.runs.measure import Detectors, Measures
 
 DIM = 6
-HOW = Looking(batch=8, cache=False)
+HOW = PassSettings(batch=8, cache=False)
 
 
 def reference_features(path: str, detector: Detector) -> tuple[FeatureSet, dict[str, Any]]:
     reference = references.open_reference(path, resize=None, bad="error")
-    real = reference.real(detector)
+    real = reference.description(detector)
     [features] = reference.features([(detector, True)], HOW)
     described = ("detector", "dim", "count", "has_values", "has_labels", "truth")
     for name in described:  # known before
@@ -84,9 +85,6 @@ def network(folder: Path, name: str = "inception", scale: float = 1.0) -> Networ
         package="torch",
         weights=Weights("halves", str(path), "https://example.org/halves.pth"),
         build=Halves,
-        prepare=lambda images: images,
-        precision="float32",
-        compile=False,
     )
 
 
@@ -151,7 +149,7 @@ def test_edm2_compares_with_pillows_resize_as_the_interval_paper_does(tmp_path: 
     features, about = reference_features(str(edm2(tmp_path / "img512.pkl")), detector)
     assert features.detector == "dinov2_pil"
     assert_moments(features, moments(2))
-    [doubt] = concerns(real=about, fake=detector_record(detector))
+    [doubt] = doubts_of_sides(real=about, fake=detector_record(detector))
     assert "resized in two ways: that of EDM2 (torch) and halves" in doubt
 
 
@@ -173,8 +171,8 @@ def test_statistics_of_another_dimension_are_refused(tmp_path: Path) -> None:
     ("change", "text"),
     [
         ({"fid": None, "fd_dinov2": None}, "no reference of EDM2"),
-        ({"num_images": "many"}, "num_images"),
-        ({"num_images": 1}, "num_images"),
+        ({"num_images": "many"}, "number of images is 'many'"),
+        ({"num_images": 1}, "number of images is 1"),
         ({"fid": {"mu": [1.0], "sigma": np.eye(1)}}, "its mu is no array"),
         ({"fid": {"mu": np.zeros(3), "sigma": np.eye(2)}}, "do not fit"),
         ({"fid": {"mu": np.zeros(2), "sigma": np.full((2, 2), np.nan)}}, "NaN"),
@@ -204,26 +202,15 @@ def test_edm_and_pytorch_fid_are_of_inception(tmp_path: Path) -> None:
     assert_moments(features, moments(3))
     assert features.values is None
     assert features.count == 0
+    with pytest.raises(UsageError, match=r"detector inception, number of images not known\)"):
+        PRDC().check_reference(features)
     assert about["count"] is None
     assert "number of images not recorded" in describe(about)
     assert NOT_RECORDED in describe(about)
-    [doubt] = concerns(real=about, fake=detector_record(network(tmp_path)))
+    [doubt] = doubts_of_sides(real=about, fake=detector_record(network(tmp_path)))
     assert "does not tell how its images were resized" in doubt
     with pytest.raises(UsageError, match="statistics of inception, not of dinov2"):
         reference_features(str(tmp_path / "a.npz"), network(tmp_path, "dinov2"))
-
-
-def test_an_unknown_number_of_images_changes_no_distance(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", **moments(3))
-    real, _ = reference_features(str(tmp_path / "a.npz"), network(tmp_path))
-    known = GaussianStatistics.from_moments(
-        count=50_000,
-        mean=torch.from_numpy(moments(3)["mu"]),
-        covariance=torch.from_numpy(moments(3)["sigma"]),
-    )
-    fake = GaussianStatistics.from_features(torch.randn(40, DIM, dtype=torch.float64))
-    expected = frechet_distance(real=known, fake=fake)
-    assert frechet_distance(real=real.statistics, fake=fake) == pytest.approx(expected, rel=1e-12)
 
 
 def test_adm_has_statistics_and_images(tmp_path: Path) -> None:
@@ -283,11 +270,13 @@ def test_images_go_through_networks_only_where_single_features_are_needed(tmp_pa
     for detector in detectors:
         detector._build = Watched
     reference = references.open_reference(str(path), resize=None, bad="error")
-    assert [reference.real(detector).has_values for detector in detectors] == [True] * 3
+    assert [reference.description(detector).has_values for detector in detectors] == [True] * 3
     assert passes == []
 
     # Of ADM's, precision and recall are of Inception; sFID needs statistics alone.
-    sets = reference.features([(detectors[0], True), (detectors[1], False)], Looking(cache=False))
+    sets = reference.features(
+        [(detectors[0], True), (detectors[1], False)], PassSettings(cache=False)
+    )
     assert len(passes) == 1
     assert sets[0].values is not None and sets[1].values is None
     assert_moments(sets[0], moments(4))
@@ -297,24 +286,11 @@ def test_images_go_through_networks_only_where_single_features_are_needed(tmp_pa
     stacked, stacks = [], reference.samples.images.stacks
     reference.samples.images.stacks = lambda ranges: stacked.append(1) or stacks(ranges)
     asked = [(detectors[2], False), (detectors[1], False), (detectors[0], True)]
-    sets = reference.features(asked, Looking(cache=False))
+    sets = reference.features(asked, PassSettings(cache=False))
     assert [one.values is None for one in sets] == [False, True, False]
     assert (len(passes), len(stacked)) == (2, 1)
     assert torch.equal(sets[0].values, sets[2].values)
     assert sets[0].given_statistics is None
-
-
-def test_messages_do_not_make_up_a_number_of_images(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", **moments(3))
-    real, _ = reference_features(str(tmp_path / "a.npz"), network(tmp_path))
-    told = r"detector inception, number of images not known\)"
-    with pytest.raises(UsageError, match=told):
-        require_values(real, side="real", metric="PRDC")
-    with pytest.raises(UsageError, match=told):
-        require_labels(real, side="real", metric="KNNAccuracy")
-    known = FeatureSet.from_values(detector="d", values=torch.zeros(5, 2))
-    with pytest.raises(UsageError, match=r"detector d, 5 images\)"):
-        require_labels(known, side="real", metric="KNNAccuracy")
 
 
 def test_a_url_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,8 +315,8 @@ def test_images_are_images(tmp_path: Path) -> None:
     assert "5 images, 8x8, png, inception, halves, float32, weights " in describe(about)
 
 
-@pytest.mark.parametrize("case", ["cut", "objects", "integers", "no zip", "bomb"])
-def test_damaged_npz(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("case", ["cut", "objects", "integers", "no zip"])
+def test_damaged_npz(tmp_path: Path, case: str) -> None:
     path = tmp_path / "a.npz"
     arrays: dict[str, np.ndarray] = moments()
     if case == "objects":
@@ -352,15 +328,7 @@ def test_damaged_npz(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch)
         path.write_bytes(path.read_bytes()[:-60])
     elif case == "no zip":
         path.write_bytes(b"PK nothing")
-    elif case == "bomb":
-        monkeypatch.setattr(statistics_files, "_ARRAY_LIMIT", 2**20)
-        np.savez_compressed(path, mu=np.zeros(400), sigma=np.zeros((400, 400)))
-        assert path.stat().st_size < 2**14
-    texts = {
-        "bomb": "at most 1048576",
-        "integers": "its mu is no array",
-        "objects": "Python objects",
-    }
+    texts = {"integers": "its mu is no array", "objects": "Python objects"}
     with pytest.raises(GuidexError, match=rf"a\.npz.*{texts.get(case, 'cannot be read')}"):
         reference_features(str(path), network(tmp_path))
 
@@ -428,13 +396,12 @@ def test_own_files_of_pixels_go_with_the_automatic_detector(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"guidex": np.array("{")}, "format 1"),
+        ({"guidex": np.array("{")}, "cannot be read"),
         ({"guidex": np.array(json.dumps({"format": 2}))}, "format 1"),
-        ({"guidex": np.array(json.dumps({"format": 1, "name": "x"}))}, "damaged"),
+        ({"guidex": np.array(json.dumps({"format": 1, "name": "x"}))}, "cannot be read"),
         ({"features": np.zeros((19, DIM), np.float32)}, r"features are float32 \(19, 6\)"),
-        ({"features": np.zeros((20, DIM))}, "features are float64|features has"),
+        ({"features": np.zeros((20, DIM))}, "features are float64"),
         ({"labels": np.zeros(20, np.int32)}, "labels are int32"),
-        ({"features": np.zeros((9000, DIM), np.float32)}, "can be right"),
     ],
 )
 def test_damaged_own_files(tmp_path: Path, change: dict[str, np.ndarray], text: str) -> None:
@@ -460,7 +427,7 @@ def doubts(
     look = {"detector": "inception", "dim": 100, "network": network}
     counts = {"real": real["count"], "fake": fake["count"]}
     found = [doubt for one in metrics or [Frechet()] for doubt in one.doubts(**counts, **look)]
-    return found + concerns(real=real, fake=fake)
+    return found + doubts_of_sides(real=real, fake=fake)
 
 
 def test_no_doubts() -> None:
@@ -595,8 +562,8 @@ def test_scores_of_few_images_are_doubted() -> None:
 def test_published_statistics_are_of_float32(tmp_path: Path) -> None:
     identity = Identity("inception", 4, "some", "0" * 64, "float16", False)
     file = read_statistics(edm2(tmp_path / "img512.pkl"))
-    told = concerns(
-        real={"detector": references._by_protocol("inception", identity, file)},
+    told = doubts_of_sides(
+        real={"detector": references._by_convention("inception", identity, file)},
         fake={"detector": {"precision": "float16"}},
     )
     assert told == ["real and fake features differ in precision: float32 and float16."]
@@ -713,4 +680,5 @@ def test_edm2s_references_are_found_by_their_names(
     assert published_reference("img512.pkl") == url
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
     config = compose("eval", ["images=.", "ref=img512.pkl", "detector=inception"]).config
-    assert Measures(Looking())._open(config, None, "").path == place
+    for ref in ("img512.pkl", url):
+        assert Measures(PassSettings())._open(config | {"ref": ref}, None, "").path == place

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from guidex.errors import GuidexError
 from guidex.features.features import FeatureSet
 from guidex.features.networks import NetworkDetector
 from guidex.features.vgg16 import PREFIX, URL, vgg16
@@ -114,21 +113,6 @@ class Malicious:
 
     def __reduce__(self) -> tuple[object, ...]:
         return os.mkdir, (self.path,)
-
-
-def test_no_code_in_a_weights_file_is_run(tmp_path: Path) -> None:
-    target = tmp_path / "made"
-    torch.save({"x": Malicious(str(target))}, tmp_path / "w.pth")
-    with pytest.raises(GuidexError, match="Nothing in the file was run"):
-        vgg16(str(tmp_path / "w.pth"))(images())
-    assert not target.exists()
-
-
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    tensors = {n: v for n, v in random_weights().items() if n != "classifier.3.weight"}
-    torch.save(tensors, tmp_path / "w.pth")
-    with pytest.raises(GuidexError, match="no weights of VGG16.*classifier.3.weight"):
-        vgg16(str(tmp_path / "w.pth"))(images())
 
 
 def test_the_published_file_is_torchvisions() -> None:

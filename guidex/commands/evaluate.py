@@ -8,9 +8,9 @@ from typing import Any
 from guidex.config.compose import Config, compose, path_first
 from guidex.config.presets import options
 from guidex.errors import UsageError
-from guidex.features.features import FeatureSet, check_comparable
+from guidex.features.detectors import detector_record
 from guidex.features.references import describe
-from guidex.features.samples import Looking, Samples, detector_record, open_samples
+from guidex.features.samples import PassSettings, Samples, open_samples
 from guidex.features.statistics_files import read_statistics
 from guidex.files.progress import Progress
 from guidex.reports.rows import Row
@@ -42,38 +42,47 @@ def evaluate(words: Sequence[str]) -> None:
     images = str(Path(str(config["images"])).expanduser())
     check_images(config, images)
     repeats = whole(config, "repeats")
-    _check_side(images, config["ref"])
+    file = read_statistics(Path(images))
+    if file is not None:  # the two sides have been exchanged
+        raise UsageError(
+            f"{images} is a reference ({file.kind}), not images to measure; did you mean "
+            f"guidex eval {config['ref'] or 'IMAGES'} ref={images}?"
+        )
     config["device"] = resolve_device(config["device"])
-    rank, how = this_rank(), looking(config)
+    rank, settings = this_rank(), pass_settings(config)
     samples = open_samples(images, **reading(config))
     _check_repeats(samples, repeats)
-    measured = Measures(how)
+    count = samples.count // repeats
+    measured = Measures(settings)
     measures = measured.get(
-        config,
-        count=samples.count // repeats,
-        chosen=are_metrics_chosen(words),
-        labelled=samples.has_labels,
+        config, count=count, chosen=are_metrics_chosen(words), labelled=samples.has_labels
     )
-    if not any(one.metrics for one in measures):
-        if any(one.config["metrics"] for one in measures):
+    if not any(measure.metrics for measure in measures):
+        if any(measure.config["metrics"] for measure in measures):
             raise UsageError("none of the metrics can be computed: each is left out (see above)")
         raise UsageError(f"no metrics chosen; there are {', '.join(options('metrics'))}")
-    warnings = _check(samples, measures, repeats, quiet=not rank.first)
+    doubts = _check(samples, measures, count)
+    if rank.first:
+        _tell(samples, measures, doubts)
     volatile = (*VOLATILE, "device", "cache")
     identity = {"command": "eval", **{k: v for k, v in config.items() if k not in volatile}}
     folder = output_folder(config["out"], "eval", Path(images).resolve().name, identity)
     with run_folder(folder, identity, bool(config["overwrite"]), rank):
-        measured.look()
+        measured.make_features()
         began = time.perf_counter()
-        fakes = samples.features([one.detector for one in measures], how)
+        fakes = samples.features([measure.detector for measure in measures], settings)
         if not rank.first:
             return  # this process has done its share; the first one measures
-        values = _values(measures, fakes, repeats)
+        values: dict[str, float] = {}
+        with Progress("measuring", len(measures), unit="parts", delay=2) as bar:
+            for measure, fake in zip(measures, fakes, strict=True):
+                values |= measure.values(repeats_of(fake, repeats))
+                bar.update(1)
         row = Row(
             point=0,
             values={},
             guidance="",
-            images=fakes[0].count // repeats,
+            images=count,
             repeats=repeats,
             metrics=values,
             settings=settings_of(measures) | _settings(config, samples),
@@ -85,10 +94,10 @@ def evaluate(words: Sequence[str]) -> None:
             plan={},
             config={
                 **config,
-                "reals": [one.about_real for one in measures],
+                "reals": [measure.about_real for measure in measures],
                 "source": samples.about,
-                "detectors": [detector_record(one.detector) for one in measures],
-                "warnings": warnings,
+                "detectors": [detector_record(measure.detector) for measure in measures],
+                "warnings": doubts,
             },
             provenance=provenance(config) | made_by("eval", words),
             unit="samples" if samples.images is None else "images",
@@ -99,22 +108,23 @@ def evaluate(words: Sequence[str]) -> None:
         print(file)
 
 
-def _check(samples: Samples, measures: Sequence[Measure], repeats: int, quiet: bool) -> list[str]:
-    """Tell what is compared, refuse what cannot be, and doubt what should not be, before any image
-    goes through a network; returns the doubts."""
-    warnings = []
-    for told in dict.fromkeys(describe(one.about_real) for one in measures if one.about_real):
-        if not quiet:
-            print(f"real: {told}")
-    if not quiet:
-        records = [detector_record(one.detector) for one in measures]
-        print(f"fake: {describe(samples.about | (records[0] if len(records) == 1 else {}))}")
-    for one in measures:
-        one.check_samples(samples.one())
-        warnings += one.concerns({**samples.about, "count": samples.count // repeats})
-    if not quiet:
-        warn(warnings)
-    return list(dict.fromkeys(warnings))
+def _check(samples: Samples, measures: Sequence[Measure], count: int) -> list[str]:
+    """Refuse what cannot be compared, before any image goes through a network; returns what to
+    doubt."""
+    doubts: list[str] = []
+    for measure in measures:
+        measure.check_samples(samples.blank())
+        doubts += measure.doubts({**samples.about, "count": count})
+    return list(dict.fromkeys(doubts))
+
+
+def _tell(samples: Samples, measures: Sequence[Measure], doubts: Sequence[str]) -> None:
+    """Say what is compared, and what to doubt."""
+    for text in dict.fromkeys(describe(m.about_real) for m in measures if m.about_real):
+        print(f"real: {text}")
+    record = detector_record(measures[0].detector) if len(measures) == 1 else {}
+    print(f"fake: {describe(samples.about | record)}")
+    warn(doubts)
 
 
 def _check_repeats(samples: Samples, repeats: int) -> None:
@@ -142,42 +152,17 @@ def _settings(config: Config, samples: Samples) -> dict[str, str]:
     return settings
 
 
-def _values(
-    measures: Sequence[Measure], fakes: Sequence[FeatureSet], repeats: int
-) -> dict[str, float]:
-    values: dict[str, float] = {}
-    with Progress("measuring", len(measures), unit="parts", delay=2) as bar:
-        for one, fake in zip(measures, fakes, strict=True):
-            if one.real is not None:
-                check_comparable(real=one.real, fake=fake)
-            values |= one.values(repeats_of(fake, repeats))
-            bar.update(1)
-    return values
-
-
-def looking(config: Config) -> Looking:
-    """How images get to detectors, from the keys batch and cache, and from torchrun."""
+def pass_settings(config: Config) -> PassSettings:
+    """How images go through detectors, from the keys batch and cache, and from torchrun."""
     rank = this_rank()
     if rank.count > 1 and not config["cache"]:
         raise UsageError("cache=false: several processes share their work by way of the cache")
-    return Looking(
-        batch=whole(config, "batch"), cache=config["cache"], rank=rank.index, ranks=rank.count
-    )
+    return PassSettings(whole(config, "batch"), config["cache"], rank.index, rank.count)
 
 
 def reading(config: Config) -> dict[str, Any]:
     """How files become images."""
     return {key: config[key] for key in ("resize", "crop", "bad")}
-
-
-def _check_side(images: str, ref: object) -> None:
-    """Refuse statistics where images are to be measured: the two sides have been exchanged."""
-    file = read_statistics(Path(images))
-    if file is not None:
-        raise UsageError(
-            f"{images} is a reference ({file.kind}), not images to measure; did you mean "
-            f"guidex eval {ref or 'IMAGES'} ref={images}?"
-        )
 
 
 def check_images(config: Config, images: str) -> None:

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from guidex.commands.evaluate import check_images, looking, reading
+from guidex.commands.evaluate import check_images, pass_settings, reading
 from guidex.config.compose import Config, compose, path_first
 from guidex.errors import UsageError
+from guidex.features.detectors import detector_record
 from guidex.features.references import describe
-from guidex.features.samples import detector_record, open_samples
+from guidex.features.samples import open_samples
 from guidex.features.statistics_files import write_statistics
 from guidex.runs.folder import require_space
 from guidex.runs.measure import Detectors
@@ -29,11 +30,11 @@ def make_reference(words: Sequence[str]) -> None:
     check_images(config, data)
     dest = _destination(config)
     config["device"] = resolve_device(config["device"])
-    how, detector = looking(config), Detectors().get(config)
+    settings, detector = pass_settings(config), Detectors().get(config)
     samples = open_samples(data, **reading(config))
     if samples.count < 2:
         raise UsageError(f"{data} has one image; statistics need at least 2")
-    [features] = samples.features([detector], how)
+    [features] = samples.features([detector], settings)
     if not this_rank().first:
         return  # this process has done its share
     singles = features.count * features.dim * 4 if config["features"] else 0

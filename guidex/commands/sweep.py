@@ -16,7 +16,7 @@ from guidex.config.instantiate import Models
 from guidex.features.detectors import detect_all
 from guidex.features.features import FeatureSet
 from guidex.features.references import describe
-from guidex.features.samples import Looking
+from guidex.features.samples import PassSettings
 from guidex.files.progress import Progress
 from guidex.reports.rows import Row, counted
 from guidex.reports.tables import terminal_table, write_tables
@@ -111,7 +111,7 @@ def _print_size(table: Table) -> None:
 def _prepare(table: Table, rank: Rank, chosen: bool) -> list[Task]:
     """Load models and references; whatever is wrong with them shows here."""
     decoders: dict[str, Models] = {}  # by device
-    measures = Measures(Looking(rank=rank.index, ranks=rank.count))
+    measures = Measures(PassSettings(rank=rank.index, ranks=rank.count))
     tasks = []
     for index, entry in enumerate(table.entries):
         if entry.planned is None:
@@ -131,7 +131,7 @@ def _prepare(table: Table, rank: Rank, chosen: bool) -> list[Task]:
     _check_samples(tasks)
     if rank.first:
         _tell(tasks)
-    measures.look()
+    measures.make_features()
     return tasks
 
 
@@ -165,12 +165,12 @@ def _inputs(tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:
 
 
 def _check_samples(tasks: Sequence[Task]) -> None:
-    """Send a blank sample of each kind through all that will look at samples."""
+    """Send a blank sample of each kind through all that will take samples."""
     kinds: dict[Hashable, Task] = {}
     for task in tasks:
         if task.is_measured:
-            lookers = tuple((id(one.detector), id(one.real)) for one in task.measures)
-            kinds[task.point.decoder, task.point.model.shape, lookers] = task
+            takers = tuple((id(one.detector), id(one.real)) for one in task.measures)
+            kinds[task.point.decoder, task.point.model.shape, takers] = task
     for task in kinds.values():
         model, device = task.point.model, task.point.planned.settings.device
         samples = task.point.kind.decode(torch.zeros(1, *model.shape, device=device))
@@ -191,7 +191,7 @@ def _tell(tasks: Sequence[Task]) -> None:
             if "path" in one.about_real:
                 told[f"real: {describe(one.about_real)}"] = None
             if one.metrics:
-                doubts |= dict.fromkeys(one.concerns(fake))
+                doubts |= dict.fromkeys(one.doubts(fake))
     for line in told:
         print(line)
     warn(list(doubts))

@@ -111,7 +111,7 @@ def _vit() -> nn.Module:
 
 def _timm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """OpenAI's tensors of the image encoder under timm's names."""
-    found = {}
+    renamed = {}
     for name, value in tensors.items():
         if not name.startswith(_VISUAL):
             continue  # of the text encoder
@@ -120,12 +120,12 @@ def _timm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             name = name.replace(theirs, timms)
         match name:
             case "class_embedding":
-                found["cls_token"] = value[None, None]
+                renamed["cls_token"] = value[None, None]
             case "positional_embedding":
-                found["pos_embed"] = value[None]
+                renamed["pos_embed"] = value[None]
             case "proj":
-                found["head.weight"] = value.T
-                found["head.bias"] = torch.zeros(value.shape[-1])  # timm's has one, OpenAI's none
+                renamed["head.weight"] = value.T
+                renamed["head.bias"] = torch.zeros(value.shape[-1])  # timm's has one, OpenAI's none
             case _:
-                found[name] = value
-    return found
+                renamed[name] = value
+    return renamed

@@ -1,7 +1,7 @@
 """Detectors: from images, or points, to the features that metrics compare."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol, Self
 
 import torch
@@ -36,27 +36,22 @@ class Identity:
 
 
 class Detector(Protocol):
-    """The interface: a pure function of one batch or a whole set.
+    """A pure function of one batch or a whole set.
 
     Attributes:
         name: features of equal names compare, and columns end in it; None where it depends on the
             samples.
+        identity: what its features depend on; None where that is known only of given samples.
+            UsageError and GuidexError: the weights of its network are not to be had.
     """
 
     name: str | None
 
     @property
-    def identity(self) -> Identity | None:
-        """What its features depend on; None where that is known only of given samples.
-
-        Raises:
-            UsageError, GuidexError: the weights of its network are not to be had.
-        """
-        ...
+    def identity(self) -> Identity | None: ...
 
     def to(self, device: str | torch.device) -> Self:
         """Itself, working on a device from now on."""
-        ...
 
     def __call__(self, samples: Tensor) -> tuple[str, Tensor]:
         """Name of the detector and features, float32 [N, D].
@@ -64,12 +59,9 @@ class Detector(Protocol):
         Arguments:
             samples: images, uint8 [N, C, H, W], or points, floating [N, d].
         """
-        ...
 
 
 class _WithoutNetwork:
-    """What detectors that only rearrange numbers have in common: any device will do."""
-
     def to(self, device: str | torch.device) -> Self:
         return self
 
@@ -83,7 +75,7 @@ class Pixels(_WithoutNetwork):
     def __call__(self, samples: Tensor) -> tuple[str, Tensor]:
         if samples.dtype != torch.uint8:
             raise UsageError(
-                "detector=pixels looks at images, but these are points; use detector=coordinates"
+                "detector=pixels takes images, but these are points; use detector=coordinates"
             )
         return "pixels", to_float(samples, torch.float32).flatten(1)
 
@@ -97,7 +89,7 @@ class Coordinates(_WithoutNetwork):
     def __call__(self, samples: Tensor) -> tuple[str, Tensor]:
         if samples.dtype == torch.uint8:
             raise UsageError(
-                "detector=coordinates looks at points, but these are images; use detector=pixels"
+                "detector=coordinates takes points, but these are images; use detector=pixels"
             )
         return "coordinates", samples.float().flatten(1)
 
@@ -112,32 +104,37 @@ class Automatic(_WithoutNetwork):
         return detector(samples)
 
 
-def look(detectors: Sequence[Detector], samples: Tensor) -> list[tuple[str, Tensor]]:
-    """What each detector makes of samples; several outputs of one network are of one pass."""
+def run_detectors(
+    detectors: Sequence[Detector], samples: Tensor
+) -> dict[Detector, tuple[str, Tensor]]:
+    """Name and features by each detector; several outputs of one network are of one pass."""
     groups: dict[Hashable, list[Detector]] = {}
-    for detector in detectors:
+    for detector in dict.fromkeys(detectors):
         groups.setdefault(getattr(detector, "group", detector), []).append(detector)
-    found: dict[Detector, tuple[str, Tensor]] = {}
+    outputs: dict[Detector, tuple[str, Tensor]] = {}
     for first, *others in groups.values():
         if not others:
-            found[first] = first(samples)
+            outputs[first] = first(samples)
             continue
+        group = (first, *others)
         _, features = first.joined(others)(samples)
-        parts = features.split([one.identity.dim for one in (first, *others)], dim=1)
-        found |= {one: (one.name, part) for one, part in zip((first, *others), parts, strict=True)}
-    return [found[detector] for detector in detectors]
+        parts = features.split([detector.identity.dim for detector in group], dim=1)
+        outputs |= {d: (d.name, part) for d, part in zip(group, parts, strict=True)}
+    return outputs
 
 
 def detect_all(
     detectors: Sequence[Detector], samples: Tensor, labels: Tensor | None, batch: int = 1024
 ) -> list[FeatureSet]:
     """All samples through different detectors, `batch` at a time; the results are on the CPU."""
-    parts = [look(detectors, some) for some in samples.split(batch)]
+    outputs = [run_detectors(detectors, part) for part in samples.split(batch)]
     return [
         FeatureSet.from_values(
-            detector=own[0][0], values=torch.cat([part.cpu() for _, part in own]), labels=labels
+            detector=outputs[0][detector][0],
+            values=torch.cat([output[detector][1].cpu() for output in outputs]),
+            labels=labels,
         )
-        for own in zip(*parts, strict=True)
+        for detector in detectors
     ]
 
 
@@ -146,3 +143,25 @@ def detect(
 ) -> FeatureSet:
     """The same through one detector."""
     return detect_all([detector], samples, labels, batch)[0]
+
+
+def output_of(detector: Detector, sample: Tensor) -> tuple[str, int]:
+    """Name of the detector and number of features D for samples; no network is run to tell.
+
+    Arguments:
+        sample: something like them, uint8 [1, C, H, W] or floating [1, d].
+
+    Raises:
+        UsageError: the detector does not take such samples.
+    """
+    identity = detector.identity
+    if identity is not None and identity.dim is not None and sample.dtype == torch.uint8:
+        return identity.name, identity.dim
+    name, features = detector(sample)
+    return name, features.shape[1]
+
+
+def detector_record(detector: Detector) -> dict[str, object]:
+    """What there is to know of a network, as plain data; nothing where there is no network."""
+    identity = detector.identity
+    return {} if identity is None or identity.weights is None else {"detector": asdict(identity)}

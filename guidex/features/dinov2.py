@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from guidex.errors import GuidexError
 from guidex.features.networks import NetworkDetector, Precision, resize_by_pillow
 from guidex.features.weights import Weights, optional
 
@@ -90,7 +89,7 @@ def dinov2(
         package="timm",
         weights=Weights(f"DINOv2 ViT-{size}/14", weights, url),
         build=lambda file: DINOv2(file, architecture),
-        prepare=partial(resize_by_pillow, side=SIDE) if resize == "pil" else lambda images: images,
+        prepare=partial(resize_by_pillow, side=SIDE) if resize == "pil" else None,
         precision=precision,
         compile=compile,
     )
@@ -156,20 +155,13 @@ def _timm_names(
     tensors: dict[str, Tensor], weights: Weights, architecture: Architecture
 ) -> dict[str, Tensor]:
     """torch.hub's tensors under timm's names, for 16 x 16 patches."""
-    embedding = tensors.get("pos_embed")
-    if (
-        embedding is None
-        or embedding.ndim != 3
-        or embedding.shape[0] != 1
-        or embedding.shape[2] != architecture.width
-        or round((embedding.shape[1] - 1) ** 0.5) ** 2 != embedding.shape[1] - 1
-        or embedding.shape[1] < 2
-    ):
-        found = "none" if embedding is None else list(embedding.shape)
-        raise GuidexError(
-            f"{weights.path} holds no weights of {weights.what}: its position embedding is {found},"
-            f" and [1, 1 + a square, {architecture.width}] is needed. The published file is "
-            f"{weights.url}"
+    embedding = tensors.get("pos_embed", torch.empty(0))
+    patches = embedding.shape[1] - 1 if embedding.ndim == 3 else 0
+    square = patches > 0 and round(patches**0.5) ** 2 == patches
+    if not square or embedding.shape[::2] != (1, architecture.width):
+        raise weights.mismatch(
+            f"its position embedding is {list(embedding.shape)}, and [1, 1 + a square, "
+            f"{architecture.width}] is needed"
         )
     renamed = {
         name.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2."): value

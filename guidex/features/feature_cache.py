@@ -17,7 +17,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
@@ -34,7 +34,7 @@ from guidex.files.cache import cache_dir
 FORMAT = "2"  # changes where features would, with all else the same
 
 BLOCK = 1024
-"""Images whose features are kept together while a set is being looked at."""
+"""Images whose features are kept together while a set goes through a network."""
 
 LIMIT = 20 * 2**30
 
@@ -75,12 +75,12 @@ class FeatureStore:
         if self._path.is_file():  # another process has finished
             return self._read(self._path, self._key, rows, self.count)
         size = rows.stop - rows.start
-        return self._read(self._part(block), self._key_of(block), slice(0, size), size)
+        return self._read(self._part(block), self._part_key(block), slice(0, size), size)
 
     def keep_block(self, block: int, features: Tensor) -> bool:
         """Keep the features of a block, on the CPU; returns whether they are on disk now."""
-        key = self._key_of(block)
-        return self._write(self._part(block), key, len(features), lambda: iter([features]))
+        key = self._part_key(block)
+        return self._write(self._part(block), key, len(features), lambda: [features])
 
     def keep(self, blocks: Mapping[int, Tensor | None]) -> Tensor:
         """Keep all features in one file, and return them, mapped from it: they never are in memory
@@ -95,8 +95,13 @@ class FeatureStore:
 
         def parts() -> Iterator[Tensor]:
             for block in sorted(blocks):
-                features = blocks[block]
-                yield self._kept(block) if features is None else features
+                features = self.read_block(block) if blocks[block] is None else blocks[block]
+                if features is None:
+                    raise GuidexError(
+                        f"{self._part(block)} was deleted or damaged while it was needed; run "
+                        "again, which goes on from the other blocks."
+                    )
+                yield features
 
         if not self._path.is_file():
             self._write(self._path, self._key, self.count, parts)
@@ -107,23 +112,14 @@ class FeatureStore:
         _drop_old(self._path)
         return features
 
-    def _kept(self, block: int) -> Tensor:
-        features = self.read_block(block)
-        if features is None:
-            raise GuidexError(
-                f"{self._part(block)} was deleted or damaged while it was needed; run again, which "
-                "goes on from the other blocks."
-            )
-        return features
-
-    def _key_of(self, block: int) -> dict[str, object]:
+    def _part_key(self, block: int) -> dict[str, object]:
         return {**self._key, "block": block}
 
     def _part(self, block: int) -> Path:
         return self._parts / f"{block:06d}.safetensors"
 
     def _write(
-        self, path: Path, key: dict[str, object], count: int, parts: Callable[[], Iterator[Tensor]]
+        self, path: Path, key: dict[str, object], count: int, parts: Callable[[], Iterable[Tensor]]
     ) -> bool:
         """Write float32 features [count, D], by parts that are whole blocks, in the layout of
         safetensors; returns whether that went well."""
@@ -158,16 +154,14 @@ class FeatureStore:
         """Some rows, which are whole blocks, of a file that should hold `count` of them."""
         if not path.is_file():
             return None
-        try:
+        with contextlib.suppress(OSError, SafetensorError):
             with safe_open(path, framework="pt", device="cpu") as file:
                 about = file.metadata() or {}
                 features = file.get_tensor("features")  # mapped; get_slice would copy
-                if about.get("key") == _text(key) and features.shape == (count, self.identity.dim):
-                    sums = _sums(features[rows])
-                    if sums == about.get("sums", "").split()[rows.start // BLOCK :][: len(sums)]:
-                        return features[rows]
-        except (OSError, SafetensorError):
-            pass
+            if about.get("key") == _text(key) and features.shape == (count, self.identity.dim):
+                sums, first = _sums(features[rows]), rows.start // BLOCK
+                if sums == about.get("sums", "").split()[first : first + len(sums)]:
+                    return features[rows]
         log.warning("%s is damaged or of another kind; making it again.", path)
         with contextlib.suppress(OSError):
             path.unlink()
@@ -179,7 +173,7 @@ def _drop_old(newest: Path) -> None:
     total = 0
     with contextlib.suppress(OSError):
         used = [(path.stat(), path) for path in newest.parent.glob("*.safetensors")]
-        for status, path in sorted(used, key=lambda one: one[0].st_mtime, reverse=True):
+        for status, path in sorted(used, key=lambda file: file[0].st_mtime, reverse=True):
             total += status.st_size
             if total > LIMIT and path != newest:
                 path.unlink()

@@ -16,7 +16,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from guidex.errors import GuidexError
 from guidex.features.networks import NetworkDetector, Precision
 from guidex.features.weights import Weights, optional
 
@@ -34,6 +33,7 @@ _LAYERS = {
     "pool3": ("inception", "2048", 2048),
     # Without the bias of the last layer: what the Inception score has always been computed from.
     "logits": ("inception_logits", "logits_unbiased", 1008),
+    # The first layer that torch-fidelity can stop at behind mixed_6, which a hook reads.
     "spatial": ("inception_spatial", "768", SPATIAL_CHANNELS * 17 * 17),
 }
 
@@ -52,20 +52,17 @@ def inception(
             numbers, for the Inception score; "spatial", 2023 numbers, for sFID.
         precision, compile: see `NetworkDetector`.
     """
-    name, layer, dim = _LAYERS[features]
+    name, _, dim = _LAYERS[features]
     return NetworkDetector(
         name=name,
         dim=dim,
         resize="bilinear without antialiasing to 299 (TensorFlow 1)",
         package="torch_fidelity",
         weights=Weights("Inception-v3 (2015-12-05)", weights, URL, PREFIX),
-        build=lambda file: (
-            SpatialInception(file) if features == "spatial" else Inception(file, layer)
-        ),
-        prepare=lambda images: images,
+        build=lambda file: Inception(file, [features]),
         precision=precision,
         compile=compile,
-        join=JoinedInception,
+        join=Inception,
         output=features,
     )
 
@@ -95,11 +92,7 @@ class Extractor(nn.Module):
         try:
             self.extractor = make(network, list(layers), feature_extractor_weights_path=file)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise GuidexError(
-                f"{weights.path} holds no weights of {weights.what} ({reason:.300}). "
-                f"The published file is {weights.url}"
-            ) from error
+            raise weights.mismatch(error) from error
 
     def forward(self, images: Tensor) -> Tensor:
         """Features [B, D], float32, of images uint8 [B, 3, H, W]."""
@@ -107,67 +100,36 @@ class Extractor(nn.Module):
 
 
 class Inception(Extractor):
-    """Inception-v3; arguments as for `Extractor`."""
-
-    def __init__(self, weights: Weights, *layers: str) -> None:
-        super().__init__(
-            weights, "feature_extractor_inceptionv3", "FeatureExtractorInceptionV3", *layers
-        )
-
-
-class SpatialInception(Inception):
-    """Inception-v3 as far as the features of sFID, of which nothing behind is computed.
+    """Inception-v3 with the features of one or several detectors, side by side, from one pass.
 
     The graph's eleven blocks mixed, mixed_1, ... mixed_10 are torch-fidelity's Mixed_5b to 5d, 6a
     to 6e and 7a to 7c in this order, so that mixed_6 is Mixed_6d; its conversion of the weights
     pairs them so, too. Of a block, `conv` is what lies in none of the towers: the 1 x 1 branch.
     The node of that very name is the last one of its scope (Conv2D, batchnorm, CheckNumerics,
     control_dependency, conv), behind the ReLU.
-    """
-
-    def __init__(self, weights: Weights) -> None:
-        # The layer "768" is the mean over all places of what leaves Mixed_6e.
-        super().__init__(weights, _LAYERS["spatial"][1])
-        self.extractor.Mixed_6d = _Leading(self.extractor.Mixed_6d.branch1x1)
-        self.extractor.Mixed_6e = nn.Identity()
-
-
-class _Leading(nn.Module):
-    """The first channels of a branch, all as channels of a single place, whose mean they are."""
-
-    def __init__(self, branch: nn.Module) -> None:
-        super().__init__()
-        self.branch = branch
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, 7 H W, 1, 1]."""
-        return _leading(self.branch(x))[:, :, None, None]
-
-
-class JoinedInception(Inception):
-    """Inception-v3 with the features of several detectors side by side, from one pass.
 
     Arguments:
         weights: as for `Extractor`.
-        outputs: two or more of pool3, logits and spatial.
+        outputs: some of pool3, logits and spatial.
     """
 
     def __init__(self, weights: Weights, outputs: Sequence[str]) -> None:
         self.outputs = tuple(outputs)
-        self.behind = [output for output in outputs if output != "spatial"]
-        super().__init__(weights, *(_LAYERS[output][1] for output in self.behind))
+        super().__init__(
+            weights,
+            "feature_extractor_inceptionv3",
+            "FeatureExtractorInceptionV3",
+            *(_LAYERS[output][1] for output in outputs),
+        )
         self.extractor.Mixed_6d.branch1x1.register_forward_hook(self._keep)
 
     def forward(self, images: Tensor) -> Tensor:
         """Features [B, sum of D], float32, of images uint8 [B, 3, H, W]."""
-        found = dict(zip(self.behind, self.extractor(images), strict=True))
-        found["spatial"] = _leading(self.seen).float()
-        return torch.cat([found[output] for output in self.outputs], dim=1)
+        features = dict(zip(self.outputs, self.extractor(images), strict=True))
+        if "spatial" in features:
+            leading = self.branch[:, :SPATIAL_CHANNELS]
+            features["spatial"] = leading.permute(0, 2, 3, 1).flatten(1).float()
+        return torch.cat([features[output] for output in self.outputs], dim=1)
 
     def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self.seen = output
-
-
-def _leading(x: Tensor) -> Tensor:
-    """The features of sFID, [B, 7 H W], of the branch [B, C, H, W]."""
-    return x[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+        self.branch = output

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Literal, Self
 
@@ -60,15 +60,16 @@ class NetworkDetector:
         package: str,
         weights: Weights,
         build: Callable[[Weights], nn.Module],
-        prepare: Callable[[Tensor], Tensor],
-        precision: Precision,
-        compile: bool,
+        prepare: Callable[[Tensor], Tensor] | None = None,
+        precision: Precision = "float32",
+        compile: bool = False,
         join: Callable[[Weights, Sequence[str]], nn.Module] | None = None,
         output: str = "",
     ) -> None:
         self.name, self._dim, self._resize = name, dim, resize
         self._package = package
-        self._weights, self._build, self._prepare = weights, build, prepare
+        self._weights, self._build = weights, build
+        self._prepare = prepare or (lambda images: images)
         self._precision, self._compile = precision, compile
         self._join, self._output = join, output
         self._joined: dict[tuple[str, ...], NetworkDetector] = {}
@@ -90,7 +91,11 @@ class NetworkDetector:
             weights=self._weights.sha256,
             precision=self._precision,
             compiled=self._compile,
-            versions=", ".join(f"{one} {_version(one)}" for one in (self._package, "torch")),
+            # Without the part that tells builds of torch for devices apart.
+            versions=", ".join(
+                f"{package} {version(package).partition('+')[0]}"
+                for package in (self._package, "torch")
+            ),
         )
 
     def to(self, device: str | torch.device) -> Self:
@@ -111,14 +116,17 @@ class NetworkDetector:
         """
         if samples.dtype != torch.uint8 or samples.ndim != 4 or samples.shape[1] not in (1, 3):
             raise UsageError(
-                f"detector={self.name} looks at images, but these are "
+                f"detector={self.name} takes images, but these are "
                 f"{str(samples.dtype).removeprefix('torch.')} {list(samples.shape)}; "
                 "use detector=coordinates for points"
             )
         if self._network is None:
-            self._network = self._made()
+            network = self._build(self._weights).eval().requires_grad_(False).to(self._device)
+            self._network = torch.compile(network) if self._compile else network
         images = samples.expand(-1, 3, -1, -1)
-        with self._arithmetic():
+        dtype = getattr(torch, self._precision)
+        autocast = torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32)
+        with full_float32(), autocast:
             parts = [
                 self._network(self._prepare(part).to(self._device, non_blocking=True))
                 for part in images.split(CPU_PASS if self._device.type == "cpu" else PASS)
@@ -134,11 +142,11 @@ class NetworkDetector:
 
     def joined(self, others: Sequence["NetworkDetector"]) -> "NetworkDetector":
         """One detector with the features of itself and of others of its group side by side."""
-        outputs = (self._output, *(one._output for one in others))
+        outputs = (self._output, *(other._output for other in others))
         if outputs not in self._joined:
             made = NetworkDetector(
-                name="+".join([self.name, *(one.name for one in others)]),
-                dim=self._dim + sum(one._dim for one in others),
+                name="+".join([self.name, *(other.name for other in others)]),
+                dim=self._dim + sum(other._dim for other in others),
                 resize=self._resize,
                 package=self._package,
                 weights=self._weights,
@@ -149,26 +157,6 @@ class NetworkDetector:
             )
             self._joined[outputs] = made.to(self._device)
         return self._joined[outputs]
-
-    def _made(self) -> Callable[[Tensor], Tensor]:
-        network = self._build(self._weights).eval().requires_grad_(False).to(self._device)
-        return torch.compile(network) if self._compile else network
-
-    @contextmanager
-    def _arithmetic(self) -> Iterator[None]:
-        dtype = getattr(torch, self._precision)
-        autocast = (
-            nullcontext()
-            if dtype == torch.float32
-            else torch.autocast(self._device.type, dtype=dtype)
-        )
-        with full_float32(), autocast:
-            yield
-
-
-def _version(package: str) -> str:
-    """Of an installed package, without the part that tells builds of torch for devices apart."""
-    return version(package).partition("+")[0]
 
 
 @contextmanager

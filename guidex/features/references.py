@@ -1,8 +1,7 @@
 """References: statistics that were published, statistics of our own, images, or a model's data.
 
-They are opened first, which tells all that there is to know of them, and looked at by networks
-later. Statistics are of one detector and one way to resize, and compare with no other; they are
-refused where they do not fit, at once.
+They are opened first, which tells all that is known of them before any network runs. Statistics are
+of one detector and one way to resize, and are refused at once where they do not fit.
 """
 
 import dataclasses
@@ -10,96 +9,109 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from guidex.errors import UsageError
-from guidex.features.detectors import Detector, Identity, detect
+from guidex.features.detectors import Detector, Identity, detector_record, output_of
 from guidex.features.doubts import NOT_RECORDED
-from guidex.features.features import FeatureSet
-from guidex.features.samples import (
-    Looking,
-    Samples,
-    detector_record,
-    model_features,
-    model_samples,
-    open_samples,
-)
+from guidex.features.features import FeatureSet, SetDescription
+from guidex.features.samples import PassSettings, Samples, model_samples, open_samples
 from guidex.features.statistics_files import BARE, StatisticsFile, read_statistics
 from guidex.files.cache import fetch, file_sha256
 from guidex.files.progress import download_bar
-from guidex.models.denoiser import ExactDenoiser
 
 
-@dataclass(eq=False)
-class Real:
-    """The real side of a comparison by one detector, as it is known before any network looks.
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Statistics, samples, or (ADM's files) both, opened: nothing about it is damaged.
 
     Attributes:
-        detector, dim, has_labels, truth: as of the `FeatureSet` to come.
-        count: number of single images, where there are any; otherwise that of the statistics, 0
-            where it is not recorded.
-        has_values: whether there are single images, or features of them.
-        about: what there is to know, as plain data; its count is of the images that statistics are
-            of, None where it is not recorded.
-        features: None until somebody makes them (see `Reference.features`) and puts them here.
+        source: path or URL as given, or name of a model.
+        path: the file, or a folder of images; None for a model's data.
+        file: the statistics, or None.
+        samples: the images or points, or None.
+        most: number of single features that are taken of the file's, or None for all.
     """
 
-    detector: str
-    dim: int
-    count: int
-    has_values: bool
-    has_labels: bool
-    truth: ExactDenoiser | None
-    about: dict[str, Any]
-    features: FeatureSet | None = None
+    source: str
+    path: Path | None
+    file: StatisticsFile | None
+    samples: Samples | None
+    most: int | None = None
 
-
-class Reference(Protocol):
-    """A reference that is open: nothing about it is wrong, and no network has looked at it."""
-
-    def real(self, detector: Detector) -> Real:
+    def description(self, detector: Detector) -> SetDescription:
         """What it is to a detector.
 
         Raises:
             UsageError: statistics of another detector, resize, weights or dimension.
         """
-        ...
+        samples, file = self.samples, self.file
+        if not self._has_statistics(detector):
+            about = samples.about | detector_record(detector)
+            name, dim = output_of(detector, samples.blank())
+            return SetDescription(
+                name, dim, samples.count, True, samples.has_labels, samples.truth, about
+            )
+        identity = detector.identity
+        name = _statistics_for(file, identity, self.path)
+        shown, dim = name if identity is None else identity.name, file.statistics[name].dim
+        about = {
+            "path": self.source,
+            "kind": file.kind,
+            "count": file.count,
+            "sha256": self._sha256,
+            "detector": _by_convention(name, identity, file),
+            **file.record,
+        }
+        if samples is not None:
+            about["features"] = samples.count
+            about |= {key: samples.about[key] for key in ("shape", "formats")}
+            return SetDescription(shown, dim, samples.count, True, samples.has_labels, None, about)
+        has_values, count = file.values is not None, file.count or 0
+        if has_values:
+            count = min(count, self.most or count)
+        return SetDescription(shown, dim, count, has_values, file.labels is not None, None, about)
 
-    def features(self, asked: Sequence[tuple[Detector, bool]], how: Looking) -> list[FeatureSet]:
+    def features(
+        self, asked: Sequence[tuple[Detector, bool]], settings: PassSettings
+    ) -> list[FeatureSet]:
         """Features for detectors, on the CPU; each image is decoded once for all of them.
 
         Arguments:
             asked: the detectors, each with whether single features are needed where there are
                 statistics. Where not, no image goes through it.
-            how: how images get to detectors.
+            settings: how images go through detectors.
         """
-        ...
+        run = [
+            detector
+            for detector, single in asked
+            if self.samples is not None and (single or not self._has_statistics(detector))
+        ]
+        sets = dict(zip(run, self.samples.features(run, settings), strict=True)) if run else {}
+        return [self._with_statistics(detector, sets.get(detector)) for detector, _ in asked]
 
+    def _with_statistics(self, detector: Detector, features: FeatureSet | None) -> FeatureSet:
+        if not self._has_statistics(detector):
+            return features
+        file, identity = self.file, detector.identity
+        name = _statistics_for(file, identity, self.path)
+        statistics = file.statistics[name]
+        if features is not None:
+            return dataclasses.replace(features, given_statistics=statistics)
+        shown = name if identity is None else identity.name
+        whole = FeatureSet(shown, file.count or 0, file.values, file.labels, statistics)
+        return whole.at_most(self.most)
 
-class Seen(NamedTuple):
-    """Name of a detector and number of features D that it gives."""
+    def _has_statistics(self, detector: Detector) -> bool:
+        """Whether a detector takes the statistics: of ADM's files, those other than Inception's
+        take the images alone."""
+        if self.file is None or self.samples is None or detector.identity is None:
+            return self.file is not None
+        return detector.identity.name in self.file.statistics
 
-    detector: str
-    dim: int
-
-
-def seen_by(detector: Detector, sample: Tensor) -> Seen:
-    """What a detector will make of samples. No network is run to tell.
-
-    Arguments:
-        sample: something like them, uint8 [1, C, H, W] or floating [1, d].
-
-    Raises:
-        UsageError: the detector does not look at such samples.
-    """
-    identity = detector.identity
-    if identity is not None and identity.dim is not None and sample.dtype == torch.uint8:
-        return Seen(identity.name, identity.dim)
-    seen = detect(detector, sample, None)
-    return Seen(seen.detector, seen.dim)
+    @cached_property
+    def _sha256(self) -> str:
+        return file_sha256(self.path)
 
 
 def open_reference(
@@ -116,12 +128,14 @@ def open_reference(
         UsageError: no such file.
         GuidexError: a damaged file.
     """
-    path = _fetched(source) if "://" in source else Path(source)
-    file = read_statistics(path)
-    samples = None
+    path = Path(source)
+    if "://" in source:
+        with download_bar(source.rpartition("/")[2]) as progress:
+            path = fetch(source, progress=progress)
+    file, samples = read_statistics(path), None
     if file is None or file.has_images:
         samples = open_samples(str(path), resize=resize, crop=crop, bad=bad).at_most(most)
-    return _FileReference(source, path, file, samples, most)
+    return Reference(source, path, file, samples, most)
 
 
 def open_model(model: object, name: str, most: int | None = None) -> Reference:
@@ -130,120 +144,10 @@ def open_model(model: object, name: str, most: int | None = None) -> Reference:
     Raises:
         UsageError: the model does not know them.
     """
-    samples, labels = model_samples(model)
-    return _ModelReference(model, name, samples, labels is not None, most)
+    return Reference(name, None, None, model_samples(model, name).at_most(most))
 
 
-@dataclass(frozen=True, eq=False)
-class _FileReference:
-    """Statistics, images, or (ADM's files) both.
-
-    Attributes:
-        source: as given.
-        path: the file, or a folder of images.
-        file: the statistics, or None.
-        samples: the images or points, or None.
-        most: number of single features that are taken of the file's, or None for all.
-    """
-
-    source: str
-    path: Path
-    file: StatisticsFile | None
-    samples: Samples | None
-    most: int | None
-
-    def real(self, detector: Detector) -> Real:
-        if not self._has_statistics(detector):
-            name, dim = seen_by(detector, self.samples.one())
-            about = self.samples.about | detector_record(detector)
-            return Real(name, dim, self.samples.count, True, self.samples.has_labels, None, about)
-        name, file = _chosen(self.file, detector.identity, self.path), self.file
-        dim = file.statistics[name].dim
-        shown = name if detector.identity is None else detector.identity.name
-        about = {
-            "path": self.source,
-            "kind": file.kind,
-            "count": file.count,
-            "sha256": self._sha256,
-            "detector": _by_protocol(name, detector.identity, file),
-            **file.record,
-        }
-        if self.samples is None:
-            singles, labels = file.values is not None, file.labels is not None
-            count = min(self._recorded, self.most or self._recorded) if singles else self._recorded
-            return Real(shown, dim, count, singles, labels, None, about)
-        images = self.samples.images
-        about |= {
-            "features": len(images),
-            "shape": list(images.shape),
-            "formats": sorted(images.kinds),
-        }
-        return Real(shown, dim, len(images), True, self.samples.has_labels, None, about)
-
-    def features(self, asked: Sequence[tuple[Detector, bool]], how: Looking) -> list[FeatureSet]:
-        lookers = [
-            detector
-            for detector, singles in asked
-            if self.samples is not None and (singles or not self._has_statistics(detector))
-        ]
-        found = self.samples.features(lookers, how) if lookers else []
-        seen = dict(zip(lookers, found, strict=True))
-        return [self._features(detector, seen.get(detector)) for detector, _ in asked]
-
-    def _features(self, detector: Detector, seen: FeatureSet | None) -> FeatureSet:
-        if not self._has_statistics(detector):
-            return seen
-        file, name = self.file, _chosen(self.file, detector.identity, self.path)
-        statistics = file.statistics[name]
-        if seen is not None:
-            return dataclasses.replace(seen, given_statistics=statistics)
-        shown = name if detector.identity is None else detector.identity.name
-        whole = FeatureSet(shown, self._recorded, file.values, file.labels, statistics, None)
-        return whole.at_most(self.most)
-
-    def _has_statistics(self, detector: Detector) -> bool:
-        """Whether a detector takes the statistics: of ADM's files, those other than Inception's
-        take the images alone."""
-        if self.file is None or self.samples is None or detector.identity is None:
-            return self.file is not None
-        return detector.identity.name in self.file.statistics
-
-    @property
-    def _recorded(self) -> int:
-        return 0 if self.file.count is None else self.file.count
-
-    @cached_property
-    def _sha256(self) -> str:
-        return file_sha256(self.path)
-
-
-@dataclass(frozen=True, eq=False)
-class _ModelReference:
-    """Data of a model, `samples` [N, ...]."""
-
-    model: ExactDenoiser
-    name: str
-    samples: Tensor
-    has_labels: bool
-    most: int | None
-
-    def real(self, detector: Detector) -> Real:
-        name, dim = seen_by(detector, self.samples[:1])
-        count = min(len(self.samples), self.most or len(self.samples))
-        about = {"model": self.name, "count": count, **detector_record(detector)}
-        truth = self.model if self.model.space == "points" else None
-        return Real(name, dim, count, True, self.has_labels, truth, about)
-
-    def features(self, asked: Sequence[tuple[Detector, bool]], how: Looking) -> list[FeatureSet]:
-        return [model_features(self.model, one).at_most(self.most) for one, _ in asked]
-
-
-def _fetched(url: str) -> Path:
-    with download_bar(url.rpartition("/")[2]) as progress:
-        return fetch(url, progress=progress)
-
-
-def _by_protocol(name: str, identity: Identity | None, file: StatisticsFile) -> dict[str, str]:
+def _by_convention(name: str, identity: Identity | None, file: StatisticsFile) -> dict[str, str]:
     """What published statistics do not say of themselves, but their names imply."""
     if identity is None:
         return {"name": name}
@@ -253,8 +157,8 @@ def _by_protocol(name: str, identity: Identity | None, file: StatisticsFile) -> 
     return {"name": name, "resize": resize, "precision": "float32"}
 
 
-def _chosen(file: StatisticsFile, identity: Identity | None, path: Path) -> str:
-    """The detector whose statistics are meant, if they are what this one would have made."""
+def _statistics_for(file: StatisticsFile, identity: Identity | None, path: Path) -> str:
+    """The detector whose statistics are meant, if they are what the given one would have made."""
     names = list(file.statistics)
     choices = " or ".join(f"detector={name}" for name in names)
     if identity is None:

@@ -1,8 +1,6 @@
 """Files of statistics: EDM2's .pkl (FID and FD_DINOv2), the .npz with `mu` and `sigma` of EDM,
 pytorch-fid and others (FID), ADM's .npz (those, `mu_s` and `sigma_s` for sFID, and images under
-`arr_0`), and guidex's own .npz.
-
-Nothing in them is trusted: no pickle is executed, and arrays have limits.
+`arr_0`), and guidex's own .npz. No pickle in them is executed.
 """
 
 import json
@@ -34,9 +32,6 @@ pytorch-fid's, resized in another way, and others."""
 
 # Detectors of published .npz, and what follows on the names mu and sigma there.
 _PUBLISHED = {"inception": "", "inception_spatial": "_s"}
-
-# Bytes of mu, sigma or the record: a covariance of 16,000 features.
-_ARRAY_LIMIT = 2 * 2**30
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +88,7 @@ def write_statistics(
     Arguments:
         path: FILE.npz.
         features: of at least 2 images.
-        about: what `Samples.about` and `detector_record` tell of them.
+        about: what `Samples.about` and `detector_record` know of them.
         keep_features: also write single features and labels, which precision, recall and other
             metrics need; 4 N D bytes.
     """
@@ -119,21 +114,19 @@ def write_statistics(
 def _read_edm2(path: Path) -> StatisticsFile:
     data = read_pickle(path)
     entries = data if isinstance(data, dict) else {}
-    count = entries.get("num_images")
-    if count is not None and (not isinstance(count, int) or count < 2):
-        raise GuidexError(f"{path}: its num_images is no number of images.")
-    found = {
+    moments = {
         name: entries[key]
         for key, name in _EDM2.items()
         if isinstance(entries.get(key), dict) and {"mu", "sigma"} <= entries[key].keys()
     }
-    if not found:
+    if not moments:
         raise UsageError(
             f"{path} is no reference of EDM2: mu and sigma are looked for under "
             f"{' and '.join(_EDM2)}."
         )
+    count = entries.get("num_images")
     try:
-        statistics = {n: _moments(e["mu"], e["sigma"], count) for n, e in found.items()}
+        statistics = {n: _moments(e["mu"], e["sigma"], count) for n, e in moments.items()}
     except GuidexError as error:
         raise GuidexError(f"{path}: {error}") from error
     return StatisticsFile("EDM2", statistics, count)
@@ -143,95 +136,58 @@ def _read_published(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
     """Of Inception by convention: the file does not say what network its features are of."""
     has_images = "arr_0" in arrays.files
     statistics = {
-        name: _moments(*_mu_and_sigma(arrays, suffix), None, suffix)
-        for name, suffix in _PUBLISHED.items()
-        if {f"mu{suffix}", f"sigma{suffix}"} <= set(arrays.files)
+        name: _moments(arrays[f"mu{end}"], arrays[f"sigma{end}"], None, end)
+        for name, end in _PUBLISHED.items()
+        if {f"mu{end}", f"sigma{end}"} <= set(arrays.files)
     }
     return StatisticsFile("ADM" if has_images else BARE, statistics, None, has_images)
 
 
 def _read_own(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
-    record = _record(_array(arrays, "guidex", _ARRAY_LIMIT))
-    name, count = record["name"], record["count"]
-    moments = _moments(*_mu_and_sigma(arrays), count)
-    return StatisticsFile(
-        kind="guidex",
-        statistics={name: moments},
-        count=count,
-        values=_tensor(arrays, "features", np.dtype(np.float32), (count, moments.dim)),
-        labels=_tensor(arrays, "labels", np.dtype(np.int64), (count,)),
-        record=_told(record),
-    )
-
-
-def _record(text: np.ndarray) -> dict[str, Any]:
-    """What guidex wrote of itself and the images."""
-    try:
-        record = json.loads(str(text))
-    except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    record = json.loads(str(arrays["guidex"]))
+    if record.get("format") != FORMAT:
         raise GuidexError(
             f"not of format {FORMAT}, which this version of guidex reads; make it again with "
             "`guidex ref`."
         )
-    name, count = record.get("name"), record.get("count")
-    if not isinstance(name, str) or name == "" or not isinstance(count, int) or count < 2:
-        raise GuidexError("damaged: it does not tell its detector and number of images.")
-    return record
-
-
-def _told(record: dict[str, Any]) -> dict[str, Any]:
-    """Of a record, what looks as it should."""
-    told: dict[str, Any] = {}
-    shape, formats, detector = (record.get(key) for key in ("shape", "formats", "detector"))
-    if isinstance(shape, list) and len(shape) == 3 and all(isinstance(n, int) for n in shape):
-        told["shape"] = shape
-    if isinstance(formats, list) and all(isinstance(kind, str) for kind in formats):
-        told["formats"] = formats
-    if isinstance(detector, dict):
-        texts = {key: detector.get(key) for key in ("name", "resize", "weights", "precision")}
-        if all(isinstance(text, str) for text in texts.values()):
-            told["detector"] = texts
-    return told
-
-
-def _array(arrays: np.lib.npyio.NpzFile, key: str, limit: int) -> np.ndarray:
-    """An array of an .npz, unless it would fill the memory."""
-    for info in arrays.zip.infolist():
-        if info.filename.removesuffix(".npy") == key and info.file_size > limit:
-            raise GuidexError(
-                f"its {key} has {info.file_size} bytes, and at most {limit} can be right."
-            )
-    return arrays[key]
-
-
-def _mu_and_sigma(arrays: np.lib.npyio.NpzFile, suffix: str = "") -> tuple[np.ndarray, np.ndarray]:
-    mu, sigma = (_array(arrays, f"{key}{suffix}", _ARRAY_LIMIT) for key in ("mu", "sigma"))
-    return mu, sigma
+    count, detector = record["count"], record.get("detector")
+    moments = _moments(arrays["mu"], arrays["sigma"], count)
+    known = {key: record[key] for key in ("shape", "formats") if key in record}
+    if detector is not None:
+        keys = ("name", "resize", "weights", "precision")
+        known["detector"] = {key: detector[key] for key in keys}
+    return StatisticsFile(
+        kind="guidex",
+        statistics={record["name"]: moments},
+        count=count,
+        values=_tensor(arrays, "features", np.float32, (count, moments.dim)),
+        labels=_tensor(arrays, "labels", np.int64, (count,)),
+        record=known,
+    )
 
 
 def _tensor(
-    arrays: np.lib.npyio.NpzFile, key: str, dtype: np.dtype, shape: tuple[int, ...]
+    arrays: np.lib.npyio.NpzFile, key: str, dtype: type, shape: tuple[int, ...]
 ) -> Tensor | None:
     """An array that may be absent, and must be of this type and shape otherwise."""
     if key not in arrays.files:
         return None
-    header = 4096  # bytes that a .npy header takes at most
-    array = _array(arrays, key, int(np.prod(shape, dtype=object)) * dtype.itemsize + header)
+    array = arrays[key]
     if array.dtype != dtype or array.shape != shape:
-        raise GuidexError(f"its {key} are {array.dtype} {array.shape}, not {dtype} {shape}.")
+        raise GuidexError(
+            f"its {key} are {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}."
+        )
     return torch.from_numpy(array)
 
 
-def _moments(mu: object, sigma: object, count: int | None, suffix: str = "") -> GaussianStatistics:
+def _moments(mu: object, sigma: object, count: object, end: str = "") -> GaussianStatistics:
+    """Statistics of `count` images. Files with mu and sigma alone do not tell how many images they
+    are of (None): as many as make any covariance, here."""
     for key, array in (("mu", mu), ("sigma", sigma)):
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-            raise GuidexError(f"its {key}{suffix} is no array of floating-point numbers.")
-    # Files with mu and sigma alone do not tell how many images they are of: as many as make any
-    # covariance, here.
-    return GaussianStatistics.from_moments(
-        count=mu.size + 1 if count is None else count,
-        mean=torch.from_numpy(mu.astype(np.float64)),
-        covariance=torch.from_numpy(sigma.astype(np.float64)),
-    )
+            raise GuidexError(f"its {key}{end} is no array of floating-point numbers.")
+    count = mu.size + 1 if count is None else count
+    if not isinstance(count, int) or count < 2:
+        raise GuidexError(f"its number of images is {count!r}.")
+    mean, covariance = (torch.from_numpy(array.astype(np.float64)) for array in (mu, sigma))
+    return GaussianStatistics.from_moments(count=count, mean=mean, covariance=covariance)

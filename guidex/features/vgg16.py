@@ -34,7 +34,6 @@ def vgg16(
         build=lambda file: Extractor(
             file, "feature_extractor_vgg16", "FeatureExtractorVGG16", "fc2_relu"
         ),
-        prepare=lambda images: images,
         precision=precision,
         compile=compile,
     )

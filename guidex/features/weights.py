@@ -91,9 +91,10 @@ class Weights:
         """
         path = self.path
         try:
-            tensors = _tensors(path)
-        except MemoryError:
-            raise
+            if path.suffix == ".safetensors":
+                tensors = safetensors.torch.load_file(path)
+            else:
+                tensors = torch.load(path, map_location="cpu", weights_only=True)
         # torch.load answers damaged and hostile files with exceptions of more than five types.
         # They are not quoted: some are a number, others advise to load the file unsafely.
         except Exception as error:
@@ -118,28 +119,18 @@ class Weights:
         Raises:
             GuidexError: other names or shapes than the network's, naming some.
         """
-        wanted = network.state_dict()
-        faults = [f"no {name}" for name in wanted if name not in tensors]
-        faults += [f"unknown {name}" for name in tensors if name not in wanted]
-        faults += [
-            f"{name} {list(tensors[name].shape)} for {list(wanted[name].shape)}"
-            for name in wanted
-            if name in tensors and tensors[name].shape != wanted[name].shape
-        ]
-        if faults:
-            more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-            raise GuidexError(
-                f"{self.path} holds no weights of {self.what}: {'; '.join(faults[:3])}{more}. "
-                f"The published file is {self.url}"
-            )
         floats = {name: tensor.float() for name, tensor in tensors.items()}
-        network.load_state_dict(floats, assign=True)
+        try:
+            network.load_state_dict(floats, assign=True)
+        except RuntimeError as error:
+            raise self.mismatch(error) from error
 
-
-def _tensors(path: Path) -> object:
-    if path.suffix == ".safetensors":
-        return safetensors.torch.load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    def mismatch(self, reason: object) -> GuidexError:
+        """The complaint that these are the weights of another network."""
+        return GuidexError(
+            f"{self.path} holds no weights of {self.what} ({' '.join(str(reason).split()):.300}). "
+            f"The published file is {self.url}"
+        )
 
 
 def check_installed(module: str) -> None:

@@ -4,55 +4,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from guidex.features.features import (
-    FeatureSet,
-    Metric,
-    check_comparable,
-    check_enough,
-    check_whole,
-    require_labels,
-    require_values,
-)
+from guidex.features.features import FeatureSet
+from guidex.metrics.metric import Column, Fewest, Metric, check_whole
 from guidex.metrics.prdc import nearest_neighbours
-
-
-class KNNAccuracy(Metric):
-    """Share of fakes whose k nearest reals vote for the class that was asked for.
-
-    A tie goes to the tied class with the nearest image. Needs labels of reals and fakes. Real
-    classes should be about equally frequent, since frequent ones win votes by number.
-
-    Arguments:
-        k: voters per fake, 1 or more.
-    """
-
-    needs_labels: ClassVar[bool] = True
-
-    def __init__(self, k: int = 5) -> None:
-        check_whole("k", k, least=1)
-        self.k = k
-
-    def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
-        """Raise UsageError where there are fewer than k reals."""
-        check_enough(f"KNNAccuracy with k={self.k}", least=self.k, real=real, instead="a smaller k")
-
-    def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-        """accuracy_<detector>, in 0 ... 1.
-
-        Raises:
-            UsageError: sets of different detectors, no features, no labels, fewer than k reals.
-        """
-        check_comparable(real=real, fake=fake)
-        reals = require_values(real, side="real", metric="KNNAccuracy")
-        self.check_counts(real=len(reals), fake=fake.count, dim=real.dim)
-        accuracy = knn_accuracy(
-            real=reals,
-            real_labels=require_labels(real, side="real", metric="KNNAccuracy"),
-            fake=require_values(fake, side="fake", metric="KNNAccuracy"),
-            fake_labels=require_labels(fake, side="fake", metric="KNNAccuracy"),
-            k=self.k,
-        )
-        return {f"accuracy_{real.detector}": accuracy}
 
 
 def knn_accuracy(
@@ -69,3 +23,37 @@ def majority(votes: Tensor) -> Tensor:
     counts = (votes[:, :, None] == votes[:, None, :]).sum(dim=2)
     # argmax returns the first of equal maxima, and voters are sorted by distance.
     return votes.gather(1, counts.argmax(dim=1, keepdim=True))[:, 0]
+
+
+class KNNAccuracy(Metric):
+    """Share of fakes whose k nearest reals vote for the class that was asked for.
+
+    A tie goes to the tied class with the nearest image. Needs labels of reals and fakes. Real
+    classes should be about equally frequent, since frequent ones win votes by number.
+
+    Arguments:
+        k: voters per fake, 1 or more.
+    """
+
+    columns = (Column("accuracy", "Accuracy", "higher", digits=3, is_share=True),)
+    needs_labels: ClassVar[bool] = True
+
+    def __init__(self, k: int = 5) -> None:
+        check_whole("k", k, least=1)
+        self.k = k
+
+    def fewest(self, dim: int) -> list[Fewest]:
+        return [Fewest(real=self.k, options=f"k={self.k}", instead="a smaller k")]
+
+    def caption(self, *, real: int | None, recorded: int | None) -> dict[str, str]:
+        return {"accuracy": f"k={self.k}"}
+
+    def compute(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
+        accuracy = knn_accuracy(
+            real=real.values,
+            real_labels=real.labels,
+            fake=fake.values,
+            fake_labels=fake.labels,
+            k=self.k,
+        )
+        return {"accuracy": accuracy}

@@ -7,57 +7,13 @@ import torch
 from torch import Tensor
 
 from guidex.errors import UsageError
-from guidex.features.features import (
-    FeatureSet,
-    Metric,
-    check_comparable,
-    check_enough,
-    require_values,
-)
+from guidex.features.features import FeatureSet
+from guidex.metrics.metric import Column, Fewest, Metric
 
 SCALE = 1000
 
 # Rows of each set at a time: three tables of float64 make 100 MB.
 TILE = 2048
-
-
-class CMMD(Metric):
-    """The biased estimate (Gretton et al. 2012, eq. 5), as the authors' code has it.
-
-    Published numbers are of CLIP's embeddings (detector=clip) with sigma = 10, and of 30,000 images
-    on each side. Other detectors have other distances, for which another sigma may be needed: where
-    |x - y| is much larger, the kernel is nearly zero, and so are all differences.
-
-    All pairs of images are compared, in float64. In float32, as in the authors' code, the means of
-    kernels near 1 are known to some 1e-7, and the result to some 1e-4. With 50,000 images on each
-    side it takes about two minutes on two cores; memory does not grow with their number.
-
-    Arguments:
-        sigma: of the kernel, in units of the features; above 0.
-    """
-
-    def __init__(self, sigma: float = 10.0) -> None:
-        number = isinstance(sigma, int | float) and not isinstance(sigma, bool)
-        if not number or not 0 < sigma < math.inf:
-            raise UsageError(f"sigma is {sigma!r}; it must be a number above 0.")
-        self.sigma = sigma
-
-    def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
-        """Raise UsageError below 2 images: a single one has no distribution."""
-        check_enough("CMMD", least=2, real=real, fake=fake, instead="leave it out")
-
-    def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-        """cmmd_<detector>, 0 or more.
-
-        Raises:
-            UsageError: sets of different detectors, no features, or fewer than 2 images.
-        """
-        check_comparable(real=real, fake=fake)
-        reals = require_values(real, side="real", metric="CMMD")
-        fakes = require_values(fake, side="fake", metric="CMMD")
-        self.check_counts(real=len(reals), fake=len(fakes), dim=real.dim)
-        distance = biased_distance(real=reals, fake=fakes, sigma=self.sigma)
-        return {f"cmmd_{real.detector}": SCALE * distance}
 
 
 def biased_distance(*, real: Tensor, fake: Tensor, sigma: float, tile: int = TILE) -> float:
@@ -84,3 +40,34 @@ def _mean_kernel(x: Tensor, y: Tensor, sigma: float, tile: int) -> float:
             squared = torch.addmm(norms_b, a, b.T, alpha=-2).add_(norms_a).clamp_(min=0)
             total += squared.mul_(-0.5 / sigma**2).exp_().sum()
     return total.item() / (len(x) * len(y))
+
+
+class CMMD(Metric):
+    """The biased estimate (Gretton et al. 2012, eq. 5), as the authors' code has it.
+
+    Published numbers are of CLIP's embeddings (detector=clip) with sigma = 10, and of 30,000 images
+    on each side. Other detectors have other distances, for which another sigma may be needed: where
+    |x - y| is much larger, the kernel is nearly zero, and so are all differences.
+
+    All pairs of images are compared, in float64. In float32, as in the authors' code, the means of
+    kernels near 1 are known to some 1e-7, and the result to some 1e-4. With 50,000 images on each
+    side it takes about two minutes on two cores; memory does not grow with their number.
+
+    Arguments:
+        sigma: of the kernel, in units of the features; above 0.
+    """
+
+    columns = (Column("cmmd", "CMMD", "lower"),)
+
+    def __init__(self, sigma: float = 10.0) -> None:
+        number = isinstance(sigma, int | float) and not isinstance(sigma, bool)
+        if not number or not 0 < sigma < math.inf:
+            raise UsageError(f"sigma is {sigma!r}; it must be a number above 0.")
+        self.sigma = sigma
+
+    def fewest(self, dim: int) -> list[Fewest]:
+        return [Fewest(2, 2)]  # a single image has no distribution
+
+    def compute(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
+        distance = biased_distance(real=real.values, fake=fake.values, sigma=self.sigma)
+        return {"cmmd": SCALE * distance}

@@ -8,17 +8,24 @@ import torch
 from torch import Tensor
 
 from guidex.errors import UsageError
-from guidex.features.doubts import singular, too_few
-from guidex.features.features import (
-    FeatureSet,
-    Metric,
-    check_comparable,
-    check_enough,
-    check_whole,
-    require_values,
-)
+from guidex.features.features import FeatureSet
 from guidex.features.statistics import GaussianStatistics
-from guidex.metrics.frechet import IMAGES_PER_FEATURE, frechet_distances
+from guidex.metrics.frechet import IMAGES_PER_FEATURE, frechet_distances, singular, too_few
+from guidex.metrics.metric import Column, Fewest, Metric, check_whole
+
+
+def limit(counts: Sequence[int], distances: Sequence[float]) -> float:
+    """d of the least-squares line d + c / n through distances at counts n, at least two of them."""
+    inverse = 1 / torch.tensor(counts, dtype=torch.float64)
+    values = torch.tensor(distances, dtype=torch.float64)
+    centred = inverse - inverse.mean()
+    slope = (centred @ (values - values.mean())) / (centred @ centred)
+    return (values.mean() - slope * inverse.mean()).item()
+
+
+def _drawn(values: Tensor, count: int, generator: torch.Generator) -> GaussianStatistics:
+    order = torch.randperm(len(values), generator=generator)[:count]
+    return GaussianStatistics.from_features(values[order.to(values.device)])
 
 
 class FrechetInfinity(Metric):
@@ -40,6 +47,7 @@ class FrechetInfinity(Metric):
         seed: of the subsets.
     """
 
+    columns = (Column("fd_infinity", "FD∞", "lower"),)
     needs_values: ClassVar[bool] = False
 
     def __init__(
@@ -48,57 +56,39 @@ class FrechetInfinity(Metric):
         check_whole("sizes", sizes, least=2)
         check_whole("smallest", smallest, least=2)
         check_whole("seed", seed, least=0)
-        self.sizes = sizes
-        self.smallest = smallest
-        self.tenth = tenth
-        self.seed = seed
+        self.sizes, self.smallest, self.tenth, self.seed = sizes, smallest, tenth, seed
 
-    def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
-        """Raise UsageError below 2 reals, where the smallest subset has fewer than 2 images per
-        feature, or fakes are fewer than there are subsets above it."""
-        check_enough("FrechetInfinity", least=2, real=real, instead="leave it out")
+    def fewest(self, dim: int) -> list[Fewest]:
         if self.tenth:
-            check_enough("FrechetInfinity", least=20, fake=fake, instead="leave it out")
-            return
+            return [Fewest(2, 20)]
         needed = IMAGES_PER_FEATURE * dim
         if self.smallest < needed:
             raise UsageError(
                 f"FrechetInfinity: smallest is {self.smallest}, and {dim} features need at "
                 f"least {needed} images for the bias to fall as 1 / n."
             )
-        check_enough(
-            f"FrechetInfinity with smallest={self.smallest} and sizes={self.sizes}",
-            least=self.smallest + self.sizes,
-            fake=fake,
-            instead=f"a lower smallest ({needed} or more)",
-        )
+        options = f"smallest={self.smallest} and sizes={self.sizes}"
+        least, instead = self.smallest + self.sizes, f"a lower smallest ({needed} or more)"
+        return [Fewest(real=2), Fewest(fake=least, options=options, instead=instead)]
 
     def doubts(
         self, *, real: int | None, fake: int, detector: str, dim: int, network: bool
     ) -> list[str]:
-        """Subsets that are too small, and the bias of few reals."""
         first = self._first(fake)
-        found = singular(real=real, fake=first, detector=detector, dim=dim)
-        if not found and first < IMAGES_PER_FEATURE * dim:
-            found = [
+        doubts = singular(real=real, fake=first, detector=detector, dim=dim)
+        if not doubts and first < IMAGES_PER_FEATURE * dim:
+            doubts = [
                 f"FD∞ begins with {first:,} fakes for {dim:,} features of {detector}: below "
                 f"{IMAGES_PER_FEATURE} per feature the bias does not fall as 1 / n yet."
             ]
-        return found + (too_few(real=real, dim=dim) if network else [])
+        return doubts + (too_few(real=real, dim=dim) if network else [])
 
     def _first(self, fake: int) -> int:
         """Fakes in the smallest subset."""
         return min(self.smallest, fake // 10) if self.tenth else self.smallest
 
-    def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-        """fd_infinity_<detector>.
-
-        Raises:
-            UsageError: sets of different detectors, no single features of fakes, or too few.
-        """
-        check_comparable(real=real, fake=fake)
-        values = require_values(fake, side="fake", metric="FrechetInfinity")
-        self.check_counts(real=real.statistics.count, fake=len(values), dim=fake.dim)
+    def compute(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
+        values = fake.values
         spaced = torch.linspace(
             self._first(len(values)), len(values), self.sizes, dtype=torch.float64
         )
@@ -107,18 +97,4 @@ class FrechetInfinity(Metric):
         distances = frechet_distances(
             real=real.statistics, fakes=(_drawn(values, count, generator) for count in counts)
         )
-        return {f"fd_infinity_{real.detector}": limit(counts, distances)}
-
-
-def limit(counts: Sequence[int], distances: Sequence[float]) -> float:
-    """d of the least-squares line d + c / n through distances at counts n, at least two of them."""
-    inverse = 1 / torch.tensor(counts, dtype=torch.float64)
-    values = torch.tensor(distances, dtype=torch.float64)
-    centred = inverse - inverse.mean()
-    slope = (centred @ (values - values.mean())) / (centred @ centred)
-    return (values.mean() - slope * inverse.mean()).item()
-
-
-def _drawn(values: Tensor, count: int, generator: torch.Generator) -> GaussianStatistics:
-    order = torch.randperm(len(values), generator=generator)[:count]
-    return GaussianStatistics.from_features(values[order.to(values.device)])
+        return {"fd_infinity": limit(counts, distances)}

@@ -5,71 +5,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guidex.features.features import (
-    FeatureSet,
-    Metric,
-    check_comparable,
-    check_enough,
-    check_whole,
-    require_values,
-)
-
-
-class KID(Metric):
-    """Mean and deviation of the unbiased estimate over random subsets, as torch-fidelity does it.
-
-    Being unbiased, it does not depend on the number of images as the Fréchet distance does, and it
-    is slightly negative at times. The deviation is that of single subsets, not of their mean.
-
-    Subsets are drawn as torch-fidelity draws them, so that equal features and options give its
-    numbers; those that it computes from float32 features differ by its rounding, since here
-    products and sums are in float64.
-
-    Arguments:
-        subsets: number of pairs of subsets.
-        subset_size: images in each, at most as many as in either set.
-        seed: of the subsets; torch-fidelity's is 2020.
-    """
-
-    def __init__(self, subsets: int = 100, subset_size: int = 1000, seed: int = 2020) -> None:
-        check_whole("subsets", subsets, least=1)
-        check_whole("subset_size", subset_size, least=2)
-        check_whole("seed", seed, least=0)
-        self.subsets = subsets
-        self.subset_size = subset_size
-        self.seed = seed
-
-    def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
-        """Raise UsageError where a side has fewer images than a subset."""
-        check_enough(
-            f"KID with subset_size={self.subset_size}",
-            least=self.subset_size,
-            real=real,
-            fake=fake,
-            instead="a smaller subset_size",
-        )
-
-    def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-        """kid_<detector> and kid_std_<detector>.
-
-        Raises:
-            UsageError: sets of different detectors, no features, or fewer images than a subset has.
-        """
-        check_comparable(real=real, fake=fake)
-        reals = require_values(real, side="real", metric="KID")
-        fakes = require_values(fake, side="fake", metric="KID")
-        self.check_counts(real=len(reals), fake=len(fakes), dim=real.dim)
-        estimates = kernel_distances(
-            real=reals,
-            fake=fakes,
-            subsets=self.subsets,
-            subset_size=self.subset_size,
-            seed=self.seed,
-        )
-        return {
-            f"kid_{real.detector}": estimates.mean().item(),
-            f"kid_std_{real.detector}": estimates.std(correction=0).item(),
-        }
+from guidex.features.features import FeatureSet
+from guidex.metrics.metric import Column, Fewest, Metric, check_whole
 
 
 def kernel_distances(
@@ -104,9 +41,48 @@ def _mean_of_pairs(values: Tensor) -> Tensor:
     """Mean of the kernel over pairs of different images."""
     count, dim = values.shape
     total = _kernel(values @ values.T, dim).sum()
-    own = _kernel(values.square().sum(dim=1), dim).sum()
-    return (total - own) / (count * (count - 1))
+    diagonal = _kernel(values.square().sum(dim=1), dim).sum()
+    return (total - diagonal) / (count * (count - 1))
 
 
 def _kernel(products: Tensor, dim: int) -> Tensor:
     return (products / dim + 1) ** 3
+
+
+class KID(Metric):
+    """Mean and deviation of the unbiased estimate over random subsets, as torch-fidelity does it.
+
+    Being unbiased, it does not depend on the number of images as the Fréchet distance does, and it
+    is slightly negative at times. The deviation is that of single subsets, not of their mean.
+
+    Subsets are drawn as torch-fidelity draws them, so that equal features and options give its
+    numbers; those that it computes from float32 features differ by its rounding, since here
+    products and sums are in float64.
+
+    Arguments:
+        subsets: number of pairs of subsets.
+        subset_size: images in each, at most as many as in either set.
+        seed: of the subsets; torch-fidelity's is 2020.
+    """
+
+    columns = (Column("kid", "KID", "lower"), Column("kid_std", "KID deviation of one subset"))
+
+    def __init__(self, subsets: int = 100, subset_size: int = 1000, seed: int = 2020) -> None:
+        check_whole("subsets", subsets, least=1)
+        check_whole("subset_size", subset_size, least=2)
+        check_whole("seed", seed, least=0)
+        self.subsets, self.subset_size, self.seed = subsets, subset_size, seed
+
+    def fewest(self, dim: int) -> list[Fewest]:
+        size = self.subset_size
+        return [Fewest(size, size, f"subset_size={size}", "a smaller subset_size")]
+
+    def compute(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
+        estimates = kernel_distances(
+            real=real.values,
+            fake=fake.values,
+            subsets=self.subsets,
+            subset_size=self.subset_size,
+            seed=self.seed,
+        )
+        return {"kid": estimates.mean().item(), "kid_std": estimates.std(correction=0).item()}

@@ -6,59 +6,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from guidex.features.features import (
-    FeatureSet,
-    Metric,
-    check_comparable,
-    check_enough,
-    check_whole,
-    require_values,
-)
+from guidex.features.features import FeatureSet
+from guidex.metrics.metric import Column, Fewest, Metric, check_whole
 
 # Projections at a time, and rows converted to float64 at a time: of 50,000 images with 2048
 # features, 26 MB and 67 MB on each side.
 _CHUNK, _ROWS = 64, 4096
-
-
-class MIND(Metric):
-    """The distance as a metric.
-
-    Directions, and the subset of the larger set where the sets differ in size, are drawn as in the
-    development version of torch-fidelity (a51aa64), so that equal features and options give its
-    numbers, but for its rounding to float32; here products and sums are in float64.
-
-    Arguments:
-        projections: number of random directions.
-        seed: of the directions and the subset; torch-fidelity's is 2020.
-    """
-
-    def __init__(self, projections: int = 1000, seed: int = 2020) -> None:
-        check_whole("projections", projections, least=1)
-        check_whole("seed", seed, least=0)
-        self.projections = projections
-        self.seed = seed
-
-    def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
-        """Raise UsageError below 2 images: a single one has no distribution."""
-        check_enough("MIND", least=2, real=real, fake=fake, instead="leave it out")
-
-    def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-        """mind_<detector>, 0 or more.
-
-        Raises:
-            UsageError: sets of different detectors, no features, or fewer than 2 images.
-        """
-        check_comparable(real=real, fake=fake)
-        reals = require_values(real, side="real", metric="MIND")
-        fakes = require_values(fake, side="fake", metric="MIND")
-        self.check_counts(real=len(reals), fake=len(fakes), dim=real.dim)
-        distance = monge_distance(
-            real=reals,
-            fake=fakes,
-            projections=self.projections,
-            seed=self.seed,
-        )
-        return {f"mind_{real.detector}": distance}
 
 
 def monge_distance(*, real: Tensor, fake: Tensor, projections: int, seed: int) -> float:
@@ -97,3 +50,32 @@ def _directions(projections: int, dim: int, generator: torch.Generator) -> Itera
     """Unit vectors [<= _CHUNK, D], float64, `projections` in all."""
     drawn = torch.randn(projections, dim, generator=generator)
     yield from (drawn / drawn.norm(dim=1, keepdim=True)).double().split(_CHUNK)
+
+
+class MIND(Metric):
+    """The distance as a metric.
+
+    Directions, and the subset of the larger set where the sets differ in size, are drawn as in the
+    development version of torch-fidelity (a51aa64), so that equal features and options give its
+    numbers, but for its rounding to float32; here products and sums are in float64.
+
+    Arguments:
+        projections: number of random directions.
+        seed: of the directions and the subset; torch-fidelity's is 2020.
+    """
+
+    columns = (Column("mind", "MIND", "lower"),)
+
+    def __init__(self, projections: int = 1000, seed: int = 2020) -> None:
+        check_whole("projections", projections, least=1)
+        check_whole("seed", seed, least=0)
+        self.projections, self.seed = projections, seed
+
+    def fewest(self, dim: int) -> list[Fewest]:
+        return [Fewest(2, 2)]  # a single image has no distribution
+
+    def compute(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
+        distance = monge_distance(
+            real=real.values, fake=fake.values, projections=self.projections, seed=self.seed
+        )
+        return {"mind": distance}

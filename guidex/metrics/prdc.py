@@ -24,18 +24,9 @@ import torch
 from torch import Tensor
 
 from guidex.errors import UsageError
-from guidex.features.doubts import PUBLISHED_IMAGES
-from guidex.features.features import (
-    FeatureSet,
-    Metric,
-    check_comparable,
-    check_enough,
-    check_whole,
-    chosen,
-    require_values,
-)
+from guidex.features.features import FeatureSet
 from guidex.features.networks import full_float32
-from guidex.features.statistics import refuse_nonfinite
+from guidex.metrics.metric import PUBLISHED_IMAGES, Column, Fewest, Metric, check_whole
 
 # Rows of a tile: on a CPU, tiles stay in its cache; on a GPU, they keep all of it busy.
 CPU_TILE, GPU_TILE = 1024, 4096
@@ -54,87 +45,6 @@ _SPARE = 8
 _LARGEST = 1e15
 
 _EPS = torch.finfo(torch.float64).eps
-
-
-class PRDC(Metric):
-    """The four numbers as a metric.
-
-    Published values differ in k, rule, detector and image counts, and do not compare across them:
-    k = 3 on 50,000 images (the paper), k = 3 and "<=" (torch-fidelity), k = 5 and "<" on 10,000
-    (dgm-eval).
-
-    Arguments:
-        k: neighbour that sets the radius of a ball, 1 or more.
-        rule: whether the surface of a ball is outside ("<") or inside ("<=").
-        reals, fakes: at most as many images of each side, chosen at random; None for all.
-        equal: as many of each side as there are of the smaller one (dgm-eval).
-        seed: of the choice.
-        arithmetic: "exact", or "adm": squared distances rounded to float16, as ADM's evaluator
-            compares them, in which many are equal.
-    """
-
-    def __init__(
-        self,
-        k: int = 3,
-        rule: Literal["<", "<="] = "<",
-        reals: int | None = None,
-        fakes: int | None = None,
-        equal: bool = False,
-        seed: int = 0,
-        arithmetic: Literal["exact", "adm"] = "exact",
-    ) -> None:
-        _check_options(k, rule, arithmetic)
-        for name, value in (("reals", reals), ("fakes", fakes)):
-            if value is not None:
-                check_whole(name, value, least=k + 1)
-        check_whole("seed", seed, least=0)
-        self.k = k
-        self.rule = rule
-        self.reals, self.fakes = reals, fakes
-        self.equal = equal
-        self.seed = seed
-        self.arithmetic = arithmetic
-
-    def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
-        """Raise UsageError where a side has no more than k images."""
-        _check_counts(real, fake, self.k)
-
-    def doubts(
-        self, *, real: int | None, fake: int, detector: str, dim: int, network: bool
-    ) -> list[str]:
-        """Other numbers of images than those of the protocol: `reals` and `fakes`, or 50,000."""
-        if not network:
-            return []
-        return [
-            f"{count:,} {side} images: published precision and recall are of {wanted:,}, and "
-            "depend on their number."
-            for side, count, most in (("real", real, self.reals), ("fake", fake, self.fakes))
-            for wanted in [PUBLISHED_IMAGES if most is None else most]
-            if count is not None and (count < wanted or (most is None and count > wanted))
-        ]
-
-    def __call__(self, *, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-        """precision_, recall_, density_ and coverage_<detector>.
-
-        Raises:
-            UsageError: sets of different detectors, no features, or no more than k images.
-        """
-        check_comparable(real=real, fake=fake)
-        sides = [
-            require_values(features, side=side, metric="PRDC")
-            for side, features in (("real", real), ("fake", fake))
-        ]
-        most = [self.reals or len(sides[0]), self.fakes or len(sides[1])]
-        if self.equal:
-            most = [min(*most, *map(len, sides))] * 2
-        reals, fakes = (self._chosen(*one) for one in zip(sides, most, strict=True))
-        results = prdc(real=reals, fake=fakes, k=self.k, rule=self.rule, arithmetic=self.arithmetic)
-        return {f"{name}_{real.detector}": value for name, value in results.items()}
-
-    def _chosen(self, values: Tensor, most: int) -> Tensor:
-        if len(values) <= most:
-            return values
-        return values[torch.from_numpy(chosen(len(values), most, self.seed)).to(values.device)]
 
 
 def prdc(
@@ -164,18 +74,7 @@ def prdc(
 
     Returns:
         precision, recall and coverage in 0 ... 1 and density >= 0, in the order of the name.
-
-    Raises:
-        UsageError: N or M not above k, different D, NaN or infinity.
     """
-    _check_options(k, rule, arithmetic)
-    _check_counts(len(real), len(fake), k)
-    for values in (real, fake):
-        refuse_nonfinite(values)
-    if real.shape[1] != fake.shape[1]:
-        raise UsageError(
-            f"real features have {real.shape[1]} dimensions, fake ones {fake.shape[1]}."
-        )
     tile = _tile_on(real.device) if tile is None else tile
     pair_of, radii_of = (
         (_TilePair, _squared_radii) if arithmetic == "exact" else (_RoundedPair, _rounded_radii)
@@ -243,7 +142,7 @@ class _Search:
         k: number of neighbours.
         tile: of the points.
         centre: amid the points, [D].
-        own: rows of the points that the queries are, and that do not count as their own
+        query_rows: rows of the points that the queries are, and that do not count as their own
             neighbours; None where they are others.
     """
 
@@ -252,19 +151,19 @@ class _Search:
     k: int
     tile: int
     centre: Tensor
-    own: slice | None
+    query_rows: slice | None
 
     def run(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, bool]:
         """Squared distances [T, k], float64, row numbers [T, k], and whether it is certain that no
         point is nearer; products are in `dtype`."""
-        there = len(self.points) - (self.own is not None)
+        there = len(self.points) - (self.query_rows is not None)
         wanted = self.k if dtype == torch.float64 else min(self.k + _SPARE, there)
         near = torch.empty(len(self.queries), 0, dtype=dtype, device=self.queries.device)
         indices = near.long()
         slack = near.new_zeros(len(near), 1)
         for cols in _slices(len(self.points), self.tile):
             pair = _TilePair(self.queries, self.points[cols], self.centre, dtype)
-            if self.own == cols:
+            if self.query_rows == cols:
                 pair.squared.fill_diagonal_(torch.inf)
             part, part_indices = _smallest(pair.squared, wanted)
             near, order = _smallest(torch.cat([near, part], dim=1), wanted)
@@ -410,13 +309,89 @@ def _slices(count: int, tile: int) -> Iterator[slice]:
         yield slice(start, min(start + tile, count))
 
 
-def _check_counts(real: int | None, fake: int, k: int) -> None:
-    check_enough(f"PRDC with k={k}", least=k + 1, real=real, fake=fake, instead="a smaller k")
+class PRDC(Metric):
+    """The four numbers as a metric.
 
+    Published values differ in k, rule, detector and image counts, and do not compare across them:
+    k = 3 on 50,000 images (the paper), k = 3 and "<=" (torch-fidelity), k = 5 and "<" on 10,000
+    (dgm-eval).
 
-def _check_options(k: int, rule: str, arithmetic: str) -> None:
-    check_whole("k", k, least=1)
-    if rule not in ("<", "<="):
-        raise UsageError(f'rule is {rule!r}; it must be "<" or "<=".')
-    if arithmetic not in ("exact", "adm"):
-        raise UsageError(f"arithmetic is {arithmetic!r}; it must be exact or adm.")
+    Arguments:
+        k: neighbour that sets the radius of a ball, 1 or more.
+        rule: whether the surface of a ball is outside ("<") or inside ("<=").
+        reals, fakes: at most as many images of each side, chosen at random; None for all.
+        equal: as many of each side as there are of the smaller one (dgm-eval).
+        seed: of the choice.
+        arithmetic: "exact", or "adm": squared distances rounded to float16, as ADM's evaluator
+            compares them, in which many are equal.
+    """
+
+    columns = (
+        Column("precision", "Precision", "higher", digits=3, is_share=True, against="recall"),
+        Column("recall", "Recall", "higher", digits=3, is_share=True),
+        Column("density", "Density", "higher", digits=3),
+        Column("coverage", "Coverage", "higher", digits=3, is_share=True),
+    )
+
+    def __init__(
+        self,
+        k: int = 3,
+        rule: Literal["<", "<="] = "<",
+        reals: int | None = None,
+        fakes: int | None = None,
+        equal: bool = False,
+        seed: int = 0,
+        arithmetic: Literal["exact", "adm"] = "exact",
+    ) -> None:
+        check_whole("k", k, least=1)
+        if rule not in ("<", "<="):
+            raise UsageError(f'rule is {rule!r}; it must be "<" or "<=".')
+        if arithmetic not in ("exact", "adm"):
+            raise UsageError(f"arithmetic is {arithmetic!r}; it must be exact or adm.")
+        for name, value in (("reals", reals), ("fakes", fakes)):
+            if value is not None:
+                check_whole(name, value, least=k + 1)
+        check_whole("seed", seed, least=0)
+        self.k, self.rule, self.arithmetic = k, rule, arithmetic
+        self.reals, self.fakes = reals, fakes
+        self.equal, self.seed = equal, seed
+
+    def fewest(self, dim: int) -> list[Fewest]:
+        return [Fewest(self.k + 1, self.k + 1, f"k={self.k}", "a smaller k")]
+
+    def doubts(
+        self, *, real: int | None, fake: int, detector: str, dim: int, network: bool
+    ) -> list[str]:
+        """Other numbers of images than those of the protocol: `reals` and `fakes`, or 50,000."""
+        if not network:
+            return []
+        return [
+            f"{count:,} {side} images: published precision and recall are of {wanted:,}, and "
+            "depend on their number."
+            for side, count, most in (("real", real, self.reals), ("fake", fake, self.fakes))
+            for wanted in [PUBLISHED_IMAGES if most is None else most]
+            if count is not None and (count < wanted or (most is None and count > wanted))
+        ]
+
+    def caption(self, *, real: int | None, recorded: int | None) -> dict[str, str]:
+        text = f"k={self.k}, {self.rule}"
+        used = min(real, self.reals or real)
+        if used != recorded:
+            text += f", {used} real"
+        if self.fakes is not None:
+            text += f", at most {self.fakes} fake"
+        text += ", as many of each side" if self.equal else ""
+        text += ", float16 distances" if self.arithmetic == "adm" else ""
+        return {"precision/recall": text}
+
+    def compute(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
+        most = [self.reals or real.count, self.fakes or fake.count]
+        if self.equal:
+            most = [min(*most, real.count, fake.count)] * 2
+        return prdc(
+            real=real.at_most(most[0], self.seed).values,
+            fake=fake.at_most(most[1], self.seed).values,
+            k=self.k,
+            rule=self.rule,
+            arithmetic=self.arithmetic,
+        )

@@ -56,7 +56,7 @@ def precision_recall(rows: Sequence[Row]) -> Figure | None:
     pairs = [
         (recall, precision)
         for precision, recall in itertools.product(main_metrics(rows), repeat=2)
-        if (precision.kind, recall.kind) == ("precision", "recall")
+        if precision.column.against == recall.column.name != ""
         and precision.detector == recall.detector
         and any(s.has(recall, precision) for s in series)
     ]
@@ -74,7 +74,8 @@ def precision_recall(rows: Sequence[Row]) -> Figure | None:
         _limit(panel.yaxis, pairs[number][1])
     numbered = any(s.is_curve for s in series)
     remarks = [f"numbers: {axis_label(keys[0], rows)}"] if numbered else []
-    figure = sheet.finish(title("Precision against recall", rows, remarks, sheet.width))
+    subject = f"{pairs[0][1].label} against {pairs[0][0].label.lower()}"
+    figure = sheet.finish(title(subject, rows, remarks, sheet.width))
     figure.draw_without_rendering()  # only now are places known
     for panel, number, members in sheet.panels:
         _number(panel, {s: sheet.style(s)["color"] for s in members}, *pairs[number])

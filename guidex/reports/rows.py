@@ -1,6 +1,6 @@
 """Rows: one per point of a sweep, and how their columns are named, ranked and printed.
 
-A metric column is called <kind>_<detector>, such as fd_pixels. With repeats it holds the median,
+A metric column is called <name>_<detector>, such as fd_pixels. With repeats it holds the median,
 and the columns <name>_min, _max, _mean and _std (of a sample) go with it; with a confidence
 interval, <name>_lo, <name>_hi and its centre <name>_unbiased.
 """
@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
+
+from guidex.metrics.metric import COMPANIONS, Column, column_of
 
 Value = str | int | float | bool | None
 
@@ -74,71 +76,45 @@ class Row:
         return self.guidance if key == "guidance" else self.values[key]
 
 
-Direction = Literal["lower", "higher"]
-
-# By kind of metric: its name for people, its better values, and its decimals (None: as many as the
-# values demand). A name that begins with another one comes before it.
-KINDS: dict[str, tuple[str, Direction | None, int | None]] = {
-    "fd_infinity": ("FD∞", "lower", None),
-    "fd": ("FD", "lower", None),
-    "kid_std": ("KID deviation of one subset", None, None),
-    "kid": ("KID", "lower", None),
-    "cmmd": ("CMMD", "lower", None),
-    "is_std": ("IS deviation of one part", None, None),
-    "is": ("IS", "higher", None),
-    "mind": ("MIND", "lower", None),
-    "precision": ("Precision", "higher", 3),
-    "recall": ("Recall", "higher", 3),
-    "density": ("Density", "higher", 3),
-    "coverage": ("Coverage", "higher", 3),
-    "accuracy": ("Accuracy", "higher", 3),
-    "mode_coverage": ("Mode coverage", "higher", 3),
-    "log_density": ("Log density", "higher", 3),
-    "outliers": ("Outliers", "lower", 3),
-}
-
-
-# Kinds whose values lie between 0 and 1.
-_SHARES = ("precision", "recall", "coverage", "accuracy", "mode_coverage", "outliers")
-
-
 @dataclass(frozen=True)
 class MetricColumn:
-    """A main metric column, taken apart by its name.
+    """A main metric column.
 
     Attributes:
         name: of the column.
-        kind: a key of KINDS, or None for a metric that is not known here; such a one is shown
+        column: how the metric is named, ranked and printed. One that no metric declares is shown
             under its own name, and no value of it is the best.
-        detector: the rest of the name; empty if there is none.
-        label: the name for people, without the detector.
-        better: which values are the better ones; None where unknown.
-        digits: decimals with which to print values; None for as many as they demand.
+        detector: the end of the name; empty if there is none.
     """
 
     name: str
-    kind: str | None
+    column: Column
     detector: str
-    label: str
-    better: Direction | None
-    digits: int | None
 
     @classmethod
     def of(cls, name: str) -> "MetricColumn":
-        for kind, known in KINDS.items():
-            if name == kind or name.startswith(f"{kind}_"):
-                return cls(name, kind, name[len(kind) + 1 :], *known)
-        return cls(name, None, "", name, None, None)
+        column, detector = column_of(name) or (Column("", name), "")
+        return cls(name, column, detector)
+
+    @property
+    def label(self) -> str:
+        """The name for people, without the detector."""
+        return self.column.label
+
+    @property
+    def better(self) -> Literal["lower", "higher"] | None:
+        """Which values are the better ones; None where unknown."""
+        return self.column.better
+
+    @property
+    def is_share(self) -> bool:
+        """Whether all values lie between 0 and 1."""
+        return self.column.is_share
 
     @property
     def title(self) -> str:
         """The name for people, such as "FD (pixels)"."""
         return self.label if self.detector == "" else f"{self.label} ({self.detector})"
-
-    @property
-    def is_share(self) -> bool:
-        """Whether all values lie between 0 and 1."""
-        return self.kind in _SHARES
 
     @property
     def arrow(self) -> str:
@@ -147,7 +123,7 @@ class MetricColumn:
 
     def decimals(self, values: Iterable[float]) -> int:
         """Decimals with which to print a column of this metric."""
-        return decimals(values) if self.digits is None else self.digits
+        return decimals(values) if self.column.digits is None else self.column.digits
 
 
 class Spread(NamedTuple):
@@ -158,7 +134,7 @@ class Spread(NamedTuple):
     source: Literal["repeats", "confidence"]
 
 
-_COMPANIONS = ("_min", "_max", "_mean", "_std", "_unbiased", "_lo", "_hi")
+_COMPANIONS = ("_min", "_max", "_mean", "_std", *COMPANIONS)
 
 
 def metric_columns(rows: Iterable[Row]) -> list[str]:
@@ -175,14 +151,15 @@ def main_metrics(rows: Iterable[Row]) -> list[MetricColumn]:
 
 
 def chief_metrics(metrics: Sequence[MetricColumn]) -> list[MetricColumn]:
-    """Those by which points are compared: Fréchet distances, without one the first."""
-    return [metric for metric in metrics if metric.kind == "fd"] or list(metrics[:1])
+    """Those by which points are compared first; without such a one the first of all."""
+    return [metric for metric in metrics if metric.column.is_chief] or list(metrics[:1])
 
 
 def metric_name(metric: MetricColumn, metrics: Sequence[MetricColumn]) -> str:
-    """A distance is nothing without its detector; of others it is named where there are several."""
+    """A chief metric is nothing without its detector; of others it is named where there are
+    several."""
     several = len({other.detector for other in metrics}) > 1
-    return metric.title if several or metric.kind == "fd" else metric.label
+    return metric.title if several or metric.column.is_chief else metric.label
 
 
 def best_text(values: Iterable[float], metric: MetricColumn) -> str | None:

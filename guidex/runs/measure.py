@@ -16,19 +16,13 @@ from guidex.config.compose import Config, compose
 from guidex.config.instantiate import Models, content_key, instantiate
 from guidex.config.presets import nearest, options
 from guidex.errors import UsageError
-from guidex.features.detectors import Detector
-from guidex.features.doubts import concerns
-from guidex.features.features import (
-    FeatureSet,
-    Metric,
-    check_comparable,
-    check_detector,
-    check_reference,
-    check_whole,
-)
-from guidex.features.references import Real, Reference, open_model, open_reference, seen_by
-from guidex.features.samples import Looking, detector_record
+from guidex.features.detectors import Detector, detector_record, output_of
+from guidex.features.doubts import doubts_of_sides
+from guidex.features.features import FeatureSet, SetDescription, check_comparable
+from guidex.features.references import Reference, open_model, open_reference
+from guidex.features.samples import PassSettings
 from guidex.features.weights import published_reference
+from guidex.metrics.metric import Metric, check_whole
 from guidex.models.denoiser import Denoiser
 from guidex.models.spec import Model
 from guidex.models.spec import load as load_model
@@ -43,10 +37,10 @@ class Measure:
 
     Attributes:
         config: whose keys detector, metrics and ref made it.
-        detector: what looks at samples.
+        detector: that samples go through.
         metrics: by name.
         real: the reference; None where no metric needs one. Its features are made by
-            `Measures.look`, and are on the device.
+            `Measures.make_features`, and are on the device.
         part: of the protocol that this is; empty without one.
         fakes: number of samples that are chosen at random where there are more; None for all.
     """
@@ -54,13 +48,12 @@ class Measure:
     config: Config
     detector: Detector
     metrics: dict[str, Metric]
-    real: Real | None
+    real: SetDescription | None
     part: str = ""
     fakes: int | None = None
 
     @property
     def about_real(self) -> About:
-        """What there is to know about the reference."""
         return {} if self.real is None else self.real.about
 
     @property
@@ -73,10 +66,17 @@ class Measure:
         """Number of features."""
         return self.detector.identity.dim if self.real is None else self.real.dim
 
+    @property
+    def needs_values(self) -> bool:
+        """Whether a metric needs single features of the reference."""
+        return any(
+            metric.needs_reference and metric.needs_values for metric in self.metrics.values()
+        )
+
     def check_samples(self, sample: Tensor) -> None:
         """Refuse samples that will not compare with the reference, by one of the same shape; no
         network is run."""
-        fake = seen_by(self.detector, sample)
+        fake = SetDescription(*output_of(self.detector, sample))
         if self.real is not None:
             check_comparable(real=self.real, fake=fake)
 
@@ -89,14 +89,13 @@ class Measure:
             labelled: whether they have classes.
         """
         if metric.needs_reference:
-            check_reference(metric, self.real)
+            metric.check_reference(self.real)
         if metric.needs_labels and not labelled:
             raise UsageError(f"{type(metric).__name__} needs classes of the samples.")
-        counts = {"real": self._reals(metric), "fake": self.fakes or count}
-        metric.check_counts(**counts, dim=self.dim)
+        metric.check_counts(real=self._reals(metric), fake=self.fakes or count, dim=self.dim)
 
     def _reals(self, metric: Metric) -> int | None:
-        """Number of reals that a metric sees; None where it is not recorded, or it needs none."""
+        """Number of reals that a metric is given; None where that is not recorded or needed."""
         if not metric.needs_reference:
             return None
         return self.real.count if metric.needs_values else self.about_real["count"]
@@ -104,46 +103,69 @@ class Measure:
     def values(self, fakes: Sequence[FeatureSet]) -> dict[str, float]:
         """All metrics; of several repeats the median, with minimum, maximum, mean and standard
         deviation (n - 1) as further columns."""
-        device = self.config["device"]
-        results = [self._values(fake.at_most(self.fakes).to(device)) for fake in fakes]
+        results = [self._values(fake) for fake in fakes]
         if len(results) == 1:
             return results[0]
         summary: dict[str, float] = {}
         for name in results[0]:
             values = [result[name] for result in results]
-            summary[name] = statistics.median(values)
-            summary[f"{name}_min"], summary[f"{name}_max"] = min(values), max(values)
             tensor = torch.tensor(values, dtype=torch.float64)  # whose std takes infinity, too
-            summary[f"{name}_mean"], summary[f"{name}_std"] = (
-                tensor.mean().item(),
-                tensor.std().item(),
-            )
+            summary |= {
+                name: statistics.median(values),
+                f"{name}_min": min(values),
+                f"{name}_max": max(values),
+                f"{name}_mean": tensor.mean().item(),
+                f"{name}_std": tensor.std().item(),
+            }
         return summary
 
     def _values(self, fake: FeatureSet) -> dict[str, float]:
-        values: dict[str, float] = {}
+        fake = fake.at_most(self.fakes).to(self.config["device"])
         real = None if self.real is None else self.real.features
+        values: dict[str, float] = {}
         for metric in self.metrics.values():
             values |= metric(real=real, fake=fake)
         return values
 
-    def concerns(self, about_fake: About) -> list[str]:
+    def doubts(self, about_fake: About) -> list[str]:
         """What keeps the numbers from being compared with published ones.
 
         Arguments:
             about_fake: what there is to know about the samples.
         """
         record = detector_record(self.detector)
-        found = []
+        doubts = []
         for metric in self.metrics.values():
-            found += metric.doubts(
+            doubts += metric.doubts(
                 real=self._reals(metric),
                 fake=self.fakes or about_fake["count"],
                 detector=self.name,
                 dim=self.dim,
                 network=len(record) > 0,
             )
-        return found + concerns(real=self.about_real, fake=about_fake | record)
+        return doubts + doubts_of_sides(real=self.about_real, fake=about_fake | record)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """How it measures, in short, by subject."""
+        settings, detector = {}, self.config["detector"]
+        if self.real is not None:
+            name = self.about_real.get("model", self.about_real.get("path"))
+            count = self.about_real["count"]
+            settings["reference"] = f"{name} ({'N not recorded' if count is None else count})"
+        identity = self.detector.identity
+        if identity is not None and identity.weights is not None:
+            settings["resize"] = identity.resize
+            if detector.get("weights") is not None:
+                settings["weights"] = f"SHA-256 {identity.weights[:8]}"
+        if detector.get("precision", "float32") != "float32":
+            settings["precision"] = detector["precision"]
+        if self.fakes is not None:
+            settings["fakes"] = f"{self.fakes}, chosen at random"
+        for metric in self.metrics.values():
+            real = self.real.count if metric.needs_reference else None
+            settings |= metric.caption(real=real, recorded=self.about_real.get("count"))
+        return settings
 
 
 class Detectors:
@@ -164,20 +186,20 @@ class Detectors:
 class Measures:
     """What configurations measure; detectors and references are made once.
 
-    `get` opens references and refuses what cannot be measured; `look`, after the last `get`, makes
-    the features of the references.
+    `get` opens references and refuses what cannot be measured; `make_features`, after the last
+    `get`, makes the features of the references.
 
     Arguments:
-        how: how images of references get to detectors.
+        settings: how images of references go through detectors.
     """
 
-    def __init__(self, how: Looking) -> None:
-        self._how = how
+    def __init__(self, settings: PassSettings) -> None:
+        self._settings = settings
         self._detectors = Detectors()
-        self._opened: dict[str, Reference] = {}
-        self._reals: dict[str, Real] = {}
-        self._users: dict[Reference, dict[Real, list[Measure]]] = {}
-        self._told: set[str] = set()
+        self._references: dict[str, Reference] = {}
+        self._descriptions: dict[tuple[Reference, Detector], SetDescription] = {}
+        self._measures: list[tuple[Reference, Measure]] = []
+        self._notices: set[str] = set()
 
     def get(
         self,
@@ -204,45 +226,46 @@ class Measures:
             UsageError: no such reference, one that lacks what a metric needs, or too few images.
             GuidexError: a damaged file.
         """
-        configs = _configs(config)
-        detectors = [self._detectors.get(one) for one in configs]
-        kind = dict[str, Metric]
-        metrics = [
-            instantiate(one["metrics"], f"{_key(one)}metrics", Models(), kind) for one in configs
-        ]
-        for detector, some in zip(detectors, metrics, strict=True):
-            for metric in some.values():
-                check_detector(metric, detector.name)
+        parts = []
+        for part in _parts(config):
+            metrics = instantiate(
+                part["metrics"], f"{_key(part)}metrics", Models(), dict[str, Metric]
+            )
+            detector = self._detectors.get(part)
+            for metric in metrics.values():
+                metric.check_detector(detector.name)
+            parts.append((part, detector, metrics))
         measures = []
-        for one, detector, some in zip(configs, detectors, metrics, strict=True):
+        for part, detector, metrics in parts:
             reference = real = None
-            if _need_reference(some):
-                reference = self._reference(one, model, name)
-                real = self._real(one, detector, reference)
-            most = one.get("fakes")
+            if _need_reference(metrics):
+                reference = self._reference(part, model, name)
+                real = self._description(reference, detector)
+            most = part.get("fakes")
             fakes = most if most is not None and most < count else None
-            measure = Measure(one, detector, some, real, one.get("part", ""), fakes)
+            measure = Measure(part, detector, metrics, real, part.get("part", ""), fakes)
             measure = self._possible(measure, count, chosen, labelled)
             if _need_reference(measure.metrics):
-                self._users.setdefault(reference, {}).setdefault(real, []).append(measure)
+                self._measures.append((reference, measure))
             measures.append(measure)
         return measures
 
-    def look(self) -> None:
+    def make_features(self) -> None:
         """Make the features of references that metrics need; the images of each go through all
         detectors in one pass."""
-        for reference, users in self._users.items():
+        for reference in dict.fromkeys(reference for reference, _ in self._measures):
+            groups: dict[Detector, list[Measure]] = {}
+            for other, measure in self._measures:
+                if other is reference:
+                    groups.setdefault(measure.detector, []).append(measure)
             asked = [
-                (
-                    measures[0].detector,
-                    any(metric.needs_values for one in measures for metric in one.metrics.values()),
-                )
-                for measures in users.values()
+                (detector, any(measure.needs_values for measure in group))
+                for detector, group in groups.items()
             ]
-            found = reference.features(asked, self._how)
-            for (real, measures), features in zip(users.items(), found, strict=True):
+            sets = reference.features(asked, self._settings)
+            for (measure, *_), features in zip(groups.values(), sets, strict=True):
                 # Metrics are computed on the device.
-                real.features = features.to(measures[0].config["device"])
+                measure.real.features = features.to(measure.config["device"])
 
     def _possible(self, measure: Measure, count: int, chosen: bool, labelled: bool) -> Measure:
         """With the metrics that the reference and the samples have all for."""
@@ -265,54 +288,59 @@ class Measures:
 
     def _tell(self, notice: str) -> None:
         """Print it, once, by the first process."""
-        if notice not in self._told and self._how.rank == 0:
+        if notice not in self._notices and self._settings.rank == 0:
             print(notice)
-        self._told.add(notice)
+        self._notices.add(notice)
 
     def _reference(self, config: Config, model: Denoiser | None, name: str) -> Reference:
         """The reference of a configuration, opened once."""
-        key = content_key(_source(config))
-        if key not in self._opened:
-            self._opened[key] = self._open(config, model, name)
-        return self._opened[key]
+        names = ["ref", "resize", "crop", "bad", "device", "reals"]
+        names += ["model"] if config["ref"] == "auto" else []
+        key = content_key({name: config.get(name) for name in names})
+        if key not in self._references:
+            self._references[key] = self._open(config, model, name)
+        return self._references[key]
 
-    def _real(self, config: Config, detector: Detector, reference: Reference) -> Real:
+    def _description(self, reference: Reference, detector: Detector) -> SetDescription:
         """What the reference is to the detector, asked once."""
-        key = content_key(_source(config) | {"detector": config["detector"]})
-        if key not in self._reals:
-            self._reals[key] = reference.real(detector)
-        return self._reals[key]
+        if (reference, detector) not in self._descriptions:
+            self._descriptions[reference, detector] = reference.description(detector)
+        return self._descriptions[reference, detector]
 
     def _open(self, config: Config, model: Denoiser | None, name: str) -> Reference:
         """A path or URL, the data of a model by name, or of the one at hand: `auto`."""
-        ref = str(config["ref"])
+        ref, most = str(config["ref"]), config.get("reals")
         if config["ref"] is None:
             raise UsageError("ref must be given, for example ref=FOLDER or ref=STATISTICS.npz")
         if ref == "auto" and model is not None:
-            return open_model(model, name, config.get("reals"))
+            return open_model(model, name, most)
         path = str(Path(ref).expanduser())
-        named = ref in options("model")
-        if not named and not Path(path).exists():
-            ref = published_reference(ref) or ref
-        if named and Path(path).exists():
+        named, there = ref in options("model"), Path(path).exists()
+        if named and there:
             self._tell(
                 f"ref={ref} is the data of the model of that name; write ref=./{ref} for what is "
                 "called so here"
             )
-        elif Path(path).exists() or "://" in ref:
-            return open_reference(
-                ref if "://" in ref else path,
-                resize=config.get("resize"),
-                crop=config.get("crop", False),
-                bad=config.get("bad", "error"),
-                most=config.get("reals"),
+        if named:
+            preset = compose("sample", [f"model={ref}"]).config["model"]
+            loaded = load_model(instantiate(preset, "model", Models(), Model), config["device"])
+            return open_model(loaded, ref, most)
+        if "://" in ref:
+            path = ref
+        elif not there:
+            path = published_reference(ref)
+        if path is None:
+            similar = nearest(ref, options("model"))
+            raise UsageError(
+                f"ref={ref}: no such file or folder, and no model of that name{similar}"
             )
-        if not named:
-            known = nearest(ref, options("model"))
-            raise UsageError(f"ref={ref}: no such file or folder, and no model of that name{known}")
-        found = compose("sample", [f"model={ref}"]).config["model"]
-        model = instantiate(found, "model", Models(), Model)
-        return open_model(load_model(model, config["device"]), ref, config.get("reals"))
+        return open_reference(
+            path,
+            resize=config.get("resize"),
+            crop=config.get("crop", False),
+            bad=config.get("bad", "error"),
+            most=most,
+        )
 
 
 def are_metrics_chosen(words: Sequence[str]) -> bool:
@@ -321,13 +349,13 @@ def are_metrics_chosen(words: Sequence[str]) -> bool:
     return not keys.isdisjoint({"metrics", "protocol", "experiment"})
 
 
-def _configs(config: Config) -> list[Config]:
+def _parts(config: Config) -> list[Config]:
     """A configuration for each part of the protocol; without one, itself. What is null is left
     out."""
     protocol = config.get("protocol")
     if not protocol:
         return [{**config, "metrics": _without_null(config["metrics"], "metrics")}]
-    configs = []
+    parts = []
     for name, part in protocol.items():
         if part is None:
             continue
@@ -336,28 +364,28 @@ def _configs(config: Config) -> list[Config]:
                 f"protocol.{name}: a part of a protocol is changed by its keys, such as "
                 f"protocol.{name}.detector.weights=FILE, or left out by protocol.{name}=null"
             )
-        metrics = _without_null(part["metrics"], f"protocol.{name}.metrics")
         for key in ("reals", "fakes"):
             if part.get(key) is not None:
                 check_whole(f"protocol.{name}.{key}", part[key], least=1)
-        own = {key: part.get(key) for key in ("detector", "reals", "fakes")}
-        ref = config["ref"] if part["ref"] is None else part["ref"]
+        metrics = _without_null(part["metrics"], f"protocol.{name}.metrics")
         if metrics:
-            configs.append({**config, **own, "metrics": metrics, "ref": ref, "part": name})
-    made = Counter(
-        (content_key(one["detector"]), name) for one in configs for name in one["metrics"]
+            keys = {key: part.get(key) for key in ("detector", "reals", "fakes")}
+            ref = config["ref"] if part["ref"] is None else part["ref"]
+            parts.append({**config, **keys, "metrics": metrics, "ref": ref, "part": name})
+    times = Counter(
+        (content_key(part["detector"]), metric) for part in parts for metric in part["metrics"]
     )
-    if any(times > 1 for times in made.values()):
-        (_, metric), _ = made.most_common(1)[0]
-        raise UsageError(
-            f"two parts of the protocol measure {metric} by one detector; leave it out of one of "
-            f"them: protocol.….metrics.{metric}=null"
-        )
-    return configs
+    for (_, metric), number in times.items():
+        if number > 1:
+            raise UsageError(
+                f"two parts of the protocol measure {metric} by one detector; leave it out of one "
+                f"of them: protocol.….metrics.{metric}=null"
+            )
+    return parts
 
 
 def _key(config: Config) -> str:
-    """What the keys of one of `_configs` begin with."""
+    """What the keys of one of `_parts` begin with."""
     return f"protocol.{config['part']}." if "part" in config else ""
 
 
@@ -372,18 +400,11 @@ def _without_null(metrics: object, key: str) -> Config:
 
 def detectors_of(measures: Sequence[Measure]) -> list[Detector]:
     """The detectors of measures, each once."""
-    return list(dict.fromkeys(one.detector for one in measures))
+    return list(dict.fromkeys(measure.detector for measure in measures))
 
 
 def _need_reference(metrics: dict[str, Metric]) -> bool:
     return any(metric.needs_reference for metric in metrics.values())
-
-
-def _source(config: Config) -> Config:
-    """What a reference depends on, whatever the detector, and where its features go."""
-    names = ["ref", "resize", "crop", "bad", "device", "reals"]
-    names += ["model"] if config["ref"] == "auto" else []
-    return {name: config.get(name) for name in names}
 
 
 def warn(warnings: Sequence[str]) -> None:
@@ -394,74 +415,21 @@ def warn(warnings: Sequence[str]) -> None:
 
 def settings_of(measures: Sequence[Measure]) -> dict[str, Any]:
     """How a row was measured, in short; its configuration says it in full."""
-    names = [one.name for one in measures]
+    names = [measure.name for measure in measures]
     if len(set(names)) < len(names):  # parts of a protocol that share a detector
-        names = [one.part or one.name for one in measures]
-    found = [{"detector": one.name, **_settings(one)} for one in measures]
+        names = [measure.part or measure.name for measure in measures]
+    each = [{"detector": measure.name, **measure.settings} for measure in measures]
     merged: dict[str, Any] = {}
-    for key in dict.fromkeys(key for one in found for key in one):
-        values = [one.get(key) for one in found]
-        if key == "detector" or len(set(values)) == 1:
-            merged[key] = ", ".join(dict.fromkeys(values))
-        else:
-            merged[key] = ", ".join(
-                f"{value} ({name})"
-                for value, name in zip(values, names, strict=True)
-                if value is not None
-            )
+    for key in dict.fromkeys(key for settings in each for key in settings):
+        values = [settings.get(key) for settings in each]
+        if key != "detector" and len(set(values)) > 1:
+            named = zip(values, names, strict=True)
+            values = [f"{value} ({name})" for value, name in named if value is not None]
+        merged[key] = ", ".join(dict.fromkeys(values))
     return merged
-
-
-def _settings(measure: Measure) -> dict[str, str]:
-    config = measure.config
-    metrics = {name: config["metrics"][name] for name in measure.metrics}
-    settings = {} if measure.real is None else {"reference": _reference(measure.about_real)}
-    identity = measure.detector.identity
-    if identity is not None and identity.weights is not None:
-        settings["resize"] = identity.resize
-        if config["detector"].get("weights") is not None:
-            settings["weights"] = f"SHA-256 {identity.weights[:8]}"
-    if config["detector"].get("precision", "float32") != "float32":
-        settings["precision"] = config["detector"]["precision"]
-    if "frechet" in metrics and metrics["frechet"]["confidence"] != "none":
-        settings["FD interval without finite-sample bias"] = (
-            f"{metrics['frechet']['confidence']} {metrics['frechet']['level']}"
-        )
-    if measure.fakes is not None:
-        settings["fakes"] = f"{measure.fakes}, chosen at random"
-    if "prdc" in metrics:
-        options = metrics["prdc"]
-        text = f"k={options['k']}, {options['rule']}"
-        used = min(measure.real.count, options["reals"] or measure.real.count)
-        if used != measure.about_real["count"]:
-            text += f", {used} real"
-        if options["fakes"] is not None:
-            text += f", at most {options['fakes']} fake"
-        text += ", as many of each side" if options["equal"] else ""
-        text += ", float16 distances" if options["arithmetic"] == "adm" else ""
-        settings["precision/recall"] = text
-    if "accuracy" in metrics:
-        settings["accuracy"] = f"k={metrics['accuracy']['k']}"
-    if "toy" in metrics:
-        settings["outliers"] = f"below the {metrics['toy']['quantile']} quantile"
-    return settings
-
-
-def _reference(about: About) -> str:
-    name = about.get("model", about.get("path"))
-    count = about["count"]
-    return f"{name} ({'N not recorded' if count is None else count})"
 
 
 def repeats_of(features: FeatureSet, repeats: int) -> list[FeatureSet]:
     """A set cut into as many equal parts, in order."""
     size = features.count // repeats
-    parts = []
-    for first in range(0, size * repeats, size):
-        labels = None if features.labels is None else features.labels[first : first + size]
-        parts.append(
-            dataclasses.replace(
-                features, count=size, values=features.values[first : first + size], labels=labels
-            )
-        )
-    return parts
+    return [features.rows(slice(first, first + size)) for first in range(0, size * repeats, size)]
