@@ -244,7 +244,7 @@ def test_facts_for_planning():
 def test_digits():
     denoiser = kernel("digits", 0.25)
     assert denoiser.shape == (1, 8, 8) and denoiser.num_classes == 10
-    assert denoiser.class_names == tuple("0123456789")
+    assert denoiser.conditions.names == tuple("0123456789")
     images, labels = denoiser.reference(0, 0)
     assert len(images) == 1797 and labels.bincount().tolist()[:2] == [178, 182]
     assert kernel("digits", 0.25, resize=4).shape == (1, 4, 4)
@@ -261,7 +261,7 @@ def test_your_own_images(tmp_path):
     for name in ("set", "set.npz"):
         found = kernel(str(tmp_path / name), H)
         torch.testing.assert_close(found(x, 0.5, labels), model()(x, 0.5, labels))
-    assert kernel(str(tmp_path / "set"), H).class_names == ("class 0", "class 1", "class 2")
+    assert kernel(str(tmp_path / "set"), H).conditions.names == ("class 0", "class 1", "class 2")
     assert kernel(str(tmp_path / "set"), H, resize=2).shape == (3, 2, 2)
     np.savez(tmp_path / "plain.npz", images=arrays)
     assert kernel(str(tmp_path / "plain.npz"), H, conditional=False).num_classes == 0

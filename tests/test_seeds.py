@@ -11,6 +11,7 @@ from guidex.guidance.guidance import Guidance
 from guidex.guidance.methods import difference, none
 from guidex.guidance.rules import Extrapolate
 from guidex.guidance.schedules import Interval
+from guidex.models.condition import Conditions
 from guidex.models.kernel import kernel
 from guidex.sampling.grids import Karras
 from guidex.sampling.seeds import Draws, parse_seeds, start
@@ -22,7 +23,7 @@ SEEDS = [3, 141, 0, 59, 2**32 - 1, 7, 26]
 
 
 def begin(seeds, labels=None, num_classes=10, keep_drawing=True, shape=(1, 8, 8)):
-    return start(seeds, shape, num_classes, labels, CPU, CPU, keep_drawing)
+    return start(seeds, shape, Conditions(num_classes), labels, CPU, CPU, keep_drawing)
 
 
 def cfg() -> Guidance:

@@ -25,6 +25,7 @@ from guidex.data.digits import digits
 from guidex.data.images import open_images
 from guidex.data.pixels import to_float
 from guidex.errors import UsageError
+from guidex.models.condition import Condition, Conditions
 from guidex.models.denoiser import ExactDenoiser
 
 CHUNK_BYTES = 64 * 2**20  # what one float64 tile of centres or of logits may take
@@ -68,8 +69,9 @@ class KernelDenoiser(ExactDenoiser):
         self.shape = tuple(centres.shape[1:])
         self.h = float(h)
         self.conditional = conditional
-        self.class_names = class_names if conditional else ()
-        self.num_classes = int(labels.max()) + 1 if conditional else 0
+        self.conditions = (
+            Conditions(int(labels.max()) + 1, class_names) if conditional else Conditions()
+        )
         self.offsets = [0, *_class_sizes(labels).cumsum(0).tolist()] if conditional else []
         self.register_buffer("centres", centres.flatten(1))
         self.register_buffer("half_norms", self._half_norms())
@@ -78,13 +80,13 @@ class KernelDenoiser(ExactDenoiser):
         seen = len(centres) / max(self.num_classes, 1)
         self.gflops = 4e-9 * seen * self.centres.shape[1]  # distances, then the weighted mean
 
-    def forward(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
-        """D(x; sigma, labels). labels None, or an unconditional model: the mixture of all
+    def forward(self, x: Tensor, sigma: float, condition: Condition = None) -> Tensor:
+        """D(x; sigma, condition). Without one, or an unconditional model: the mixture of all
         classes."""
         variance = self.h**2 + sigma**2
         flat = x.flatten(1).double()
         mean = torch.empty_like(flat)
-        for rows, part in self._groups(flat, labels):
+        for rows, part in self._groups(flat, condition):
             mean[rows] = self._posterior_mean(flat[rows], variance, *part)
         x0 = (self.h**2 * flat + sigma**2 * mean) / variance
         return x0.view(x.shape).to(x.dtype)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from guidex.errors import UsageError
+from guidex.models.condition import Condition, Conditions
 from guidex.models.denoiser import ExactDenoiser
 
 # Pairs of row and component at a time: 512 KiB of float64, which stays in a CPU's cache; a GPU
@@ -123,7 +124,7 @@ class GaussianMixture(ExactDenoiser):
         count, dimension = means.shape
         self.shape = (dimension,)
         self.conditional = conditional
-        self.num_classes = int(classes.max()) + 1 if conditional else 0
+        self.conditions = Conditions(int(classes.max()) + 1 if conditional else 0)
         self.sigma_data = (
             _standard_deviation(weights, means, covariances) if sigma_data is None else sigma_data
         )
@@ -140,14 +141,14 @@ class GaussianMixture(ExactDenoiser):
         self.register_buffer("_variances", variances)  # [K, d], lambda_k
         self.register_buffer("_axes", axes)  # [K, d, d], U_k, one eigenvector per column
 
-    def forward(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, sigma: float, condition: Condition = None) -> Tensor:
         """E[x0 | x] in closed form; see Denoiser.forward. Differentiable in x.
 
         Raises:
-            UsageError: x, sigma or labels of the wrong shape or range, or a class without
+            UsageError: x, sigma or classes of the wrong shape or range, or a class without
                 components.
         """
-        return self._evaluate(_Components.denoise, x, sigma, labels)
+        return self._evaluate(_Components.denoise, x, sigma, condition)
 
     def log_density(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
         """log p(x; sigma | labels), from x [B, d] to [B], differentiable in x; sigma may be 0.

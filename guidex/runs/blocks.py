@@ -115,7 +115,7 @@ def run_block(
         begin = start(
             padded,
             model.shape,
-            model.num_classes,
+            model.conditions,
             labels and labels + labels[-1:] * padding,
             device,
             generators,

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from guidex.errors import UsageError
 from guidex.models.attention import Change, Changes, stacked
+from guidex.models.condition import Condition, Conditions
 from guidex.models.denoiser import Denoiser, View
 from guidex.models.edm2.layers import (
     Block,
@@ -355,7 +356,7 @@ class EDM2(Denoiser):
         self.dtype = dtype
         self.space = space
         self.shape = (config.img_channels, config.img_resolution, config.img_resolution)
-        self.num_classes = config.label_dim
+        self.conditions = Conditions(config.label_dim)
         self.sigma_data = config.sigma_data
         self.unet = UNet(config)
         self.logvar_fourier = Fourier(config.logvar_channels)
@@ -368,13 +369,13 @@ class EDM2(Denoiser):
         """10^9 floating-point operations of one evaluation, by counting, 2 per multiply-add."""
         return count_gflops(self.config)
 
-    def forward(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
-        """Denoise; see Denoiser. Without labels the class embedding is zero; a network without
+    def forward(self, x: Tensor, sigma: float, condition: Condition = None) -> Tensor:
+        """Denoise; see Denoiser. Without classes their embedding is zero; a network without
         classes, such as the reference of classifier-free guidance, ignores them.
         """
         classes = None
-        if labels is not None and self.num_classes > 0:
-            classes = F.one_hot(labels, self.num_classes)
+        if condition is not None and self.num_classes > 0:
+            classes = F.one_hot(condition, self.num_classes)
         sigmas = torch.full(x.shape[:1], sigma, dtype=x.dtype, device=x.device)
         return self.predict(x, sigmas, classes)
 
@@ -384,14 +385,14 @@ class EDM2(Denoiser):
             return super().joint(x, views)
         count = len(x)
         sigma = torch.cat([x.new_full((count,), view.sigma) for view in views])
-        classes = torch.cat([self._classes(view.labels, x) for view in views])
+        classes = torch.cat([self._classes(view.condition, x) for view in views])
         repeated = x.repeat(len(views), 1, 1, 1)
         return list(self.predict(repeated, sigma, classes, self._changes(views, x)).split(count))
 
-    def _classes(self, labels: Tensor | None, x: Tensor) -> Tensor:
-        if labels is None or self.num_classes == 0:
+    def _classes(self, condition: Condition, x: Tensor) -> Tensor:
+        if condition is None or self.num_classes == 0:
             return x.new_zeros(len(x), self.num_classes)
-        return F.one_hot(labels, self.num_classes).to(x.dtype)
+        return F.one_hot(condition, self.num_classes).to(x.dtype)
 
     def _changes(self, views: Sequence[View], x: Tensor) -> Changes:
         """How the rows of a joint call attend, in the layers that some view perturbs."""
