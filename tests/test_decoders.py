@@ -109,10 +109,10 @@ def test_too_little_memory_halves_the_batch(folder, decoder, monkeypatch, capsys
 
     monkeypatch.setattr(small.vae, "decode", scarce(1))
     assert torch.equal(small(latents()), torch.cat([decoder(one) for one in latents().split(1)]))
-    assert small.batch == 1
-    assert "decoding 1 at a time" in capsys.readouterr().err
+    assert small.batch.size == 1
+    assert "going on with batches of 1" in capsys.readouterr().err
     monkeypatch.setattr(small.vae, "decode", scarce(0))
-    with pytest.raises(GuidexError, match="to decode one image: for the test"):
+    with pytest.raises(GuidexError, match="for a single image: for the test"):
         small(latents())
 
 
@@ -173,7 +173,7 @@ def test_samples_that_are_no_latents(decoder, shape):
 def test_configurations(folder, monkeypatch):
     config = compose("sample", ["decoder=sd_vae", f"decoder.path={folder}"]).config["decoder"]
     made = instantiate(config, "decoder", Models(), Decoder)
-    assert isinstance(made, StabilityVAE) and made.space == "latents" and made.batch == 8
+    assert isinstance(made, StabilityVAE) and made.space == "latents" and made.batch.size == 8
     config = compose("sample", ["decoder=pixels"]).config["decoder"]
     assert instantiate(config, "decoder", Models(), Decoder).space == "pixels"
     assert compose("sample", ["decoder=sd_vae"]).config["decoder"]["path"] == SD_VAE

@@ -22,6 +22,7 @@ from guidex.guidance.methods import difference, none, perturbed_attention
 from guidex.guidance.rules import Extrapolate
 from guidex.guidance.schedules import Constant
 from guidex.models.attention import Perturbation, attention, stacked
+from guidex.models.condition import Conditions
 from guidex.models.denoiser import View
 from guidex.models.edm2.checkpoints import Checkpoint, write_checkpoint
 from guidex.models.edm2.folded import fold
@@ -222,9 +223,9 @@ def test_perturbed_attention_in_float16(mode, tokens):
 
 
 def test_noise_does_not_depend_on_the_batch():
-    seeds = [0, 7, 2**32 - 1, 3]
-    whole = start(seeds, SHAPE, CLASSES, None, GPU, GPU, True)
-    alone = [start([seed], SHAPE, CLASSES, None, GPU, GPU, True) for seed in seeds]
+    seeds, classes = [0, 7, 2**32 - 1, 3], Conditions(CLASSES)
+    whole = start(seeds, SHAPE, classes, None, GPU, GPU, True)
+    alone = [start([seed], SHAPE, classes, None, GPU, GPU, True) for seed in seeds]
     assert torch.equal(whole.noise, torch.cat([one.noise for one in alone]))
     assert torch.equal(whole.labels, torch.cat([one.labels for one in alone]))
     fresh, _ = whole.draws.draw(whole.noise)

@@ -36,18 +36,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TRAINING_ONLY = ("dropout", "use_fp16")
 """Keys of a checkpoint's configuration that say nothing about the function it computes."""
 
-FIXED = {"resample_filter": [1, 1], "channel_mult_noise": None, "channel_mult_emb": None}
+FIXED = {"resample_filter": (1, 1), "channel_mult_noise": None, "channel_mult_emb": None}
 """Keys whose default is the only value that is computed here; no published network has another."""
-
-INTEGER_BOUNDS = {
-    "img_resolution": (1, 4096),
-    "img_channels": (1, 1024),
-    "label_dim": (0, 1_000_000),
-    "model_channels": (1, 4096),
-    "num_blocks": (1, 64),
-    "channels_per_head": (1, 4096),
-    "logvar_channels": (1, 4096),
-}
 
 
 @dataclass(frozen=True)
@@ -91,33 +81,18 @@ class Config:
     clip_act: float = 256.0
 
     def __post_init__(self) -> None:
-        for name, (low, high) in INTEGER_BOUNDS.items():
-            value = getattr(self, name)
-            _require(_is_integer(value, low, high), name, value, f"an integer, {low} to {high}")
-        for name in ("label_balance", "concat_balance", "res_balance", "attn_balance"):
-            value = getattr(self, name)
-            _require(_is_number(value) and 0 <= value <= 1, name, value, "a number, 0 to 1")
-        for name, limit in {"sigma_data": 1e6, "clip_act": inf}.items():
-            value = getattr(self, name)
-            _require(_is_number(value) and 0 < value <= limit, name, value, "a number above 0")
-        self._check_resolutions()
-
-    def _check_resolutions(self) -> None:
-        mult, attn = self.channel_mult, self.attn_resolutions
-        valid = isinstance(mult, tuple) and all(_is_integer(m, 1, 64) for m in mult)
-        _require(valid and 1 <= len(mult) <= 8, "channel_mult", mult, "1 to 8 integers, 1 to 64")
-        factor = 2 ** (len(mult) - 1)
-        what = f"a multiple of {factor}, to be halved {len(mult) - 1} times"
-        _require(self.img_resolution % factor == 0, "img_resolution", self.img_resolution, what)
-        valid = isinstance(attn, tuple) and all(_is_integer(r, 1, 4096) for r in attn)
-        _require(valid, "attn_resolutions", attn, "integers, 1 to 4096")
-        # The decoder's first block, at the coarsest resolution, has attention in any case.
-        for level in self.levels:
-            if level.resolution in attn or level == self.levels[-1]:
-                heads = level.channels // self.channels_per_head
-                what = f"such that {heads} heads divide {level.channels} channels"
-                valid = heads == 0 or level.channels % heads == 0
-                _require(valid, "channels_per_head", self.channels_per_head, what)
+        for field in fields(self):
+            value, several = getattr(self, field.name), field.type not in (int, float)
+            kinds = (int, float) if field.type is float else (int,)
+            zero = field.name == "label_dim" or field.name.endswith("_balance")
+            valid = isinstance(value, tuple) == several and all(
+                type(number) in kinds and (number > 0 or (zero and number == 0))
+                for number in (value if several else [value])
+            )
+            if not valid:
+                what = "numbers" if float in kinds else "whole numbers"
+                least = "of 0 or more" if zero else "above 0"
+                raise UsageError(f"EDM2 {field.name} is {value!r}; it takes {what} {least}")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> "Config":
@@ -131,27 +106,24 @@ class Config:
         Raises:
             UsageError: for a missing or unknown key, or a value out of range.
         """
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         for key, only in FIXED.items():
-            value = values.get(key, only)
-            value = list(value) if isinstance(value, tuple) else value
-            _require(value == only, key, value, f"{only}, which alone is computed here")
-        passed = (*TRAINING_ONLY, *FIXED)
-        given = {key: value for key, value in values.items() if key not in passed}
+            if given.pop(key, only) != only:
+                raise UsageError(f"EDM2 {key} is {values[key]!r}; it must be {only}")
+        given = {key: value for key, value in given.items() if key not in TRAINING_ONLY}
         if given.get("clip_act", 0) is None:
             given["clip_act"] = inf
         known = [field.name for field in fields(cls)]
         unknown = sorted(str(key) for key in given if key not in known)
+        missing = [key for key in known[:3] if key not in given]
         if unknown:
             raise UsageError(
                 f"unknown keys in the EDM2 configuration: {', '.join(unknown)}; "
-                f"allowed: {', '.join([*known, *passed])}"
+                f"allowed: {', '.join([*known, *TRAINING_ONLY, *FIXED])}"
             )
-        missing = [
-            name for name in ("img_resolution", "img_channels", "label_dim") if name not in given
-        ]
         if missing:
             raise UsageError(f"the EDM2 configuration lacks {', '.join(missing)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        return cls(**given)
 
     @property
     def levels(self) -> list["Level"]:
@@ -176,19 +148,6 @@ class Level(NamedTuple):
     def name(self) -> str:
         """What the names of its blocks begin with."""
         return f"{self.resolution}x{self.resolution}"
-
-
-def _is_integer(value: object, low: int, high: int) -> bool:
-    return type(value) is int and low <= value <= high
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float)
-
-
-def _require(valid: bool, name: str, value: object, allowed: str) -> None:
-    if not valid:
-        raise UsageError(f"EDM2 {name} is {value!r}; it must be {allowed}")
 
 
 class UNet(nn.Module):
@@ -252,7 +211,7 @@ class UNet(nn.Module):
     ) -> Tensor:
         """x [B, C, H, W], a modulation [B, channels] per block -> [B, C, H, W] (no `out_gain`)."""
         modulations = iter(modulations)
-        changes = {} if changes is None else changes
+        changes = changes or {}
         # A constant channel lets the convolutions, which have no biases, make one.
         x = F.pad(x, (0, 0, 0, 0, 0, self.constants), value=1.0)
         skips = []
@@ -373,11 +332,8 @@ class EDM2(Denoiser):
         """Denoise; see Denoiser. Without classes their embedding is zero; a network without
         classes, such as the reference of classifier-free guidance, ignores them.
         """
-        classes = None
-        if condition is not None and self.num_classes > 0:
-            classes = F.one_hot(condition, self.num_classes)
         sigmas = torch.full(x.shape[:1], sigma, dtype=x.dtype, device=x.device)
-        return self.predict(x, sigmas, classes)
+        return self.predict(x, sigmas, self._classes(condition, x))
 
     def joint(self, x: Tensor, views: Sequence[View]) -> list[Tensor]:
         """Denoise the same x several times in one call of the U-Net; see Denoiser."""
