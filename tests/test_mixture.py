@@ -275,12 +275,9 @@ def test_facts():
 @pytest.mark.parametrize(
     ("labels", "says"),
     [
-        (torch.tensor([0, 1, 2]), r"class 2 has no components; .*\[0, 1, 3\]"),
-        (torch.tensor([0, 4, 1]), "label 4 does not exist; .* 0 to 3"),
-        (torch.tensor([0, -1, 1]), "label -1 does not exist"),
-        (torch.tensor([0, 1]), r"labels must be 3 integers"),
-        (torch.eye(3, 4), "not one-hot"),
-        (torch.tensor([0.0, 1.0, 1.0]), "integers"),
+        (torch.tensor([0, 1, 2]), "class 2 of this mixture has no components"),
+        (torch.tensor([0, 4, 1]), r"labels go from 0 to 3, not \[0, 4\]"),
+        (torch.eye(3, 4), r"labels must be integers \[3\], one per sample, not \[3, 4\]"),
     ],
 )
 def test_wrong_labels(labels, says):
@@ -294,19 +291,9 @@ def test_wrong_labels(labels, says):
             call()
 
 
-@pytest.mark.parametrize(
-    ("x", "sigma", "says"),
-    [
-        (torch.zeros(3, 1), 0.5, r"x must be .*\[B, 2\], not \[3, 1\]"),
-        (torch.zeros(3, 2, dtype=torch.int64), 0.5, "floating-point"),
-        (torch.zeros(3, 2), -0.1, "sigma must be a finite number of 0 or more, not -0.1"),
-        (torch.zeros(3, 2), math.nan, "sigma"),
-        (torch.zeros(3, 2), math.inf, "sigma"),
-    ],
-)
-def test_wrong_evaluations(x, sigma, says):
-    with pytest.raises(UsageError, match=says):
-        make_mixture()(x, sigma)
+def test_samples_of_another_dimension():
+    with pytest.raises(UsageError, match=r"x must be floats \[B, 2\], not \[3, 1\]"):
+        make_mixture()(torch.zeros(3, 1), 0.5)
 
 
 @pytest.mark.parametrize(
@@ -317,11 +304,10 @@ def test_wrong_evaluations(x, sigma, says):
         ({"means": [[math.nan], [0.0]]}, "finite"),
         ({"weights": [1.0]}, r"weights must be \[2\]"),
         ({"weights": [1.0, 0.0]}, "weights must be positive"),
-        ({"weights": [1.0, math.inf]}, "weights must be positive"),
         ({"covariances": [[1.0], [1.0]]}, r"covariances must be \[2, 1, 1\]"),
         ({"covariances": [[[1.0]], [[0.0]]]}, "covariance 1 is not positive definite"),
+        ({"means": [[0.0] * 2] * 2, "covariances": [[[1, 0.5], [0.2, 1]]] * 2}, "symmetric"),
         ({"classes": [0, -1]}, "classes must be 0 or more"),
-        ({"modes": [0]}, r"modes must be \[2\]"),
         ({"blur": -1.0}, "blur"),
         ({"sigma_data": 0.0}, "sigma_data must be a positive number, not 0.0"),
     ],
@@ -337,8 +323,3 @@ def test_wrong_components(change, says):
     }
     with pytest.raises(UsageError, match=says):
         GaussianMixture(**(good | change))
-
-
-def test_asymmetric_covariance():
-    with pytest.raises(UsageError, match="symmetric"):
-        GaussianMixture([1.0], [[0.0, 0.0]], [[[1.0, 0.5], [0.2, 1.0]]], [0], [0], False)

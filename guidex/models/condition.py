@@ -48,6 +48,21 @@ class Conditions:
         """What people call it: its name, else its number."""
         return self.names[number] if self.names else str(number)
 
+    def check(self, numbers: Tensor, count: int) -> None:
+        """Refuse what are not the numbers of `count` images.
+
+        Raises:
+            UsageError: another shape, fractions, or a number that the model does not have.
+        """
+        if numbers.shape != (count,) or numbers.is_floating_point():
+            raise UsageError(
+                f"labels must be integers [{count}], one per sample, not {list(numbers.shape)} of "
+                f"{numbers.dtype}"
+            )
+        if count > 0 and not 0 <= int(numbers.min()) <= int(numbers.max()) < self.count:
+            given = sorted({int(numbers.min()), int(numbers.max())})
+            raise UsageError(f"labels go from 0 to {self.count - 1}, not {given}")
+
     def numbers(self, written: Sequence[int | str]) -> list[int]:
         """The numbers of conditions that people wrote by number or name.
 
