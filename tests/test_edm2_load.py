@@ -171,11 +171,11 @@ def test_the_network_compiles_as_one_graph(snapshots, monkeypatch):
         (lambda c: c.tensors.update({"x\x1b[2J": torch.ones(1)}), r"x.x1b.* is unknown"),
         (
             lambda c: c.tensors.update({"unet.out_gain": torch.ones(2)}),
-            r"unet.out_gain is \[2\] instead of \[\]",
+            r"unet.out_gain is \[2\] of torch.float32 instead of \[\]",
         ),
         (
             lambda c: c.tensors.update({"unet.out_gain": torch.tensor(1)}),
-            "unet.out_gain is torch.int64",
+            r"unet.out_gain is \[\] of torch.int64",
         ),
         (lambda c: c.config.update(model_channels=32), "; and [0-9]+ more"),
     ],

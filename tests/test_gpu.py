@@ -55,7 +55,7 @@ def random_network(
     config = Config(side, channels, classes, model_channels=64)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = EDM2(config, dtype, space="latents" if channels == 4 else "pixels")
+        model = EDM2(config, dtype)
         for name, parameter in model.named_parameters():
             if name.endswith("gain"):
                 parameter.copy_(0.5 + torch.rand([]))

@@ -89,11 +89,8 @@ class Perturbation:
             raise UsageError(f"seed must be a whole number >= 0, not {self.seed}")
 
     def chosen(self, known: Collection[str]) -> list[str]:
-        """The perturbed ones of a network's layers, in its order.
-
-        Raises:
-            UsageError: a name or pattern that is none of them.
-        """
+        """The perturbed ones of a network's layers, in its order; a UsageError where a name or
+        pattern is none of them."""
         if not known:
             raise UsageError(NO_LAYERS)
         for name in self.layers:

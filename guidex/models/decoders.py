@@ -29,19 +29,12 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def image_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """Shape [C, H, W] of the image, C = 1 or 3, of a sample of this shape.
-
-        Raises:
-            UsageError: samples of this shape are not what it decodes.
-        """
+        """Shape [C, H, W] of the image, C = 1 or 3, of a sample of this shape; a UsageError where
+        it does not decode such samples."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """Decode: samples [B, *shape], float32 or float64, to images uint8 [B, C, H, W].
-
-        Raises:
-            UsageError: as `image_shape`.
-        """
+        """Decode: samples [B, *shape], float32 or float64, to images uint8 [B, C, H, W]."""
 
 
 class Pixels(Decoder):
@@ -164,15 +157,12 @@ def _read_vae(path: str, dtype: torch.dtype) -> Any:
             "install it in the clone of guidex: pip install '.[latents]'"
         ) from error
     folder = Path(path).expanduser()
-    if folder.is_dir():
-        attempts = [(str(folder), True)]
-    elif not HUB_NAME.fullmatch(path):
-        attempts = []
-    else:
+    place, attempts = (str(folder), [True]) if folder.is_dir() else (path, [])
+    if not attempts and HUB_NAME.fullmatch(path):
         # What is on this machine comes first: no waiting for a site.
-        attempts = [(path, True)] if offline() else [(path, True), (path, False)]
+        attempts = [True] if offline() else [True, False]
     failure = "no such folder"
-    for place, local_only in attempts:
+    for local_only in attempts:
         try:
             with warnings.catch_warnings():
                 # diffusers asks its hub for things that the hub has given up; that is theirs to

@@ -61,12 +61,8 @@ class ModelSpec:
         gflops: float | None = None,
         ema: float | None = None,
     ) -> "ModelSpec":
-        """The recipe of networks like this one, which may be without weights (device "meta").
-
-        Arguments:
-            gflops: cost of an evaluation where it is known; it is counted otherwise.
-            ema: see above.
-        """
+        """The recipe of networks like this one, which may be without weights (device "meta"), of
+        this cost where it is given, counted otherwise."""
         names = ("shape", "conditions", "sigma_min", "sigma_max", "space", "attention_layers")
         facts: dict[str, Any] = {name: getattr(model, name) for name in names}
         facts["gflops"] = model.gflops if gflops is None else gflops

@@ -54,7 +54,7 @@ def fold(model: EDM2) -> EDM2:
     save the weights of a checkpoint, and later changes of `model` do not reach it.
     """
     with torch.device("meta"):
-        folded = EDM2(model.config, model.dtype, model.space)
+        folded = EDM2(model.config, model.dtype)
     folded.origin = model.origin
     folded.logvar_fourier = copy.deepcopy(model.logvar_fourier)
     folded.logvar_linear = copy.deepcopy(model.logvar_linear)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from math import inf, sqrt
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -171,13 +171,9 @@ class UNet(nn.Module):
             gain = label_share * sqrt(config.label_dim)
             self.emb_noise = MPConv(noise_channels, emb_channels, None, gain=noise_share)
             self.emb_label = MPConv(config.label_dim, emb_channels, None, gain=gain)
-        block = partial(
-            Block,
-            emb_channels=emb_channels,
-            res_balance=config.res_balance,
-            attn_balance=config.attn_balance,
-            clip_act=config.clip_act,
-        )
+        names = ("res_balance", "attn_balance", "clip_act")
+        options = {name: getattr(config, name) for name in names}
+        block = partial(Block, emb_channels=emb_channels, **options)
         self.enc, skips = _encoder(config, partial(block, encoder=True))
         self.dec = _decoder(config, partial(block, encoder=False), skips)
         self.out_conv = MPConv(config.levels[0].channels, config.img_channels, 3)
@@ -289,7 +285,6 @@ class EDM2(Denoiser):
         dtype: in which the U-Net computes: torch.float32 (on a GPU with convolutions in TF32, which
             is PyTorch's default), bfloat16 or float16 (as released). What goes in, what comes out
             and the preconditioning are in the dtype of x.
-        space: what a sample is; the released networks have latents at 512x512, pixels at 64x64.
 
     Raises:
         UsageError: for another dtype.
@@ -304,7 +299,6 @@ class EDM2(Denoiser):
         self,
         config: Config,
         dtype: torch.dtype = torch.float32,
-        space: Literal["pixels", "latents"] = "latents",
     ) -> None:
         super().__init__()
         if dtype not in DTYPES:
@@ -313,7 +307,8 @@ class EDM2(Denoiser):
             )
         self.config = config
         self.dtype = dtype
-        self.space = space
+        # An image has 1 or 3 channels; the latents of Stable Diffusion's VAE have 4.
+        self.space = "pixels" if config.img_channels in (1, 3) else "latents"
         self.shape = (config.img_channels, config.img_resolution, config.img_resolution)
         self.conditions = Conditions(config.label_dim)
         self.sigma_data = config.sigma_data
