@@ -21,7 +21,7 @@ from guidex.guidance.guidance import Guidance, Guided
 from guidex.guidance.methods import difference, none, perturbed_attention
 from guidex.guidance.rules import Extrapolate
 from guidex.guidance.schedules import Constant
-from guidex.models.attention import Perturbation, attention, stacked
+from guidex.models.attention import Perturbation, attention
 from guidex.models.condition import Conditions
 from guidex.models.denoiser import View
 from guidex.models.edm2.checkpoints import Checkpoint, write_checkpoint
@@ -215,7 +215,7 @@ def test_perturbed_attention_in_float16(mode, tokens):
     for device, dtype in ((CPU, torch.float32), (GPU, torch.float16)):
         change = perturbation.change("layer", heads, tokens, 1.0, device)
         parts = [part.to(device, dtype) for part in (q, k, v)]
-        found[device.type] = attention(*parts, stacked([None, change], batch)).float().cpu()
+        found[device.type] = attention(*parts, [None, change]).float().cpu()
     torch.testing.assert_close(found["cuda"], found["cpu"], rtol=5e-3, atol=5e-3)
 
 
@@ -237,30 +237,6 @@ def test_samples_do_not_depend_on_the_batch(folded, guide):
     solver = Heun(grid=Karras(steps=4, sigma_max=5.0))
     xs = [sample(folded, cfg(guide), solver, range(6), batch=batch)[0] for batch in (6, 4, 1)]
     assert relative(xs[1], xs[0]) < 5 * HALF and relative(xs[2], xs[0]) < 5 * HALF
-
-
-def test_a_run_goes_on_where_it_was(pixels_run, tmp_path):
-    words = [*pixels_run, "seeds=0-19", "block=5", "batch=5"]
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    for out in (whole, stopped):
-        assert main([*words, f"out={out}"]) == 0
-    for file in [stopped / "labels.csv", *stopped.glob("blocks/00000[13].json")]:
-        file.unlink()
-    for seed in (7, 16):
-        (stopped / "images" / "000000" / f"{seed:06d}.png").write_bytes(b"half an image")
-    assert main([*words, f"out={stopped}"]) == 0
-    assert_alike(stopped, whole)
-    rows = [(out / "labels.csv").read_text().splitlines() for out in (whole, stopped)]
-    assert rows[0] == rows[1] and len(rows[0]) == 21
-
-
-@pytest.mark.parametrize("form", ["zip", "npz"])
-def test_every_form_holds_the_same_images(pixels_run, tmp_path, form):
-    words = [*pixels_run, "seeds=0-9", "block=4", "batch=4"]
-    for chosen in ("png", form):
-        assert main([*words, f"format={chosen}", f"out={tmp_path / chosen}"]) == 0
-    file = tmp_path / form / f"images.{form}"
-    assert_alike(file, tmp_path / "png")
 
 
 def test_samples_arrive_whole():

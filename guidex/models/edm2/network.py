@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from guidex.errors import UsageError
-from guidex.models.attention import Change, Changes, stacked
+from guidex.models.attention import Change, Parts
 from guidex.models.condition import Condition, Conditions
 from guidex.models.denoiser import Denoiser, View
 from guidex.models.edm2.layers import (
@@ -203,24 +203,24 @@ class UNet(nn.Module):
         return F.silu(emb)
 
     def trunk(
-        self, x: Tensor, modulations: Iterable[Tensor], changes: Changes | None = None
+        self, x: Tensor, modulations: Iterable[Tensor], parts: Mapping[str, Parts] | None = None
     ) -> Tensor:
         """x [B, C, H, W], a modulation [B, channels] per block -> [B, C, H, W] (no `out_gain`)."""
         modulations = iter(modulations)
-        changes = changes or {}
+        parts = parts or {}
         # A constant channel lets the convolutions, which have no biases, make one.
         x = F.pad(x, (0, 0, 0, 0, 0, self.constants), value=1.0)
         skips = []
         for name, layer in self.enc.items():
             if isinstance(layer, Block):
-                x = layer(x, next(modulations), changes.get(f"enc.{name}"))
+                x = layer(x, next(modulations), parts.get(f"enc.{name}"))
             else:
                 x = layer(x)
             skips.append(x)
         for name, block in self.dec.items():
             if block.joins_skip:
                 x = mp_cat(x, skips.pop(), self.concat_balance)
-            x = block(x, next(modulations), changes.get(f"dec.{name}"))
+            x = block(x, next(modulations), parts.get(f"dec.{name}"))
         return self.out_conv(x)
 
     def forward(
@@ -228,12 +228,12 @@ class UNet(nn.Module):
         x: Tensor,
         c_noise: Tensor,
         classes: Tensor | None,
-        changes: Changes | None = None,
+        parts: Mapping[str, Parts] | None = None,
     ) -> Tensor:
         """x [B, C, H, W], c_noise [B], classes [B, label_dim] or None -> [B, C, H, W]."""
         emb = self.embed(c_noise, classes)
         modulations = [block.modulation(emb).to(x.dtype) for block in self.blocks()]
-        return self.trunk(x, modulations, changes) * learned_gain(self.out_gain, self.out_conv)
+        return self.trunk(x, modulations, parts) * learned_gain(self.out_gain, self.out_conv)
 
 
 def _encoder(config: Config, block: Callable[..., Block]) -> tuple[nn.ModuleDict, list[int]]:
@@ -338,31 +338,31 @@ class EDM2(Denoiser):
         sigma = torch.cat([x.new_full((count,), view.sigma) for view in views])
         classes = torch.cat([self._classes(view.condition, x) for view in views])
         repeated = x.repeat(len(views), 1, 1, 1)
-        return list(self.predict(repeated, sigma, classes, self._changes(views, x)).split(count))
+        return list(self.predict(repeated, sigma, classes, self._parts(views, x)).split(count))
 
     def _classes(self, condition: Condition, x: Tensor) -> Tensor:
         if condition is None or self.num_classes == 0:
             return x.new_zeros(len(x), self.num_classes)
         return F.one_hot(condition, self.num_classes).to(x.dtype)
 
-    def _changes(self, views: Sequence[View], x: Tensor) -> Changes:
-        """How the rows of a joint call attend, in the layers that some view perturbs."""
-        changes: dict[str, list[Change | None]] = {}
+    def _parts(self, views: Sequence[View], x: Tensor) -> dict[str, Parts]:
+        """How the parts of a joint call attend, in the layers that some view perturbs."""
+        parts: dict[str, list[Change | None]] = {}
         for i, view in enumerate(views):
             if view.perturbation is None:
                 continue
             for layer in view.perturbation.chosen(self.attention_layers):
                 heads, tokens = self._attention_shapes[layer]
                 change = view.perturbation.change(layer, heads, tokens, view.sigma, x.device)
-                changes.setdefault(layer, [None] * len(views))[i] = change
-        return {layer: stacked(parts, len(x)) for layer, parts in changes.items()}
+                parts.setdefault(layer, [None] * len(views))[i] = change
+        return parts
 
     def predict(
         self,
         x: Tensor,
         sigma: Tensor,
         classes: Tensor | None,
-        changes: Changes | None = None,
+        parts: Mapping[str, Parts] | None = None,
     ) -> Tensor:
         """Denoise with a noise level and a class vector for each sample.
 
@@ -370,7 +370,7 @@ class EDM2(Denoiser):
             x: noisy samples [B, *shape], float32 or float64.
             sigma: noise levels [B], above 0, in the dtype of x.
             classes: weights of the classes [B, num_classes] (one-hot; zeros: no class), or None.
-            changes: how rows attend, by layer, where not as usual.
+            parts: how the parts of the batch attend, by layer, where not as usual.
 
         Returns:
             The denoised prediction [B, *shape], in the dtype of x.
@@ -382,7 +382,7 @@ class EDM2(Denoiser):
         c_skip = self.sigma_data**2 / variance
         c_out = level * self.sigma_data / variance.sqrt()
         c_in = 1 / variance.sqrt()
-        raw = self.unet((c_in * x).to(self.dtype), _c_noise(sigma), classes.float(), changes)
+        raw = self.unet((c_in * x).to(self.dtype), _c_noise(sigma), classes.float(), parts)
         return c_skip * x + c_out * raw.to(x.dtype)
 
     def uncertainty(self, sigma: Tensor) -> Tensor:
