@@ -311,45 +311,6 @@ def test_no_layer_is_no_guidance(model, rule):
     assert (direction(x, SIGMA, LABELS, x) == 0).all()
 
 
-def test_nothing_is_left_behind(model, monkeypatch):
-    x = noisy(3, SIGMA)
-    before, state = model(x, SIGMA, LABELS), model.state_dict()
-    weights = {name: tensor.clone() for name, tensor in state.items()}
-    calls = []
-
-    def fails(*arguments):
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise KeyboardInterrupt("in the middle of a call")
-        return attention(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(edm2_layers, "attention", fails)
-        with pytest.raises(KeyboardInterrupt):
-            guided(model, pag(model, "*", mode="off_diagonal"))(x, SIGMA, LABELS, 0, 0)
-    assert torch.equal(model(x, SIGMA, LABELS), before)
-    assert model.state_dict().keys() == weights.keys()
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, weights[name]), name
-    assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_networks_are_asked_once_and_answers_keep_the_order():
-    one, other = tiny_model(), tiny_model(replace(TINY, model_channels=8))
-    x = noisy(3, SIGMA)
-    queries = [Query(one), Query(other), Query(one, k=1.1), Query(other, drop_labels=True)]
-    counts = Rows(one), Rows(other)
-    found = answer(queries, x, SIGMA, LABELS)
-    assert [rows.calls for rows in counts] == [[6], [6]]
-    expected = [
-        one(x, SIGMA, LABELS),
-        other(x, SIGMA, LABELS),
-        one(x, 1.1 * SIGMA, LABELS),
-        other(x, SIGMA),
-    ]
-    assert all(relative(x0, y0) < 1e-5 for x0, y0 in zip(found, expected, strict=True))
-
-
 def test_exact_denoisers_are_asked_one_by_one_bit_for_bit():
     main, reference = two_classes(), two_classes(conditional=False)
     x, labels = torch.randn(4, 2, dtype=torch.float64), torch.tensor([0, 1, 1, 0])

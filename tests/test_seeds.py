@@ -72,14 +72,6 @@ def test_later_noise_depends_on_the_seed_alone():
         assert torch.equal(rest.draw(alone.noise)[0][0], second[k])
 
 
-def test_drawing_changes_nothing():
-    found = begin(SEEDS)
-    before = [state.clone() for state in found.draws.states]
-    one, other = (found.draws.draw(found.noise)[0] for _ in range(2))
-    assert torch.equal(one, other)
-    assert all(map(torch.equal, before, found.draws.states))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_later_noise_is_drawn_in_the_dtype_of_the_state(dtype):
     """As the reference does, whose randn_like passes on the dtype: its first noise is float32."""

@@ -116,13 +116,6 @@ def test_shared_steps_are_taken_once():
     assert table.calls[table.reference] == (2 * 3 + 1) * len(SEEDS)
 
 
-def test_plans_that_meet_again_have_parted_for_good():
-    table = Table(Euler(grid=GRID))
-    table.add(None)
-    table.add(interval(2, 0, 0))
-    assert shared_steps(table.runs, 8) == 16
-
-
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_one_plan_costs_what_it_says(solver):
     table = full_table(SOLVERS[solver])

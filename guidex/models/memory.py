@@ -42,10 +42,8 @@ class Halving:
             try:
                 return work(size)
             except RuntimeError as error:
-                if not (
-                    isinstance(error, torch.OutOfMemoryError)
-                    or any(text in str(error) for text in _TEXTS)
-                ):
+                known = any(text in str(error) for text in _TEXTS)
+                if not (known or isinstance(error, torch.OutOfMemoryError)):
                     raise
                 reason = str(error).splitlines()[0]
             # Here, what failed is no longer held by its exception.

@@ -81,8 +81,7 @@ class GaussianMixture(ExactDenoiser):
 
     Attributes:
         weights, means, covariances, classes, modes: as given, but normalised and blurred; buffers.
-        gflops: operations to whiten, square, exponentiate and average over the components that one
-            evaluation visits: all of them, or the mean number per class where conditional.
+        gflops: of the components that one evaluation visits: all, or the mean number per class.
 
     Raises:
         UsageError: an argument of the wrong shape or range.
@@ -135,11 +134,9 @@ class GaussianMixture(ExactDenoiser):
                 f"covariance {worst} is not positive definite: its smallest eigenvalue is "
                 f"{float(variances[worst, 0]):.3g}; widen it, or give the mixture some blur"
             )
-        self.register_buffer("weights", weights)
-        self.register_buffer("means", means)
-        self.register_buffer("covariances", covariances)
-        self.register_buffer("classes", classes)
-        self.register_buffer("modes", modes)
+        given = {"weights": weights, "means": means, "covariances": covariances}
+        for name, value in {**given, "classes": classes, "modes": modes}.items():
+            self.register_buffer(name, value)
         self.register_buffer("_variances", variances)  # [K, d], lambda_k
         self.register_buffer("_axes", axes)  # [K, d, d], U_k, one eigenvector per column
 
@@ -161,13 +158,8 @@ class GaussianMixture(ExactDenoiser):
         return drawn.cpu(), None if labels is None else labels.cpu()
 
     def sample(self, labels: Tensor | None, count: int, generator: torch.Generator) -> Tensor:
-        """Draw clean samples [count, d] in the dtype of the buffers (float64), on their device.
-
-        Arguments:
-            labels: classes [count], int64, or None for draws from the whole mixture.
-            count: number of samples.
-            generator: of any device. The draws follow from it, not from the model's device.
-        """
+        """Draw clean samples, float64 [count, d] on the model's device; the generator may be of any
+        device, and the draws follow from it."""
         options = {"dtype": self.means.dtype, "device": generator.device, "generator": generator}
         quantiles = torch.rand(count, **options).to(self.means.device)
         normals = torch.randn(count, *self.shape, **options).to(self.means.device)

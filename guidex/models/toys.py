@@ -25,8 +25,7 @@ def mixture1d(conditional: bool = True, blur: float = 0.0) -> GaussianMixture:
     1d-toy) published for it, and with them w = 6 shows what the figure shows: guidance everywhere
     loses a mode, guidance in the interval (0.1, 0.6] keeps both.
 
-    The conditional and the unconditional density are two different distributions, as published:
-    the conditional one is not a part of the unconditional one.
+    As published, the conditional density is not a part of the unconditional one.
 
     Arguments:
         conditional: means 0.5 and 1.5, standard deviation 0.25, both in class 0 (the only one); if

@@ -98,13 +98,11 @@ class Config:
     def from_mapping(cls, values: Mapping[str, object]) -> "Config":
         """Read the configuration stored in a checkpoint, of which nothing is trusted.
 
-        Arguments:
-            values: as JSON or a restricted unpickler gives them; lists may stand for tuples, keys
-                that matter in training alone (dropout, use_fp16) are passed over, and clip_act may
-                be None.
+        Lists may stand for tuples, keys that matter in training alone (dropout, use_fp16) are
+        passed over, and clip_act may be None.
 
         Raises:
-            UsageError: for a missing or unknown key, or a value out of range.
+            UsageError: for a missing or unknown key, or a value of another kind.
         """
         given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         for key, only in FIXED.items():
@@ -130,24 +128,19 @@ class Config:
         """The resolutions of the U-Net, from the finest."""
         levels = []
         for i, mult in enumerate(self.channel_mult):
-            resolution = self.img_resolution >> i
-            channels = mult * self.model_channels
+            resolution, channels = self.img_resolution >> i, mult * self.model_channels
             heads = channels // self.channels_per_head if resolution in self.attn_resolutions else 0
-            levels.append(Level(resolution, channels, heads))
+            levels.append(Level(f"{resolution}x{resolution}", channels, heads))
         return levels
 
 
 class Level(NamedTuple):
-    """One resolution of the U-Net, its channels, and the attention heads of its blocks."""
+    """One resolution of the U-Net, as the names of its blocks begin (16x16), its channels, and the
+    attention heads of its blocks."""
 
-    resolution: int
+    name: str
     channels: int
     heads: int
-
-    @property
-    def name(self) -> str:
-        """What the names of its blocks begin with."""
-        return f"{self.resolution}x{self.resolution}"
 
 
 class UNet(nn.Module):
@@ -164,13 +157,11 @@ class UNet(nn.Module):
         emb_channels = max(level.channels for level in config.levels)
         noise_share, label_share = mp_sum_weights(config.label_balance)
         self.emb_fourier = Fourier(noise_channels)
-        if config.label_dim == 0:
-            self.emb_noise = MPConv(noise_channels, emb_channels, None)
-            self.emb_label = None
-        else:
-            gain = label_share * sqrt(config.label_dim)
-            self.emb_noise = MPConv(noise_channels, emb_channels, None, gain=noise_share)
-            self.emb_label = MPConv(config.label_dim, emb_channels, None, gain=gain)
+        classes = config.label_dim
+        gain = noise_share if classes > 0 else 1.0
+        self.emb_noise = MPConv(noise_channels, emb_channels, None, gain)
+        gain = label_share * sqrt(classes)
+        self.emb_label = MPConv(classes, emb_channels, None, gain) if classes > 0 else None
         names = ("res_balance", "attn_balance", "clip_act")
         options = {name: getattr(config, name) for name in names}
         block = partial(Block, emb_channels=emb_channels, **options)
@@ -181,9 +172,8 @@ class UNet(nn.Module):
 
     def blocks(self) -> list[Block]:
         """All blocks in the order of their modulations: encoder, then decoder."""
-        return [
-            block for block in (*self.enc.values(), *self.dec.values()) if isinstance(block, Block)
-        ]
+        layers = (*self.enc.values(), *self.dec.values())
+        return [layer for layer in layers if isinstance(layer, Block)]
 
     def attention_shapes(self) -> dict[str, tuple[int, int]]:
         """Heads and tokens of every self-attention layer, by the name of its block."""
@@ -224,13 +214,9 @@ class UNet(nn.Module):
         return self.out_conv(x)
 
     def forward(
-        self,
-        x: Tensor,
-        c_noise: Tensor,
-        classes: Tensor | None,
-        parts: Mapping[str, Parts] | None = None,
+        self, x: Tensor, c_noise: Tensor, classes: Tensor, parts: Mapping[str, Parts] | None = None
     ) -> Tensor:
-        """x [B, C, H, W], c_noise [B], classes [B, label_dim] or None -> [B, C, H, W]."""
+        """x [B, C, H, W], c_noise [B], classes [B, label_dim] -> [B, C, H, W]."""
         emb = self.embed(c_noise, classes)
         modulations = [block.modulation(emb).to(x.dtype) for block in self.blocks()]
         return self.trunk(x, modulations, parts) * learned_gain(self.out_gain, self.out_conv)
@@ -280,8 +266,7 @@ class EDM2(Denoiser):
 
     Arguments:
         config: the shape of the network. Its weights are random until they are loaded; make it on
-            the meta device and load with `assign=True` to keep a checkpoint's float16 as it is
-            (see `learned_gain`) and to spend no time on random numbers.
+            the meta device and load with `assign=True` to keep a checkpoint's float16 as it is.
         dtype: in which the U-Net computes: torch.float32 (on a GPU with convolutions in TF32, which
             is PyTorch's default), bfloat16 or float16 (as released). What goes in, what comes out
             and the preconditioning are in the dtype of x.
