@@ -239,6 +239,21 @@ def test_samples_do_not_depend_on_the_batch(folded, guide):
     assert relative(xs[1], xs[0]) < 5 * HALF and relative(xs[2], xs[0]) < 5 * HALF
 
 
+def test_a_run_goes_on_where_it_was(pixels_run, tmp_path):
+    words = [*pixels_run, "seeds=0-19", "block=5", "batch=5"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for out in (whole, stopped):
+        assert main([*words, f"out={out}"]) == 0
+    for file in [stopped / "labels.csv", *stopped.glob("blocks/00000[13].json")]:
+        file.unlink()
+    for seed in (7, 16):
+        (stopped / "images" / "000000" / f"{seed:06d}.png").write_bytes(b"half an image")
+    assert main([*words, f"out={stopped}"]) == 0
+    assert_alike(stopped, whole)
+    rows = [(out / "labels.csv").read_text().splitlines() for out in (whole, stopped)]
+    assert rows[0] == rows[1] and len(rows[0]) == 21
+
+
 def test_samples_arrive_whole():
     samples = torch.randn(64, 3, 128, 128, device=GPU)
     for part in (samples, samples.contiguous(memory_format=torch.channels_last), samples[::2].mT):
