@@ -29,6 +29,7 @@ from guidex.metrics.accuracy import KNNAccuracy
 from guidex.metrics.frechet import Frechet, frechet_distance
 from guidex.metrics.prdc import PRDC
 from guidex.metrics.toy_quality import ToyQuality
+from guidex.models.condition import Condition, Conditions
 from guidex.models.denoiser import Denoiser, ExactDenoiser
 from guidex.models.kernel import KernelDenoiser, kernel
 from guidex.models.mixture import GaussianMixture
@@ -45,6 +46,8 @@ __all__ = [
     "PRDC",
     "VP",
     "ClassifierGradient",
+    "Condition",
+    "Conditions",
     "Constant",
     "Coordinates",
     "Cosine",

@@ -41,7 +41,7 @@ def tiny_model(config: Config = TINY, dtype: torch.dtype = torch.float32) -> EDM
     """A random network in which every layer has a say in the output."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = EDM2(config, dtype, space="pixels")
+        model = EDM2(config, dtype)
         for name, parameter in model.named_parameters():
             if name.endswith("gain"):
                 parameter.copy_(0.5 + torch.rand([]))

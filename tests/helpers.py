@@ -64,7 +64,7 @@ def two_classes(conditional: bool = True, blur: float = 0.0) -> GaussianMixture:
 
 def starts(model: nn.Module, seeds: list[int], solver: Solver) -> Start:
     """Noise and labels of some seeds."""
-    return start(seeds, model.shape, model.num_classes, None, CPU, CPU, solver.stochastic)
+    return start(seeds, model.shape, model.conditions, None, CPU, CPU, solver.stochastic)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,8 @@ import pytest
 import torch
 from helpers import golden
 
-from guidex.config.compose import compose
-from guidex.config.instantiate import Models, instantiate
 from guidex.errors import GuidexError, UsageError
-from guidex.models.decoders import SD_VAE, Decoder, Pixels, StabilityVAE
+from guidex.models.decoders import SD_VAE, Pixels, StabilityVAE
 
 
 @pytest.fixture(autouse=True)
@@ -109,10 +107,10 @@ def test_too_little_memory_halves_the_batch(folder, decoder, monkeypatch, capsys
 
     monkeypatch.setattr(small.vae, "decode", scarce(1))
     assert torch.equal(small(latents()), torch.cat([decoder(one) for one in latents().split(1)]))
-    assert small.batch == 1
-    assert "decoding 1 at a time" in capsys.readouterr().err
+    assert small.batch.size == 1
+    assert "going on with batches of 1" in capsys.readouterr().err
     monkeypatch.setattr(small.vae, "decode", scarce(0))
-    with pytest.raises(GuidexError, match="to decode one image: for the test"):
+    with pytest.raises(GuidexError, match="for a single image: for the test"):
         small(latents())
 
 
@@ -121,16 +119,6 @@ def test_float16_agrees(folder, decoder):
     assert next(half.vae.parameters()).dtype == torch.float16
     difference = half(latents(1)).int() - decoder(latents(1)).int()
     assert difference.abs().max() <= 2
-
-
-def test_channels_last_changes_rounding_alone(folder, decoder):
-    planar = StabilityVAE(str(folder), batch=2)
-    planar.vae.to(memory_format=torch.contiguous_format)
-    weights = [vae.decoder.conv_in.weight for vae in (decoder.vae, planar.vae)]
-    last = torch.channels_last
-    assert [weight.is_contiguous(memory_format=last) for weight in weights] == [True, False]
-    values = [one.vae.decode(one.raw(latents())).sample for one in (decoder, planar)]
-    torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
 
 
 def test_a_compiled_decoder_meets_one_size_of_batch(folder, decoder, monkeypatch):
@@ -168,15 +156,6 @@ def test_infinite_values_are_told(folder, decoder):
 def test_samples_that_are_no_latents(decoder, shape):
     with pytest.raises(UsageError, match="decodes latents"):
         decoder(torch.zeros(1, *shape))
-
-
-def test_configurations(folder, monkeypatch):
-    config = compose("sample", ["decoder=sd_vae", f"decoder.path={folder}"]).config["decoder"]
-    made = instantiate(config, "decoder", Models(), Decoder)
-    assert isinstance(made, StabilityVAE) and made.space == "latents" and made.batch == 8
-    config = compose("sample", ["decoder=pixels"]).config["decoder"]
-    assert instantiate(config, "decoder", Models(), Decoder).space == "pixels"
-    assert compose("sample", ["decoder=sd_vae"]).config["decoder"]["path"] == SD_VAE
 
 
 # What can be wrong with a VAE

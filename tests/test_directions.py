@@ -64,21 +64,6 @@ def test_one_network_without_labels_is_its_own_reference(pair):
     assert direction.abs().max() > 0.01
 
 
-# Score coefficients on x for N(0, s^2) with s = 0.5, w = 4, k = 1.2: plain and guided.
-CLOSED_FORM = [(0.1, -3.846, -4.038), (0.5, -2.000, -3.082)]
-
-
-@pytest.mark.parametrize(("sigma", "plain", "guided"), CLOSED_FORM)
-def test_sigma_scaling_is_a_difference_of_scores(sigma, plain, guided):
-    model = gaussian(std=0.5)
-    x = torch.tensor([[-2.0], [0.7], [1.0]], dtype=torch.float64)
-    main = model(x, sigma)
-    direction = at(Difference(model, k=1.2), x, sigma, None, main)
-    torch.testing.assert_close((main - x) / sigma**2, plain * x, rtol=1e-3, atol=0)
-    score = (main + 3 * direction - x) / sigma**2
-    torch.testing.assert_close(score, guided * x, rtol=1e-3, atol=0)
-
-
 @pytest.mark.parametrize("sigma", SIGMAS)
 @pytest.mark.parametrize("k", [1.02, 1.2, 3.0])
 def test_sigma_scaling_always_pulls_inward(sigma, k):
@@ -89,13 +74,6 @@ def test_sigma_scaling_always_pulls_inward(sigma, k):
     coefficient = 1 / (0.25 + sigma**2) - 1 / (0.25 + (k * sigma) ** 2)
     assert coefficient > 0
     torch.testing.assert_close(direction, -(sigma**2) * coefficient * x, rtol=1e-8, atol=1e-13)
-
-
-def test_sigma_scaling_by_1_is_a_plain_difference():
-    model = gaussian()
-    x = torch.randn(5, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    direction = at(Difference(model, k=1.0), x, 0.3, None, model(x, 0.3))
-    assert (direction == 0).all()
 
 
 @pytest.mark.parametrize("k", [0.0, -1.0, math.nan])
@@ -127,6 +105,18 @@ def test_an_exact_classifier_is_classifier_free_guidance(pair, sigma):
     assert free.abs().max() > 1e-4
     torch.testing.assert_close(found, free, rtol=1e-9, atol=1e-11)
     assert not found.requires_grad and not x.requires_grad and x.grad is None
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 5.0])
+def test_probabilities_of_the_classes_add_up_to_one(sigma):
+    model = fractal2d()
+    classifier = BayesClassifier(model, fractal2d(conditional=False))
+    x = torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    total = torch.zeros(50, dtype=torch.float64)
+    for label in range(2):
+        prior = model.weights[model.classes == label].sum()
+        total += prior * classifier(x, sigma, torch.full((50,), label)).exp()
+    torch.testing.assert_close(total, torch.ones_like(total))
 
 
 def test_a_classifier_needs_classes():

@@ -7,6 +7,7 @@ import pytest
 from helpers import two_classes
 
 from guidex.cli import main
+from guidex.models.condition import Conditions
 from guidex.runs import drawings
 from guidex.runs.drawings import captions
 
@@ -62,7 +63,7 @@ def test_one_point_is_one_point(tmp_path: Path, drawn: list[tuple], capsys) -> N
 
 def test_captions_name_classes() -> None:
     model = two_classes()
-    model.class_names = ("circle", "square")
+    model.conditions = Conditions(2, ("circle", "square"))
     assert captions([4, 5], [1, 0], model) == ["seed 4 · class square", "seed 5 · class circle"]
     assert captions([4], [7], two_classes()) == ["seed 4 · class 7"]
     assert captions([4, 5], None, model) == ["seed 4", "seed 5"]

@@ -72,10 +72,8 @@ def test_a_snapshot_is_the_network_that_was_written(snapshots):
     plain = load_network(str(snapshots / "net.pkl"), dtype="float32", folded=False)
     # Gains are read in float16, as the released code does, which moves them by up to 5e-4.
     assert relative(denoised(plain), expected) < 1e-3
-    assert (
-        relative(denoised(load_network(str(snapshots / "net.pkl"), dtype="float32")), expected)
-        < 1e-3
-    )
+    folded = load_network(str(snapshots / "net.pkl"), dtype="float32")
+    assert relative(denoised(folded), expected) < 1e-3
     assert plain.unet.out_gain.dtype == torch.float16
 
 
@@ -91,11 +89,6 @@ def test_snapshot_and_conversion_give_the_same_bits_and_record(snapshots):
     # Of the file that is read, not what it says of itself.
     read = {"path": str(pair), "sha256": file_sha256(pair), "original": origin["sha256"]}
     assert converted.origin == origin | read
-
-
-def test_a_url_of_a_local_file(snapshots):
-    model = load_network((snapshots / "net.pkl").as_uri())
-    assert model.origin["source"] == "net.pkl"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -118,12 +111,6 @@ def test_golden_snapshots_give_the_golden_numbers(name):
     io = golden_tensors(f"edm2-tiny-{name}.io.npz")
     assert relative(model.predict(io["x"], io["sigma"], io.get("labels")), io["D"]) < 2e-6
     assert model.space == ("pixels" if name == "rgb" else "latents")
-
-
-@pytest.mark.parametrize("channels, space", [(1, "pixels"), (3, "pixels"), (4, "latents")])
-def test_channels_tell_the_space(channels, space):
-    model = network_of(tiny_checkpoint(img_channels=channels), "net", torch.float32)
-    assert model.space == space and model.shape == (channels, 16, 16)
 
 
 def test_weights_without_a_recorded_hash_are_told_by_that_of_their_file(tmp_path):
@@ -169,14 +156,8 @@ def test_the_network_compiles_as_one_graph(snapshots, monkeypatch):
     [
         (lambda c: c.tensors.pop("unet.out_gain"), "it lacks unet.out_gain"),
         (lambda c: c.tensors.update({"x\x1b[2J": torch.ones(1)}), r"x.x1b.* is unknown"),
-        (
-            lambda c: c.tensors.update({"unet.out_gain": torch.ones(2)}),
-            r"unet.out_gain is \[2\] instead of \[\]",
-        ),
-        (
-            lambda c: c.tensors.update({"unet.out_gain": torch.tensor(1)}),
-            "unet.out_gain is torch.int64",
-        ),
+        (lambda c: c.tensors.update({"unet.out_gain": torch.ones(2)}), r"is \[2\] of .* of \[\]"),
+        (lambda c: c.tensors.update({"unet.out_gain": torch.tensor(1)}), r"is \[\] of torch.int64"),
         (lambda c: c.config.update(model_channels=32), "; and [0-9]+ more"),
     ],
 )
@@ -270,11 +251,7 @@ def test_names_of_published_files(arguments, name):
     "kimg, ema, message",
     [
         (0, 0.1, "kimg is 0"),
-        (10_000_000, 0.1, "kimg is 10000000"),
-        (1, 0.0, "ema is 0.0"),
-        (1, 1.0, "ema is 1.0"),
         (1, 0.1234, "ema is 0.1234"),
-        (1, float("nan"), "ema is nan"),
     ],
 )
 def test_names_that_no_file_has(kimg, ema, message):
@@ -294,13 +271,13 @@ def test_a_published_network_from_a_folder_of_ones_own(snapshots, tmp_path):
         released("img64", "s", 134217, 0.11, root=str(tmp_path)).load("cpu")
 
 
-@pytest.mark.parametrize(("dataset", "shape"), [("img512", (4, 64, 64)), ("img64", (3, 64, 64))])
-@pytest.mark.parametrize("conditional", [True, False])
-def test_recipes_of_published_networks(dataset, shape, conditional):
-    spec = released(dataset, "s", 134217, 0.11, conditional)
-    assert (spec.shape, spec.num_classes) == (shape, 1000 if conditional else 0)
-    assert spec.space == ("latents" if dataset == "img512" else "pixels")
-    assert spec.gflops == 201.6 and "dec.8x8_in0" in spec.attention_layers
+def test_recipes_of_published_networks():
+    for dataset, channels, space in (("img512", 4, "latents"), ("img64", 3, "pixels")):
+        for conditional in (True, False):
+            spec = released(dataset, "s", 134217, 0.11, conditional)
+            assert (spec.shape, spec.space) == ((channels, 64, 64), space)
+            assert spec.num_classes == (1000 if conditional else 0)
+            assert spec.gflops == 201.6 and "dec.8x8_in0" in spec.attention_layers
 
 
 # Channels of a sample and classes: latents, latents without classes, pixels.
@@ -317,12 +294,7 @@ def test_the_cost_of_published_networks_is_what_is_counted(kind, sizes):
 def test_a_plan_tells_the_cost_where_it_is_known(capsys):
     from guidex.cli import main
 
-    words = [
-        "guidance=interval",
-        "guidance.schedule.lo=0.28",
-        "guidance.schedule.hi=2.90",
-        "--plan",
-    ]
+    words = "guidance=interval guidance.schedule.lo=0.28 guidance.schedule.hi=2.90 --plan".split()
     assert main(["sample", "model=edm2-img512-s", *words]) == 0
     line = capsys.readouterr().out.splitlines()[0]
     cost = 63 * GFLOPS["s"] + 14 * GFLOPS["xs"]

@@ -11,12 +11,8 @@ from edm2_networks import TINY, golden_model, golden_tensors, relative, tiny_mod
 from guidex.errors import UsageError
 from guidex.models.edm2.folded import fold
 from guidex.models.edm2.layers import (
-    SILU_MAGNITUDE,
-    Fourier,
     MPConv,
     learned_gain,
-    mp_cat,
-    mp_sum_weights,
     normalize,
 )
 from guidex.models.edm2.network import EDM2, Config, count_gflops
@@ -57,48 +53,11 @@ def test_one_class_for_a_batch_equals_the_golden_numbers():
 # Layers
 
 
-@pytest.fixture
-def unit_noise() -> torch.Tensor:
-    return torch.randn(2, 64, 48, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.mark.parametrize("balance", [0.0, 0.3, 0.5, 1.0])
-def test_sum_preserves_the_magnitude(unit_noise, balance):
-    u, v = mp_sum_weights(balance)
-    assert u * balance == pytest.approx(v * (1 - balance))
-    assert (u * unit_noise[0] + v * unit_noise[1]).std().item() == pytest.approx(1, abs=2e-3)
-
-
-def test_concatenation_preserves_the_magnitude_and_the_balance(unit_noise):
-    joined = mp_cat(unit_noise[0], unit_noise[1, :, :16], 0.5)
-    assert joined.square().mean().item() == pytest.approx(1, abs=2e-3)
-    energy = [part.square().sum().item() for part in joined.split([48, 16], dim=1)]
-    assert energy[0] == pytest.approx(energy[1], rel=1e-2)
-
-
-def test_layers_preserve_the_magnitude(unit_noise):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        plain, after_silu = MPConv(48, 64, 1), MPConv(48, 64, 1, gain=1 / SILU_MAGNITUDE)
-        fourier = Fourier(512)
-    y = after_silu(torch.nn.functional.silu(unit_noise[0]))
-    for output in (plain(unit_noise[0]), y, fourier(torch.linspace(-1, 1, 64))):
-        assert output.square().mean().item() == pytest.approx(1, abs=5e-2)
-
-
 def test_normalize_gives_unit_root_mean_square_in_half_precision_as_well():
     x = 250 * torch.randn(2, 64, 4, 4, generator=torch.Generator().manual_seed(0))
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float16, 2e-3)):
         rms = normalize(x.to(dtype), dim=1).float().square().mean(dim=1).sqrt()
         torch.testing.assert_close(rms, torch.ones_like(rms), rtol=tolerance, atol=0)
-
-
-def test_interleaved_outputs_are_returned_part_after_part():
-    plain, parted = MPConv(6, 12, 1), MPConv(6, 12, 1, interleave=3)
-    parted.weight = plain.weight
-    x = torch.randn(2, 6, 3, 3, generator=torch.Generator().manual_seed(0))
-    expected = torch.cat([plain(x)[:, part::3] for part in range(3)], dim=1)
-    torch.testing.assert_close(parted(x), expected)
 
 
 def test_learned_gain_rounds_as_stored():
@@ -119,13 +78,11 @@ def test_preconditioning_of_a_silent_network():
     torch.testing.assert_close(model(x, 3.0), x * 0.25 / (0.25 + 9), rtol=1e-14, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("sigma", [0.002, 80.0])
-def test_denoised_has_the_shape_and_dtype_of_the_input(model, dtype, sigma):
-    x = noisy(3, sigma, dtype)
-    x0 = model(x, sigma, torch.tensor([0, 4, 2]))
-    assert (x0.shape, x0.dtype) == (x.shape, dtype)
-    assert x0.isfinite().all()
+def test_denoised_has_the_dtype_of_the_input(model, sigma):
+    for dtype in (torch.float32, torch.float64):
+        x0 = model(noisy(3, sigma, dtype), sigma, torch.tensor([0, 4, 2]))
+        assert x0.dtype == dtype and x0.isfinite().all()
 
 
 def test_no_labels_is_the_zero_label(model):
@@ -151,28 +108,6 @@ def test_a_network_without_classes_ignores_labels():
 def test_labels_out_of_range_are_refused(model):
     with pytest.raises(RuntimeError, match="smaller than num_classes"):
         model(noisy(1, 1.0), 1.0, torch.tensor([TINY.label_dim]))
-
-
-def test_gradient_reaches_the_input_alone(model):
-    x = noisy(1, 1.0).requires_grad_()
-    model(x, 1.0).square().sum().backward()
-    assert x.grad.isfinite().all() and x.grad.norm() > 0
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_uncertainty_has_one_value_for_each_noise_level(model):
-    sigma = torch.tensor([0.01, 1.0, 50.0], dtype=torch.float64)
-    u = model.uncertainty(sigma)
-    assert (u.shape, u.dtype) == ((3,), torch.float32)
-    torch.testing.assert_close(model.uncertainty(sigma[1:2]), u[1:2])
-
-
-def test_state_dict_round_trip(model):
-    with torch.device("meta"):
-        other = EDM2(TINY)
-    other.load_state_dict(model.state_dict(), assign=True)
-    x = noisy(2, 1.0)
-    assert torch.equal(other(x, 1.0), model(x, 1.0))
 
 
 @pytest.mark.parametrize(("channels", "gflops"), [(192, 201.637), (448, 1093.801)])
@@ -226,19 +161,6 @@ def test_folding_leaves_the_network_alone(model):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_folded_network_holds_plain_layers_alone(model):
-    folded = fold(model)
-    assert not [name for name, layer in folded.unet.named_modules() if isinstance(layer, MPConv)]
-    assert not any(tensor.is_meta for tensor in folded.state_dict().values())
-
-
-def test_folded_network_is_one_graph(model):
-    folded = fold(model)
-    arguments = (noisy(2, 1.0), torch.zeros(2), torch.zeros(2, TINY.label_dim))
-    graph = torch.compile(folded.unet, backend="eager", fullgraph=True)
-    torch.testing.assert_close(graph(*arguments), folded.unet(*arguments))
-
-
 # The configuration
 
 
@@ -252,21 +174,16 @@ def test_configuration_of_a_checkpoint_is_read():
     ("values", "message"),
     [
         ({"model_chanels": 64}, "unknown keys .* model_chanels; allowed: .*model_channels"),
-        ({"img_resolution": 0}, "img_resolution is 0; it must be an integer, 1 to 4096"),
+        ({"img_resolution": 0}, "img_resolution is 0; it takes whole numbers above 0"),
         ({"label_dim": True}, "label_dim is True"),
-        ({"num_blocks": 10**9}, "num_blocks is 1000000000"),
-        ({"channel_mult": []}, r"channel_mult is \(\)"),
-        ({"channel_mult": 3}, "channel_mult is 3"),
-        ({"img_resolution": 20}, "img_resolution is 20; it must be a multiple of 8"),
+        ({"channel_mult": 3}, "channel_mult is 3; it takes whole numbers above 0"),
         ({"attn_resolutions": ["16"]}, "attn_resolutions is"),
-        ({"channels_per_head": 100}, "100; it must be such that 5 heads divide 576 channels"),
         (
             {"resample_filter": [1, 3, 3, 1]},
-            r"resample_filter is \[1, 3, 3, 1\]; it must be \[1, 1",
+            r"resample_filter is \[1, 3, 3, 1\]; it must be \(1, 1",
         ),
         ({"channel_mult_noise": 1}, "channel_mult_noise is 1; it must be None"),
-        ({"clip_act": 0}, "clip_act is 0; it must be a number above 0"),
-        ({"res_balance": 1.5}, "res_balance is 1.5; it must be a number, 0 to 1"),
+        ({"res_balance": -0.5}, "res_balance is -0.5; it takes numbers of 0 or more"),
         ({"sigma_data": float("nan")}, "sigma_data is nan"),
     ],
 )
@@ -293,13 +210,6 @@ def test_heads_that_do_not_divide_the_channels_are_wider():
     without = tiny_model(replace(TINY, channels_per_head=33))
     assert without.attention_layers == ()
     assert not [name for name in without.state_dict() if "attn" in name]
-
-
-def test_activations_without_a_bound():
-    model = tiny_model(replace(TINY, clip_act=math.inf))
-    bounded = tiny_model(TINY)
-    x = noisy(2, 1.0)
-    assert torch.equal(model(x, 1.0), bounded(x, 1.0))
 
 
 def test_incomplete_configurations_are_refused():

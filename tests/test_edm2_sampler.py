@@ -16,6 +16,7 @@ from guidex.guidance.guidance import Guidance, Guided
 from guidex.guidance.methods import difference, none
 from guidex.guidance.rules import Extrapolate
 from guidex.guidance.schedules import Constant, Interval, Schedule
+from guidex.models.condition import Conditions
 from guidex.models.edm2.folded import fold
 from guidex.models.edm2.network import EDM2
 from guidex.sampling.grids import Karras
@@ -50,7 +51,7 @@ def check(solver: Heun, guidance: Guidance, seeds: Sequence[int], name: str) -> 
 
 def test_seeds_make_the_golden_noise_and_classes(seeds):
     golden = golden_tensors("seeds.npz")
-    begin = start(seeds, (4, 16, 16), int(golden["num_classes"]), None, CPU, CPU, False)
+    begin = start(seeds, (4, 16, 16), Conditions(int(golden["num_classes"])), None, CPU, CPU, False)
     assert torch.equal(begin.noise, golden["noise"])
     assert torch.equal(begin.labels, golden["classes"])
 
@@ -108,15 +109,12 @@ def test_stochastic_sampling(seeds):
     run = Run(Guided(network("cond"), guidance, guidance.plan(solver.timeline())), key=None)
     # The classes of the golden run were given and not drawn again, so that its fresh noise follows
     # the first noise at once; the runner draws the class in between, as EDM2's does.
-    begin = Start(*_noise_and_classes(), Draws(tuple(map(_after_the_noise, seeds)), CPU))
+    golden = golden_tensors("seeds.npz")
+    noise, classes = golden["noise"], golden["classes"]
+    begin = Start(noise, classes, classes, Draws(tuple(map(_after_the_noise, seeds)), CPU))
     [outcome] = trajectories([run], solver, begin, seeds)
     golden = golden_tensors("sampler.npz")["churn_18_32"]
     assert relative(outcome.x.double(), golden.double()) < TOLERANCE
-
-
-def _noise_and_classes() -> tuple[torch.Tensor, torch.Tensor]:
-    golden = golden_tensors("seeds.npz")
-    return golden["noise"], golden["classes"]
 
 
 def _after_the_noise(seed: int) -> torch.Tensor:

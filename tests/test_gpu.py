@@ -21,7 +21,8 @@ from guidex.guidance.guidance import Guidance, Guided
 from guidex.guidance.methods import difference, none, perturbed_attention
 from guidex.guidance.rules import Extrapolate
 from guidex.guidance.schedules import Constant
-from guidex.models.attention import Perturbation, attention, stacked
+from guidex.models.attention import Perturbation, attention
+from guidex.models.condition import Conditions
 from guidex.models.denoiser import View
 from guidex.models.edm2.checkpoints import Checkpoint, write_checkpoint
 from guidex.models.edm2.folded import fold
@@ -54,7 +55,7 @@ def random_network(
     config = Config(side, channels, classes, model_channels=64)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = EDM2(config, dtype, space="latents" if channels == 4 else "pixels")
+        model = EDM2(config, dtype)
         for name, parameter in model.named_parameters():
             if name.endswith("gain"):
                 parameter.copy_(0.5 + torch.rand([]))
@@ -214,7 +215,7 @@ def test_perturbed_attention_in_float16(mode, tokens):
     for device, dtype in ((CPU, torch.float32), (GPU, torch.float16)):
         change = perturbation.change("layer", heads, tokens, 1.0, device)
         parts = [part.to(device, dtype) for part in (q, k, v)]
-        found[device.type] = attention(*parts, stacked([None, change], batch)).float().cpu()
+        found[device.type] = attention(*parts, [None, change]).float().cpu()
     torch.testing.assert_close(found["cuda"], found["cpu"], rtol=5e-3, atol=5e-3)
 
 
@@ -222,9 +223,9 @@ def test_perturbed_attention_in_float16(mode, tokens):
 
 
 def test_noise_does_not_depend_on_the_batch():
-    seeds = [0, 7, 2**32 - 1, 3]
-    whole = start(seeds, SHAPE, CLASSES, None, GPU, GPU, True)
-    alone = [start([seed], SHAPE, CLASSES, None, GPU, GPU, True) for seed in seeds]
+    seeds, classes = [0, 7, 2**32 - 1, 3], Conditions(CLASSES)
+    whole = start(seeds, SHAPE, classes, None, GPU, GPU, True)
+    alone = [start([seed], SHAPE, classes, None, GPU, GPU, True) for seed in seeds]
     assert torch.equal(whole.noise, torch.cat([one.noise for one in alone]))
     assert torch.equal(whole.labels, torch.cat([one.labels for one in alone]))
     fresh, _ = whole.draws.draw(whole.noise)
@@ -251,15 +252,6 @@ def test_a_run_goes_on_where_it_was(pixels_run, tmp_path):
     assert_alike(stopped, whole)
     rows = [(out / "labels.csv").read_text().splitlines() for out in (whole, stopped)]
     assert rows[0] == rows[1] and len(rows[0]) == 21
-
-
-@pytest.mark.parametrize("form", ["zip", "npz"])
-def test_every_form_holds_the_same_images(pixels_run, tmp_path, form):
-    words = [*pixels_run, "seeds=0-9", "block=4", "batch=4"]
-    for chosen in ("png", form):
-        assert main([*words, f"format={chosen}", f"out={tmp_path / chosen}"]) == 0
-    file = tmp_path / form / f"images.{form}"
-    assert_alike(file, tmp_path / "png")
 
 
 def test_samples_arrive_whole():

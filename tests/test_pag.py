@@ -16,7 +16,7 @@ from guidex.guidance.methods import none, perturbed_attention
 from guidex.guidance.queries import Query, answer
 from guidex.guidance.rules import APG, Extrapolate, Rescale
 from guidex.guidance.schedules import Constant, Interval
-from guidex.models.attention import Mode, Perturbation, attention, stacked
+from guidex.models.attention import Mode, Perturbation, attention
 from guidex.models.denoiser import View
 from guidex.models.edm2 import layers as edm2_layers
 from guidex.models.edm2.folded import fold
@@ -68,8 +68,7 @@ def maps(perturbation: Perturbation, tokens: int = 40) -> tuple[Tensor, Tensor]:
     q, k = torch.randn(2, 3 * batch, heads, tokens, tokens, generator=generator)
     v = torch.eye(tokens).expand(3 * batch, heads, -1, -1)
     change = perturbation.change("layer", heads, tokens, SIGMA, torch.device("cpu"))
-    rows = stacked([None, change, None], batch)
-    found = attention(q, k, v, rows)
+    found = attention(q, k, v, [None, change, None])
     plain = (q @ k.mT / tokens**0.5).softmax(-1)
     torch.testing.assert_close(found[:batch], plain[:batch])
     torch.testing.assert_close(found[-batch:], plain[-batch:])
@@ -131,17 +130,6 @@ def test_random_numbers_follow_from_seed_layer_and_noise_level(mode):
         assert not torch.equal(other, first)
 
 
-def test_neighbours_without_change_are_one():
-    change = Perturbation(("*",)).change("layer", 1, 4, SIGMA, torch.device("cpu"))
-    rows = stacked([None, None, change, change, None], 3)
-    assert [(part.count, part.change is change) for part in rows] == [
-        (6, False),
-        (3, True),
-        (3, True),
-        (3, False),
-    ]
-
-
 # The network
 
 
@@ -199,15 +187,6 @@ def test_a_lone_view_is_the_network_itself(model):
     assert changes == [None] * 4  # one graph for a compiled network
 
 
-def test_every_layer_is_perturbed_on_its_own(model):
-    assert model.attention_layers == LAYERS
-    x, plain = noisy(3, SIGMA), model(noisy(3, SIGMA), SIGMA, LABELS)
-    found = [alone(model, x, View(SIGMA, LABELS, Perturbation((name,)))) for name in LAYERS]
-    for i, x0 in enumerate(found):
-        assert relative(x0, plain) > 1e-3
-        assert all(relative(x0, other) > 1e-3 for other in found[:i])
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_an_image_does_not_depend_on_its_batch(model, mode):
     x, perturbation = noisy(3, SIGMA), Perturbation(("*",), mode)
@@ -248,15 +227,6 @@ def test_the_folded_network_with_perturbed_rows_is_one_graph():
 
 def guided(model: EDM2, guidance: Guidance) -> Guided:
     return Guided(model, guidance, guidance.plan(SOLVER.timeline()))
-
-
-def test_the_direction_leads_away_from_the_perturbed_prediction(model):
-    x = noisy(3, SIGMA)
-    main = model(x, SIGMA, LABELS)
-    perturbed = alone(model, x, View(SIGMA, LABELS, Perturbation(("dec.8x8_in0",))))
-    x0, _ = guided(model, pag(model, "dec.*_in0", w=3.5))(x, SIGMA, LABELS, 0, 0)
-    assert relative(x0, main + 2.5 * (main - perturbed)) < 1e-5
-    assert relative(x0, main) > 1e-2
 
 
 @pytest.mark.parametrize("same_network", [True, False])
@@ -304,17 +274,6 @@ def test_one_call_of_the_network_serves_all_that_is_asked_of_it(model):
     assert rows.calls == [2 * 3, 3 * 3, 3 * 3, 2 * 3]
 
 
-def test_an_evaluation_without_guidance_is_the_network_alone(model):
-    interval = Interval(w=3.0, lo=3, hi=3, unit="step")
-    guidance = perturbed_attention(model, interval, Extrapolate(), "*")
-    rows = Rows(model)
-    sample(model, guidance, Euler(grid=SOLVER.grid), SEEDS)
-    rows.handle.remove()
-    assert rows.calls == [3, 3, 3, 6]
-    x = noisy(3, SIGMA)
-    assert torch.equal(guided(model, guidance)(x, SIGMA, LABELS, 0, 0)[0], model(x, SIGMA, LABELS))
-
-
 @pytest.mark.parametrize("w", [1.0, 3.0])
 @pytest.mark.parametrize("mode", MODES)
 def test_the_evaluations_are_those_of_the_plan(mode, w):
@@ -352,51 +311,6 @@ def test_no_layer_is_no_guidance(model, rule):
     assert (direction(x, SIGMA, LABELS, x) == 0).all()
 
 
-@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, None])
-def test_nothing_is_left_behind(model, failure, monkeypatch):
-    x = noisy(3, SIGMA)
-    before, state = model(x, SIGMA, LABELS), model.state_dict()
-    weights = {name: tensor.clone() for name, tensor in state.items()}
-    calls = []
-
-    def fails(*arguments):
-        calls.append(arguments)
-        if len(calls) == 3 and failure is not None:
-            raise failure("in the middle of a call")
-        return attention(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(edm2_layers, "attention", fails)
-        call = guided(model, pag(model, "*", mode="off_diagonal"))
-        if failure is None:
-            call(x, SIGMA, LABELS, 0, 0)
-        else:
-            with pytest.raises(failure):
-                call(x, SIGMA, LABELS, 0, 0)
-    assert len(calls) == (4 if failure is None else 3)
-    assert torch.equal(model(x, SIGMA, LABELS), before)
-    assert model.state_dict().keys() == weights.keys()
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, weights[name]), name
-    assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_networks_are_asked_once_and_answers_keep_the_order():
-    one, other = tiny_model(), tiny_model(replace(TINY, model_channels=8))
-    x = noisy(3, SIGMA)
-    queries = [Query(one), Query(other), Query(one, k=1.1), Query(other, drop_labels=True)]
-    counts = Rows(one), Rows(other)
-    found = answer(queries, x, SIGMA, LABELS)
-    assert [rows.calls for rows in counts] == [[6], [6]]
-    expected = [
-        one(x, SIGMA, LABELS),
-        other(x, SIGMA, LABELS),
-        one(x, 1.1 * SIGMA, LABELS),
-        other(x, SIGMA),
-    ]
-    assert all(relative(x0, y0) < 1e-5 for x0, y0 in zip(found, expected, strict=True))
-
-
 def test_exact_denoisers_are_asked_one_by_one_bit_for_bit():
     main, reference = two_classes(), two_classes(conditional=False)
     x, labels = torch.randn(4, 2, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
@@ -422,12 +336,6 @@ def test_unknown_layers_are_refused(model, layers, message):
         PerturbedAttention(model, layers)
 
 
-def test_unknown_layers_are_refused_by_the_network_as_well(model):
-    view = View(SIGMA, LABELS, Perturbation(("middle",)))
-    with pytest.raises(UsageError, match="called middle; there are dec.8x8_block0"):
-        model.joint(noisy(3, SIGMA), [view])
-
-
 def test_a_model_without_attention_is_refused():
     for layers in (["dec.8x8_in0"], []):
         with pytest.raises(UsageError, match="no self-attention layers"):
@@ -441,9 +349,7 @@ def test_a_model_without_attention_is_refused():
     [
         ({"mode": "blur"}, "mode must be one of identity, mask, off_diagonal, noise, not 'blur'"),
         ({"ratio": 1.5}, "ratio .* lies in 0 ... 1, not 1.5"),
-        ({"ratio": float("nan")}, "ratio .* not nan"),
         ({"std": -1.0}, "std .* must be >= 0, not -1.0"),
-        ({"std": float("inf")}, "std .* not inf"),
         ({"seed": -1}, "seed must be a whole number >= 0, not -1"),
     ],
 )

@@ -69,7 +69,9 @@ def sampled(main: EDM2, guidance: Guidance, solver: Solver, mode: FakeTensorMode
     with mode:
         noise = torch.empty(3, *SHAPE, device="cuda")
         labels = torch.empty(3, dtype=torch.int64, device="cuda")
-        walk.trajectories([run], solver, Start(noise, labels, Noise()), seeds=[0, 1, 2], record=2)
+        walk.trajectories(
+            [run], solver, Start(noise, labels, labels, Noise()), seeds=[0, 1, 2], record=2
+        )
 
 
 METHODS = ["none", "cfg", "interval, rescale", "apg", "pag"]

@@ -47,7 +47,7 @@ def sampled(main, methods, grid, count: int, record: int) -> list[ToyPanel]:
         Run(Guided(main, method, plan), title)
         for (title, method), plan in zip(methods.items(), plans, strict=True)
     ]
-    begin = start(seeds, main.shape, main.num_classes, None, CPU, CPU, False)
+    begin = start(seeds, main.shape, main.conditions, None, CPU, CPU, False)
     outcomes = trajectories(runs, solver, begin, seeds, record)
     labels = begin.labels.numpy()
     return [

@@ -100,14 +100,6 @@ def test_a_tree_equals_its_branches_bit_for_bit(solver):
     assert len(different) == len(table.runs) - 1
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_the_order_of_the_plans_does_not_matter(solver):
-    table = full_table(SOLVERS[solver])
-    forward, backward = table.sample(table.runs), table.sample(table.runs[::-1])
-    for one, other in zip(forward, backward[::-1], strict=True):
-        assert torch.equal(one.x, other.x)
-
-
 def test_shared_steps_are_taken_once():
     """8 Euler steps; the plans are the same up to step 3, guided or not from then on."""
     table = Table(Euler(grid=GRID))
@@ -124,13 +116,6 @@ def test_shared_steps_are_taken_once():
     assert table.calls[table.reference] == (2 * 3 + 1) * len(SEEDS)
 
 
-def test_plans_that_meet_again_have_parted_for_good():
-    table = Table(Euler(grid=GRID))
-    table.add(None)
-    table.add(interval(2, 0, 0))
-    assert shared_steps(table.runs, 8) == 16
-
-
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_one_plan_costs_what_it_says(solver):
     table = full_table(SOLVERS[solver])
@@ -145,15 +130,6 @@ def test_one_plan_costs_what_it_says(solver):
             expected[id(term.direction.queries[0].network)] += count * len(SEEDS)
         assert table.calls.images == expected
         assert shared_steps([run], 8) == 8
-
-
-def test_a_shared_prefix_with_churn_equals_separate_runs_bit_for_bit():
-    table = Table(Heun(grid=GRID, s_churn=3.0))
-    table.add(interval(2, 5, 6))
-    table.add(interval(4, 5, 6))
-    assert shared_steps(table.runs, 8) == 5 + 2 * 3
-    for outcome, run in zip(table.sample(table.runs), table.runs, strict=True):
-        assert torch.equal(outcome.x, table.alone(run))
 
 
 def test_momentum_is_carried_over_steps_without_guidance():

@@ -16,6 +16,7 @@ from guidex.errors import UsageError
 from guidex.guidance.queries import Query
 from guidex.models.attention import Mode, Perturbation
 from guidex.models.classifier import BayesClassifier
+from guidex.models.condition import Condition
 from guidex.models.spec import Model, load
 
 
@@ -45,10 +46,10 @@ class Direction(ABC):
 
     @abstractmethod
     def __call__(
-        self, x: Tensor, sigma: float, labels: Tensor | None, main: Tensor, *predictions: Tensor
+        self, x: Tensor, sigma: float, condition: Condition, main: Tensor, *predictions: Tensor
     ) -> Tensor:
         """The direction at x [B, *shape], given the main prediction there, main = D(x; sigma,
-        labels), and those it asked for, one per query."""
+        condition), and those it asked for, one per query."""
 
 
 class Difference(Direction):
@@ -65,8 +66,8 @@ class Difference(Direction):
         reference: denoiser of the same shape as the main one; it may be the main one itself if k >
             1 or its labels are dropped.
         k: factor on the reference's noise level; positive.
-        drop_labels: ask the reference without a class: classifier-free guidance by one network that
-            has been trained both ways.
+        drop_labels: ask the reference without a condition: classifier-free guidance by one network
+            that has been trained both ways.
     """
 
     def __init__(self, reference: Model, k: float = 1.0, drop_labels: bool = False) -> None:
@@ -77,7 +78,7 @@ class Difference(Direction):
         self.queries = (Query(reference, k, drop_labels),)
 
     def __call__(
-        self, x: Tensor, sigma: float, labels: Tensor | None, main: Tensor, reference: Tensor
+        self, x: Tensor, sigma: float, condition: Condition, main: Tensor, reference: Tensor
     ) -> Tensor:
         if self.k == 1:
             return main - reference
@@ -119,7 +120,7 @@ class PerturbedAttention(Direction):
         self.queries = () if self.zero else (Query(reference, perturbation=perturbation),)
 
     def __call__(
-        self, x: Tensor, sigma: float, labels: Tensor | None, main: Tensor, *predictions: Tensor
+        self, x: Tensor, sigma: float, condition: Condition, main: Tensor, *predictions: Tensor
     ) -> Tensor:
         if self.zero:
             return torch.zeros_like(main)
@@ -147,13 +148,13 @@ class ClassifierGradient(Direction):
     def on(self, device: str | torch.device) -> Self:
         return type(self)(self.classifier.to(device))
 
-    def __call__(self, x: Tensor, sigma: float, labels: Tensor | None, main: Tensor) -> Tensor:
-        if labels is None:
+    def __call__(self, x: Tensor, sigma: float, condition: Condition, main: Tensor) -> Tensor:
+        if condition is None:
             raise UsageError(
                 "classifier guidance needs class labels, but this model has no classes"
             )
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            log_prob = self.classifier(leaf, sigma, labels).sum()
+            log_prob = self.classifier(leaf, sigma, condition).sum()
             (gradient,) = torch.autograd.grad(log_prob, leaf)
         return sigma**2 * gradient

@@ -15,6 +15,7 @@ from guidex.guidance.queries import Query, answer
 from guidex.guidance.rules import Offset, Rule
 from guidex.guidance.schedules import Schedule
 from guidex.guidance.timeline import Timeline
+from guidex.models.condition import Condition
 from guidex.models.denoiser import Denoiser
 from guidex.models.spec import Model
 
@@ -95,17 +96,17 @@ class Guided:
         self,
         x: Tensor,
         sigma: float,
-        labels: Tensor | None,
+        condition: Condition,
         step: int,
         stage: int,
         state: Any = None,
     ) -> tuple[Tensor, Any]:
-        """D_w(x; sigma, labels) at an evaluation of the plan.
+        """D_w(x; sigma, condition) at an evaluation of the plan.
 
         Arguments:
             x: noisy samples [B, *shape], float32 or float64.
             sigma: noise level.
-            labels: classes [B], int64, or None.
+            condition: of the batch.
             step, stage: which evaluation of the plan this is.
             state: the rule's memory, as returned by the evaluation before; None at first.
 
@@ -118,12 +119,12 @@ class Guided:
         terms = zip(omegas.tolist(), self.guidance.terms.values(), strict=True)
         active = [(k, omega, term.direction) for k, (omega, term) in enumerate(terms) if omega != 0]
         queries = [query for _, _, direction in active for query in direction.queries]
-        main, *rest = answer([Query(self.main), *queries], x, sigma, labels)
+        main, *rest = answer([Query(self.main), *queries], x, sigma, condition)
         if not active:
             return main, state
         predictions = iter(rest)
         offsets = []
         for k, omega, direction in active:
             own = islice(predictions, len(direction.queries))
-            offsets.append(Offset(k, omega, direction(x, sigma, labels, main, *own)))
+            offsets.append(Offset(k, omega, direction(x, sigma, condition, main, *own)))
         return self.guidance.rule(main, offsets, state)

@@ -6,18 +6,19 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from guidex.models.attention import Perturbation
+from guidex.models.condition import Condition
 from guidex.models.denoiser import View
 from guidex.models.spec import Model
 
 
 @dataclass(frozen=True)
 class Query:
-    """A prediction that is wanted, whatever the x, noise level and class.
+    """A prediction that is wanted, whatever the x, noise level and condition.
 
     Attributes:
         network: who makes it; a recipe can be planned with, not asked.
         k: factor on the noise level.
-        drop_labels: whether it is made without a class.
+        drop_labels: whether it is made without the condition.
         perturbation: of the network's self-attention, or None.
     """
 
@@ -26,14 +27,12 @@ class Query:
     drop_labels: bool = False
     perturbation: Perturbation | None = None
 
-    def view(self, sigma: float, labels: Tensor | None) -> View:
-        """What it is at a noise level, for classes [B] or None."""
-        return View(self.k * sigma, None if self.drop_labels else labels, self.perturbation)
+    def view(self, sigma: float, condition: Condition) -> View:
+        """What it is at a noise level, for a batch's condition."""
+        return View(self.k * sigma, None if self.drop_labels else condition, self.perturbation)
 
 
-def answer(
-    queries: Sequence[Query], x: Tensor, sigma: float, labels: Tensor | None
-) -> list[Tensor]:
+def answer(queries: Sequence[Query], x: Tensor, sigma: float, condition: Condition) -> list[Tensor]:
     """The predictions at x [B, *shape], in the order of the queries; each network is asked once, in
     the order of its first query."""
     places: dict[int, list[int]] = {}
@@ -41,6 +40,6 @@ def answer(
         places.setdefault(id(query.network), []).append(i)
     answers: dict[int, Tensor] = {}
     for own in places.values():
-        views = [queries[i].view(sigma, labels) for i in own]
+        views = [queries[i].view(sigma, condition) for i in own]
         answers.update(zip(own, queries[own[0]].network.joint(x, views), strict=True))
     return [answers[i] for i in range(len(queries))]

@@ -6,7 +6,7 @@ never changed, so nothing has to be put back.
 """
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple, get_args
@@ -36,15 +36,8 @@ class Change(NamedTuple):
     matrix: Tensor | None
 
 
-class Rows(NamedTuple):
-    """Consecutive rows of a batch that attend in the same way; change is None where as usual."""
-
-    count: int
-    change: Change | None
-
-
-Changes = Mapping[str, Sequence[Rows]]
-"""All rows of a batch, for each layer in which some are perturbed."""
+Parts = Sequence[Change | None]
+"""How the equal parts of a batch attend, one after the other; None: as usual."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +82,8 @@ class Perturbation:
             raise UsageError(f"seed must be a whole number >= 0, not {self.seed}")
 
     def chosen(self, known: Collection[str]) -> list[str]:
-        """The perturbed ones of a network's layers, in its order.
-
-        Raises:
-            UsageError: a name or pattern that is none of them.
-        """
+        """The perturbed ones of a network's layers, in its order; a UsageError where a name or
+        pattern is none of them."""
         if not known:
             raise UsageError(NO_LAYERS)
         for name in self.layers:
@@ -126,32 +116,20 @@ class Perturbation:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
-def stacked(changes: Sequence[Change | None], count: int) -> tuple[Rows, ...]:
-    """The rows of a batch that is made of parts of `count` rows, with a change each or none."""
-    rows: list[Rows] = []
-    for change in changes:
-        if rows and change is None and rows[-1].change is None:
-            rows[-1] = Rows(rows[-1].count + count, None)
-        else:
-            rows.append(Rows(count, change))
-    return tuple(rows)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, rows: Sequence[Rows] | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, changed for some rows of the batch.
+def attention(q: Tensor, k: Tensor, v: Tensor, parts: Parts | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, changed for some parts of the batch.
 
     Arguments:
         q, k, v: queries, keys and values of N tokens, [B, heads, N, d], floating point.
-        rows: all B rows in order; None where no row is perturbed.
+        parts: how each part of the batch attends; None where no part is perturbed.
 
     Returns:
         [B, heads, N, d], in the dtype of v.
     """
-    if rows is None:
+    if parts is None:
         return F.scaled_dot_product_attention(q, k, v)
-    counts = [part.count for part in rows]
-    parts = zip(rows, q.split(counts), k.split(counts), v.split(counts), strict=True)
-    return torch.cat([_attend(part.change, *qkv) for part, *qkv in parts])
+    cut = zip(parts, *(whole.chunk(len(parts)) for whole in (q, k, v)), strict=True)
+    return torch.cat([_attend(change, *qkv) for change, *qkv in cut])
 
 
 def _attend(change: Change | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """Decoders: from what a model samples to the images that people and metrics look at."""
 
 import re
-import sys
 import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from guidex.data.pixels import to_uint8
 from guidex.errors import GuidexError, UsageError
 from guidex.files.cache import offline
-from guidex.models.memory import is_out_of_memory
+from guidex.models.memory import Halving
 
 SD_VAE = "stabilityai/sd-vae-ft-mse"  # the one that EDM2's latents are of
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -30,19 +29,12 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def image_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """Shape [C, H, W] of the image, C = 1 or 3, of a sample of this shape.
-
-        Raises:
-            UsageError: samples of this shape are not what it decodes.
-        """
+        """Shape [C, H, W] of the image, C = 1 or 3, of a sample of this shape; a UsageError where
+        it does not decode such samples."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """Decode: samples [B, *shape], float32 or float64, to images uint8 [B, C, H, W].
-
-        Raises:
-            UsageError: as `image_shape`.
-        """
+        """Decode: samples [B, *shape], float32 or float64, to images uint8 [B, C, H, W]."""
 
 
 class Pixels(Decoder):
@@ -103,7 +95,7 @@ class StabilityVAE(Decoder):
         if batch < 1:
             raise UsageError(f"batch is {batch}; it must be at least 1")
         self.dtype = getattr(torch, dtype)
-        self.batch = batch
+        self.batch = Halving(batch)
         self.compiled = compile
         vae = _read_vae(path, self.dtype).eval().requires_grad_(False)
         self.vae = vae.to(memory_format=torch.channels_last)
@@ -135,11 +127,9 @@ class StabilityVAE(Decoder):
     def forward(self, x: Tensor) -> Tensor:
         self.image_shape(tuple(x.shape[1:]))
         latents = self.raw(x)
-        while (parts := self._decoded(latents)) is None:
-            self.batch //= 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            print(f"out of memory: decoding {self.batch} at a time", file=sys.stderr)
+        parts = self.batch.fit(
+            lambda size: [self._decode(part, size) for part in latents.split(size)]
+        )
         # Asked once: every answer is waited for until the device has done all that it was given.
         if not torch.stack([finite for _, finite in parts]).all():
             raise GuidexError(
@@ -148,29 +138,11 @@ class StabilityVAE(Decoder):
             )
         return torch.cat([images for images, _ in parts])
 
-    def _decoded(self, latents: Tensor) -> list[tuple[Tensor, Tensor]] | None:
-        """All latents, in parts; None where the device has too little memory for as many at once.
-
-        Raises:
-            GuidexError: it has too little for one.
-        """
-        try:
-            return [self._decode(part) for part in latents.split(self.batch)]
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            if self.batch == 1:
-                reason = str(error).splitlines()[0]
-                raise GuidexError(
-                    f"the device has too little memory to decode one image: {reason}"
-                ) from error
-            return None
-
-    def _decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Images, uint8, of at most `batch` latents, and whether their values were finite."""
+    def _decode(self, latents: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Images, uint8, of at most `size` latents, and whether their values were finite."""
         count = len(latents)
-        if self.compiled and count < self.batch:
-            latents = torch.cat([latents, latents[-1:].expand(self.batch - count, -1, -1, -1)])
+        if self.compiled and count < size:
+            latents = torch.cat([latents, latents[-1:].expand(size - count, -1, -1, -1)])
         values = self.vae.decode(latents.to(self.dtype)).sample[:count].float()
         return (values.clamp(0, 1) * 255).to(torch.uint8), values.isfinite().all()
 
@@ -185,15 +157,12 @@ def _read_vae(path: str, dtype: torch.dtype) -> Any:
             "install it in the clone of guidex: pip install '.[latents]'"
         ) from error
     folder = Path(path).expanduser()
-    if folder.is_dir():
-        attempts = [(str(folder), True)]
-    elif not HUB_NAME.fullmatch(path):
-        attempts = []
-    else:
+    place, attempts = (str(folder), [True]) if folder.is_dir() else (path, [])
+    if not attempts and HUB_NAME.fullmatch(path):
         # What is on this machine comes first: no waiting for a site.
-        attempts = [(path, True)] if offline() else [(path, True), (path, False)]
+        attempts = [True] if offline() else [True, False]
     failure = "no such folder"
-    for place, local_only in attempts:
+    for local_only in attempts:
         try:
             with warnings.catch_warnings():
                 # diffusers asks its hub for things that the hub has given up; that is theirs to

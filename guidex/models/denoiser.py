@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from guidex.errors import UsageError
 from guidex.models.attention import NO_LAYERS, Perturbation
+from guidex.models.condition import Condition, Conditions
 
 Space = Literal["pixels", "latents", "points"]
 """What a sample is: pixels in [-1, 1] of an image, latents of a decoder, coordinates of a toy."""
@@ -27,12 +28,12 @@ class View:
 
     Attributes:
         sigma: noise level.
-        labels: classes [B], int64, or None for the prediction without a class.
+        condition: of the batch, or None for the prediction without one.
         perturbation: of its self-attention, or None.
     """
 
     sigma: float
-    labels: Tensor | None
+    condition: Condition
     perturbation: Perturbation | None = None
 
 
@@ -41,8 +42,7 @@ class Denoiser(nn.Module, ABC):
 
     Attributes:
         shape: shape of one sample, (C, H, W) for images, (d,) for points.
-        num_classes: labels are 0 ... num_classes - 1; 0 for a model without classes.
-        class_names: what the classes are called, in order; empty where only numbers are known.
+        conditions: what it can be conditioned on.
         sigma_data: standard deviation of the data, in the units of x.
         sigma_min, sigma_max: noise levels for which D is valid (inclusive).
         space: what a sample is.
@@ -55,8 +55,7 @@ class Denoiser(nn.Module, ABC):
     """
 
     shape: tuple[int, ...]
-    num_classes: int
-    class_names: tuple[str, ...] = ()
+    conditions: Conditions = Conditions()
     sigma_data: float
     sigma_min: float
     sigma_max: float
@@ -66,18 +65,19 @@ class Denoiser(nn.Module, ABC):
     origin: Mapping[str, str] = MappingProxyType({})
     compiled: bool = False
 
-    def name_of(self, label: int) -> str:
-        """What people call a class: its name, else its number."""
-        return self.class_names[label] if self.class_names else str(label)
+    @property
+    def num_classes(self) -> int:
+        """Labels are 0 ... num_classes - 1; 0 for a model without classes."""
+        return self.conditions.count
 
     @abstractmethod
-    def forward(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, sigma: float, condition: Condition = None) -> Tensor:
         """Denoise.
 
         Arguments:
             x: noisy samples [B, *shape], float32 or float64.
             sigma: noise level, a Python float (so that no device is ever waited for).
-            labels: classes [B], int64, or None for the prediction without a class.
+            condition: of the batch, or None for the prediction without one.
 
         Returns:
             The denoised prediction x0 [B, *shape], in the dtype of x.
@@ -96,7 +96,7 @@ class Denoiser(nn.Module, ABC):
         """
         if any(view.perturbation is not None for view in views):
             raise UsageError(NO_LAYERS)
-        return [self(x, view.sigma, view.labels) for view in views]
+        return [self(x, view.sigma, view.condition) for view in views]
 
 
 class ExactDenoiser(Denoiser):

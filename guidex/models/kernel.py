@@ -25,6 +25,7 @@ from guidex.data.digits import digits
 from guidex.data.images import open_images
 from guidex.data.pixels import to_float
 from guidex.errors import UsageError
+from guidex.models.condition import Condition, Conditions
 from guidex.models.denoiser import ExactDenoiser
 
 CHUNK_BYTES = 64 * 2**20  # what one float64 tile of centres or of logits may take
@@ -63,28 +64,38 @@ class KernelDenoiser(ExactDenoiser):
                 "these images have no classes (one subfolder per class makes them); "
                 "give model.conditional=false for an unconditional model"
             )
+        sizes = torch.bincount(labels) if conditional else torch.empty(0)
+        if not bool((sizes > 0).all()):
+            raise UsageError(
+                f"class {int(sizes.argmin())} has no images; number the classes 0 … K - 1 without "
+                "gaps, or give model.conditional=false for an unconditional model"
+            )
         order = torch.argsort(labels, stable=True) if labels is not None else slice(None)
         centres = images[order].contiguous()
         self.shape = tuple(centres.shape[1:])
         self.h = float(h)
         self.conditional = conditional
-        self.class_names = class_names if conditional else ()
-        self.num_classes = int(labels.max()) + 1 if conditional else 0
-        self.offsets = [0, *_class_sizes(labels).cumsum(0).tolist()] if conditional else []
+        self.conditions = Conditions(len(sizes), class_names if conditional else ())
+        self.offsets = [0, *sizes.cumsum(0).tolist()]
         self.register_buffer("centres", centres.flatten(1))
-        self.register_buffer("half_norms", self._half_norms())
-        self.sigma_data = self._sigma_data()
+        n, d = self.centres.shape
+        tiles = list(self._chunks(0, n, 1))
+        norms = [self._float_centres(a, b).square().sum(1) / 2 for a, b in tiles]
+        self.register_buffer("half_norms", torch.cat(norms))
+        # Root of the mean variance, over pixels, of the smoothed data.
+        mean = sum(self._float_centres(a, b).sum(0) for a, b in tiles) / n
+        second = 2 * float(self.half_norms.sum()) / (n * d)
+        self.sigma_data = math.sqrt(second - float(mean.square().mean()) + self.h**2)
         self.sigma_min, self.sigma_max = 0.0, math.inf
-        seen = len(centres) / max(self.num_classes, 1)
-        self.gflops = 4e-9 * seen * self.centres.shape[1]  # distances, then the weighted mean
+        self.gflops = 4e-9 * n / max(self.num_classes, 1) * d  # distances, then the weighted mean
 
-    def forward(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
-        """D(x; sigma, labels). labels None, or an unconditional model: the mixture of all
+    def forward(self, x: Tensor, sigma: float, condition: Condition = None) -> Tensor:
+        """D(x; sigma, condition). Without one, or an unconditional model: the mixture of all
         classes."""
         variance = self.h**2 + sigma**2
         flat = x.flatten(1).double()
         mean = torch.empty_like(flat)
-        for rows, part in self._groups(flat, labels):
+        for rows, part in self._groups(flat, condition):
             mean[rows] = self._posterior_mean(flat[rows], variance, *part)
         x0 = (self.h**2 * flat + sigma**2 * mean) / variance
         return x0.view(x.shape).to(x.dtype)
@@ -111,8 +122,9 @@ class KernelDenoiser(ExactDenoiser):
         low = torch.zeros(count, dtype=torch.int64, device=device)
         high = torch.full_like(low, len(self.centres))
         if self.conditional and labels is not None:
+            self.conditions.check(labels, count)
             offsets = torch.tensor(self.offsets, device=device)
-            low, high = offsets[self._checked(labels, count)], offsets[labels + 1]
+            low, high = offsets[labels], offsets[labels + 1]
         uniform = torch.rand(count, dtype=torch.float64, generator=generator, device=device)
         picked = low + (uniform * (high - low)).long()
         noise = torch.randn(
@@ -135,17 +147,10 @@ class KernelDenoiser(ExactDenoiser):
         if not self.conditional or labels is None:
             yield torch.arange(len(flat), device=flat.device), (0, len(self.centres))
             return
-        for label in self._checked(labels, len(flat)).unique().tolist():
+        self.conditions.check(labels, len(flat))
+        for label in labels.unique().tolist():
             rows = (labels == label).nonzero().squeeze(1)
             yield rows, (self.offsets[label], self.offsets[label + 1])
-
-    def _checked(self, labels: Tensor, count: int) -> Tensor:
-        if labels.shape != (count,):
-            raise UsageError(f"labels must be [{count}], one per sample, not {list(labels.shape)}")
-        if count > 0 and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-            given = sorted({int(labels.min()), int(labels.max())})
-            raise UsageError(f"labels go from 0 to {self.num_classes - 1}, not {given}")
-        return labels
 
     def _posterior_mean(self, x: Tensor, variance: float, start: int, stop: int) -> Tensor:
         """sum_i p_i c_i over the centres start..stop, one tile at a time (an online softmax)."""
@@ -174,32 +179,6 @@ class KernelDenoiser(ExactDenoiser):
 
     def _float_centres(self, start: int, stop: int) -> Tensor:
         return to_float(self.centres[start:stop])
-
-    def _half_norms(self) -> Tensor:
-        return torch.cat(
-            [
-                self._float_centres(a, b).square().sum(1) / 2
-                for a, b in self._chunks(0, len(self.centres), 1)
-            ]
-        )
-
-    def _sigma_data(self) -> float:
-        """Root of the mean per-pixel variance of the smoothed data."""
-        n, d = self.centres.shape
-        mean = sum(self._float_centres(a, b).sum(0) for a, b in self._chunks(0, n, 1)) / n
-        second = 2 * float(self.half_norms.sum()) / (n * d)
-        return math.sqrt(second - float(mean.square().mean()) + self.h**2)
-
-
-def _class_sizes(labels: Tensor) -> Tensor:
-    """Images of each class 0 ... K - 1, int64 [K]."""
-    sizes = torch.bincount(labels)
-    if not bool((sizes > 0).all()):
-        raise UsageError(
-            f"class {int(sizes.argmin())} has no images; number the classes 0 … K - 1 without "
-            "gaps, or give model.conditional=false for an unconditional model"
-        )
-    return sizes
 
 
 @functools.lru_cache(maxsize=4)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from guidex.errors import UsageError
+from guidex.models.condition import Condition, Conditions
 from guidex.models.denoiser import ExactDenoiser
 
 # Pairs of row and component at a time: 512 KiB of float64, which stays in a CPU's cache; a GPU
@@ -80,8 +81,7 @@ class GaussianMixture(ExactDenoiser):
 
     Attributes:
         weights, means, covariances, classes, modes: as given, but normalised and blurred; buffers.
-        gflops: operations to whiten, square, exponentiate and average over the components that one
-            evaluation visits: all of them, or the mean number per class where conditional.
+        gflops: of the components that one evaluation visits: all, or the mean number per class.
 
     Raises:
         UsageError: an argument of the wrong shape or range.
@@ -90,12 +90,6 @@ class GaussianMixture(ExactDenoiser):
     sigma_min = 0.0
     sigma_max = math.inf
     space = "points"
-
-    weights: Tensor
-    means: Tensor
-    covariances: Tensor
-    classes: Tensor
-    modes: Tensor
 
     def __init__(
         self,
@@ -115,46 +109,43 @@ class GaussianMixture(ExactDenoiser):
         classes = _tensor("classes", classes, torch.int64)
         modes = _tensor("modes", modes, torch.int64)
         _check_components(weights, means, covariances, classes, modes)
-        _check_not_negative("blur", blur)
+        if not 0 <= blur < math.inf:
+            raise UsageError(f"blur must be a finite number of 0 or more, not {blur}")
         if sigma_data is not None and not 0 < sigma_data < math.inf:
             raise UsageError(f"sigma_data must be a positive number, not {sigma_data}")
-
         weights = weights / weights.sum()
         count, dimension = means.shape
         self.shape = (dimension,)
         self.conditional = conditional
-        self.num_classes = int(classes.max()) + 1 if conditional else 0
-        self.sigma_data = (
-            _standard_deviation(weights, means, covariances) if sigma_data is None else sigma_data
-        )
+        self.conditions = Conditions(int(classes.max()) + 1 if conditional else 0)
+        self.sigma_data = sigma_data
+        if sigma_data is None:
+            centred = means - weights @ means
+            spread = covariances.diagonal(dim1=1, dim2=2) + centred.square()
+            self.sigma_data = math.sqrt(float((weights @ spread).mean()))
         visited = count / len(classes.unique()) if conditional else count
         self.gflops = visited * (4 * dimension**2 + 5 * dimension + 4) / 1e9
 
         covariances = covariances + blur**2 * torch.eye(dimension, dtype=torch.float64)
-        variances, axes = _eigendecomposition(covariances)
-        self.register_buffer("weights", weights)
-        self.register_buffer("means", means)
-        self.register_buffer("covariances", covariances)
-        self.register_buffer("classes", classes)
-        self.register_buffer("modes", modes)
+        variances, axes = torch.linalg.eigh(covariances)
+        if not bool((variances > 0).all()):
+            worst = int(variances[:, 0].argmin())
+            raise UsageError(
+                f"covariance {worst} is not positive definite: its smallest eigenvalue is "
+                f"{float(variances[worst, 0]):.3g}; widen it, or give the mixture some blur"
+            )
+        given = {"weights": weights, "means": means, "covariances": covariances}
+        for name, value in {**given, "classes": classes, "modes": modes}.items():
+            self.register_buffer(name, value)
         self.register_buffer("_variances", variances)  # [K, d], lambda_k
         self.register_buffer("_axes", axes)  # [K, d, d], U_k, one eigenvector per column
 
-    def forward(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
-        """E[x0 | x] in closed form; see Denoiser.forward. Differentiable in x.
-
-        Raises:
-            UsageError: x, sigma or labels of the wrong shape or range, or a class without
-                components.
-        """
-        return self._evaluate(_Components.denoise, x, sigma, labels)
+    def forward(self, x: Tensor, sigma: float, condition: Condition = None) -> Tensor:
+        """E[x0 | x] in closed form; see Denoiser.forward. Differentiable in x."""
+        return self._evaluate(_Components.denoise, x, sigma, condition)
 
     def log_density(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
-        """log p(x; sigma | labels), from x [B, d] to [B], differentiable in x; sigma may be 0.
-
-        Raises:
-            UsageError: as for forward.
-        """
+        """log p(x; sigma | labels), from x [B, d] to [B], differentiable in x; sigma may be 0."""
         return self._evaluate(_Components.log_density, x, sigma, labels)
 
     def reference(self, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
@@ -167,16 +158,8 @@ class GaussianMixture(ExactDenoiser):
         return drawn.cpu(), None if labels is None else labels.cpu()
 
     def sample(self, labels: Tensor | None, count: int, generator: torch.Generator) -> Tensor:
-        """Draw clean samples [count, d] in the dtype of the buffers (float64), on their device.
-
-        Arguments:
-            labels: classes [count], int64, or None for draws from the whole mixture.
-            count: number of samples.
-            generator: of any device. The draws follow from it, not from the model's device.
-
-        Raises:
-            UsageError: labels of the wrong shape or range, or a class without components.
-        """
+        """Draw clean samples, float64 [count, d] on the model's device; the generator may be of any
+        device, and the draws follow from it."""
         options = {"dtype": self.means.dtype, "device": generator.device, "generator": generator}
         quantiles = torch.rand(count, **options).to(self.means.device)
         normals = torch.randn(count, *self.shape, **options).to(self.means.device)
@@ -192,12 +175,8 @@ class GaussianMixture(ExactDenoiser):
         labels: Tensor | None,
     ) -> Tensor:
         """Apply a method of the components to x, in padded chunks of rows of one class each."""
-        _check_not_negative("sigma", sigma)
         if x.shape[1:] != self.shape or not x.is_floating_point():
-            raise UsageError(
-                f"x must be floating-point numbers [B, {self.shape[0]}], not {list(x.shape)} of "
-                f"{x.dtype}"
-            )
+            raise UsageError(f"x must be floats [B, {self.shape[0]}], not {list(x.shape)}")
 
         def evaluate(rows: Tensor, members: Tensor) -> Tensor:
             components = self._at_noise(members, sigma)
@@ -215,7 +194,7 @@ class GaussianMixture(ExactDenoiser):
         """Apply function(rows of one class, indices of its components) to each class in turn."""
         restricted = labels is not None and self.conditional
         if restricted:
-            self._check_labels(labels, len(rows))
+            self.conditions.check(labels, len(rows))
         if not restricted or len(rows) == 0:
             return function(rows, torch.arange(len(self.weights), device=self.weights.device))
         labels = labels.to(rows.device)
@@ -232,10 +211,7 @@ class GaussianMixture(ExactDenoiser):
         """Indices of the components of a class, int64."""
         members = (self.classes == label).nonzero()[:, 0]
         if len(members) == 0:
-            raise UsageError(
-                f"class {label} has no components; the classes of this mixture are "
-                f"{self.classes.unique().tolist()}"
-            )
+            raise UsageError(f"class {label} of this mixture has no components")
         return members
 
     def _at_noise(self, members: Tensor, sigma: float) -> _Components:
@@ -262,39 +238,6 @@ class GaussianMixture(ExactDenoiser):
         # A quantile next to 1 may round up to the whole.
         return members[position.clamp(max=len(members) - 1)]
 
-    def _check_labels(self, labels: Tensor, count: int) -> None:
-        integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-        if labels.shape != (count,) or labels.dtype not in integers:
-            raise UsageError(
-                f"labels must be {count} integers, one per row, not {list(labels.shape)} of "
-                f"{labels.dtype}; classes are given by index, not one-hot"
-            )
-        wrong = labels[(labels < 0) | (labels >= self.num_classes)]
-        if len(wrong) > 0:
-            raise UsageError(
-                f"label {int(wrong[0])} does not exist; the labels of this mixture are 0 to "
-                f"{self.num_classes - 1}"
-            )
-
-
-def _standard_deviation(weights: Tensor, means: Tensor, covariances: Tensor) -> float:
-    """Root of the variance of the mixture, averaged over its dimensions."""
-    centred = means - weights @ means
-    variances = covariances.diagonal(dim1=1, dim2=2) + centred.square()
-    return math.sqrt(float((weights @ variances).mean()))
-
-
-def _eigendecomposition(covariances: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues [K, d], ascending, and eigenvectors [K, d, d], in columns."""
-    variances, axes = torch.linalg.eigh(covariances)
-    if not bool((variances > 0).all()):
-        worst = int(variances[:, 0].argmin())
-        raise UsageError(
-            f"covariance {worst} is not positive definite: its smallest eigenvalue is "
-            f"{float(variances[worst, 0]):.3g}; widen it, or give the mixture some blur"
-        )
-    return variances, axes
-
 
 def _tensor(name: str, given: Tensor | Sequence, dtype: torch.dtype) -> Tensor:
     """An array, or the nested lists of a configuration file, as a tensor of our own on the CPU."""
@@ -304,11 +247,6 @@ def _tensor(name: str, given: Tensor | Sequence, dtype: torch.dtype) -> Tensor:
         raise UsageError(f"{name} must be an array of numbers: {error}") from error
 
 
-def _check_not_negative(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise UsageError(f"{name} must be a finite number of 0 or more, not {value}")
-
-
 def _check_components(
     weights: Tensor, means: Tensor, covariances: Tensor, classes: Tensor, modes: Tensor
 ) -> None:
@@ -316,26 +254,24 @@ def _check_components(
     if means.ndim != 2 or means.numel() == 0:
         raise UsageError(f"means must be [K, d] with K and d at least 1, not {list(means.shape)}")
     count, dimension = means.shape
-    expected = {
-        "weights": (weights, [count]),
-        "covariances": (covariances, [count, dimension, dimension]),
-        "classes": (classes, [count]),
-        "modes": (modes, [count]),
-    }
-    for name, (given, shape) in expected.items():
+    for name, given, shape in (
+        ("weights", weights, [count]),
+        ("covariances", covariances, [count, dimension, dimension]),
+        ("classes", classes, [count]),
+        ("modes", modes, [count]),
+    ):
         if list(given.shape) != shape:
             raise UsageError(
                 f"{name} must be {shape} to go with means of {[count, dimension]}, "
                 f"not {list(given.shape)}"
             )
-    if not bool(means.isfinite().all() and covariances.isfinite().all()):
-        raise UsageError("means and covariances must be finite numbers")
-    if not bool((weights.isfinite() & (weights > 0)).all()):
-        raise UsageError(
-            f"weights must be positive numbers; the smallest is {float(weights.min())}"
-        )
-    if int(classes.min()) < 0:
-        raise UsageError(f"classes must be 0 or more; the smallest is {int(classes.min())}")
     asymmetry = (covariances - covariances.mT).abs().amax(dim=(1, 2))
-    if not bool((asymmetry <= 1e-6 * covariances.abs().amax(dim=(1, 2))).all()):
-        raise UsageError("covariances must be symmetric matrices")
+    for valid, what in (
+        (means.isfinite(), "means must be finite numbers"),
+        (covariances.isfinite(), "covariances must be finite numbers"),
+        (weights.isfinite() & (weights > 0), "weights must be positive numbers"),
+        (classes >= 0, "classes must be 0 or more"),
+        (asymmetry <= 1e-6 * covariances.abs().amax(dim=(1, 2)), "covariances must be symmetric"),
+    ):
+        if not bool(valid.all()):
+            raise UsageError(what)

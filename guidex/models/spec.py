@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from guidex.errors import GuidexError
+from guidex.models.condition import Conditions
 from guidex.models.denoiser import Denoiser, Space
 
 
@@ -34,7 +35,7 @@ class ModelSpec:
     Attributes:
         build: makes the network, on the CPU.
         sources: files that it is made of.
-        shape, num_classes, sigma_min, sigma_max, gflops, space, attention_layers: of the network,
+        shape, conditions, sigma_min, sigma_max, gflops, space, attention_layers: of the network,
             see `Denoiser`.
         ema: length of the averaged weights (sigma_rel), or None where it is not recorded.
     """
@@ -42,7 +43,7 @@ class ModelSpec:
     build: Callable[[], Denoiser]
     sources: tuple[Source, ...]
     shape: tuple[int, ...] | None = None
-    num_classes: int | None = None
+    conditions: Conditions | None = None
     sigma_min: float = 0.0
     sigma_max: float = math.inf
     gflops: float = math.nan
@@ -60,16 +61,17 @@ class ModelSpec:
         gflops: float | None = None,
         ema: float | None = None,
     ) -> "ModelSpec":
-        """The recipe of networks like this one, which may be without weights (device "meta").
-
-        Arguments:
-            gflops: cost of an evaluation where it is known; it is counted otherwise.
-            ema: see above.
-        """
-        names = ("shape", "num_classes", "sigma_min", "sigma_max", "space", "attention_layers")
+        """The recipe of networks like this one, which may be without weights (device "meta"), of
+        this cost where it is given, counted otherwise."""
+        names = ("shape", "conditions", "sigma_min", "sigma_max", "space", "attention_layers")
         facts: dict[str, Any] = {name: getattr(model, name) for name in names}
         facts["gflops"] = model.gflops if gflops is None else gflops
         return cls(build, sources, **facts, ema=ema)
+
+    @property
+    def num_classes(self) -> int | None:
+        """See `Denoiser`."""
+        return None if self.conditions is None else self.conditions.count
 
     def load(self, device: str | torch.device) -> Denoiser:
         """The network on a device, ready for inference; made once for each device.

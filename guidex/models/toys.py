@@ -25,8 +25,7 @@ def mixture1d(conditional: bool = True, blur: float = 0.0) -> GaussianMixture:
     1d-toy) published for it, and with them w = 6 shows what the figure shows: guidance everywhere
     loses a mode, guidance in the interval (0.1, 0.6] keeps both.
 
-    The conditional and the unconditional density are two different distributions, as published:
-    the conditional one is not a part of the unconditional one.
+    As published, the conditional density is not a part of the unconditional one.
 
     Arguments:
         conditional: means 0.5 and 1.5, standard deviation 0.25, both in class 0 (the only one); if
@@ -34,8 +33,6 @@ def mixture1d(conditional: bool = True, blur: float = 0.0) -> GaussianMixture:
             right.
         blur: standard deviation of extra blur, for a weaker model.
 
-    Raises:
-        UsageError: a negative blur.
     """
     means, deviation = ([0.5, 1.5], 0.25) if conditional else ([-1.0, 1.0], 0.5)
     return GaussianMixture(
@@ -67,9 +64,6 @@ def fractal2d(
     Returns:
         A mixture of 1016 components per class, whose modes are the branches of the given classes,
         numbered from 0.
-
-    Raises:
-        UsageError: other classes, or a negative blur.
     """
     if classes not in ("A", "B", "AB"):
         raise UsageError(f"the fractal has classes 'A', 'B' and 'AB' (both), not {classes!r}")
@@ -101,11 +95,8 @@ class _Branch(NamedTuple):
 def _grow(
     rng: np.random.RandomState, start: np.ndarray, angle: float, depth: int = 0
 ) -> Iterator[_Branch]:
-    """A branch, then its subtree to the left, then that to the right. The order of draws is fixed.
-
-    The order of the random numbers is what defines the distribution: the length of the branch, then
-    for each child its angle and all of its subtree.
-    """
+    """A branch, then its subtree to the left, then that to the right. The order of random numbers
+    defines the distribution: the branch's length, then each child's angle and all its subtree."""
     length = 0.292 * 0.8**depth * (1 + 0.2 * rng.randn())
     direction = np.array([np.cos(angle), np.sin(angle)])
     yield _Branch(start, direction, length, depth)
@@ -135,8 +126,4 @@ def _components(branches: list[_Branch]) -> tuple[np.ndarray, np.ndarray, np.nda
 
     weights = lengths * 0.5**depths
     count = len(POSITIONS)
-    return (
-        weights.repeat(count),
-        means.reshape(-1, 2),
-        covariances.repeat(count, axis=0),
-    )
+    return weights.repeat(count), means.reshape(-1, 2), covariances.repeat(count, axis=0)

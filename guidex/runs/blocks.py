@@ -1,14 +1,13 @@
 """Blocks: the unit of work, of atomic output and of resuming."""
 
-import sys
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from guidex.errors import GuidexError
-from guidex.models.memory import is_out_of_memory
+from guidex.models.memory import Halving
 from guidex.runs.points import Point
 from guidex.runs.provenance import digest
 from guidex.sampling.seeds import start
@@ -39,35 +38,13 @@ class Block:
         return f"{first:06d}-{last:06d}" + ("" if is_range else f"-{digest(self.seeds, 8)}")
 
 
-@dataclass
-class Batch:
-    """Images per network call, halved for the rest of a run when the device's memory is too small.
-
-    Attributes:
-        size: images per call.
-    """
-
-    size: int
+class Batch(Halving):
+    """Images per network call."""
 
     @classmethod
     def of(cls, wanted: int, blocks: Sequence[Block]) -> "Batch":
         """What is wanted, or what the longest of the blocks needs."""
         return cls(min(wanted, max(len(block.seeds) for block in blocks)))
-
-    def halve(self, used: int, reason: str) -> None:
-        """Go on with half of what was used.
-
-        Raises:
-            GuidexError: that was one image.
-        """
-        if used == 1:
-            raise GuidexError(f"the device has too little memory for a single image: {reason}")
-        if self.size <= used // 2:
-            return  # another thread has done so
-        self.size = used // 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        print(f"out of memory: going on with batches of {self.size}", file=sys.stderr)
 
 
 def cut(seeds: Sequence[int], labels: Sequence[int] | None, size: int) -> list[Block]:
@@ -107,18 +84,18 @@ def run_block(
     generators = torch.device("cpu") if planned.settings.rng == "cpu" else device
     model, solver = points[0].model, planned.solver
     runs = [point.run for point in points]
-    first = 0
-    while first < len(block.seeds):
-        part = slice(first, first + batch.size)
+
+    def outcomes_of(first: int, size: int) -> tuple[int, Tensor | None, list[Outcome]]:
+        part = slice(first, first + size)
         seeds = block.seeds[part]
         labels = None if block.labels is None else block.labels[part]
         # A compiled network wants one shape; what is made beyond the block is cut off again.
-        padding = batch.size - len(seeds) if model.compiled else 0
+        padding = size - len(seeds) if model.compiled else 0
         padded = seeds + seeds[-1:] * padding
         begin = start(
             padded,
             model.shape,
-            model.num_classes,
+            model.conditions,
             labels and labels + labels[-1:] * padding,
             device,
             generators,
@@ -126,19 +103,17 @@ def run_block(
         )
         recorded = max(0, min(record - first, len(seeds)))
 
-        def told(amount: float, share: float = len(seeds) / len(padded)) -> None:
-            tick(share * amount)
+        def told(amount: float) -> None:
+            tick(amount * len(seeds) / len(padded))
 
-        try:
-            outcomes = trajectories(runs, solver, begin, padded, recorded, told)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            outcomes, reason = None, str(error)
-        if outcomes is None:  # and what failed is no longer held by its exception
-            batch.halve(len(padded), reason.splitlines()[0])
-            continue
+        outcomes = trajectories(runs, solver, begin, padded, recorded, told)
         for outcome in outcomes:
             outcome.x = outcome.x[: len(seeds)]
-        yield seeds, None if begin.labels is None else begin.labels[: len(seeds)], outcomes
-        first += len(seeds)
+        labels = None if begin.labels is None else begin.labels[: len(seeds)]
+        return len(seeds), labels, outcomes
+
+    first = 0
+    while first < len(block.seeds):
+        count, labels, outcomes = batch.fit(functools.partial(outcomes_of, first))
+        yield block.seeds[first : first + count], labels, outcomes
+        first += count

@@ -13,10 +13,10 @@ from torch import nn
 
 from guidex.config.compose import Composed, Config
 from guidex.config.instantiate import Models, content_key, instantiate
-from guidex.config.presets import nearest
 from guidex.errors import GuidexError, UsageError
 from guidex.guidance.guidance import Guidance, Guided
 from guidex.guidance.plan import Plan
+from guidex.models.condition import parse_labels
 from guidex.models.decoders import Decoder
 from guidex.models.denoiser import Denoiser
 from guidex.models.spec import Model
@@ -231,23 +231,10 @@ def _check_models(model: Model, guidance: Guidance, plan: Plan) -> None:
 
 
 def _numbered(labels: list[Any] | None, model: Model) -> list[Any] | None:
-    """Classes given by number or name as numbers; as they are, where the model's are not known."""
-    if labels is None or model.num_classes is None:
+    """Conditions by number; as they are written, where the model's are not known."""
+    if labels is None or model.conditions is None:
         return labels
-    numbers = {label: _class(label, model) for label in dict.fromkeys(labels)}
-    return [numbers[label] for label in labels]
-
-
-def _class(given: int | str, model: Model) -> int:
-    """The number of a class, given by its number or name."""
-    names = getattr(model, "class_names", ())
-    if isinstance(given, str) and given in names:
-        return names.index(given)
-    if isinstance(given, int) and 0 <= given < model.num_classes:
-        return given
-    allowed = f"0 … {model.num_classes - 1}" if model.num_classes else "none: use labels=random"
-    hint = nearest(given, names) if isinstance(given, str) else ""
-    raise UsageError(f"labels={given}: the classes of this model are {allowed}{hint}")
+    return model.conditions.numbers(labels)
 
 
 def _check_reference(model: Model, reference: Model) -> None:
@@ -282,20 +269,6 @@ def _check_range(model: Model, plan: Plan, k: float) -> None:
             f"noise levels {lowest:.4g} … {highest:.4g} leave the range of the model, "
             f"{model.sigma_min:g} … {model.sigma_max:g}; change sampler.grid"
         )
-
-
-def parse_labels(text: Any, count: int) -> list[Any] | None:
-    """Classes as written by people, one per image: random (None), 3, circle, or a list, repeated as
-    needed."""
-    if text == "random":
-        return None
-    labels = text if isinstance(text, list) else [text]
-    wrong = [y for y in labels if isinstance(y, bool) or not isinstance(y, int | str)]
-    if wrong or not labels or "random" in labels or any(y < 0 for y in labels if y != str(y)):
-        raise UsageError(
-            f"labels must be random, a class such as 3 or its name, or a list [0,1,2], not {text!r}"
-        )
-    return [labels[k % len(labels)] for k in range(count)]
 
 
 def _without_schedules(guidance: Any) -> str:

@@ -1,8 +1,8 @@
 """Seeds decide images: noise, label and every later draw of image k come from seed k alone.
 
-Each seed has a generator of its own. From it come the unit noise, then the class label, then the
-noise of stochastic solvers, in that order (as in EDM2's published images), whatever the batch
-size, the order of the seeds or the number of processes.
+Each seed has a generator of its own. From it come the unit noise, then the label (which
+condition), then the noise of stochastic solvers, in that order (as in EDM2's published images),
+whatever the batch size, the order of the seeds or the number of processes.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from guidex.errors import UsageError
+from guidex.models.condition import Condition, Conditions
 
 SEED_LIMIT = 2**63
 # EDM2 takes seeds modulo 2^32, and PyTorch's CPU generators look at no more bits than these.
@@ -54,19 +55,21 @@ class Start:
 
     Attributes:
         noise: unit noise, float32 [B, *shape].
-        labels: classes, int64 [B], or None for a model without classes.
+        labels: numbers of the images' conditions, int64 [B], or None for a model without.
+        condition: what the network takes for them.
         draws: later noise of the same generators.
     """
 
     noise: Tensor
     labels: Tensor | None
+    condition: Condition
     draws: Draws
 
 
 def start(
     seeds: Sequence[int],
     shape: tuple[int, ...],
-    num_classes: int,
+    conditions: Conditions,
     labels: Sequence[int] | None,
     device: torch.device,
     generator_device: torch.device,
@@ -77,8 +80,8 @@ def start(
     Arguments:
         seeds: one per image, 0 ... 2^63 - 1; they count modulo 2^32.
         shape: shape of one sample.
-        num_classes: number of classes; 0 for none.
-        labels: the classes to make, one per seed, or None to draw each from its seed.
+        conditions: those of the model.
+        labels: numbers of the conditions to make, one per seed, or None to draw each from its seed.
         device: where the results go.
         generator_device: where the generators live; the same seed gives other noise on another
             kind of device.
@@ -88,16 +91,15 @@ def start(
     for seed in seeds:
         generator = torch.Generator(generator_device).manual_seed(seed % _MODULUS)
         noise.append(torch.randn(shape, generator=generator, device=generator_device))
-        if num_classes > 0:
-            label = torch.randint(num_classes, [], generator=generator, device=generator_device)
-            drawn.append(label)
+        drawn.append(conditions.draw(generator))
         if keep_drawing:
             states.append(generator.get_state())
     chosen = None
-    if num_classes > 0:
+    if conditions.count > 0:
         chosen = torch.stack(drawn) if labels is None else torch.tensor(list(labels))
         chosen = chosen.to(device)
-    return Start(torch.stack(noise).to(device), chosen, Draws(tuple(states), generator_device))
+    draws = Draws(tuple(states), generator_device)
+    return Start(torch.stack(noise).to(device), chosen, conditions.batch(chosen), draws)
 
 
 def parse_seeds(text: str | int | Sequence[str | int]) -> list[int]:

@@ -86,7 +86,7 @@ def trajectories(
     Arguments:
         runs: plans on the solver's grid, all with the same main denoiser.
         solver: the solver.
-        begin: noise and labels of the batch.
+        begin: noise and conditions of the batch.
         seeds: the batch's seeds, for error messages.
         record: how many rows (from the first) to record at every step boundary.
         tick: told after each step how many images have been finished, counting parts.
@@ -160,7 +160,7 @@ class _Tree:
 
         def denoise(x: Tensor, sigma: float, stage: int) -> Tensor:
             nonlocal memory
-            x0, memory = guided(x, sigma, self.begin.labels, i, stage, memory)
+            x0, memory = guided(x, sigma, self.begin.condition, i, stage, memory)
             return x0
 
         return self.solver.step(state, self.sigmas, i, denoise), memory
@@ -213,7 +213,7 @@ def sample(
         guidance: what guides it.
         solver: sampler with its grid.
         seeds: one per image.
-        labels: classes, one per seed, or None to draw them from the seeds.
+        labels: numbers of classes, one per seed, or None to draw them from the seeds.
         batch: images per network call; it does not change the images.
 
     Returns:
@@ -228,7 +228,7 @@ def sample(
         begin = start(
             part,
             main.shape,
-            main.num_classes,
+            main.conditions,
             chosen,
             device,
             torch.device("cpu"),

@@ -14,12 +14,13 @@ the convolutions is elementwise, and its factors cost nothing once a compiler fu
 """
 
 import copy
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from guidex.models.attention import Changes
+from guidex.models.attention import Parts
 from guidex.models.edm2.layers import MPConv, learned_gain
 from guidex.models.edm2.network import EDM2, UNet
 
@@ -37,14 +38,14 @@ class FoldedUNet(nn.Module):
         self.widths = [block.out_channels for block in unet.blocks()]
 
     def forward(
-        self, x: Tensor, c_noise: Tensor, classes: Tensor, changes: Changes | None = None
+        self, x: Tensor, c_noise: Tensor, classes: Tensor, parts: Mapping[str, Parts] | None = None
     ) -> Tensor:
         """x [B, C, H, W], c_noise [B], classes [B, label_dim] -> [B, C, H, W], as UNet.forward."""
         emb = self.unet.embed(c_noise, classes)
         modulations = self.modulation(emb).to(x.dtype).split(self.widths, dim=1)
         channels = x.shape[1]
         x = x.contiguous(memory_format=torch.channels_last)
-        return self.unet.trunk(x, modulations, changes)[:, :channels].contiguous()
+        return self.unet.trunk(x, modulations, parts)[:, :channels].contiguous()
 
 
 def fold(model: EDM2) -> EDM2:
@@ -54,7 +55,7 @@ def fold(model: EDM2) -> EDM2:
     save the weights of a checkpoint, and later changes of `model` do not reach it.
     """
     with torch.device("meta"):
-        folded = EDM2(model.config, model.dtype, model.space)
+        folded = EDM2(model.config, model.dtype)
     folded.origin = model.origin
     folded.logvar_fourier = copy.deepcopy(model.logvar_fourier)
     folded.logvar_linear = copy.deepcopy(model.logvar_linear)

@@ -4,14 +4,14 @@ Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion 
 (arXiv 2312.02696), section 2 and appendix B, configuration G, for inference.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import hypot, sqrt
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from guidex.models.attention import Rows, attention
+from guidex.models.attention import Parts, attention
 
 SILU_MAGNITUDE = 0.596
 """Root mean square of silu(n) for n ~ N(0, 1): mp_silu(x) = silu(x) / 0.596."""
@@ -172,10 +172,10 @@ class Block(nn.Module):
         """[B, E] embedding -> [B, out_channels] factors of the residual branch."""
         return 1 + learned_gain(self.emb_gain, self.emb_linear) * self.emb_linear(emb)
 
-    def forward(self, x: Tensor, modulation: Tensor, rows: Sequence[Rows] | None = None) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor, parts: Parts | None = None) -> Tensor:
         """x [B, in_channels, H, W], modulation [B, out_channels] -> [B, out_channels, H', W'].
 
-        rows: see `guidex.models.attention.attention`.
+        parts: see `guidex.models.attention.attention`.
         """
         if self.resample is not None:
             x = self.resample(x)
@@ -185,15 +185,15 @@ class Block(nn.Module):
         y = self.conv_res0(F.silu(x)) * modulation[:, :, None, None]
         x = torch.add(self.conv_res1(F.silu(y)), skip, alpha=self.res_weight)
         if self.heads > 0:
-            x = torch.add(self._attend(x, rows), x, alpha=self.attn_weight)
+            x = torch.add(self._attend(x, parts), x, alpha=self.attn_weight)
         return x.clamp(-self.clip_act, self.clip_act)
 
-    def _attend(self, x: Tensor, rows: Sequence[Rows] | None) -> Tensor:
+    def _attend(self, x: Tensor, parts: Parts | None) -> Tensor:
         """Cosine self-attention over the pixels of x [B, C, H, W]; q, k and v are normalised."""
         batch, channels, height, width = x.shape
         qkv = self.attn_qkv(x).permute(0, 2, 3, 1)
         qkv = qkv.reshape(batch, height * width, 3, self.heads, channels // self.heads)
         q, k, v = normalize(qkv, dim=-1).transpose(1, 3).unbind(2)
-        y = attention(q, k, v, rows)
+        y = attention(q, k, v, parts)
         y = y.transpose(1, 2).reshape(batch, height, width, channels)
         return self.attn_proj(y.permute(0, 3, 1, 2))

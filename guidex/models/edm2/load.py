@@ -17,7 +17,6 @@ from guidex.errors import GuidexError, UsageError
 from guidex.files.cache import fetch, file_sha256
 from guidex.files.pickles import printable
 from guidex.files.progress import download_bar
-from guidex.models.denoiser import Space
 from guidex.models.edm2.checkpoints import Checkpoint, read_checkpoint, read_config
 from guidex.models.edm2.folded import fold
 from guidex.models.edm2.network import EDM2, Config
@@ -37,9 +36,6 @@ GFLOPS = {"xxs": 22.69, "xs": 89.9, "s": 201.6, "m": 357.9, "l": 558.7, "xl": 80
 `count_gflops` finds them to four digits; pixels or latents, with or without classes. Counting takes
 a second, which a plan should not."""
 
-# Networks of pixels have the channels of an image; the latents of Stable Diffusion's VAE have 4.
-PIXEL_CHANNELS = (1, 3)
-
 
 def edm2(
     checkpoint: str,
@@ -48,17 +44,14 @@ def edm2(
     folded: bool = True,
     compile: bool = False,
 ) -> ModelSpec:
-    """The recipe of a checkpoint's network; see `load_network`.
-
-    Of converted checkpoints on this machine the description is read, which tells all that there is
-    to plan with; of others nothing is.
-    """
+    """The recipe of a checkpoint's network; see `load_network`. Without its weights all is known
+    of a converted checkpoint on this machine, and nothing of others."""
     build = partial(load_network, checkpoint, sha256, dtype, folded, compile)
+    sources = (Source(checkpoint, sha256),)
     config = read_config(checkpoint)
     if config is None:
-        return ModelSpec(build, (Source(checkpoint, sha256),))
-    outline = _outline(_config(config, checkpoint))
-    return ModelSpec.of(outline, build, (Source(checkpoint, sha256),))
+        return ModelSpec(build, sources)
+    return ModelSpec.of(_outline(_config(config, checkpoint)), build, sources)
 
 
 def load_network(
@@ -148,21 +141,13 @@ def released(
 def _outline(config: Config) -> EDM2:
     """A network without weights."""
     with torch.device("meta"):
-        return EDM2(config, space=_space(config))
-
-
-def _space(config: Config) -> Space:
-    return "pixels" if config.img_channels in PIXEL_CHANNELS else "latents"
+        return EDM2(config)
 
 
 def released_source(
     dataset: str, size: str, kimg: int, ema: float, conditional: bool, root: str
 ) -> str:
-    """Path or URL of a published network, such as ROOT/edm2-img512-s-2147483-0.130.pkl.
-
-    Raises:
-        UsageError: a kimg or ema that no file is named after.
-    """
+    """Path or URL of a published network, such as ROOT/edm2-img512-s-2147483-0.130.pkl."""
     if not 0 < kimg < 10_000_000:
         raise UsageError(f"kimg is {kimg}; it must be 1 to 9999999, thousands of images")
     if not (0 < ema < 1 and round(ema, 3) == ema):
@@ -172,11 +157,7 @@ def released_source(
 
 
 def obtain(checkpoint: str, sha256: str | None = None) -> Path:
-    """The file of a checkpoint on this machine, downloaded if need be, with progress.
-
-    Raises:
-        UsageError, GuidexError: as `guidex.files.cache.fetch`.
-    """
+    """The file of a checkpoint on this machine, downloaded if need be, with progress."""
     parts = urlsplit(checkpoint)
     name = PurePosixPath(parts.path).name
     if parts.scheme in ("http", "https") and name.endswith(".safetensors"):
@@ -202,7 +183,7 @@ def network_of(checkpoint: Checkpoint, where: str, dtype: torch.dtype) -> EDM2:
     """
     config = _config(checkpoint.config, where)
     with torch.device("meta"):
-        model = EDM2(config, dtype, _space(config))
+        model = EDM2(config, dtype)
     _require_same(checkpoint.tensors, model.state_dict(), where)
     # As stored: the float16 gains of the published networks have to be read in float16.
     model.load_state_dict(checkpoint.tensors, assign=True)
@@ -219,15 +200,13 @@ def _config(given: Mapping[str, object], where: str) -> Config:
 
 
 def _require_same(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
-    faults = [f"it lacks {name}" for name in wanted if name not in given]
-    for name, tensor in given.items():
-        if name not in wanted:
-            faults.append(f"{printable(name)} is unknown")
-        elif tensor.shape != wanted[name].shape:
-            shapes = f"{list(tensor.shape)} instead of {list(wanted[name].shape)}"
-            faults.append(f"{name} is {shapes}")
-        elif not tensor.is_floating_point():
-            faults.append(f"{name} is {tensor.dtype}")
+    faults = [f"{printable(name)} is unknown" for name in given if name not in wanted]
+    for name, tensor in wanted.items():
+        if name not in given:
+            faults.append(f"it lacks {name}")
+        elif given[name].shape != tensor.shape or not given[name].is_floating_point():
+            shape = f"{list(given[name].shape)} of {given[name].dtype}"
+            faults.append(f"{name} is {shape} instead of {list(tensor.shape)}")
     if faults:
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise GuidexError(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from math import inf, sqrt
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from guidex.errors import UsageError
-from guidex.models.attention import Change, Changes, stacked
+from guidex.models.attention import Change, Parts
+from guidex.models.condition import Condition, Conditions
 from guidex.models.denoiser import Denoiser, View
 from guidex.models.edm2.layers import (
     Block,
@@ -35,18 +36,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TRAINING_ONLY = ("dropout", "use_fp16")
 """Keys of a checkpoint's configuration that say nothing about the function it computes."""
 
-FIXED = {"resample_filter": [1, 1], "channel_mult_noise": None, "channel_mult_emb": None}
+FIXED = {"resample_filter": (1, 1), "channel_mult_noise": None, "channel_mult_emb": None}
 """Keys whose default is the only value that is computed here; no published network has another."""
-
-INTEGER_BOUNDS = {
-    "img_resolution": (1, 4096),
-    "img_channels": (1, 1024),
-    "label_dim": (0, 1_000_000),
-    "model_channels": (1, 4096),
-    "num_blocks": (1, 64),
-    "channels_per_head": (1, 4096),
-    "logvar_channels": (1, 4096),
-}
 
 
 @dataclass(frozen=True)
@@ -90,104 +81,66 @@ class Config:
     clip_act: float = 256.0
 
     def __post_init__(self) -> None:
-        for name, (low, high) in INTEGER_BOUNDS.items():
-            value = getattr(self, name)
-            _require(_is_integer(value, low, high), name, value, f"an integer, {low} to {high}")
-        for name in ("label_balance", "concat_balance", "res_balance", "attn_balance"):
-            value = getattr(self, name)
-            _require(_is_number(value) and 0 <= value <= 1, name, value, "a number, 0 to 1")
-        for name, limit in {"sigma_data": 1e6, "clip_act": inf}.items():
-            value = getattr(self, name)
-            _require(_is_number(value) and 0 < value <= limit, name, value, "a number above 0")
-        self._check_resolutions()
-
-    def _check_resolutions(self) -> None:
-        mult, attn = self.channel_mult, self.attn_resolutions
-        valid = isinstance(mult, tuple) and all(_is_integer(m, 1, 64) for m in mult)
-        _require(valid and 1 <= len(mult) <= 8, "channel_mult", mult, "1 to 8 integers, 1 to 64")
-        factor = 2 ** (len(mult) - 1)
-        what = f"a multiple of {factor}, to be halved {len(mult) - 1} times"
-        _require(self.img_resolution % factor == 0, "img_resolution", self.img_resolution, what)
-        valid = isinstance(attn, tuple) and all(_is_integer(r, 1, 4096) for r in attn)
-        _require(valid, "attn_resolutions", attn, "integers, 1 to 4096")
-        # The decoder's first block, at the coarsest resolution, has attention in any case.
-        for level in self.levels:
-            if level.resolution in attn or level == self.levels[-1]:
-                heads = level.channels // self.channels_per_head
-                what = f"such that {heads} heads divide {level.channels} channels"
-                valid = heads == 0 or level.channels % heads == 0
-                _require(valid, "channels_per_head", self.channels_per_head, what)
+        for field in fields(self):
+            value, several = getattr(self, field.name), field.type not in (int, float)
+            kinds = (int, float) if field.type is float else (int,)
+            zero = field.name == "label_dim" or field.name.endswith("_balance")
+            valid = isinstance(value, tuple) == several and all(
+                type(number) in kinds and (number > 0 or (zero and number == 0))
+                for number in (value if several else [value])
+            )
+            if not valid:
+                what = "numbers" if float in kinds else "whole numbers"
+                least = "of 0 or more" if zero else "above 0"
+                raise UsageError(f"EDM2 {field.name} is {value!r}; it takes {what} {least}")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> "Config":
         """Read the configuration stored in a checkpoint, of which nothing is trusted.
 
-        Arguments:
-            values: as JSON or a restricted unpickler gives them; lists may stand for tuples, keys
-                that matter in training alone (dropout, use_fp16) are passed over, and clip_act may
-                be None.
+        Lists may stand for tuples, keys that matter in training alone (dropout, use_fp16) are
+        passed over, and clip_act may be None.
 
         Raises:
-            UsageError: for a missing or unknown key, or a value out of range.
+            UsageError: for a missing or unknown key, or a value of another kind.
         """
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         for key, only in FIXED.items():
-            value = values.get(key, only)
-            value = list(value) if isinstance(value, tuple) else value
-            _require(value == only, key, value, f"{only}, which alone is computed here")
-        passed = (*TRAINING_ONLY, *FIXED)
-        given = {key: value for key, value in values.items() if key not in passed}
+            if given.pop(key, only) != only:
+                raise UsageError(f"EDM2 {key} is {values[key]!r}; it must be {only}")
+        given = {key: value for key, value in given.items() if key not in TRAINING_ONLY}
         if given.get("clip_act", 0) is None:
             given["clip_act"] = inf
         known = [field.name for field in fields(cls)]
         unknown = sorted(str(key) for key in given if key not in known)
+        missing = [key for key in known[:3] if key not in given]
         if unknown:
             raise UsageError(
                 f"unknown keys in the EDM2 configuration: {', '.join(unknown)}; "
-                f"allowed: {', '.join([*known, *passed])}"
+                f"allowed: {', '.join([*known, *TRAINING_ONLY, *FIXED])}"
             )
-        missing = [
-            name for name in ("img_resolution", "img_channels", "label_dim") if name not in given
-        ]
         if missing:
             raise UsageError(f"the EDM2 configuration lacks {', '.join(missing)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        return cls(**given)
 
     @property
     def levels(self) -> list["Level"]:
         """The resolutions of the U-Net, from the finest."""
         levels = []
         for i, mult in enumerate(self.channel_mult):
-            resolution = self.img_resolution >> i
-            channels = mult * self.model_channels
+            resolution, channels = self.img_resolution >> i, mult * self.model_channels
             heads = channels // self.channels_per_head if resolution in self.attn_resolutions else 0
-            levels.append(Level(resolution, channels, heads))
+            levels.append(Level(f"{resolution}x{resolution}", channels, heads))
         return levels
 
 
 class Level(NamedTuple):
-    """One resolution of the U-Net, its channels, and the attention heads of its blocks."""
+    """One resolution of the U-Net, as the names of its blocks begin (16x16), its channels, and the
+    attention heads of its blocks."""
 
-    resolution: int
+    name: str
     channels: int
     heads: int
-
-    @property
-    def name(self) -> str:
-        """What the names of its blocks begin with."""
-        return f"{self.resolution}x{self.resolution}"
-
-
-def _is_integer(value: object, low: int, high: int) -> bool:
-    return type(value) is int and low <= value <= high
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float)
-
-
-def _require(valid: bool, name: str, value: object, allowed: str) -> None:
-    if not valid:
-        raise UsageError(f"EDM2 {name} is {value!r}; it must be {allowed}")
 
 
 class UNet(nn.Module):
@@ -204,20 +157,14 @@ class UNet(nn.Module):
         emb_channels = max(level.channels for level in config.levels)
         noise_share, label_share = mp_sum_weights(config.label_balance)
         self.emb_fourier = Fourier(noise_channels)
-        if config.label_dim == 0:
-            self.emb_noise = MPConv(noise_channels, emb_channels, None)
-            self.emb_label = None
-        else:
-            gain = label_share * sqrt(config.label_dim)
-            self.emb_noise = MPConv(noise_channels, emb_channels, None, gain=noise_share)
-            self.emb_label = MPConv(config.label_dim, emb_channels, None, gain=gain)
-        block = partial(
-            Block,
-            emb_channels=emb_channels,
-            res_balance=config.res_balance,
-            attn_balance=config.attn_balance,
-            clip_act=config.clip_act,
-        )
+        classes = config.label_dim
+        gain = noise_share if classes > 0 else 1.0
+        self.emb_noise = MPConv(noise_channels, emb_channels, None, gain)
+        gain = label_share * sqrt(classes)
+        self.emb_label = MPConv(classes, emb_channels, None, gain) if classes > 0 else None
+        names = ("res_balance", "attn_balance", "clip_act")
+        options = {name: getattr(config, name) for name in names}
+        block = partial(Block, emb_channels=emb_channels, **options)
         self.enc, skips = _encoder(config, partial(block, encoder=True))
         self.dec = _decoder(config, partial(block, encoder=False), skips)
         self.out_conv = MPConv(config.levels[0].channels, config.img_channels, 3)
@@ -225,9 +172,8 @@ class UNet(nn.Module):
 
     def blocks(self) -> list[Block]:
         """All blocks in the order of their modulations: encoder, then decoder."""
-        return [
-            block for block in (*self.enc.values(), *self.dec.values()) if isinstance(block, Block)
-        ]
+        layers = (*self.enc.values(), *self.dec.values())
+        return [layer for layer in layers if isinstance(layer, Block)]
 
     def attention_shapes(self) -> dict[str, tuple[int, int]]:
         """Heads and tokens of every self-attention layer, by the name of its block."""
@@ -247,37 +193,33 @@ class UNet(nn.Module):
         return F.silu(emb)
 
     def trunk(
-        self, x: Tensor, modulations: Iterable[Tensor], changes: Changes | None = None
+        self, x: Tensor, modulations: Iterable[Tensor], parts: Mapping[str, Parts] | None = None
     ) -> Tensor:
         """x [B, C, H, W], a modulation [B, channels] per block -> [B, C, H, W] (no `out_gain`)."""
         modulations = iter(modulations)
-        changes = {} if changes is None else changes
+        parts = parts or {}
         # A constant channel lets the convolutions, which have no biases, make one.
         x = F.pad(x, (0, 0, 0, 0, 0, self.constants), value=1.0)
         skips = []
         for name, layer in self.enc.items():
             if isinstance(layer, Block):
-                x = layer(x, next(modulations), changes.get(f"enc.{name}"))
+                x = layer(x, next(modulations), parts.get(f"enc.{name}"))
             else:
                 x = layer(x)
             skips.append(x)
         for name, block in self.dec.items():
             if block.joins_skip:
                 x = mp_cat(x, skips.pop(), self.concat_balance)
-            x = block(x, next(modulations), changes.get(f"dec.{name}"))
+            x = block(x, next(modulations), parts.get(f"dec.{name}"))
         return self.out_conv(x)
 
     def forward(
-        self,
-        x: Tensor,
-        c_noise: Tensor,
-        classes: Tensor | None,
-        changes: Changes | None = None,
+        self, x: Tensor, c_noise: Tensor, classes: Tensor, parts: Mapping[str, Parts] | None = None
     ) -> Tensor:
-        """x [B, C, H, W], c_noise [B], classes [B, label_dim] or None -> [B, C, H, W]."""
+        """x [B, C, H, W], c_noise [B], classes [B, label_dim] -> [B, C, H, W]."""
         emb = self.embed(c_noise, classes)
         modulations = [block.modulation(emb).to(x.dtype) for block in self.blocks()]
-        return self.trunk(x, modulations, changes) * learned_gain(self.out_gain, self.out_conv)
+        return self.trunk(x, modulations, parts) * learned_gain(self.out_gain, self.out_conv)
 
 
 def _encoder(config: Config, block: Callable[..., Block]) -> tuple[nn.ModuleDict, list[int]]:
@@ -324,12 +266,10 @@ class EDM2(Denoiser):
 
     Arguments:
         config: the shape of the network. Its weights are random until they are loaded; make it on
-            the meta device and load with `assign=True` to keep a checkpoint's float16 as it is
-            (see `learned_gain`) and to spend no time on random numbers.
+            the meta device and load with `assign=True` to keep a checkpoint's float16 as it is.
         dtype: in which the U-Net computes: torch.float32 (on a GPU with convolutions in TF32, which
             is PyTorch's default), bfloat16 or float16 (as released). What goes in, what comes out
             and the preconditioning are in the dtype of x.
-        space: what a sample is; the released networks have latents at 512x512, pixels at 64x64.
 
     Raises:
         UsageError: for another dtype.
@@ -344,7 +284,6 @@ class EDM2(Denoiser):
         self,
         config: Config,
         dtype: torch.dtype = torch.float32,
-        space: Literal["pixels", "latents"] = "latents",
     ) -> None:
         super().__init__()
         if dtype not in DTYPES:
@@ -353,9 +292,10 @@ class EDM2(Denoiser):
             )
         self.config = config
         self.dtype = dtype
-        self.space = space
+        # An image has 1 or 3 channels; the latents of Stable Diffusion's VAE have 4.
+        self.space = "pixels" if config.img_channels in (1, 3) else "latents"
         self.shape = (config.img_channels, config.img_resolution, config.img_resolution)
-        self.num_classes = config.label_dim
+        self.conditions = Conditions(config.label_dim)
         self.sigma_data = config.sigma_data
         self.unet = UNet(config)
         self.logvar_fourier = Fourier(config.logvar_channels)
@@ -368,15 +308,12 @@ class EDM2(Denoiser):
         """10^9 floating-point operations of one evaluation, by counting, 2 per multiply-add."""
         return count_gflops(self.config)
 
-    def forward(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
-        """Denoise; see Denoiser. Without labels the class embedding is zero; a network without
+    def forward(self, x: Tensor, sigma: float, condition: Condition = None) -> Tensor:
+        """Denoise; see Denoiser. Without classes their embedding is zero; a network without
         classes, such as the reference of classifier-free guidance, ignores them.
         """
-        classes = None
-        if labels is not None and self.num_classes > 0:
-            classes = F.one_hot(labels, self.num_classes)
         sigmas = torch.full(x.shape[:1], sigma, dtype=x.dtype, device=x.device)
-        return self.predict(x, sigmas, classes)
+        return self.predict(x, sigmas, self._classes(condition, x))
 
     def joint(self, x: Tensor, views: Sequence[View]) -> list[Tensor]:
         """Denoise the same x several times in one call of the U-Net; see Denoiser."""
@@ -384,33 +321,33 @@ class EDM2(Denoiser):
             return super().joint(x, views)
         count = len(x)
         sigma = torch.cat([x.new_full((count,), view.sigma) for view in views])
-        classes = torch.cat([self._classes(view.labels, x) for view in views])
+        classes = torch.cat([self._classes(view.condition, x) for view in views])
         repeated = x.repeat(len(views), 1, 1, 1)
-        return list(self.predict(repeated, sigma, classes, self._changes(views, x)).split(count))
+        return list(self.predict(repeated, sigma, classes, self._parts(views, x)).split(count))
 
-    def _classes(self, labels: Tensor | None, x: Tensor) -> Tensor:
-        if labels is None or self.num_classes == 0:
+    def _classes(self, condition: Condition, x: Tensor) -> Tensor:
+        if condition is None or self.num_classes == 0:
             return x.new_zeros(len(x), self.num_classes)
-        return F.one_hot(labels, self.num_classes).to(x.dtype)
+        return F.one_hot(condition, self.num_classes).to(x.dtype)
 
-    def _changes(self, views: Sequence[View], x: Tensor) -> Changes:
-        """How the rows of a joint call attend, in the layers that some view perturbs."""
-        changes: dict[str, list[Change | None]] = {}
+    def _parts(self, views: Sequence[View], x: Tensor) -> dict[str, Parts]:
+        """How the parts of a joint call attend, in the layers that some view perturbs."""
+        parts: dict[str, list[Change | None]] = {}
         for i, view in enumerate(views):
             if view.perturbation is None:
                 continue
             for layer in view.perturbation.chosen(self.attention_layers):
                 heads, tokens = self._attention_shapes[layer]
                 change = view.perturbation.change(layer, heads, tokens, view.sigma, x.device)
-                changes.setdefault(layer, [None] * len(views))[i] = change
-        return {layer: stacked(parts, len(x)) for layer, parts in changes.items()}
+                parts.setdefault(layer, [None] * len(views))[i] = change
+        return parts
 
     def predict(
         self,
         x: Tensor,
         sigma: Tensor,
         classes: Tensor | None,
-        changes: Changes | None = None,
+        parts: Mapping[str, Parts] | None = None,
     ) -> Tensor:
         """Denoise with a noise level and a class vector for each sample.
 
@@ -418,7 +355,7 @@ class EDM2(Denoiser):
             x: noisy samples [B, *shape], float32 or float64.
             sigma: noise levels [B], above 0, in the dtype of x.
             classes: weights of the classes [B, num_classes] (one-hot; zeros: no class), or None.
-            changes: how rows attend, by layer, where not as usual.
+            parts: how the parts of the batch attend, by layer, where not as usual.
 
         Returns:
             The denoised prediction [B, *shape], in the dtype of x.
@@ -430,7 +367,7 @@ class EDM2(Denoiser):
         c_skip = self.sigma_data**2 / variance
         c_out = level * self.sigma_data / variance.sqrt()
         c_in = 1 / variance.sqrt()
-        raw = self.unet((c_in * x).to(self.dtype), _c_noise(sigma), classes.float(), changes)
+        raw = self.unet((c_in * x).to(self.dtype), _c_noise(sigma), classes.float(), parts)
         return c_skip * x + c_out * raw.to(x.dtype)
 
     def uncertainty(self, sigma: Tensor) -> Tensor:

@@ -1,0 +1,100 @@
+"""What predictions are conditioned on: nothing, or a class of each image (later: a prompt).
+
+A model numbers its conditions 0 ... count - 1. People write numbers or names, seeds draw numbers,
+and numbers are what a run records. Only `Conditions.batch` makes of them what a network takes, and
+only networks look into that: guidance and sampling hand it on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guidex.config.presets import nearest
+from guidex.errors import UsageError
+
+Condition = Tensor | None
+"""Of a batch of B images: their classes, int64 [B], or None for predictions without a condition.
+A family that takes something else, such as embeddings of prompts, adds its type here."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The classes of a model. A family that takes something else has a subclass of its own, whose
+    names (the prompts, say) are numbered in the same way, with another `batch`.
+
+    Attributes:
+        count: how many there are; 0 for a model without.
+        names: what they are called, in order; empty where only numbers are known.
+    """
+
+    count: int = 0
+    names: tuple[str, ...] = ()
+
+    def draw(self, generator: torch.Generator) -> Tensor | None:
+        """The next number from a generator, int64 [] on its device; None, and nothing is drawn,
+        for a model without conditions."""
+        if self.count == 0:
+            return None
+        return torch.randint(self.count, [], generator=generator, device=generator.device)
+
+    def batch(self, numbers: Tensor | None) -> Condition:
+        """What the network takes, from numbers, int64 [B], or None; on their device."""
+        return numbers
+
+    def name(self, number: int) -> str:
+        """What people call it: its name, else its number."""
+        return self.names[number] if self.names else str(number)
+
+    def check(self, numbers: Tensor, count: int) -> None:
+        """Refuse what are not the numbers of `count` images.
+
+        Raises:
+            UsageError: another shape, fractions, or a number that the model does not have.
+        """
+        if numbers.shape != (count,) or numbers.is_floating_point():
+            raise UsageError(
+                f"labels must be integers [{count}], one per sample, not {list(numbers.shape)} of "
+                f"{numbers.dtype}"
+            )
+        if count > 0 and not 0 <= int(numbers.min()) <= int(numbers.max()) < self.count:
+            given = sorted({int(numbers.min()), int(numbers.max())})
+            raise UsageError(f"labels go from 0 to {self.count - 1}, not {given}")
+
+    def numbers(self, written: Sequence[int | str]) -> list[int]:
+        """The numbers of conditions that people wrote by number or name.
+
+        Raises:
+            UsageError: one that the model does not have.
+        """
+        known = {given: self._number(given) for given in dict.fromkeys(written)}
+        return [known[given] for given in written]
+
+    def _number(self, given: int | str) -> int:
+        if given in self.names:
+            return self.names.index(given)
+        if isinstance(given, int) and 0 <= given < self.count:
+            return given
+        allowed = f"0 … {self.count - 1}" if self.count else "none: use labels=random"
+        hint = nearest(given, self.names) if isinstance(given, str) else ""
+        raise UsageError(f"labels={given}: the classes of this model are {allowed}{hint}")
+
+
+def parse_labels(text: Any, count: int) -> list[int | str] | None:
+    """Conditions as people write them, one for each of `count` images: random (None), 3, circle,
+    or a list, repeated as needed.
+
+    Raises:
+        UsageError: not of this form.
+    """
+    if text == "random":
+        return None
+    labels = text if isinstance(text, list) else [text]
+    wrong = [y for y in labels if isinstance(y, bool) or not isinstance(y, int | str)]
+    if wrong or not labels or "random" in labels or any(y < 0 for y in labels if y != str(y)):
+        raise UsageError(
+            f"labels must be random, a class such as 3 or its name, or a list [0,1,2], not {text!r}"
+        )
+    return [labels[k % len(labels)] for k in range(count)]
