@@ -23,7 +23,8 @@ from hydra.errors import HydraException
 from omegaconf import AnyNode, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from guidex.config.presets import config_dir, is_group, nearest, options
+from guidex.config import plugin
+from guidex.config.presets import config_dir, folders, is_group, nearest, options, preset_file
 from guidex.errors import UsageError
 
 Config = dict[str, Any]
@@ -104,6 +105,8 @@ def compose(command: str, words: Sequence[str], complete: bool = True) -> Compos
         raise UsageError(_unresolved(error, cfg, choices)) from error
     if complete:
         _require_all(config, choices)
+    if config.get("plugin") is not None:
+        config["plugin"] = plugin.register(str(config["plugin"]))
     return Composed(config, choices)
 
 
@@ -153,12 +156,14 @@ def _set_published(cfg: DictConfig, choices: dict[str, str]) -> None:
     model, experiment = cfg.get("model", {}), choices.get("experiment", "None")
     own: list[str] = []
     if experiment != "None":
-        own = _keys(OmegaConf.load(config_dir() / "experiment" / f"{experiment}.yaml"))
+        own = _keys(OmegaConf.load(preset_file("experiment", experiment)))
     for key, value in model.get("published", {}).get(choices.get("guidance"), {}).items():
         parent, _, name = key.rpartition(".")
         if name in (OmegaConf.select(cfg, parent) or ()) and key not in own:
             OmegaConf.update(cfg, key, value)
     model.pop("published", None)
+    if cfg.get("plugin") is not None or OmegaConf.is_interpolation(cfg, "plugin"):
+        raise UsageError("a preset names a plugin, which runs code; say plugin=… yourself")
 
 
 def _require_one_way(
@@ -238,6 +243,8 @@ def axes_from_yaml(table: dict[str, Any]) -> list[Axis]:
 
 def _axis(key: str, values: Iterable[str]) -> Axis:
     axis = Axis(key, tuple(values))
+    if key == "plugin":
+        raise UsageError("plugin is no axis; give one plugin=… on the command line")
     if not axis.values:
         raise UsageError(f"the axis {key} has no values")
     return axis
@@ -300,13 +307,17 @@ def _as_text(value: Any) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _composed(command: str, groups: tuple[str, ...]) -> tuple[Config, tuple[tuple[str, str], ...]]:
+def _composed(
+    command: str, groups: tuple[str, ...], own: tuple[Path, ...]
+) -> tuple[Config, tuple[tuple[str, str], ...]]:
     for word in groups:
         _check_choice(parse(word))
+    found = [str(folder).replace("\\", "\\\\").replace("'", "\\'") for folder in own]
+    overrides = [*groups, *(f"hydra.searchpath=['file://{folder}']" for folder in found)]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
-            cfg = hydra_compose(command, overrides=list(groups), return_hydra_config=True)
+            cfg = hydra_compose(command, overrides=overrides, return_hydra_config=True)
             choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     except HydraException as error:
         raise UsageError(_hydra_text(error, groups)) from error
@@ -317,7 +328,7 @@ def _composed(command: str, groups: tuple[str, ...]) -> tuple[Config, tuple[tupl
 
 
 def _compose_groups(command: str, groups: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
-    plain, choices = _composed(command, groups)
+    plain, choices = _composed(command, groups, tuple(folders()[1:]))
     return OmegaConf.create(plain), dict(choices)
 
 
@@ -477,7 +488,7 @@ def _comments(group: str, name: str, package: str) -> dict[str, str]:
     found: dict[str, str] = {}
     path = [package] if package else []
     top = len(path)
-    text = (config_dir() / group / f"{name}.yaml").read_text(encoding="utf-8")
+    text = preset_file(group, name).read_text(encoding="utf-8")
     for line in text.splitlines():
         if base := re.fullmatch(r"  - ([\w-]+)", line):
             found |= _comments(group, base[1], package) if base[1] != "_self_" else {}
