@@ -1,9 +1,17 @@
 """The YAML folder as a list: what can be chosen, and in one line what it is. Imports nothing
-heavy."""
+heavy.
+
+A preset is a file NAME.yaml, or a row of a table: in a file *.table.yaml, every key is the name of
+a preset, and its value what the file would say, with the line that describes it as `text`.
+"""
 
 import difflib
+import functools
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from guidex.errors import UsageError
 
@@ -72,22 +80,50 @@ def options(group: str) -> list[str]:
 def _names(folder: Path, group: str) -> list[str]:
     """Presets of a group in a folder. Only experiments are nested in folders of their own."""
     files = (folder / group).glob("**/*.yaml" if group == "experiment" else "*.yaml")
-    return [file.relative_to(folder / group).with_suffix("").as_posix() for file in files]
+    names = [file.relative_to(folder / group).with_suffix("").as_posix() for file in files]
+    return [name for name in names if not name.endswith(".table")] + list(_rows(folder, group))
 
 
-def preset_file(group: str, name: str) -> Path:
+@functools.cache
+def _rows(folder: Path, group: str) -> dict[str, dict[str, Any]]:
+    """The presets that are rows of tables."""
+    tables = sorted((folder / group).glob("*.table.yaml"))
+    return {
+        name: row
+        for table in tables
+        for name, row in yaml.safe_load(table.read_text(encoding="utf-8")).items()
+    }
+
+
+def table_rows() -> list[tuple[str, str, dict[str, Any]]]:
+    """Group, name and content of all presets that are rows of tables, without their texts."""
+    return [
+        (group, name, {key: value for key, value in row.items() if key != "text"})
+        for folder in folders()
+        for group in KINDS.values()
+        for name, row in _rows(folder, group).items()
+    ]
+
+
+def preset_text(group: str, name: str) -> str:
     """The YAML of a preset."""
-    files = [folder / group / f"{name}.yaml" for folder in folders()]
-    return next((file for file in files if file.is_file()), files[0])
+    for folder in folders():
+        if (file := folder / group / f"{name}.yaml").is_file():
+            return file.read_text(encoding="utf-8")
+        if row := _rows(folder, group).get(name):
+            others = {key: value for key, value in row.items() if key not in ("text", "defaults")}
+            bases = "".join(f"  - {base}\n" for base in row.get("defaults", ()))
+            text = f"# {row['text']}\ndefaults:\n{bases}"
+            return text + yaml.safe_dump(others, sort_keys=False)
+    return ""
 
 
 def describe(group: str, name: str) -> str:
     """The first comment of a preset's YAML, which says in one line what it is."""
-    with preset_file(group, name).open(encoding="utf-8") as file:
-        for line in file:
-            text = line.strip().removeprefix("#").strip()
-            if line.startswith("#") and not text.startswith("@package"):
-                return text
+    for line in preset_text(group, name).splitlines():
+        text = line.strip().removeprefix("#").strip()
+        if line.startswith("#") and not text.startswith("@package"):
+            return text
     return ""
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from guidex.reports.figure_text import last, relevant, unit
+from guidex.reports.published import difference, published_notes, published_value
 from guidex.reports.rows import (
     Metric,
     Row,
@@ -118,6 +119,7 @@ class Table:
         metrics = main_metrics(rows)
         for metric in metrics:
             columns.append(_metric_column(rows, metric, metrics, rank=len(differing) == 0))
+            columns += _published_column(rows, metric, metrics)
         columns += _cost_columns(rows)
         if "guidance" not in keys and any(row.guidance != "" for row in rows):
             guidance = _texts(row.guidance for row in rows)
@@ -167,6 +169,7 @@ class Table:
                 "Best values on the edge of an axis, beyond which better ones may lie: "
                 f"{'; '.join(edges)}."
             )
+        notes += published_notes(self.rows)
         short = short_names(swept_keys(self.rows))
         for row in self.rows:
             if not row.is_measured:
@@ -190,14 +193,16 @@ class Table:
         """Ever narrower tables, this one first, the least loss before others. The first column,
         which tells points apart, and the first metric stay."""
         metrics = [column.heading for column in self.columns if column.metric is not None]
-        keys = [c.heading for c in self.columns if c.heading not in [*metrics, *_COSTS]]
+        published = [c.heading for c in self.columns if c.heading.startswith("published ")]
+        others = [*metrics, *published, *_COSTS]
+        keys = [c.heading for c in self.columns if c.heading not in others]
         yield self
         table = self._with(column.shortened() for column in self.columns)
         yield table
         for reduce, headings in (
             (Table._without, ("seconds", "GFLOPs")),
             (Table._flat, metrics[:0:-1]),
-            (Table._without, ("NFE", *metrics[:0:-1])),
+            (Table._without, ("NFE", *metrics[:0:-1], *published[::-1])),
             (Table._flat, metrics[:1]),
             (Table._without, keys[:0:-1]),
         ):
@@ -250,6 +255,23 @@ def _metric_column(
         cells.append(Cell(text, text == best, _spread_text(row, metric, digits)))
     heading = f"{_metric_name(metric, metrics)} {metric.arrow}".strip()
     return Column(heading, tuple(cells), numeric=True, metric=metric)
+
+
+def _published_column(
+    rows: Sequence[Row], metric: Metric, metrics: Sequence[Metric]
+) -> list[Column]:
+    """Published values with the difference of those measured, if there are any."""
+    differences = [difference(row, metric.name) for row in rows]
+    if not any(value is not None for value in differences):
+        return []
+    digits = metric.decimals(v for row in rows if (v := row.metrics.get(metric.name)) is not None)
+    cells = [
+        f"{published_value(row, metric.name):.{digits}f} ({value:+.{digits}f})"
+        if value is not None
+        else _ABSENT
+        for row, value in zip(rows, differences, strict=True)
+    ]
+    return [Column(f"published {_metric_name(metric, metrics)}", _texts(cells), numeric=True)]
 
 
 def _metric_name(metric: Metric, metrics: Sequence[Metric]) -> str:

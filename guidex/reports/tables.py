@@ -17,6 +17,7 @@ from typing import Any
 
 from guidex.files.atomic import atomic_write
 from guidex.reports.columns import Cell, Column, Table, loss
+from guidex.reports.published import published_columns
 from guidex.reports.rows import Row, Value, exact, metric_columns, one_line, ordered, swept_keys
 
 
@@ -55,7 +56,8 @@ def csv_table(rows: Sequence[Row]) -> str:
     keys = swept_keys(rows)
     names = [*keys, "guidance", "images"]
     names += ["repeats"] if any(row.repeats > 1 for row in rows) else []
-    names += [*metric_columns(rows), "evals_main", "evals_ref", "gflops", "seconds"]
+    published = published_columns(rows)
+    names += [*metric_columns(rows), *published, "evals_main", "evals_ref", "gflops", "seconds"]
     names += ["missing"] if not all(row.is_measured for row in rows) else []
     text = io.StringIO()
     # A swept key such as `repeats` has one column.
@@ -63,7 +65,9 @@ def csv_table(rows: Sequence[Row]) -> str:
         text, list(dict.fromkeys(names)), extrasaction="ignore", lineterminator="\n"
     )
     writer.writeheader()
-    writer.writerows(_known(row) | _swept(row, keys) for row in rows)
+    for index, row in enumerate(rows):
+        told = {k: exact(v[index]) for k, v in published.items() if v[index] is not None}
+        writer.writerow(_known(row) | told | _swept(row, keys))
     return text.getvalue()
 
 

@@ -26,7 +26,7 @@ from guidex.runs.provenance import versions
 from guidex.runs.ranks import ALONE, Rank
 
 # Settings of a run that do not change its results, so that a run may be resumed with others.
-VOLATILE = ("out", "overwrite", "batch", "eval", "figure")
+VOLATILE = ("out", "overwrite", "batch", "eval", "figure", "published")
 
 _MARK, _INPUTS, _LOCK, _HOLDER = "run.json", "inputs.json", ".lock", ".holder.json"
 _CLAIM = ".lock-claim"
