@@ -171,7 +171,7 @@ def _set_published(cfg: DictConfig, choices: dict[str, str]) -> Config:
     own: list[str] = []
     if experiment != "None":
         own = _keys(OmegaConf.create(preset_text("experiment", experiment)))
-    published, guidance = model.get("published", OmegaConf.create()), choices.get("guidance")
+    published, guidance = model.get("published", OmegaConf.create()), choices.get("guidance", "")
     settings, results = {}, {}
     for key, value in published.get(guidance, {}).items():
         (settings if "." in key else results)[key] = value
