@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import guidex
-from guidex.config.presets import KINDS, listing, nearest
+from guidex.config.presets import KINDS, listing, nearest, use
 from guidex.errors import GuidexError, UsageError
 
 _OVERRIDES = """\
 Settings are overrides, key=value, in Hydra's grammar: a preset (model=digits, guidance=interval),
 or a value (guidance.schedule.w=3, sampler.grid.steps=16, seeds=0-999). `guidex list` shows the
-presets and `--cfg` all keys with their values.
+presets and `--cfg` all keys with their values. Presets of your own lie in --config-dir; classes and
+functions of your own, which these name, in plugin=FILE.py or plugin=MODULE (docs/extending.md).
 """
 
 _SAMPLE = f"""\
@@ -151,7 +152,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     debug = os.environ.get("GUIDEX_DEBUG") == "1"
     try:
-        _dispatch(_parsed(words))
+        options = _parsed(words)
+        use(getattr(options, "config_dir", None))
+        _dispatch(options)
     except KeyboardInterrupt:
         print("\nguidex: stopped; run the same command again to go on from here", file=sys.stderr)
         return 130
@@ -185,8 +188,9 @@ def _parsed(words: list[str]) -> argparse.Namespace:
     options, others = _parser().parse_known_args(words)
     for word in others:
         if word.startswith("-"):
-            known = [f"--{name}" for name in ("cfg", "plan") if hasattr(options, name)]
-            raise UsageError(f"there is no option {word}{nearest(word, ['--help', *known])}")
+            known = [name for name in ("cfg", "plan", "config_dir") if hasattr(options, name)]
+            allowed = ["--help", *(f"--{name.replace('_', '-')}" for name in known)]
+            raise UsageError(f"there is no option {word}{nearest(word, allowed)}")
     options.words += others  # argparse stops at an option among them
     return options
 
@@ -210,6 +214,7 @@ def _parser() -> argparse.ArgumentParser:
         if known.configured:
             text = "print the configuration and stop"
             command.add_argument("--cfg", action="store_true", help=text)
+            _add_config_dir(command)
         if known.planned:
             command.add_argument("--plan", action="store_true", help="print the plan and stop")
     command = commands.add_parser(
@@ -218,9 +223,15 @@ def _parser() -> argparse.ArgumentParser:
         description=_LIST,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_config_dir(command)
     command.add_argument("kind", nargs="?", metavar="KIND")
     command.add_argument("words", nargs="*", metavar="OVERRIDE")
     return parser
+
+
+def _add_config_dir(command: argparse.ArgumentParser) -> None:
+    text = "find presets also in DIR (DIR/model/NAME.yaml, …); plugin=FILE.py holds what they name"
+    command.add_argument("--config-dir", metavar="DIR", help=text)
 
 
 def _dispatch(options: argparse.Namespace) -> None:

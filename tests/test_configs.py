@@ -20,7 +20,15 @@ from torch import Tensor, nn
 
 from guidex.config.compose import compose
 from guidex.config.instantiate import Models, _locate, arguments_of, instantiate
-from guidex.config.presets import KINDS, config_dir, describe, listing, options
+from guidex.config.presets import (
+    KINDS,
+    config_dir,
+    describe,
+    listing,
+    options,
+    preset_text,
+    table_rows,
+)
 from guidex.errors import UsageError
 from guidex.guidance.directions import ClassifierGradient, Direction
 from guidex.guidance.guidance import Guidance, Guided
@@ -67,7 +75,7 @@ def words_of(group: str, name: str, images: str) -> list[str]:
     if group.startswith("guidance/"):
         words.insert(0, "guidance=cfg")
     if group == "model":
-        text = (config_dir() / f"model/{name}.yaml").read_text(encoding="utf-8")
+        text = preset_text("model", name)
         needed = {"data": images, "checkpoint": "network.safetensors"}
         words += [f"model.{k}={v}" for k, v in needed.items() if f"\n{k}: ???" in text]
     return words
@@ -75,7 +83,7 @@ def words_of(group: str, name: str, images: str) -> list[str]:
 
 def target_of(name: str) -> str:
     """What a model preset makes, maybe by way of another preset."""
-    content = yaml.safe_load((config_dir() / f"model/{name}.yaml").read_text(encoding="utf-8"))
+    content = yaml.safe_load(preset_text("model", name))
     if "_target_" in content:
         return content["_target_"]
     return target_of(next(base for base in content["defaults"] if isinstance(base, str)))
@@ -113,6 +121,11 @@ def test_every_yaml_says_in_one_line_what_it_is(file):
     assert first.startswith("# ") and 10 < len(first.removeprefix("# ")) <= 100
     folder = file.parent.relative_to(config_dir()).as_posix()
     assert f"# {describe(folder, file.stem)}" == first
+
+
+@pytest.mark.parametrize(("group", "name"), [row[:2] for row in table_rows()])
+def test_every_row_of_a_table_says_what_it_is(group, name):
+    assert name in options(group) and 10 < len(describe(group, name)) <= 98
 
 
 def test_every_kind_lists_its_presets():

@@ -17,7 +17,7 @@ from guidex.commands.convert import convert_command
 from guidex.commands.ema import ema_command, find_snapshots, profile_error
 from guidex.commands.models import models_command, presets
 from guidex.commands.words import flag, split_words
-from guidex.config.presets import config_dir
+from guidex.config.presets import options
 from guidex.errors import GuidexError, UsageError
 from guidex.models.edm2.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from guidex.models.edm2.load import load_network
@@ -134,7 +134,7 @@ def test_models_tell_what_is_on_this_machine(place, capsys):
 def test_models_are_all_presets_with_checkpoints(capsys):
     models_command([])
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "edm2-" in line]
-    names = {file.stem for file in (config_dir() / "model").glob("edm2-*.yaml")}
+    names = {name for name in options("model") if name.startswith("edm2-")}
     assert names == {name for name in listed if name.startswith("edm2")} == set(found := presets())
     roles = found["edm2-img512-s"]
     assert {role: source.partition("edm2-img512-")[2] for role, source in roles.items()} == {

@@ -8,7 +8,7 @@ import pytest
 
 from guidex.config.compose import Config, compose
 from guidex.config.instantiate import Models, instantiate
-from guidex.config.presets import config_dir, describe, options
+from guidex.config.presets import options
 from guidex.errors import UsageError
 from guidex.models.spec import Model
 from guidex.runs.points import Planned, check
@@ -116,8 +116,12 @@ def sampled(*words: str) -> Planned:
     return check(compose("sample", words), {})
 
 
-def yaml_of(model: str) -> str:
-    return (config_dir() / f"model/{model}.yaml").read_text(encoding="utf-8")
+def value_of(model: str, guidance: str, *words: str) -> tuple[float | None, str | None]:
+    """What came out for a model under a guidance, of either metric, and where it stands."""
+    found = compose("sweep", [f"model={model}", f"guidance={guidance}", *words]).config["published"]
+    values = [found[key] for key in ("fid", "fd_dinov2") if key in found]
+    assert len(values) == bool(found)
+    return (values[0], found["source"]) if found else (None, None)
 
 
 # Models, under the guidance that something was published for
@@ -133,22 +137,22 @@ def test_networks_of_imagenet_512(size, metric, suffix):
     )
     assert checkpoints(none.config) == (url(f"edm2-img512-{size}-{kimg}-{ema}"), None)
     assert none.config["decoder"]["_target_"] == "guidex.models.decoders.StabilityVAE"
-    assert f"{metric}: {value} " in describe("model", name)
+    key = "fid" if metric == "FID" else "fd_dinov2"
+    about = {"source": "arXiv 2312.02696", "protocol": "edm2", "images": 50000, "repeats": 3}
+    found = compose("sweep", [f"model={name}", "guidance=none"]).config["published"]
+    assert found == {**about, "statistic": "min", key: float(value)}
     assert checkpoints(cfg.config) == checkpoints(interval.config)
     assert checkpoints(cfg.config) == (
         url(f"edm2-img512-{size}-{kimg}-{guided_ema}"),
         url(f"edm2-img512-xs-uncond-2147483-{guided_ema}"),
     )
     assert set(cfg.plan.weights[cfg.plan.guided]) == {float(w)}
-    assert f"# {guided_value}\n" in yaml_of(name)
+    assert value_of(name, "cfg") == (float(guided_value), "arXiv 2312.02696")
     # Of other sizes no interval is published; they take that of S.
     key = f"{size if size == 'xxl' else 's'}{suffix}"
     check_interval(interval, key)
-    found, said = (
-        INTERVAL[key][0] in yaml_of(name),
-        "of this size none are published" in yaml_of(name),
-    )
-    assert (found, said) == ((True, False) if size in ("s", "xxl") else (False, True))
+    best = (float(INTERVAL[key][0]), "arXiv 2404.07724, table 1")
+    assert value_of(name, "interval") == (best if size in ("s", "xxl") else (None, None))
 
 
 def check_interval(settings: Planned, key: str) -> None:
@@ -170,8 +174,9 @@ def test_networks_of_autoguidance(model):
     expected = url(f"edm2-{data}-{main}"), url(f"edm2-{data}-{reference}")
     assert checkpoints(guided.config) == expected
     assert set(guided.plan.weights[guided.plan.guided]) == {w}
-    assert f": {value} " in describe("model", f"edm2-{model}")
-    assert f"# {guided_value}\n" in yaml_of(f"edm2-{model}")
+    assert value_of(f"edm2-{model}", "none")[0] == value
+    source = "arXiv 2406.02507, table 1"
+    assert value_of(f"edm2-{model}", "autoguidance") == (guided_value, source)
 
 
 @pytest.mark.parametrize("size", IMG64)
@@ -180,7 +185,26 @@ def test_networks_of_imagenet_64(size):
     config = compose("sample", [f"model=edm2-img64-{size}", "guidance=none"]).config
     assert checkpoints(config) == (url(file), None)
     assert config["decoder"]["pixels"]["_target_"] == "guidex.models.decoders.Pixels"
-    assert f"FID: {value} " in describe("model", f"edm2-img64-{size}")
+    assert value_of(f"edm2-img64-{size}", "none") == (float(value), "arXiv 2312.02696")
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        (["sampler.dtype=float32", "model.dtype=float32", "model.root=/data", "seeds=0-3"], True),
+        (["guidance.schedule.w=1.4", "guidance.reference.ema=0.025"], True),
+        (["guidance.schedule.w=1.5"], False),
+        (["model.ema=0.05"], False),
+        (["guidance.reference.ema=0.05"], False),
+        (["guidance/schedule=linear"], False),
+        (["sampler.grid.steps=16"], False),
+        (["labels=7"], False),
+    ],
+)
+def test_published_values_stand_beside_what_they_are_of(words, same):
+    value, _ = value_of("edm2-img512-s", "cfg", *words)
+    assert value == (2.23 if same else None)
+    assert value_of("edm2-img512-s", "cfg_pag") == (None, None)
 
 
 def test_what_is_given_goes_before_what_was_published():
@@ -323,14 +347,14 @@ def test_one_row_of_a_published_table():
 
 def test_ablations_of_autoguidance():
     entries = plan_table(["experiment=autoguidance/ablations"]).entries
-    lines = (config_dir() / "experiment/autoguidance/ablations.yaml").read_text().splitlines()
-    comments = [line.partition("# ")[2] for line in lines if "- model:" in line]
-    for entry, comment, row in zip(entries, comments, ABLATIONS, strict=True):
+    for entry, row in zip(entries, ABLATIONS, strict=True):
         main, reference, w, value = row
         expected = url(f"edm2-img512-{main}"), url(f"edm2-img512-{reference}")
         assert checkpoints(entry.planned.config) == expected
         weights = entry.planned.plan.weights
-        assert set(weights[entry.planned.plan.guided]) == {w} and comment.startswith(value)
+        assert set(weights[entry.planned.plan.guided]) == {w}
+        key, number = value.split()
+        assert entry.planned.config["published"][key.lower()] == float(number)
         check_protocol(entry.planned, "img512", "float32")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, ValueType
@@ -23,7 +24,16 @@ from hydra.errors import HydraException
 from omegaconf import AnyNode, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from guidex.config.presets import config_dir, is_group, nearest, options
+from guidex.config import plugin
+from guidex.config.presets import (
+    config_dir,
+    folders,
+    is_group,
+    nearest,
+    options,
+    preset_text,
+    table_rows,
+)
 from guidex.errors import UsageError
 
 Config = dict[str, Any]
@@ -90,7 +100,9 @@ def compose(command: str, words: Sequence[str], complete: bool = True) -> Compos
         cfg.pop(group, None)
         choices[group] = "None"
     _require_one_way([*groups, *values], cfg, choices)
-    _set_published(cfg, choices)
+    results = _set_published(cfg, choices)
+    if OmegaConf.is_interpolation(cfg, "plugin") or cfg.get("plugin") is not None:
+        raise UsageError("a preset names a plugin, which runs code; say plugin=… yourself")
     # A part taken over from elsewhere is copied once a key inside it is set, so that comes last.
     try:
         for override in sorted(values, key=lambda one: _is_taken_over(cfg, one)):
@@ -104,6 +116,10 @@ def compose(command: str, words: Sequence[str], complete: bool = True) -> Compos
         raise UsageError(_unresolved(error, cfg, choices)) from error
     if complete:
         _require_all(config, choices)
+    if config.get("plugin") is not None:
+        config["plugin"] = plugin.register(str(config["plugin"]))
+    if config.get("published") == {} and results and _is_as_published(config, choices):
+        config["published"] = results
     return Composed(config, choices)
 
 
@@ -147,18 +163,43 @@ def _unresolved(error: OmegaConfBaseException, cfg: DictConfig, choices: dict[st
     )
 
 
-def _set_published(cfg: DictConfig, choices: dict[str, str]) -> None:
-    """Set what was published for the model under the guidance chosen (`model.published`), where
-    there is such a key and an experiment says nothing about it."""
+def _set_published(cfg: DictConfig, choices: dict[str, str]) -> Config:
+    """Set what was published for the model under the guidance chosen (`model.published`: keys with
+    dots), where there is such a key and an experiment says nothing about it; returns what came
+    out."""
     model, experiment = cfg.get("model", {}), choices.get("experiment", "None")
     own: list[str] = []
     if experiment != "None":
-        own = _keys(OmegaConf.load(config_dir() / "experiment" / f"{experiment}.yaml"))
-    for key, value in model.get("published", {}).get(choices.get("guidance"), {}).items():
+        own = _keys(OmegaConf.create(preset_text("experiment", experiment)))
+    published, guidance = model.get("published", OmegaConf.create()), choices.get("guidance", "")
+    settings, results = {}, {}
+    for key, value in published.get(guidance, {}).items():
+        (settings if "." in key else results)[key] = value
+    # An interpolation takes the settings of another guidance, of which nothing came out.
+    about = {"source", "protocol", "images", "repeats", "statistic"}
+    if OmegaConf.is_interpolation(published, guidance) or results.keys() <= about:
+        results = {}
+    for key, value in settings.items():
         parent, _, name = key.rpartition(".")
         if name in (OmegaConf.select(cfg, parent) or ()) and key not in own:
             OmegaConf.update(cfg, key, value)
     model.pop("published", None)
+    return results
+
+
+def _is_as_published(config: Config, choices: dict[str, str]) -> bool:
+    """Whether model, guidance and sampler are what their presets alone make; arithmetic and the
+    place of the files aside."""
+
+    def told(part: Any) -> Any:
+        if not isinstance(part, dict):
+            return part
+        aside = ("dtype", "root", "folded", "compile", "references")
+        return {key: told(value) for key, value in part.items() if key not in aside}
+
+    plain = compose("sample", [f"{key}={choices[key]}" for key in ("model", "guidance")]).config
+    same = (told(config[key]) == told(plain[key]) for key in ("model", "guidance", "sampler"))
+    return config["labels"] == "random" and all(same)
 
 
 def _require_one_way(
@@ -238,6 +279,8 @@ def axes_from_yaml(table: dict[str, Any]) -> list[Axis]:
 
 def _axis(key: str, values: Iterable[str]) -> Axis:
     axis = Axis(key, tuple(values))
+    if key == "plugin":
+        raise UsageError("plugin is no axis; give one plugin=… on the command line")
     if not axis.values:
         raise UsageError(f"the axis {key} has no values")
     return axis
@@ -299,14 +342,28 @@ def _as_text(value: Any) -> str:
     return str(value)
 
 
+@functools.cache
+def _store_rows(own: tuple[Path, ...]) -> None:
+    """Show Hydra the presets that are rows of tables, once for each folder of the user's own."""
+    for group, name, row in table_rows():
+        package = "_global_" if group == "experiment" else group.replace("/", ".")
+        *parents, last = f"{group}/{name}".split("/")
+        ConfigStore.instance().store(last, row, group="/".join(parents), package=package)
+
+
 @functools.lru_cache(maxsize=256)
-def _composed(command: str, groups: tuple[str, ...]) -> tuple[Config, tuple[tuple[str, str], ...]]:
+def _composed(
+    command: str, groups: tuple[str, ...], own: tuple[Path, ...]
+) -> tuple[Config, tuple[tuple[str, str], ...]]:
     for word in groups:
         _check_choice(parse(word))
+    _store_rows(own)
+    found = [str(folder).replace("\\", "\\\\").replace("'", "\\'") for folder in own]
+    overrides = [*groups, *(f"hydra.searchpath=['file://{folder}']" for folder in found)]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
-            cfg = hydra_compose(command, overrides=list(groups), return_hydra_config=True)
+            cfg = hydra_compose(command, overrides=overrides, return_hydra_config=True)
             choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     except HydraException as error:
         raise UsageError(_hydra_text(error, groups)) from error
@@ -317,7 +374,7 @@ def _composed(command: str, groups: tuple[str, ...]) -> tuple[Config, tuple[tupl
 
 
 def _compose_groups(command: str, groups: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
-    plain, choices = _composed(command, groups)
+    plain, choices = _composed(command, groups, tuple(folders()[1:]))
     return OmegaConf.create(plain), dict(choices)
 
 
@@ -477,7 +534,7 @@ def _comments(group: str, name: str, package: str) -> dict[str, str]:
     found: dict[str, str] = {}
     path = [package] if package else []
     top = len(path)
-    text = (config_dir() / group / f"{name}.yaml").read_text(encoding="utf-8")
+    text = preset_text(group, name)
     for line in text.splitlines():
         if base := re.fullmatch(r"  - ([\w-]+)", line):
             found |= _comments(group, base[1], package) if base[1] != "_self_" else {}

@@ -1,10 +1,9 @@
-"""From configuration to objects: `_target_` names a class or function under guidex, the rest its
-arguments.
+"""From configuration to objects: `_target_` names a class or function of guidex, or of the user's
+plugin, the rest its arguments.
 
 What hydra.utils.instantiate does, with three differences that guidex needs: models that occur in
-many points of a sweep are made once; nothing is called but classes and functions of guidex whose
-declared result is what belongs in the place, such as a Schedule; and an error names the key that is
-wrong.
+many points of a sweep are made once; nothing is called but classes and functions whose declared
+result is what belongs in the place, such as a Schedule; and an error names the key that is wrong.
 """
 
 import importlib
@@ -16,6 +15,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
+from guidex.config import plugin
 from guidex.config.presets import nearest
 from guidex.errors import UsageError
 
@@ -40,13 +40,13 @@ def instantiate(config: Any, key: str, models: Models, hint: Any) -> Any:
     Arguments:
         config: plain data; dicts with `_target_` become objects.
         key: where this is in the whole configuration, for error messages.
-        models: where models (`_target_` under guidex.models) come from.
+        models: where models (`_target_` under guidex.models, or in a plugin) come from.
         hint: what belongs here, as a type hint: Solver, or dict[str, Metric].
 
     Raises:
-        UsageError: a `_target_` that is not of guidex or makes something else, an unknown or
-            missing argument, a value of the wrong type, or what the class itself refuses, with the
-            key in front.
+        UsageError: a `_target_` that is neither of guidex nor of the plugin, or makes something
+            else, an unknown or missing argument, a value of the wrong type, or what the class
+            itself refuses, with the key in front.
     """
     if isinstance(config, list):
         inner = _inside(hint, list)
@@ -58,7 +58,7 @@ def instantiate(config: Any, key: str, models: Models, hint: Any) -> Any:
         return {k: instantiate(item, f"{key}.{k}", models, inner) for k, item in config.items()}
     config = {name: item for name, item in config.items() if name != "references"}
     target = _locate(str(config["_target_"]), key, hint)
-    if not str(config["_target_"]).startswith("guidex.models."):
+    if re.match(r"guidex\.(?!models\.)", config["_target_"]):
         return _make(target, config, key, models)
     return models.get(config, lambda: _make(target, config, key, models))
 
@@ -88,8 +88,8 @@ def _make(target: Callable[..., Any], config: dict[str, Any], key: str, models: 
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     arguments = {}
     for name, item in given.items():
-        value = instantiate(item, f"{key}.{name}", models, hints[name])
-        arguments[name] = _checked(value, hints[name], f"{key}.{name}")
+        value = instantiate(item, f"{key}.{name}", models, hints.get(name, Any))
+        arguments[name] = _checked(value, hints.get(name, Any), f"{key}.{name}")
     try:
         return target(**arguments)
     except UsageError as error:
@@ -100,29 +100,41 @@ def _make(target: Callable[..., Any], config: dict[str, Any], key: str, models: 
 
 def _locate(path: str, key: str, hint: Any) -> Callable[..., Any]:
     """What a `_target_` names, if that makes what belongs in the place."""
-    # Names with a leading underscore are nobody's business; to import __main__ is to run it.
-    if not re.fullmatch(r"guidex(\.[A-Za-z]\w*)+", path):
-        raise UsageError(f"{key}._target_ must name something in guidex, not {path}")
     module, _, name = path.rpartition(".")
+    own = plugin.is_plugin(module)
+    # Names with a leading underscore are nobody's business; to import __main__ is to run it.
+    if not own and not re.fullmatch(r"guidex(\.[A-Za-z]\w*)+", path):
+        raise UsageError(
+            f"{key}._target_ must name something in guidex, not {path} (code of your own: plugin=…)"
+        )
     try:
-        target = getattr(importlib.import_module(module), name)
+        target = getattr((plugin.load if own else importlib.import_module)(module), name)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"{key}._target_: there is no {path}") from error
-    # A module of guidex also holds what it imports.
-    if not callable(target) or not str(target.__module__).startswith("guidex."):
-        raise UsageError(f"{key}._target_: {path} is no class or function of guidex")
+    # A module also holds what it imports.
+    if not callable(target) or not _is_ours(target):
+        raise UsageError(
+            f"{key}._target_: {path} is no class or function of {module if own else 'guidex'}"
+        )
     made = target if inspect.isclass(target) else typing.get_type_hints(target).get("return")
     wanted = _alternatives(hint)
     if not inspect.isclass(made) or not any(_is_a(made, one) for one in wanted):
         names = " or ".join(_name(one) for one in wanted)
-        raise UsageError(f"{key} must be {names}, not what _target_={path} makes")
+        hint = "" if made is not None else ", which has to be declared (-> …)"
+        raise UsageError(f"{key} must be {names}, not what _target_={path} makes{hint}")
     if inspect.isabstract(target):
         raise UsageError(f"{key}._target_: {path} is an interface; name a class that has it")
     return target
 
 
+def _is_ours(thing: Any) -> bool:
+    """Whether a class or function is of guidex or of a plugin."""
+    module = str(thing.__module__)
+    return module.startswith("guidex.") or plugin.is_plugin(module)
+
+
 def _is_a(made: type, hint: Any) -> bool:
-    if not made.__module__.startswith("guidex."):  # many a function returns a number
+    if not _is_ours(made):  # many a function returns a number
         return False
     if getattr(hint, "_is_protocol", False):  # classes need not name it as their parent
         return all(hasattr(made, k) for k in vars(hint) if k == "__call__" or not k.startswith("_"))

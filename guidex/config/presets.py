@@ -1,9 +1,17 @@
 """The YAML folder as a list: what can be chosen, and in one line what it is. Imports nothing
-heavy."""
+heavy.
+
+A preset is a file NAME.yaml, or a row of a table: in a file *.table.yaml, every key is the name of
+a preset, and its value what the file would say, with the line that describes it as `text`.
+"""
 
 import difflib
+import functools
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from guidex.errors import UsageError
 
@@ -23,11 +31,40 @@ KINDS = {
 }
 
 
+_OWN: list[Path] = []  # the folder of the user's own presets (--config-dir), if there is one
+
+
 def config_dir() -> Path:
     """The folder of YAMLs: inside an installed package, else beside the package in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
+
+
+def use(folder: str | None) -> None:
+    """Find presets also in a folder of the user's own, with the same subfolders; None: no longer.
+
+    Raises:
+        UsageError: there is no preset in it, or one of the name of a built-in one.
+    """
+    _OWN.clear()
+    if folder is None:
+        return
+    own, groups = Path(folder).expanduser().resolve(), set(KINDS.values())
+    for group in groups:
+        for name in set(_names(own, group)) & set(_names(config_dir(), group)):
+            raise UsageError(f"{own}: {group}={name} is built in; give yours another name")
+    if not any(_names(own, group) for group in groups):
+        raise UsageError(
+            f"--config-dir {folder}: there is no preset in it, such as {own}/model/NAME.yaml; its "
+            f"folders are called as the built-in ones, {', '.join(sorted(groups))}"
+        )
+    _OWN.append(own)
+
+
+def folders() -> list[Path]:
+    """The folders of YAMLs, the built-in one first."""
+    return [config_dir(), *_OWN]
 
 
 def is_group(name: str) -> bool:
@@ -36,20 +73,57 @@ def is_group(name: str) -> bool:
 
 
 def options(group: str) -> list[str]:
-    """Names of the presets in a group, sorted. Only experiments are nested in folders of their
-    own."""
-    folder = config_dir() / group
-    files = folder.rglob("*.yaml") if group == "experiment" else folder.glob("*.yaml")
-    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
+    """Names of the presets in a group, sorted."""
+    return sorted(name for folder in folders() for name in _names(folder, group))
+
+
+def _names(folder: Path, group: str) -> list[str]:
+    """Presets of a group in a folder. Only experiments are nested in folders of their own."""
+    files = (folder / group).glob("**/*.yaml" if group == "experiment" else "*.yaml")
+    names = [file.relative_to(folder / group).with_suffix("").as_posix() for file in files]
+    return [name for name in names if not name.endswith(".table")] + list(_rows(folder, group))
+
+
+@functools.cache
+def _rows(folder: Path, group: str) -> dict[str, dict[str, Any]]:
+    """The presets that are rows of tables."""
+    tables = sorted((folder / group).glob("*.table.yaml"))
+    return {
+        name: row
+        for table in tables
+        for name, row in yaml.safe_load(table.read_text(encoding="utf-8")).items()
+    }
+
+
+def table_rows() -> list[tuple[str, str, dict[str, Any]]]:
+    """Group, name and content of all presets that are rows of tables, without their texts."""
+    return [
+        (group, name, {key: value for key, value in row.items() if key != "text"})
+        for folder in folders()
+        for group in KINDS.values()
+        for name, row in _rows(folder, group).items()
+    ]
+
+
+def preset_text(group: str, name: str) -> str:
+    """The YAML of a preset."""
+    for folder in folders():
+        if (file := folder / group / f"{name}.yaml").is_file():
+            return file.read_text(encoding="utf-8")
+        if row := _rows(folder, group).get(name):
+            others = {key: value for key, value in row.items() if key not in ("text", "defaults")}
+            bases = "".join(f"  - {base}\n" for base in row.get("defaults", ()))
+            text = f"# {row['text']}\ndefaults:\n{bases}"
+            return text + yaml.safe_dump(others, sort_keys=False)
+    return ""
 
 
 def describe(group: str, name: str) -> str:
     """The first comment of a preset's YAML, which says in one line what it is."""
-    with (config_dir() / group / f"{name}.yaml").open(encoding="utf-8") as file:
-        for line in file:
-            text = line.strip().removeprefix("#").strip()
-            if line.startswith("#") and not text.startswith("@package"):
-                return text
+    for line in preset_text(group, name).splitlines():
+        text = line.strip().removeprefix("#").strip()
+        if line.startswith("#") and not text.startswith("@package"):
+            return text
     return ""
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from guidex.reports.edges import edges
 from guidex.reports.labels import cut, last, short_names
+from guidex.reports.published import difference, published_notes, published_value
 from guidex.reports.rows import (
     MetricColumn,
     Row,
@@ -107,8 +108,10 @@ class RoundedTable:
                 columns.append(Column(heading, _cells(texts), numeric=True))
         metrics = main_metrics(rows)
         for metric in metrics:
-            heading = f"{metric_name(metric, metrics)} {metric.arrow}".strip()
+            name = metric_name(metric, metrics)
+            heading = f"{name} {metric.arrow}".strip()
             columns.append(_metric_column(rows, metric, heading, rank=len(differing) == 0))
+            columns += _published_column(rows, metric, name)
         columns += _cost_columns(rows)
         if "guidance" not in keys and any(row.guidance != "" for row in rows):
             columns.insert(0, Column("guidance", _cells(row.guidance for row in rows), False))
@@ -149,6 +152,7 @@ class RoundedTable:
                 "Best values on the edge of an axis, beyond which better ones may lie: "
                 f"{'; '.join(places)}."
             )
+        notes += published_notes(self.rows)
         short = short_names(swept_keys(self.rows))
         for row in self.rows:
             unnamed = row.guidance == "" or "guidance" in row.values
@@ -177,14 +181,16 @@ class RoundedTable:
         """Ever narrower tables, this one first, the least loss before others. The first column,
         which tells points apart, and the first metric stay."""
         metrics = [column.heading for column in self.columns if column.metric is not None]
-        keys = [c.heading for c in self.columns if c.heading not in [*metrics, *_COSTS]]
+        published = [c.heading for c in self.columns if c.heading.startswith("published ")]
+        others = [*metrics, *published, *_COSTS]
+        keys = [c.heading for c in self.columns if c.heading not in others]
         yield self
         columns = [column.shortened() for column in self.columns]
         yield replace(self, columns=tuple(columns))
         for stays, headings in (
             (False, ("seconds", "GFLOPs")),
             (True, metrics[:0:-1]),
-            (False, ("NFE", *metrics[:0:-1])),
+            (False, ("NFE", *metrics[:0:-1], *published[::-1])),
             (True, metrics[:1]),
             (False, keys[:0:-1]),
         ):
@@ -225,6 +231,21 @@ def _metric_column(rows: Sequence[Row], metric: MetricColumn, heading: str, rank
         return Cell(text, text == best, _spread_text(row, metric, digits))
 
     return Column(heading, tuple(map(cell, rows)), numeric=True, metric=metric)
+
+
+def _published_column(rows: Sequence[Row], metric: MetricColumn, name: str) -> list[Column]:
+    """Published values with the difference of those measured, if there are any."""
+    differences = [difference(row, metric.name) for row in rows]
+    if not any(value is not None for value in differences):
+        return []
+    digits = metric.decimals(v for row in rows if (v := row.metrics.get(metric.name)) is not None)
+    texts = [
+        f"{published_value(row, metric.name):.{digits}f} ({value:+.{digits}f})"
+        if value is not None
+        else _ABSENT
+        for row, value in zip(rows, differences, strict=True)
+    ]
+    return [Column(f"published {name}", _cells(texts), numeric=True)]
 
 
 def _spread_text(row: Row, metric: MetricColumn, digits: int) -> str:

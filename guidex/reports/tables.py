@@ -17,6 +17,7 @@ from typing import Any
 
 from guidex.files.atomic import atomic_write
 from guidex.reports.columns import Cell, Column, RoundedTable
+from guidex.reports.published import published_columns
 from guidex.reports.rows import Row, Value, exact, metric_columns, one_line, ordered, swept_keys
 
 
@@ -55,7 +56,8 @@ def csv_table(rows: Sequence[Row]) -> str:
     keys = swept_keys(rows)
     names = [*keys, "guidance", "images"]
     names += ["repeats"] if any(row.repeats > 1 for row in rows) else []
-    names += [*metric_columns(rows), "evals_main", "evals_ref", "gflops", "seconds"]
+    published = published_columns(rows)
+    names += [*metric_columns(rows), *published, "evals_main", "evals_ref", "gflops", "seconds"]
     names += ["missing"] if not all(row.is_measured for row in rows) else []
     text = io.StringIO()
     # A swept key such as `repeats` has one column.
@@ -63,13 +65,14 @@ def csv_table(rows: Sequence[Row]) -> str:
         text, list(dict.fromkeys(names)), extrasaction="ignore", lineterminator="\n"
     )
     writer.writeheader()
-    for row in rows:
+    for index, row in enumerate(rows):
         known: dict[str, Value] = dict(row.metrics)
         if row.is_measured:
             known |= {"images": row.images, "repeats": row.repeats, "seconds": row.seconds}
         if row.is_priced:
             known |= {name: getattr(row, name) for name in ("evals_main", "evals_ref", "gflops")}
         known |= {"guidance": row.guidance, "missing": row.missing or ""}
+        known |= {k: v[index] for k, v in published.items() if v[index] is not None}
         # A swept key is empty where the point does not have it, whatever else is called so.
         known |= {key: row.value(key) if row.holds(key) else "" for key in keys}
         writer.writerow({name: exact(value) for name, value in known.items()})

@@ -104,8 +104,10 @@ def plan_table(words: Sequence[str], default: str | None = DEFAULT_EXPERIMENT) -
     entries: dict[tuple[tuple[str, str], ...], Entry] = {}
     models: dict[str, Models] = {}  # by device
     for table in swept["axes"] or [{}]:
-        for values in points(_axes(table, axes, fixed), swept["mode"]):
-            entries.setdefault(tuple(values.items()), _entry(fixed, values, models))
+        published = table.get("published", {})
+        swept_keys = {key: value for key, value in table.items() if key != "published"}
+        for values in points(_axes(swept_keys, axes, fixed), swept["mode"]):
+            entries.setdefault(tuple(values.items()), _entry(fixed, values, models, published))
     if not any(entry.planned for entry in entries.values()):
         raise UsageError(next(iter(entries.values())).missing or "the table has no points")
     return Table(base, list(entries.values()))
@@ -130,10 +132,16 @@ def _axes(table: dict[str, object], given: Sequence[Axis], fixed: Sequence[str])
     return merged + list(replaced.values())
 
 
-def _entry(fixed: Sequence[str], values: dict[str, str], models: dict[str, Models]) -> Entry:
+def _entry(
+    fixed: Sequence[str],
+    values: dict[str, str],
+    models: dict[str, Models],
+    published: dict[str, object],
+) -> Entry:
     words = [*fixed, *(f"{key}={value}" for key, value in values.items())]
     try:
         composed = compose("sweep", words)
+        composed.config["published"] = composed.config["published"] or published
         known = models.setdefault(composed.config["device"], Models())
         return Entry(values, check(composed, values, known), None)
     except EmptyInterval as error:
