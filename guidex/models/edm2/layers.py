@@ -106,8 +106,11 @@ class Fourier(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.register_buffer("freqs", 2 * torch.pi * torch.randn(channels))
-        self.register_buffer("phases", 2 * torch.pi * torch.rand(channels))
+        freqs, phases = torch.randn(channels), torch.rand(channels)
+        if not freqs.is_meta:  # where recipes are made, and arithmetic would import a compiler
+            freqs, phases = 2 * torch.pi * freqs, 2 * torch.pi * phases
+        self.register_buffer("freqs", freqs)
+        self.register_buffer("phases", phases)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B] -> [B, channels], float32."""
