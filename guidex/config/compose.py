@@ -188,18 +188,25 @@ def _set_published(cfg: DictConfig, choices: dict[str, str]) -> Config:
 
 
 def _is_as_published(config: Config, choices: dict[str, str]) -> bool:
-    """Whether model, guidance and sampler are what their presets alone make; arithmetic and the
-    place of the files aside."""
+    """Whether model, guidance and sampler are what their presets alone make."""
+    words = tuple(f"{key}={choices[key]}" for key in ("model", "guidance"))
+    alone = _methods_of_presets(words, tuple(folders()[1:]))
+    return config["labels"] == "random" and _methods(config) == alone
 
-    def told(part: Any) -> Any:
-        if not isinstance(part, dict):
-            return part
-        aside = ("dtype", "root", "folded", "compile", "references")
-        return {key: told(value) for key, value in part.items() if key not in aside}
 
-    plain = compose("sample", [f"{key}={choices[key]}" for key in ("model", "guidance")]).config
-    same = (told(config[key]) == told(plain[key]) for key in ("model", "guidance", "sampler"))
-    return config["labels"] == "random" and all(same)
+@functools.lru_cache(maxsize=256)
+def _methods_of_presets(words: tuple[str, ...], own: tuple[Path, ...]) -> Any:
+    del own  # folders of presets, which decide what the words mean
+    return _methods(compose("sample", words).config)
+
+
+def _methods(part: Any) -> Any:
+    """Model, guidance and sampler, but for arithmetic and the place of the files."""
+    if not isinstance(part, dict):
+        return part
+    keys = ("model", "guidance", "sampler") if "sampler" in part else part
+    aside = ("dtype", "root", "folded", "compile", "references")
+    return {key: _methods(part[key]) for key in keys if key not in aside}
 
 
 def _require_one_way(
@@ -351,7 +358,7 @@ def _store_rows(own: tuple[Path, ...]) -> None:
         ConfigStore.instance().store(last, row, group="/".join(parents), package=package)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=4096)
 def _composed(
     command: str, groups: tuple[str, ...], own: tuple[Path, ...]
 ) -> tuple[Config, tuple[tuple[str, str], ...]]:
