@@ -8,6 +8,7 @@ from helpers import two_classes
 
 from guidex.cli import main
 from guidex.models.condition import Conditions
+from guidex.models.mixture import GaussianMixture
 from guidex.runs import drawings
 from guidex.runs.drawings import captions
 
@@ -52,6 +53,16 @@ def test_toys_of_one_truth_are_seen_side_by_side(
     assert [path.name for _, _, path, *_ in drawn] == ["toy_0.png", "toy_1.png"]
     assert "16/16 samples" in capsys.readouterr().err
     assert json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])["unit"] == "samples"
+
+
+def test_a_toy_is_drawn_beside_what_it_is_guided_away_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: list[dict] = []
+    monkeypatch.setattr(drawings, "figure_1d", lambda *one, **more: options.append(more))
+    assert main(["sweep", "model=mixture1d", *FEW, f"out={tmp_path}"]) == 0
+    [reference] = [more["reference"] for more in options]
+    assert isinstance(reference, GaussianMixture) and reference.num_classes == 0
 
 
 def test_one_point_is_one_point(tmp_path: Path, drawn: list[tuple], capsys) -> None:

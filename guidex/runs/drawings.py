@@ -158,6 +158,5 @@ def _name(task: Task) -> str:
 
 def _reference(tasks: Sequence[Task]) -> ExactDenoiser | None:
     """What the first guided point is guided away from, if its density is known."""
-    terms = (term for task in tasks for term in task.point.guidance.terms.values())
-    references = (getattr(term.direction, "reference", None) for term in terms)
+    references = (model for task in tasks for model in task.point.guidance.networks)
     return next((model for model in references if isinstance(model, ExactDenoiser)), None)
