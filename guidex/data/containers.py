@@ -4,6 +4,7 @@ import os
 import re
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
@@ -13,7 +14,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MAX_BYTES = 256 * 2**20  # that an entry of a zip may hold
 
 
-class Container:
+class Container(ABC):
     """Files by name, those that are images and others.
 
     Attributes:
@@ -33,9 +34,9 @@ class Container:
         self.others = {PurePosixPath(name).suffix for name in self._files - images}
         self.closed: list[tuple[str, str]] = []
 
+    @abstractmethod
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises OSError or ValueError, with the reason."""
-        raise NotImplementedError
 
     def table(self, name: str) -> bytes | None:
         """The bytes of a file that is no image, None if there is none. Raises GuidexError."""
