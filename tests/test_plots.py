@@ -108,6 +108,10 @@ def test_each_metric_has_a_panel_and_each_combination_of_other_values_a_curve(ro
     assert line.get_linestyle() == "--" and line.get_marker() == ""
     low, high = figure.axes[0].get_ylim()
     assert low < 0.8 < high
+    # A distance far from the others makes its axis logarithmic.
+    far = [replace(one, metrics={"fd_a": 10.0**one.point}) for one in rows if one.is_measured]
+    near = [replace(one, metrics={"fd_a": 1.0 + one.point}) for one in rows[:5]]
+    assert [curves(some).axes[0].get_yscale() for some in (near, far)] == ["linear", "log"]
 
 
 def test_a_point_that_was_never_composed_interrupts_its_curve(tmp_path):
@@ -194,11 +198,12 @@ def test_nothing_is_cut_off_or_covered(rows):
         figure.draw_without_rendering()
         inside = figure.bbox.padded(1)
         parts = [panel.get_tightbbox() for panel in figure.axes]
-        parts += [legend.get_window_extent() for legend in figure.legends]
         parts.append(figure._suptitle.get_window_extent())
         for part in parts:
             assert inside.x0 <= part.x0 and part.x1 <= inside.x1
             assert inside.y0 <= part.y0 and part.y1 <= inside.y1
+        # Figures grow by their legends when they are saved.
+        parts += [legend.get_window_extent() for legend in figure.legends]
         for number, part in enumerate(parts):
             for other in parts[number + 1 :]:
                 assert not part.padded(-2).overlaps(other.padded(-2))

@@ -3,7 +3,7 @@
 Plain text; `tables` escapes it for each format.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -29,8 +29,6 @@ from guidex.reports.rows import (
 
 _ABSENT = "–"
 
-_COSTS = ("NFE", "GFLOPs", "seconds")
-
 
 class Cell(NamedTuple):
     """A value as printed, whether it is the best of its column, and its spread in brackets."""
@@ -53,33 +51,19 @@ class Column:
 
     heading: str
     cells: tuple[Cell, ...]
-    numeric: bool
+    numeric: bool = True
     metric: MetricColumn | None = None
-
-    @property
-    def has_spread(self) -> bool:
-        return any(cell.spread != "" for cell in self.cells)
 
     def aligned(self) -> list[str]:
         """The heading and the cells for the terminal, of one length, with room for the mark and
         the spread where any cell has one."""
         marks = any(cell.best for cell in self.cells)
-        texts = [cell.text + ("*" if cell.best else " " if marks else "") for cell in self.cells]
-        if self.has_spread:
-            size = max(len(cell.spread) for cell in self.cells)
-            spreads = [cell.spread.ljust(size) for cell in self.cells]
-            texts = [" ".join(parts) for parts in zip(texts, spreads, strict=True)]
-        texts = [self.heading, *texts]
+        size = max(len(cell.spread) for cell in self.cells)
+        texts = [self.heading]
+        for cell in self.cells:
+            mark = "*" if cell.best else " " if marks else ""
+            texts.append(f"{cell.text}{mark}" + (f" {cell.spread:<{size}}" if size > 0 else ""))
         return [f"{t:{'>' if self.numeric else '<'}{max(map(len, texts))}}" for t in texts]
-
-    def shortened(self) -> "Column":
-        """With the ends of long texts cut off."""
-        if self.metric is not None:
-            return self
-        return replace(self, cells=tuple(cell._replace(text=cut(cell.text)) for cell in self.cells))
-
-    def without_spread(self) -> "Column":
-        return replace(self, cells=tuple(cell._replace(spread="") for cell in self.cells))
 
 
 @dataclass(frozen=True)
@@ -101,20 +85,21 @@ class RoundedTable:
         rows = ordered(rows)
         differing = _differing(rows)
         keys = swept_keys(rows)
-        columns = [_swept_column(rows, key, short) for key, short in short_names(keys).items()]
+        columns = []
+        if "guidance" not in keys and any(row.guidance != "" for row in rows):
+            columns.append(Column("guidance", _cells(row.guidance for row in rows), False))
+        for key, short in short_names(keys).items():
+            texts = [shown(row.swept[key]) if key in row.swept else "" for row in rows]
+            numeric = all(is_number(row.swept[key]) for row in rows if key in row.swept)
+            columns.append(Column(short, _cells(texts), numeric))
         for name, heading in (("images", rows[0].unit), ("repeats", "repeats")):
             texts = [str(getattr(row, name)) if row.is_measured else _ABSENT for row in rows]
             if name not in keys and len({*texts} - {_ABSENT}) > 1:
-                columns.append(Column(heading, _cells(texts), numeric=True))
+                columns.append(Column(heading, _cells(texts)))
         metrics = main_metrics(rows)
         for metric in metrics:
-            name = metric_name(metric, metrics)
-            heading = f"{name} {metric.arrow}".strip()
-            columns.append(_metric_column(rows, metric, heading, rank=len(differing) == 0))
-            columns += _published_column(rows, metric, name)
+            columns += _metric_columns(rows, metric, metric_name(metric, metrics), not differing)
         columns += _cost_columns(rows)
-        if "guidance" not in keys and any(row.guidance != "" for row in rows):
-            columns.insert(0, Column("guidance", _cells(row.guidance for row in rows), False))
         return cls(tuple(columns), tuple(rows), tuple(differing))
 
     def lines(self) -> Iterable[tuple[Cell, ...]]:
@@ -168,84 +153,56 @@ class RoundedTable:
     @property
     def origin(self) -> list[str]:
         """The version, the date and the command that made the rows, for tables that travel."""
-        return list(
-            dict.fromkeys(
-                f"guidex {row.provenance['guidex']}, {row.provenance['date']}: "
-                f"{row.provenance['command']}"
-                for row in self.rows
-                if {"guidex", "date", "command"} <= row.provenance.keys()
-            )
-        )
+        made = [row.provenance for row in self.rows if "command" in row.provenance]
+        return list(dict.fromkeys("guidex {guidex}, {date}: {command}".format(**m) for m in made))
 
     def narrower(self) -> Iterator["RoundedTable"]:
-        """Ever narrower tables, this one first, the least loss before others. The first column,
-        which tells points apart, and the first metric stay."""
-        metrics = [column.heading for column in self.columns if column.metric is not None]
-        published = [c.heading for c in self.columns if c.heading.startswith("published ")]
-        others = [*metrics, *published, *_COSTS]
-        keys = [c.heading for c in self.columns if c.heading not in others]
+        """Ever narrower tables, this one first. The first column, which tells points apart, and
+        the first metric stay whole."""
         yield self
-        columns = [column.shortened() for column in self.columns]
+        first = next((c for c in self.columns if c.metric is not None), self.columns[0])
+        columns = [c for c in self.columns if c.heading not in ("seconds", "GFLOPs")]
+        columns = [column if column is first else _shortened(column) for column in columns]
         yield replace(self, columns=tuple(columns))
-        for stays, headings in (
-            (False, ("seconds", "GFLOPs")),
-            (True, metrics[:0:-1]),
-            (False, ("NFE", *metrics[:0:-1], *published[::-1])),
-            (True, metrics[:1]),
-            (False, keys[:0:-1]),
-        ):
-            for heading in headings:
-                part = [c.without_spread() if c.heading == heading else c for c in columns]
-                columns = [c for c in part if stays or c.heading != heading]
+        for column in columns[:0:-1]:
+            if column is not first:
+                columns.remove(column)
                 yield replace(self, columns=tuple(columns))
 
     def loss(self, narrowed: "RoundedTable") -> str:
         """What a narrowed table lacks: columns, spreads, ends of texts."""
         left = {column.heading: column for column in narrowed.columns}
         names = [c.heading.rstrip(" ↓↑") for c in self.columns if c.heading not in left]
-        pairs = [(c, left[c.heading]) for c in self.columns if c.heading in left]
-        flat = [c.heading.rstrip(" ↓↑") for c, now in pairs if c.has_spread and not now.has_spread]
-        names += [f"the spread of {', '.join(flat)}"] if len(flat) > 0 else []
-        cut_off = any(column.metric is None and column != now for column, now in pairs)
-        return ", ".join([*names, "the ends of long values"] if cut_off else names)
+        cut_off = [c.heading.rstrip(" ↓↑") for c in self.columns if left.get(c.heading, c) != c]
+        return ", ".join([*names, f"parts of {', '.join(cut_off)}"] if cut_off else names)
 
 
 def _cells(texts: Iterable[str]) -> tuple[Cell, ...]:
     return tuple(Cell(one_line(text)) for text in texts)
 
 
-def _swept_column(rows: Sequence[Row], key: str, heading: str) -> Column:
-    values = [row.value(key) for row in rows if row.holds(key)]
-    cells = _cells(shown(row.value(key)) if row.holds(key) else "" for row in rows)
-    return Column(heading, cells, all(is_number(value) for value in values))
+def _shortened(column: Column) -> Column:
+    """Without spreads and the ends of long texts."""
+    return replace(column, cells=tuple(Cell(cut(c.text), c.best) for c in column.cells))
 
 
-def _metric_column(rows: Sequence[Row], metric: MetricColumn, heading: str, rank: bool) -> Column:
+def _metric_columns(
+    rows: Sequence[Row], metric: MetricColumn, name: str, rank: bool
+) -> list[Column]:
+    """A metric, and beside it what was published of it with the difference."""
     values = [row.metrics[metric.name] for row in rows if metric.name in row.metrics]
     digits, best = metric.decimals(values), best_text(values, metric) if rank else None
-
-    def cell(row: Row) -> Cell:
-        if metric.name not in row.metrics:
-            return Cell(_ABSENT)
-        text = f"{row.metrics[metric.name]:.{digits}f}"
-        return Cell(text, text == best, _spread_text(row, metric, digits))
-
-    return Column(heading, tuple(map(cell, rows)), numeric=True, metric=metric)
-
-
-def _published_column(rows: Sequence[Row], metric: MetricColumn, name: str) -> list[Column]:
-    """Published values with the difference of those measured, if there are any."""
-    differences = [difference(row, metric.name) for row in rows]
-    if not any(value is not None for value in differences):
-        return []
-    digits = metric.decimals(v for row in rows if (v := row.metrics.get(metric.name)) is not None)
-    texts = [
-        f"{published_value(row, metric.name):.{digits}f} ({value:+.{digits}f})"
-        if value is not None
-        else _ABSENT
-        for row, value in zip(rows, differences, strict=True)
-    ]
-    return [Column(f"published {name}", _cells(texts), numeric=True)]
+    cells, published = [], []
+    for row in rows:
+        value, apart = row.metrics.get(metric.name), difference(row, metric.name)
+        text = _ABSENT if value is None else f"{value:.{digits}f}"
+        cells.append(Cell(text, text == best, _spread_text(row, metric, digits)))
+        known = apart is not None and f"{published_value(row, metric.name):.{digits}f}"
+        published.append(f"{known} ({apart:+.{digits}f})" if known else _ABSENT)
+    columns = [Column(metric.headed(name), tuple(cells), metric=metric)]
+    if set(published) != {_ABSENT}:
+        columns.append(Column(f"published {name}", _cells(published)))
+    return columns
 
 
 def _spread_text(row: Row, metric: MetricColumn, digits: int) -> str:
@@ -265,17 +222,13 @@ def _spread_text(row: Row, metric: MetricColumn, digits: int) -> str:
 def _cost_columns(rows: Sequence[Row]) -> list[Column]:
     flops = decimals(row.gflops for row in rows if row.is_priced)
     seconds = 1 if all(row.seconds < 100 for row in rows) else 0
-    texts = {
-        "NFE": [_evaluations(row) if row.is_priced else _ABSENT for row in rows],
-        "GFLOPs": [f"{row.gflops:.{flops}f}" if row.is_priced else _ABSENT for row in rows],
-        "seconds": [f"{row.seconds:.{seconds}f}" if row.is_measured else _ABSENT for row in rows],
-    }
-    known = [name for name in _COSTS if set(texts[name]) != {_ABSENT}]
-    return [Column(name, _cells(texts[name]), numeric=True) for name in known]
-
-
-def _evaluations(row: Row) -> str:
-    return f"{row.evals_main} + {row.evals_ref}" if row.evals_ref > 0 else f"{row.evals_main}"
+    texts: dict[str, list[str]] = {"NFE": [], "GFLOPs": [], "seconds": []}
+    for row in rows:
+        references = f" + {row.evals_ref}" if row.evals_ref > 0 else ""
+        texts["NFE"].append(f"{row.evals_main}{references}" if row.is_priced else _ABSENT)
+        texts["GFLOPs"].append(f"{row.gflops:.{flops}f}" if row.is_priced else _ABSENT)
+        texts["seconds"].append(f"{row.seconds:.{seconds}f}" if row.is_measured else _ABSENT)
+    return [Column(name, _cells(some)) for name, some in texts.items() if set(some) != {_ABSENT}]
 
 
 def _by_name(records: Iterable[Mapping[str, Value]]) -> dict[str, list[str]]:
@@ -290,27 +243,29 @@ def _by_name(records: Iterable[Mapping[str, Value]]) -> dict[str, list[str]]:
 def _common(rows: Sequence[Row]) -> list[str]:
     """What all points have in common, as no column says it: weights and bounds, model, sampler,
     steps, seeds, images."""
-    methods = {row.guidance for row in rows if row.guidance != "none"}
+    several = len({row.guidance for row in rows} - {"none"}) > 1
     records = []
     for row in rows:
         presets = row.provenance.get("presets", {})
         record = {name: presets.get(name) for name in ("model", "sampler")}
         record |= {name: row.config.get(name) for name in ("seeds", "images")}
-        record |= {"steps": row.plan.get("steps")} | _schedules(row, methods)
+        record |= {"steps": row.plan.get("steps")}
+        schedules = _schedules(row)
+        prefix = f"{row.guidance} " if several else ""
+        for key, short in short_names(list(schedules)).items():
+            record[f"{prefix}{short}"] = schedules[key]
         records.append({k: v for k, v in record.items() if v is not None and k not in row.values})
     return [f"{name} {values[0]}" for name, values in _by_name(records).items() if len(values) == 1]
 
 
-def _schedules(row: Row, methods: Collection[str]) -> dict[str, Value]:
-    """The weight and the bounds of each schedule, where they are not swept, by short names."""
-    fixed = {
+def _schedules(row: Row) -> dict[str, Value]:
+    """The weight and the bounds of each schedule, where they are not swept, by their keys."""
+    return {
         key: value
         for key, value in _leaves("guidance", row.config.get("guidance"))
         if last(key) in ("w", "lo", "hi") or (last(key) == "unit" and value != "sigma")
         if key not in row.values
     }
-    prefix = f"{row.guidance} " if len(methods) > 1 else ""
-    return {f"{prefix}{short}": fixed[key] for key, short in short_names(list(fixed)).items()}
 
 
 def _leaves(key: str, node: Any) -> Iterator[tuple[str, Any]]:

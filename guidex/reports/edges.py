@@ -23,21 +23,21 @@ def edges(rows: Sequence[Row]) -> list[str]:
     """Which metrics are best on an edge, and where: of all rows, and the chief ones, by which one
     compares, also of each method."""
     short, metrics = short_names(swept_keys(rows)), main_metrics(rows)
-    several = len({method_label(row) for row in rows} - {""}) > 1
+    methods: dict[str, list[Row]] = {}
+    for row in rows:
+        methods.setdefault(method_label(row), []).append(row)
     places: dict[str, list[str]] = {}
     for metric in metrics:
-        methods: dict[str, list[Row]] = {}
-        for row in rows:
-            method = method_label(row) if metric in chief_metrics(metrics) else ""
-            methods.setdefault(method, []).append(row)
-        for row, keys in filter(None, (edge_of_best(some, metric) for some in methods.values())):
+        for some in methods.values() if metric in chief_metrics(metrics) else [rows]:
+            row, keys = edge_of_best(some, metric)
             place = ", ".join(f"{short[key]} = {shown(row.values[key])}" for key in keys)
-            place += f" of {method_label(row)}" if several else ""
-            places.setdefault(place, []).append(metric_name(metric, metrics))
+            place += f" of {method_label(row)}" if len(methods.keys() - {""}) > 1 else ""
+            if len(keys) > 0:
+                places.setdefault(place, []).append(metric_name(metric, metrics))
     return [f"{', '.join(names)} at {place}" for place, names in places.items()]
 
 
-def edge_of_best(rows: Sequence[Row], metric: MetricColumn) -> tuple[Row, list[str]] | None:
+def edge_of_best(rows: Sequence[Row], metric: MetricColumn) -> tuple[Row, list[str]]:
     """The best row, and the swept keys at whose first or last value it lies.
 
     An axis of a row is a numeric key of guidance, sampler or model, over the rows that agree with
@@ -50,17 +50,16 @@ def edge_of_best(rows: Sequence[Row], metric: MetricColumn) -> tuple[Row, list[s
         metric: with a direction; values that print alike are equally good.
 
     Returns:
-        None without two values, or where equally good ones lie on no common edge.
+        No keys without two values, or where equally good ones lie on no common edge.
     """
     measured = [row for row in rows if metric.name in row.metrics]
     values = [row.metrics[metric.name] for row in measured]
     best, digits = best_text(values, metric), metric.decimals(values)
-    alike = [r for r, value in zip(measured, values, strict=True) if f"{value:.{digits}f}" == best]
     if best is None:
-        return None
+        return rows[0], []
+    alike = [row for row in measured if f"{row.metrics[metric.name]:.{digits}f}" == best]
     first, *others = (_ends(row, rows) for row in alike)
-    keys = [key for key, end in first.items() if all(ends.get(key) == end for ends in others)]
-    return (alike[0], keys) if len(keys) > 0 else None
+    return alike[0], [k for k, end in first.items() if all(o.get(k) == end for o in others)]
 
 
 def _ends(row: Row, rows: Sequence[Row]) -> dict[str, Value]:

@@ -14,8 +14,6 @@ from matplotlib.figure import Figure
 
 from guidex.files.atomic import atomic_write
 
-DPI = 150
-
 
 @contextmanager
 def default_settings(changes: Mapping[str, Any]) -> Iterator[None]:
@@ -29,16 +27,13 @@ def default_settings(changes: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, path: Path, metadata: dict[str, None]) -> None:
-    """Write a figure in one step, in the format that the suffix of the path names.
-
-    Arguments:
-        figure: what to draw, at DPI.
-        path: the file; its folder must exist, an existing file is replaced.
-        metadata: entries of the file to leave out, so that equal figures are equal files.
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure at 150 dpi, in the format that the suffix of the path names, in one step.
+    Equal figures are equal files; an existing file is replaced.
 
     Raises:
         GuidexError: the file cannot be written.
     """
     kind = path.suffix.removeprefix(".")
-    atomic_write(path, lambda file: figure.savefig(file, format=kind, dpi=DPI, metadata=metadata))
+    options = {"dpi": 150, "metadata": {"CreationDate": None} if kind == "pdf" else {}}
+    atomic_write(path, lambda file: figure.savefig(file, format=kind, **options))

@@ -1,9 +1,7 @@
 """The figures of a sweep, chosen from what its rows hold. Equal rows give equal figures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from matplotlib.figure import Figure
 
 from guidex.reports.curves import curves, precision_recall
 from guidex.reports.figures import default_settings, save
@@ -17,10 +15,8 @@ STYLE = {
     "figure.titlesize": 11,
     "legend.fontsize": 9,
     "legend.frameon": False,
+    "savefig.bbox": "tight",
 }
-
-# By suffix, the metadata to leave out.
-_FORMATS: dict[str, dict[str, None]] = {".png": {}, ".pdf": {"CreationDate": None}}
 
 
 def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -47,19 +43,13 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
     Raises:
         GuidexError: the files cannot be written.
     """
-    figures: dict[str, Callable[[Sequence[Row]], Figure | None]] = {
-        "curves": curves,
-        "heatmap": heat_maps,
-        "precision_recall": precision_recall,
-    }
     rows = ordered(rows)
+    draws = {"curves": curves, "heatmap": heat_maps, "precision_recall": precision_recall}
     paths = []
     with default_settings(STYLE):
-        for name, draw in figures.items():
+        for name, draw in draws.items():
             figure = draw(rows)
-            if figure is None:
-                continue
-            for suffix, metadata in _FORMATS.items():
+            for suffix in (".png", ".pdf") if figure is not None else ():
                 paths.append(folder / f"{name}{suffix}")
-                save(figure, paths[-1], metadata)
+                save(figure, paths[-1])
     return paths

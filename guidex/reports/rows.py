@@ -5,6 +5,7 @@ and the columns <name>_min, _max, _mean and _std (of a sample) go with it; with 
 interval, <name>_lo, <name>_hi and its centre <name>_unbiased.
 """
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -67,13 +68,10 @@ class Row:
         """Whether the cost of its images is known."""
         return self.is_measured and self.evals_main > 0
 
-    def holds(self, key: str) -> bool:
-        """Whether this point has a value under a swept key; the guidance is always known."""
-        return key in self.values or key == "guidance"
-
-    def value(self, key: str) -> Value:
-        """Value under a swept key that the point holds."""
-        return self.guidance if key == "guidance" else self.values[key]
+    @property
+    def swept(self) -> dict[str, Value]:
+        """The swept values, and the guidance, which is always known."""
+        return {**self.values, "guidance": self.guidance}
 
 
 @dataclass(frozen=True)
@@ -93,33 +91,18 @@ class MetricColumn:
 
     @classmethod
     def of(cls, name: str) -> "MetricColumn":
-        column, detector = column_of(name) or (Column("", name), "")
-        return cls(name, column, detector)
-
-    @property
-    def label(self) -> str:
-        """The name for people, without the detector."""
-        return self.column.label
-
-    @property
-    def better(self) -> Literal["lower", "higher"] | None:
-        """Which values are the better ones; None where unknown."""
-        return self.column.better
-
-    @property
-    def is_share(self) -> bool:
-        """Whether all values lie between 0 and 1."""
-        return self.column.is_share
+        return cls(name, *(column_of(name) or (Column("", name), "")))
 
     @property
     def title(self) -> str:
         """The name for people, such as "FD (pixels)"."""
-        return self.label if self.detector == "" else f"{self.label} ({self.detector})"
+        detector = f" ({self.detector})" if self.detector != "" else ""
+        return f"{self.column.label}{detector}"
 
-    @property
-    def arrow(self) -> str:
-        """The direction of better values: "↓", "↑", or "" where unknown."""
-        return {"lower": "↓", "higher": "↑", None: ""}[self.better]
+    def headed(self, name: str) -> str:
+        """A name with the direction of better values."""
+        arrow = {"lower": " ↓", "higher": " ↑", None: ""}[self.column.better]
+        return f"{name}{arrow}"
 
     def decimals(self, values: Iterable[float]) -> int:
         """Decimals with which to print a column of this metric."""
@@ -139,15 +122,24 @@ _COMPANIONS = ("_min", "_max", "_mean", "_std", *COMPANIONS)
 
 def metric_columns(rows: Iterable[Row]) -> list[str]:
     """All metric columns: main ones in order of first appearance, each followed by its own."""
-    names = list(dict.fromkeys(name for row in rows for name in row.metrics))
-    mains = (name for name in names if _is_main(name, names))
-    return [column for name in mains for column in _with_companions(name, names)]
+    names = dict.fromkeys(name for row in rows for name in row.metrics)
+
+    def family(name: str) -> list[str]:
+        companions = [name + end for end in _COMPANIONS if name + end in names]
+        return [name] + [column for each in companions for column in family(each)]
+
+    return [column for name in names if _is_main(name, names) for column in family(name)]
 
 
 def main_metrics(rows: Iterable[Row]) -> list[MetricColumn]:
     """The metrics without what goes with them, in order of first appearance."""
     columns = metric_columns(rows)
     return [MetricColumn.of(name) for name in columns if _is_main(name, columns)]
+
+
+def _is_main(name: str, names: Iterable[str]) -> bool:
+    """Whether a column goes with no other; one that merely ends in _lo does not."""
+    return not any(name.endswith(s) and name.removesuffix(s) in names for s in _COMPANIONS)
 
 
 def chief_metrics(metrics: Sequence[MetricColumn]) -> list[MetricColumn]:
@@ -159,15 +151,15 @@ def metric_name(metric: MetricColumn, metrics: Sequence[MetricColumn]) -> str:
     """A chief metric is nothing without its detector; of others it is named where there are
     several."""
     several = len({other.detector for other in metrics}) > 1
-    return metric.title if several or metric.column.is_chief else metric.label
+    return metric.title if several or metric.column.is_chief else metric.column.label
 
 
 def best_text(values: Iterable[float], metric: MetricColumn) -> str | None:
     """The best of at least two values, as printed; None without them or a direction."""
     finite = [value for value in values if math.isfinite(value)]
-    if metric.better is None or len(finite) < 2:
+    if metric.column.better is None or len(finite) < 2:
         return None
-    best = (min if metric.better == "lower" else max)(finite)
+    best = min(finite) if metric.column.better == "lower" else max(finite)
     return f"{best:.{metric.decimals(finite)}f}"
 
 
@@ -177,17 +169,6 @@ def spread(row: Row, name: str) -> Spread | None:
         if name + low in row.metrics and name + high in row.metrics:
             return Spread(row.metrics[name + low], row.metrics[name + high], source)
     return None
-
-
-def _is_main(name: str, names: Sequence[str]) -> bool:
-    """Whether a column goes with no other; one that merely ends in _lo does not."""
-    return not any(name.endswith(s) and name.removesuffix(s) in names for s in _COMPANIONS)
-
-
-def _with_companions(name: str, names: Sequence[str]) -> list[str]:
-    """A column and those that go with it; with repeats, fd_x_lo has its own fd_x_lo_min."""
-    companions = [name + suffix for suffix in _COMPANIONS if name + suffix in names]
-    return [name] + [column for each in companions for column in _with_companions(each, names)]
 
 
 def ordered(rows: Iterable[Row]) -> list[Row]:
@@ -216,20 +197,16 @@ def is_number(value: Value) -> bool:
 
 def exact(value: Value) -> str:
     """A value with all its digits, spelled as in an override: 0.1, inf, true, null."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     # float() because the repr of NumPy's own floats is not a number's.
     return repr(float(value)) if isinstance(value, float) else str(value)
 
 
 def shown(value: Value) -> str:
     """A swept value for people: 3.0 -> 3, inf -> ∞; one line."""
-    if isinstance(value, float) and math.isinf(value):
-        return "∞" if value > 0 else "-∞"
     if isinstance(value, float):
-        return exact(value).removesuffix(".0")
+        return exact(value).removesuffix(".0").replace("inf", "∞")
     return one_line(exact(value))
 
 

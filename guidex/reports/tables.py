@@ -5,7 +5,6 @@ the best value of each metric marked; values that print alike are marked alike.
 """
 
 import csv
-import dataclasses
 import io
 import json
 import math
@@ -37,45 +36,42 @@ def write_tables(rows: Sequence[Row], folder: Path) -> list[Path]:
     Raises:
         GuidexError: the files cannot be written.
     """
-    texts = {
-        "table.csv": csv_table(rows),
-        "table.md": markdown_table(rows),
-        "table.tex": latex_table(rows),
-        "rows.jsonl": json_lines(rows),
+    tables = {
+        "table.csv": csv_table,
+        "table.md": markdown_table,
+        "table.tex": latex_table,
+        "rows.jsonl": json_lines,
     }
-    for name, text in texts.items():
+    for name, table in tables.items():
         # File names in messages may hold bytes that are no text.
-        content = text.encode(errors="backslashreplace")
+        content = table(rows).encode(errors="backslashreplace")
         atomic_write(folder / name, lambda file, content=content: file.write(content))
-    return [folder / name for name in texts]
+    return [folder / name for name in tables]
 
 
 def csv_table(rows: Sequence[Row]) -> str:
     """All columns with all digits; what is missing, not known or of no concern is an empty cell."""
     rows = ordered(rows)
-    keys = swept_keys(rows)
+    keys, published = swept_keys(rows), published_columns(rows)
     names = [*keys, "guidance", "images"]
     names += ["repeats"] if any(row.repeats > 1 for row in rows) else []
-    published = published_columns(rows)
     names += [*metric_columns(rows), *published, "evals_main", "evals_ref", "gflops", "seconds"]
     names += ["missing"] if not all(row.is_measured for row in rows) else []
+    names = list(dict.fromkeys(names))  # a swept key such as `repeats` has one column
     text = io.StringIO()
-    # A swept key such as `repeats` has one column.
-    writer = csv.DictWriter(
-        text, list(dict.fromkeys(names)), extrasaction="ignore", lineterminator="\n"
-    )
-    writer.writeheader()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
     for index, row in enumerate(rows):
-        known: dict[str, Value] = dict(row.metrics)
+        known: dict[str, Value] = {"guidance": row.guidance, "missing": row.missing or ""}
+        known |= row.metrics
         if row.is_measured:
             known |= {"images": row.images, "repeats": row.repeats, "seconds": row.seconds}
         if row.is_priced:
             known |= {name: getattr(row, name) for name in ("evals_main", "evals_ref", "gflops")}
-        known |= {"guidance": row.guidance, "missing": row.missing or ""}
         known |= {k: v[index] for k, v in published.items() if v[index] is not None}
         # A swept key is empty where the point does not have it, whatever else is called so.
-        known |= {key: row.value(key) if row.holds(key) else "" for key in keys}
-        writer.writerow({name: exact(value) for name, value in known.items()})
+        known |= {key: row.swept.get(key, "") for key in keys}
+        writer.writerow([exact(known.get(name, "")) for name in names])
     return text.getvalue()
 
 
@@ -85,12 +81,10 @@ def json_lines(rows: Sequence[Row]) -> str:
     Raises:
         TypeError: something in them is not plain data.
     """
-    names = [field.name for field in dataclasses.fields(Row)]
-    lines = []
-    for row in ordered(rows):
-        data = {name: _plain(getattr(row, name)) for name in names}
-        lines.append(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
-    return "".join(lines)
+    return "".join(
+        json.dumps(_plain(vars(row)), ensure_ascii=False, allow_nan=False) + "\n"
+        for row in ordered(rows)
+    )
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
@@ -141,10 +135,9 @@ def terminal_table(rows: Sequence[Row], width: int = 100) -> str:
         if max(map(len, lines)) <= width:
             break
     lines = [line if len(line) <= width else line[: width - 1] + "…" for line in lines]
-    notes = table.notes("* = best")
-    if table != whole:
-        notes.insert(0, f"Left out for want of room, see table.csv: {whole.loss(table)}.")
-    for note in notes:
+    lost = whole.loss(table)
+    lack = [f"Left out for want of room, see table.csv: {lost}."] if lost != "" else []
+    for note in [*lack, *table.notes("* = best")]:
         lines += textwrap.wrap(note, width, subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(lines)
 
@@ -163,7 +156,7 @@ def _escape_markdown(text: str) -> str:
     return re.sub(r"[\\|*`<>\[\]~#]|(?<!\w)_|_(?!\w)", r"\\\g<0>", one_line(text))
 
 
-_LATEX = {
+_LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
     "_": r"\_", "%": r"\%", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
@@ -172,22 +165,20 @@ _LATEX = {
     # At the start of a line, these would be read as arguments of the line break before it.
     "[": "{[}", "]": "{]}", "*": "{*}",
     "↓": r"$\downarrow$", "↑": r"$\uparrow$",
-}  # fmt: skip
+})  # fmt: skip
 
 
 def _escape_latex(text: str) -> str:
-    text = "".join(_LATEX.get(c, c) for c in one_line(text))
-    return re.sub(r"(?<![\w-])-(?=[\d.])", r"$-$", text)
+    return re.sub(r"(?<![\w-])-(?=[\d.])", r"$-$", one_line(text).translate(_LATEX))
 
 
 def _latex_heading(column: Column) -> str:
     """With the detector as a subscript: FD_pixels."""
-    metric = column.metric
-    if metric is None or metric.detector == "":
-        return _escape_latex(column.heading)
-    before, detector, after = column.heading.partition(f" ({metric.detector})")
-    below = rf"\textsubscript{{{_escape_latex(metric.detector)}}}" if detector != "" else ""
-    return f"{_escape_latex(before)}{below} {_escape_latex(after)}".strip()
+    heading, detector = column.heading, column.metric and column.metric.detector
+    if not detector:
+        return _escape_latex(heading)
+    subscript = rf"\textsubscript{{{_escape_latex(detector)}}}"
+    return _escape_latex(heading).replace(" " + _escape_latex(f"({detector})"), subscript)
 
 
 def _plain(value: Any) -> Any:

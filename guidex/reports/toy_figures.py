@@ -108,7 +108,7 @@ def figure_1d(
         for (upper, lower), panel in zip(grid[1:], panels, strict=True):
             draw_trajectories(upper, panel, densities[0], modes)
             draw_histogram(lower, panel, densities[0], modes)
-        save(figure, path, metadata={"Software": None})
+        save(figure, path)
 
 
 def figure_2d(
@@ -148,7 +148,7 @@ def figure_2d(
             density.draw(axes)
             draw_paths(axes, panel)
             draw_samples(axes, panel)
-        save(figure, path, metadata={"Software": None})
+        save(figure, path)
 
 
 def _class_shares(panels: Sequence[ToyPanel], truth: ExactDenoiser) -> Classes:
