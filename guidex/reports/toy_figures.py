@@ -11,27 +11,31 @@ from pathlib import Path
 from string import ascii_lowercase
 
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from guidex.models.denoiser import ExactDenoiser
 from guidex.reports.figures import default_settings, save
 from guidex.reports.toy_density import (
     Classes,
-    Density1D,
-    Density2D,
     Limits,
-    Modes,
+    centres,
+    density_1d,
+    density_2d,
     limits_around,
-    square_around,
+    modes_of,
     true_draws,
 )
 from guidex.reports.toy_panels import (
+    GREEN,
+    ORANGE,
     ToyPanel,
-    draw_densities,
+    draw_density,
     draw_histogram,
-    draw_paths,
-    draw_samples,
+    draw_points,
     draw_trajectories,
+    note,
+    shade,
 )
 
 STYLE = {
@@ -81,33 +85,36 @@ def figure_1d(
         GuidexError: the file cannot be written.
     """
     classes = _class_shares(panels, truth)
-    models = [truth] if reference is None else [truth, reference]
-    draws = [true_draws(model, classes) for model in models]
+    models = {"conditional" if truth.num_classes > 0 else "truth": truth}
+    if reference is not None:
+        unconditional = truth.num_classes > reference.num_classes
+        models["unconditional" if unconditional else "reference"] = reference
     if x_range is None:
-        low, high = limits_around(draws, [panel.samples for panel in panels])
-        x_range = (float(low[0]), float(high[0]))
+        draws = np.concatenate([true_draws(model, classes) for model in models.values()])
+        low, high = limits_around(draws, np.concatenate([panel.samples for panel in panels]))
+        x_range = (low.item(), high.item())
     if sigma_range is None:
         sigma_range = (0.0, _highest_sigma(panels, truth))
-    densities = [
-        Density1D(model, classes, drawn, x_range, sigma_range)
-        for model, drawn in zip(models, draws, strict=True)
-    ]
-    modes = Modes(truth, classes)
+    clean, image = density_1d(truth, classes, x_range, sigma_range)
     with default_settings(STYLE):
         titles = ["densities", *(panel.title for panel in panels)]
         figure, grid = _page(titles, [UPPER_HEIGHT, LOWER_HEIGHT])
         for upper, lower in grid:
-            upper.set(xlim=x_range, ylim=sigma_range)
+            upper.set(xlim=x_range, ylim=sigma_range, ylabel="σ")
             upper.tick_params(labelbottom=False)
-            lower.set(xlim=x_range, ylim=(0, HEADROOM * densities[0].peak))
+            lower.set(xlim=x_range, ylim=(0, HEADROOM * clean.max() or 1), ylabel="density")
             lower.set_xlabel("x", labelpad=1)
-            if upper.get_subplotspec().is_first_col():
-                upper.set_ylabel("σ")
-                lower.set_ylabel("density")
-        draw_densities(*grid[0], densities, _names(truth, reference))
+        # The truth is drawn over the reference.
+        for model, colour in reversed([*zip(models.values(), (GREEN, ORANGE), strict=False)]):
+            draw_density(*grid[0], *density_1d(model, classes, x_range, sigma_range), colour)
+        note(grid[0, 1], [*zip([f"{name}  " for name in models], (GREEN, ORANGE), strict=False)])
         for (upper, lower), panel in zip(grid[1:], panels, strict=True):
-            draw_trajectories(upper, panel, densities[0], modes)
-            draw_histogram(lower, panel, densities[0], modes)
+            shade(upper, image, GREEN, opacity=0.4)
+            ends, _ = modes_of(panel.path[-1], truth, classes)
+            draw_trajectories(upper, panel, ends)
+            finite = panel.samples[np.isfinite(panel.samples[:, 0])]
+            draw_histogram(lower, panel.samples, *modes_of(finite, truth, classes))
+            lower.plot(centres(x_range), clean, color=GREEN, lw=1.2)
         save(figure, path)
 
 
@@ -137,17 +144,21 @@ def figure_2d(
     """
     classes = _class_shares(panels, truth)
     draws = true_draws(truth, classes)
-    low, high = limits_around([draws], [panel.samples for panel in panels])
-    x_range, y_range = square_around(low, high, half_extent, center)
-    density = Density2D(truth, classes, draws, x_range, y_range)
+    low, high = limits_around(draws, np.concatenate([panel.samples for panel in panels]))
+    middle = (low + high) / 2 if center is None else np.array(center)
+    half = half_extent or np.maximum(high - middle, middle - low).max()
+    x_range, y_range = np.stack([middle - half, middle + half], axis=1).tolist()
+    image, levels = density_2d(truth, classes, draws, x_range, y_range)
+    greys = LinearSegmentedColormap.from_list("", ["0.9", "0.55"])
     with default_settings(STYLE):
         figure, grid = _page([panel.title for panel in panels], [PANEL_WIDTH])
         for (axes,), panel in zip(grid, panels, strict=True):
             axes.set(xlim=x_range, ylim=y_range, box_aspect=1)
             axes.locator_params(nbins=5)
-            density.draw(axes)
-            draw_paths(axes, panel)
-            draw_samples(axes, panel)
+            if image.max() > levels[0]:
+                place = (centres(x_range), centres(y_range))
+                axes.contourf(*place, image, levels, cmap=greys, extend="max")
+            draw_points(axes, panel)
         save(figure, path)
 
 
@@ -168,24 +179,9 @@ def _highest_sigma(panels: Sequence[ToyPanel], truth: ExactDenoiser) -> float:
     return min(max([merged, *(1.2 * hi for hi in begins)]), start)
 
 
-def _names(truth: ExactDenoiser, reference: ExactDenoiser | None) -> tuple[str, str]:
-    """What to call the truth and the reference."""
-    if truth.num_classes == 0:
-        return "truth", "reference"
-    is_unconditional = reference is not None and reference.num_classes == 0
-    return "conditional", "unconditional" if is_unconditional else "reference"
-
-
 def _page(titles: Sequence[str], heights: Sequence[float]) -> tuple[Figure, np.ndarray]:
-    """A figure of titled panels in rows of up to four.
-
-    Arguments:
-        titles: one per panel.
-        heights: of the axes of a panel, which stand below each other, in inches.
-
-    Returns:
-        The figure, and its axes [len(titles), len(heights)].
-    """
+    """A figure of titled panels in rows of up to four, and its axes [len(titles), len(heights)]:
+    those of a panel stand below each other, with heights in inches."""
     count, parts = len(titles), len(heights)
     columns = count if count <= 4 else 3 if count in (5, 6, 9) else 4
     rows = math.ceil(count / columns)
@@ -204,8 +200,7 @@ def _page(titles: Sequence[str], heights: Sequence[float]) -> tuple[Figure, np.n
     for axes in panels[count:].flat:
         axes.remove()
     for axes in panels[:count].flat:
-        if not axes.get_subplotspec().is_first_col():
-            axes.tick_params(left=False, labelleft=False)
+        axes.yaxis.set_visible(axes.get_subplotspec().is_first_col())
     for title, (first, *_) in zip(titles, panels, strict=False):
         # Titles come from people: a dollar sign is a dollar sign.
         first.set_title(title, loc="left", parse_math=False)
