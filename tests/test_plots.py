@@ -13,9 +13,8 @@ from matplotlib.figure import Figure
 from report_rows import HI, LO, W
 
 from guidex.reports.curves import curves, precision_recall
-from guidex.reports.figures import default_settings
 from guidex.reports.heat_maps import heat_maps
-from guidex.reports.plots import STYLE, write_plots
+from guidex.reports.plots import STYLE, default_settings, write_plots
 from guidex.reports.rows import Row, ordered
 from guidex.reports.series import MOST_CURVES
 

@@ -21,14 +21,12 @@ from guidex.models.toys import fractal2d, mixture1d
 from guidex.reports import toy_density
 from guidex.reports import toy_figures as toys
 from guidex.reports.toy_density import modes_of
-from guidex.reports.toy_figures import figure_1d, figure_2d
-from guidex.reports.toy_panels import (
+from guidex.reports.toy_figures import (
     BINS,
     MODE_COLOURS,
-    NAMED_MODES,
     ToyPanel,
-    mode_shares,
-    percent,
+    figure_1d,
+    figure_2d,
 )
 from guidex.runs.drawings import MOST_PANELS, toy_panel
 from guidex.sampling.grids import Karras
@@ -154,11 +152,11 @@ def test_full_guidance_loses_a_mode_and_the_interval_keeps_both(drawn, panels_1d
     figure = drawn(figure_1d, panels_1d, mixture1d(), reference=mixture1d(conditional=False))
     notes = [note(lower) for _, lower in columns(figure)]
     assert notes[0].split() == ["conditional", "unconditional"]
-    assert notes[2] == "modes 0 % / 100 %"
+    assert notes[2] == "modes  0 %  100 %"
     for index in (1, 3, 4):
         left = (panels_1d[index - 1].samples < 1.0).mean()
         assert 0.4 < left < 0.6
-        assert notes[index].startswith(f"modes {100 * left:.0f} % / ")
+        assert notes[index].startswith(f"modes  {100 * left:.0f} %  ")
 
 
 def test_trajectories_are_the_path_in_the_colour_of_their_end(drawn, panels_1d):
@@ -262,7 +260,7 @@ def test_one_runaway_sample_leaves_the_axes_alone(drawn, panels_1d):
     figure = drawn(figure_1d, [panel(np.full((50, 1), 1e6))], mixture1d())
     left, right = figure.axes[0].get_xlim()
     assert left < 0 < 2 < right < 6
-    assert note(columns(figure)[1][1]) == "modes 0 % / 100 %  50 outside"
+    assert note(columns(figure)[1][1]) == "modes  0 %  100 %  50 outside"
 
 
 def test_an_empty_stretch_of_x_is_drawn(drawn, panels_1d):
@@ -280,24 +278,11 @@ def test_modes_go_from_left_to_right_and_are_distinct_in_each_class():
     assert every.tolist() == [2, 0, 1, 2] and count == 3
     one, count = modes_of(x, truth, {1: 1.0})
     assert one.tolist() == [1, 0, 1, 1] and count == 2
-    text = "".join(text for text, _ in mode_shares(np.bincount(every)))
-    assert text == "modes 25 % / 25 % / 50 %"
     # Of weights 3 : 1 and variances 1, at distance 4: the border moves by log(3) / 4.
     truth = GaussianMixture([3.0, 1.0], [[-2.0], [2.0]], [[[1.0]]] * 2, [0, 0], [0, 1], False)
     border = math.log(3) / 4
     around = np.array([[border - 1e-9], [border + 1e-9]])
     assert modes_of(around, truth, None)[0].tolist() == [0, 1]
-    # Many are counted instead of listed.
-    ((text, _),) = mode_shares(np.array([1, 2] + [0] * NAMED_MODES))
-    assert text == f"2 of {NAMED_MODES + 2} modes"
-
-
-@pytest.mark.parametrize(
-    ("count", "total", "text"),
-    [(0, 500, "0 %"), (1, 500, "<1 %"), (499, 500, ">99 %"), (500, 500, "100 %"), (1, 3, "33 %")],
-)
-def test_percent_says_none_and_all_only_of_none_and_all(count, total, text):
-    assert percent(count, total) == text
 
 
 def test_classes_are_mixed_as_they_were_asked_for(drawn):

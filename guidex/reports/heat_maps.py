@@ -1,5 +1,6 @@
 """The figure of heat maps: a metric over two swept keys."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -11,9 +12,19 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from guidex.reports.edges import edge_of_best
-from guidex.reports.labels import axis_label, metric_label, text, title, value_label
-from guidex.reports.rows import MetricColumn, Row, chief_metrics, main_metrics, shown
-from guidex.reports.series import maps_of, numbers
+from guidex.reports.labels import (
+    axis_label,
+    last,
+    metric_label,
+    parent,
+    point_label,
+    relevant,
+    text,
+    title,
+    value_label,
+)
+from guidex.reports.rows import MetricColumn, Row, chief_metrics, main_metrics, shown, swept_keys
+from guidex.reports.series import numbers
 
 _MAPS_PER_LINE = 4
 
@@ -22,7 +33,7 @@ _BEST = {"lower": min, "higher": max, None: lambda values: None}
 
 def heat_maps(rows: Sequence[Row]) -> Figure | None:
     """FD over two keys, one map per combination of the others, or None without a grid."""
-    choice = maps_of(rows)
+    choice = _maps_of(rows)
     if choice is None:
         return None
     keys, maps = choice
@@ -97,3 +108,26 @@ def _draw_map(
     panel.set_xticks(range(len(x)), [shown(value) for value in x])
     panel.set_yticks(range(len(y)), [shown(value) for value in y])
     panel.spines[:].set_visible(False)
+
+
+def _maps_of(rows: Sequence[Row]) -> tuple[tuple[str, str], dict[str, list[Row]]] | None:
+    """The first pair of numeric keys (horizontal, vertical) whose points form grids, and the points
+    of each grid by what they have in common: a combination of other values."""
+    keys = [key for key in swept_keys(rows) if len(numbers(rows, key)) > 1]
+    bounds = [(k, f"{parent(k)}lo") for k in keys if last(k) == "hi" and f"{parent(k)}lo" in keys]
+    for pair in [*bounds, *itertools.combinations(keys, 2)]:
+        maps: dict[str, list[Row]] = {}
+        for row in rows:
+            if set(pair) <= relevant(row).keys():
+                maps.setdefault(point_label(row, rows, without=pair), []).append(row)
+        maps = {label: points for label, points in maps.items() if _is_grid(points, *pair)}
+        if len(maps) > 0:
+            return pair, maps
+    return None
+
+
+def _is_grid(rows: Sequence[Row], x_key: str, y_key: str) -> bool:
+    """Whether there are more points than in a cross, where one key rests while the other varies."""
+    x, y = len(numbers(rows, x_key)), len(numbers(rows, y_key))
+    points = {(row.values[x_key], row.values[y_key]) for row in rows}
+    return min(x, y) > 1 and len(points) >= x + y

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from guidex.reports.labels import last, parent, point_label, relevant, value_label
+from guidex.reports.labels import last, point_label, relevant, value_label
 from guidex.reports.rows import MetricColumn, Row, Value, is_number, swept_keys
 
 MOST_CURVES = 8  # in one panel
@@ -128,26 +128,3 @@ def _parted(
             members = [s for s, other in zip(series, places, strict=True) if other <= place]
             panels[name] = _labelled(members, rows, keys)
     return panels
-
-
-def maps_of(rows: Sequence[Row]) -> tuple[tuple[str, str], dict[str, list[Row]]] | None:
-    """The first pair of numeric keys (horizontal, vertical) whose points form grids, and the points
-    of each grid by what they have in common: a combination of other values."""
-    keys = [key for key in swept_keys(rows) if len(numbers(rows, key)) > 1]
-    bounds = [(k, f"{parent(k)}lo") for k in keys if last(k) == "hi" and f"{parent(k)}lo" in keys]
-    for pair in [*bounds, *itertools.combinations(keys, 2)]:
-        maps: dict[str, list[Row]] = {}
-        for row in rows:
-            if set(pair) <= relevant(row).keys():
-                maps.setdefault(point_label(row, rows, without=pair), []).append(row)
-        maps = {label: points for label, points in maps.items() if _is_grid(points, *pair)}
-        if len(maps) > 0:
-            return pair, maps
-    return None
-
-
-def _is_grid(rows: Sequence[Row], x_key: str, y_key: str) -> bool:
-    """Whether there are more points than in a cross, where one key rests while the other varies."""
-    x, y = len(numbers(rows, x_key)), len(numbers(rows, y_key))
-    points = {(row.values[x_key], row.values[y_key]) for row in rows}
-    return min(x, y) > 1 and len(points) >= x + y

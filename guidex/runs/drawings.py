@@ -12,8 +12,7 @@ from guidex.models.denoiser import Denoiser, ExactDenoiser
 from guidex.reports.image_grids import image_grid
 from guidex.reports.plots import write_plots
 from guidex.reports.rows import Row
-from guidex.reports.toy_figures import figure_1d, figure_2d
-from guidex.reports.toy_panels import ToyPanel
+from guidex.reports.toy_figures import ToyPanel, figure_1d, figure_2d
 from guidex.runs.engine import Cohort, Task
 
 MOST_ROWS = 60  # of points in one image grid
