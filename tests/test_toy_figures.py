@@ -17,7 +17,7 @@ from guidex.guidance.methods import difference, none
 from guidex.guidance.rules import Extrapolate
 from guidex.guidance.schedules import Constant, Interval
 from guidex.models.mixture import GaussianMixture
-from guidex.models.toys import fractal2d, mixture1d
+from guidex.models.toys import mixture1d
 from guidex.reports import toy_density
 from guidex.reports import toy_figures as toys
 from guidex.reports.toy_density import modes_of
@@ -64,17 +64,6 @@ def panels_1d() -> list[ToyPanel]:
         "w 6, (0.1, 0.6]": difference(reference, Interval(w=6.0, lo=0.1, hi=0.6), rule),
     }
     return sampled(mixture1d(), methods, Karras(steps=32), count=400, record=30)
-
-
-@pytest.fixture(scope="module")
-def panels_2d() -> list[ToyPanel]:
-    rule = Extrapolate()
-    methods = {
-        "unguided": none(),
-        "CFG, w 4": difference(fractal2d(conditional=False), Constant(w=4.0), rule),
-        "autoguidance, w 3": difference(fractal2d(blur=0.1), Constant(w=3.0), rule),
-    }
-    return sampled(fractal2d(), methods, Karras(steps=12, sigma_max=5.0), count=100, record=10)
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +132,6 @@ def note(axes) -> str:
 def lines_of(axes) -> LineCollection:
     (lines,) = (artist for artist in axes.collections if type(artist) is LineCollection)
     return lines
-
-
-# 1D
 
 
 def test_full_guidance_loses_a_mode_and_the_interval_keeps_both(drawn, panels_1d):
@@ -249,25 +235,17 @@ def test_sigma_axis_reaches_the_start_of_guidance_and_of_sampling(drawn):
     assert drawn(figure_1d, short, mixture1d()).axes[0].get_ylim()[1] == pytest.approx(0.5)
 
 
-def test_one_runaway_sample_leaves_the_axes_alone(drawn, panels_1d):
+def test_runaway_samples_leave_the_truth_to_be_seen(drawn, panels_1d):
     good = panels_1d[0].samples[:40]
     usual = drawn(figure_1d, [panel(good)], mixture1d()).axes[0].get_xlim()
-    for far in (1e9, -1e300, np.inf, np.nan):
+    for far in (-1e300, np.inf, np.nan):
         figure = drawn(figure_1d, [panel(np.append(good, [[far]], axis=0))], mixture1d())
         assert figure.axes[0].get_xlim() == pytest.approx(usual, abs=0.3)
         assert note(columns(figure)[1][1]).endswith("  1 outside")
-    # When all samples run away, the truth is still seen.
     figure = drawn(figure_1d, [panel(np.full((50, 1), 1e6))], mixture1d())
     left, right = figure.axes[0].get_xlim()
     assert left < 0 < 2 < right < 6
     assert note(columns(figure)[1][1]) == "modes  0 %  100 %  50 outside"
-
-
-def test_an_empty_stretch_of_x_is_drawn(drawn, panels_1d):
-    ranges = {"x_range": (500.0, 501.0), "sigma_range": (0.0, 0.01)}
-    reference = mixture1d(conditional=False)
-    figure = drawn(figure_1d, panels_1d[:1], mixture1d(), reference=reference, **ranges)
-    assert note(columns(figure)[1][1]).endswith("  400 outside")
 
 
 def test_modes_go_from_left_to_right_and_are_distinct_in_each_class():
@@ -306,45 +284,22 @@ def test_a_truth_of_one_mode_has_one_colour_and_no_shares(drawn):
     assert len(np.unique(lines_of(upper).get_edgecolors(), axis=0)) == 1
 
 
-# 2D
-
-
-def test_real_fractal_is_drawn(drawn, panels_2d):
-    figure = drawn(figure_2d, panels_2d, fractal2d())
-    assert titles(figure) == ["(a) unguided", "(b) CFG, w 4", "(c) autoguidance, w 3"]
-    near = []
-    for axes, one in zip(figure.axes, panels_2d, strict=True):
-        dots = next(c for c in axes.collections if type(c).__name__ == "PathCollection")
-        offsets = np.asarray(dots.get_offsets())
-        np.testing.assert_array_equal(offsets, one.samples[one.labels == 0])
-        near.append((np.linalg.norm(offsets, axis=1) < 0.2).mean())
-    # The trunk is where the classes meet: CFG leaves it, autoguidance does not.
-    assert near[1] == 0 and near[0] > 0.05 and near[2] > 0.05
-
-
-def test_square_is_the_same_for_all_and_holds_truth_and_samples(drawn, panels_2d):
-    figure = drawn(figure_2d, panels_2d, fractal2d())
-    (((left, right), (bottom, top)),) = {(axes.get_xlim(), axes.get_ylim()) for axes in figure.axes}
-    assert right - left == pytest.approx(top - bottom)
-    means = fractal2d().means.numpy()
-    assert (means.min(axis=0) > (left, bottom)).all() and (means.max(axis=0) < (right, top)).all()
-    width, height = figure.get_size_inches()
-    for axes in figure.axes:
-        place = axes.get_position()
-        assert place.width * width == pytest.approx(place.height * height)
-
-
-def test_given_square_is_taken_and_samples_outside_are_counted(drawn, square_mixture):
+def test_square_holds_truth_and_samples_and_those_outside_are_counted(drawn, square_mixture):
     samples = [[-1.0, 0.0], [1.0, 0.0], [np.nan, 0.0], [1.0, 0.4]]
-    figure = drawn(figure_2d, [panel(samples)], square_mixture, center=(1.0, 0.25), half_extent=0.5)
-    (axes,) = figure.axes
+    one = panel(samples, np.array([0, 1, 0, 1]), title="one")
+    (axes,) = drawn(figure_2d, [one], square_mixture).axes
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    assert axes.get_title(loc="left") == "one"
+    assert right - left == pytest.approx(top - bottom)
+    assert left < -1.4 and bottom < -0.4 and right > 1.0 and top > 0.4
+    given = {"center": (1.0, 0.25), "half_extent": 0.5}
+    (axes,) = drawn(figure_2d, [panel(samples)], square_mixture, **given).axes
     assert (axes.get_xlim(), axes.get_ylim()) == ((0.5, 1.5), (-0.25, 0.75))
     assert [text.get_text() for text in axes.texts] == ["2 outside"]
-    # Of a center alone, the square still gets everything in.
-    figure = drawn(figure_2d, [panel([[1.0, 0.0]])], square_mixture, center=(0.5, 3.0))
-    (left, right), (bottom, top) = figure.axes[0].get_xlim(), figure.axes[0].get_ylim()
-    assert left < -1.4 and bottom < -0.4
-    assert (left + right) / 2 == pytest.approx(0.5) and (bottom + top) / 2 == pytest.approx(3.0)
+    # Where there is no truth, none is drawn.
+    given = {"center": (9.0, 9.0), "half_extent": 0.1}
+    (axes,) = drawn(figure_2d, [panel([[9.0, 9.0]])], square_mixture, **given).axes
+    assert not any(isinstance(c, QuadContourSet) for c in axes.collections)
 
 
 def test_levels_of_grey_hold_all_but_the_tail_of_the_truth(drawn, square_mixture):
@@ -375,13 +330,6 @@ def test_classes_have_colours_and_guided_steps_are_black(drawn, square_mixture):
     np.testing.assert_allclose(guided.get_edgecolors(), [to_rgba("black", 0.7)])
 
 
-def test_a_square_without_any_truth_is_drawn(drawn, square_mixture):
-    figure = drawn(
-        figure_2d, [panel([[9.0, 9.0]])], square_mixture, center=(9.0, 9.0), half_extent=0.1
-    )
-    assert not any(isinstance(c, QuadContourSet) for c in figure.axes[0].collections)
-
-
 def test_a_full_page_keeps_its_panels_apart(drawn, square_mixture):
     figure = drawn(figure_2d, [panel([[1.0, 0.0]])] * MOST_PANELS, square_mixture)
     boxes = [axes.get_position() for axes in figure.axes]
@@ -391,26 +339,17 @@ def test_a_full_page_keeps_its_panels_apart(drawn, square_mixture):
     assert all(0 < box.x0 and box.x1 < 1 and 0 < box.y0 and box.y1 < 1 for box in boxes)
 
 
-# Files
-
-
-def test_png_has_150_dpi_and_equal_figures_are_equal_files(tmp_path, panels_1d):
-    before = dict(matplotlib.rcParams)
-    for name in ("one.png", "two.png"):
-        figure_1d(panels_1d[2:], mixture1d(), tmp_path / name)
-    assert dict(matplotlib.rcParams) == before
+def test_png_has_150_dpi_whatever_the_users_settings(tmp_path, panels_1d):
+    figure_1d(panels_1d[2:], mixture1d(), tmp_path / "one.png")
     with Image.open(tmp_path / "one.png") as image:
         assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
         assert image.format == "PNG"
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
-    assert len(list(tmp_path.iterdir())) == 2
-    # Settings of the user do not matter.
     with matplotlib.rc_context({"font.size": 30, "text.usetex": True, "savefig.bbox": "tight"}):
         figure_1d(panels_1d[2:], mixture1d(), tmp_path / "two.png")
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
-@pytest.mark.parametrize("title", ["$\\nonsense{$ 5 $", "猫", "w" * 300, "two\nlines", ""])
+@pytest.mark.parametrize("title", ["$\\nonsense{$ 5 $", "猫", "w" * 300, ""])
 def test_any_title_can_be_drawn(drawn, title):
     figure = drawn(figure_1d, [panel([[0.5]], title=title)], mixture1d())
     assert max(title.count("\n") for title in titles(figure)) <= 2
