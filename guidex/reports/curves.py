@@ -152,8 +152,7 @@ def _sheet(
         level: what is special about the style of points that have no curve.
 
     Returns:
-        The figure; its panels with the number of the metric and the series of each; the style of
-        each label.
+        Also the panels, with the number of the metric and the series, and the style by label.
     """
     small = len(groups) > 1
     deep = math.ceil(len(groups) / 5)  # lines of small panels of a metric
@@ -162,25 +161,22 @@ def _sheet(
     across, down = (0.7 * side for side in size) if small else size
     height = lines * down + 0.5
     figure = Figure((columns * across, height), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False)
-    grid = grid.reshape((count, -1) if small else (-1, 1))
-    for panel in (*grid[count:].flat, *grid[:, len(groups) :].flat):
-        panel.remove()
     panels = []
-    for number, line in enumerate(grid[:count]):
-        for k, (panel, name) in enumerate(zip(line, groups, strict=False)):
+    for number in range(count):
+        first = None
+        for k, (name, members) in enumerate(groups.items()):
+            place = number * deep * columns + k if small else number
+            panel = figure.add_subplot(lines, columns, place + 1, sharex=first, sharey=first)
+            first = first or panel
             panel.set_title(name if number == 0 or deep > 1 else "", fontsize=9)
             panel.grid(alpha=0.25)
-            if k > 0:
-                panel.sharex(line[0])
-                panel.sharey(line[0])
             if small and k % columns > 0:
                 panel.tick_params(labelleft=False)
                 panel.yaxis.label.set_visible(False)
             if k + columns < len(groups):
                 panel.tick_params(labelbottom=False)
                 panel.xaxis.label.set_visible(False)
-            panels.append((panel, number, groups[name]))
+            panels.append((panel, number, members))
     styles = _styles(groups, level)
     # Outside of the figure, which grows by it when it is saved.
     columns = math.ceil(len(styles) / (height / 0.21))

@@ -45,12 +45,8 @@ def edge_of_best(rows: Sequence[Row], metric: MetricColumn) -> tuple[Row, list[s
     nothing beyond: at w = 1, which is no guidance, at 0, at infinity, and where an interval
     reaches the sampler's first or last step.
 
-    Arguments:
-        rows: in which to look; missing ones are part of their axes.
-        metric: with a direction; values that print alike are equally good.
-
-    Returns:
-        No keys without two values, or where equally good ones lie on no common edge.
+    Missing rows are part of their axes, and values that print alike are equally good. There are no
+    keys without two values, a direction of better ones, or a common edge of equally good ones.
     """
     measured = [row for row in rows if metric.name in row.metrics]
     values = [row.metrics[metric.name] for row in measured]
@@ -58,22 +54,22 @@ def edge_of_best(rows: Sequence[Row], metric: MetricColumn) -> tuple[Row, list[s
     if best is None:
         return rows[0], []
     alike = [row for row in measured if f"{row.metrics[metric.name]:.{digits}f}" == best]
-    first, *others = (_ends(row, rows) for row in alike)
-    return alike[0], [k for k, end in first.items() if all(o.get(k) == end for o in others)]
+    common = set.intersection(*(_ends(row, rows) for row in alike))
+    return alike[0], [key for key, value in alike[0].values.items() if (key, value) in common]
 
 
-def _ends(row: Row, rows: Sequence[Row]) -> dict[str, Value]:
-    """The values of a row that are the first or last of their axes, by key."""
-    ends = {}
+def _ends(row: Row, rows: Sequence[Row]) -> set[tuple[str, Value]]:
+    """The keys and values of a row that are the first or last of their axes."""
+    ends = set()
     for key, value in relevant(row).items():
-        if "." not in key or not is_number(value):
-            continue
-        others = _without(row, key)
-        axis = {other.values.get(key) for other in rows if _without(other, key) == others}
-        axis = sorted(filter(is_number, axis))
-        for end in (axis[0], axis[-1]) if len(axis) > 1 else ():
-            if value == end and not _is_natural(row, key, low=end == axis[0]):
-                ends[key] = value
+        others = [
+            other.values.get(key) for other in rows if _without(other, key) == _without(row, key)
+        ]
+        axis = {other for other in others if is_number(other)}
+        if "." in key and is_number(value) and len(axis) > 1:
+            lowest = value == min(axis) and not _is_natural(row, key, low=True)
+            if lowest or (value == max(axis) and not _is_natural(row, key, low=False)):
+                ends.add((key, value))
     return ends
 
 

@@ -40,13 +40,9 @@ def image_grid(
 
     Arguments:
         images: uint8 [R, C, K, H, W], K = 1 (grey) or 3 (RGB).
-        row_labels: R labels.
-        column_labels: C labels.
-        path: the PNG; its folder must exist, an existing file is replaced.
+        row_labels, column_labels: R and C of them.
+        path: the PNG; GuidexError where it cannot be written.
         title: line above everything.
-
-    Raises:
-        GuidexError: the file cannot be written.
     """
     font, line = _font(_LABEL_SIZE), sum(_font(_LABEL_SIZE).getmetrics())
     width, height = _cell_size(images, max(images.shape[:2]), column_labels, font)
@@ -71,18 +67,8 @@ def image_grid(
 
 
 def sample_grid(images: np.ndarray, captions: Sequence[str], path: Path) -> None:
-    """Write a PNG of images, about as many per line as there are lines, with a caption under each.
-
-    Sizes are as in `image_grid`.
-
-    Arguments:
-        images: uint8 [N, K, H, W], K = 1 (grey) or 3 (RGB).
-        captions: N captions, such as "seed 12 · class 7".
-        path: the PNG; its folder must exist, an existing file is replaced.
-
-    Raises:
-        GuidexError: the file cannot be written.
-    """
+    """Write a PNG of images, uint8 [N, K, H, W], about as many per line as there are lines, with N
+    captions under them, such as "seed 12 · class 7". Sizes are as in `image_grid`."""
     columns = math.ceil(math.sqrt(len(images)))
     font = _font(_CAPTION_SIZE)
     width, height = _cell_size(images, columns, captions, font)

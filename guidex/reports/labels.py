@@ -22,12 +22,6 @@ from guidex.reports.rows import (
 _FIXED = {"guidance", "images", "repeats", "missing"}
 _FIXED |= {"evals_main", "evals_ref", "gflops", "seconds"}
 
-_BOUNDS = {
-    "sigma": {"lo": r"$\sigma_\mathrm{lo}$", "hi": r"$\sigma_\mathrm{hi}$"},
-    "step": {"lo": "first guided step", "hi": "last guided step"},
-    "fraction": {"lo": "start (fraction of steps)", "hi": "end (fraction of steps)"},
-}
-
 
 def last(key: str) -> str:
     """The last name of a dotted key."""
@@ -145,5 +139,7 @@ def axis_label(key: str, rows: Sequence[Row]) -> str:
 
 def _symbol(key: str, row: Row, rows: Sequence[Row]) -> str:
     short = short_names(swept_keys(rows))[key]
-    bounds = _BOUNDS.get(unit(row, key), {}) if "." in key else {}
-    return "$w$" if short == "w" else bounds.get(short, text(short))
+    if short in ("lo", "hi"):
+        noise = unit(row, key) == "sigma"
+        return rf"$\sigma_\mathrm{{{short}}}$" if noise else f"{short} ({unit(row, key)})"
+    return "$w$" if short == "w" else text(short)

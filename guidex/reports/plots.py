@@ -30,7 +30,7 @@ STYLE = {
 
 
 def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Draw what can be drawn, each as .png (150 dpi) and .pdf, written in one step.
+    """Draw what can be drawn, each as .png and .pdf; returns the files, in an existing folder.
 
     curves: each metric against the guidance weight w (without a swept w, against the numeric key
         with the most values), one curve per combination of the other swept values. Bands are min
@@ -41,14 +41,7 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
         hatched, combinations that are not in the table blank.
     precision_recall: precision against recall, points joined along w.
 
-    More than MOST_CURVES curves are parted into small panels side by side, by another key.
-
-    Arguments:
-        rows: the points so far.
-        folder: an existing folder; files of these names in it are replaced.
-
-    Returns:
-        The files written; what the rows have no data for is not among them.
+    More than MOST_CURVES curves are parted into small panels side by side, by other keys.
 
     Raises:
         GuidexError: the files cannot be written.

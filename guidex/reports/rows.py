@@ -22,20 +22,15 @@ class Row:
 
     Attributes:
         point: position in the table of points, from 0.
-        values: swept keys by their override names, in order; a key that does not concern this
-            point is absent (None is the value `null`).
+        values: swept keys that concern this point, in order; None is the value `null`.
         guidance: name of the guidance preset; "none" for no guidance, "" where not known.
-        images: fakes per repeat.
-        repeats: measurements with fresh seeds, 1 or more.
-        metrics: numbers by column name.
+        images, repeats: fakes per repeat; measurements with fresh seeds, 1 or more.
+        metrics: numbers by column name; empty with a reason in `missing`.
         settings: what the metrics depend on beside the images: detector, reference, …
-        evals_main, evals_ref: network evaluations per image, of the main model and of all
-            references together. evals_main is 0 where the images came from elsewhere, so that
-            their cost is not known.
+        evals_main, evals_ref: network evaluations per image, of the main model (0 where the images
+            came from elsewhere, so that their cost is not known) and of all references together.
         gflops: 10^9 floating-point operations per image.
-        seconds: time that the point took.
-        missing: why there are no numbers, or None. With a reason, metrics are empty, and neither
-            counts nor costs are reported.
+        missing: why there are no numbers, or None.
         note: what must be said of this point below a table, or None.
         unit: what is counted: images, or samples of a toy.
         plan, config, provenance: the record of the point as plain data.
@@ -76,14 +71,8 @@ class Row:
 
 @dataclass(frozen=True)
 class MetricColumn:
-    """A main metric column.
-
-    Attributes:
-        name: of the column.
-        column: how the metric is named, ranked and printed. One that no metric declares is shown
-            under its own name, and no value of it is the best.
-        detector: the end of the name; empty if there is none.
-    """
+    """A main metric column: how it is named, ranked and printed, and the detector, if any. One that
+    no metric declares is shown under its own name, and no value of it is the best."""
 
     name: str
     column: Column
