@@ -11,7 +11,6 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from guidex.reports.edges import edge_of_best
 from guidex.reports.labels import (
     axis_label,
     last,
@@ -23,6 +22,7 @@ from guidex.reports.labels import (
     title,
     value_label,
 )
+from guidex.reports.notes import edge_of_best
 from guidex.reports.rows import MetricColumn, Row, chief_metrics, main_metrics, shown, swept_keys
 from guidex.reports.series import numbers
 

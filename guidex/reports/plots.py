@@ -32,16 +32,12 @@ STYLE = {
 def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Draw what can be drawn, each as .png and .pdf; returns the files, in an existing folder.
 
-    curves: each metric against the guidance weight w (without a swept w, against the numeric key
-        with the most values), one curve per combination of the other swept values. Bands are min
-        and max over repeats, or the confidence interval. Points without that value, such as those
-        without guidance, are lines across. A missing point interrupts its curve.
-    heatmap: FD (without one, the first metric) over two numeric keys that form a grid: lo and hi,
-        or the first two that do; one map per combination of the other values. Missing points are
-        hatched, combinations that are not in the table blank.
+    curves: each metric against w (without a swept w, against the numeric key with the most values),
+        a curve per combination of other values, more than MOST_CURVES in small panels. Bands are
+        min and max over repeats, or the confidence interval. Points without w are lines across.
+    heatmap: FD (without one, the first metric) over two numeric keys that form a grid, lo and hi
+        first. Missing points are hatched, combinations that are not in the table blank.
     precision_recall: precision against recall, points joined along w.
-
-    More than MOST_CURVES curves are parted into small panels side by side, by other keys.
 
     Raises:
         GuidexError: the files cannot be written.

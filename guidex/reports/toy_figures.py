@@ -95,19 +95,15 @@ def figure_1d(
     Panel (a) shows the densities over x and sigma, each noise level divided by its maximum, and
     below that at sigma = 0. Then comes one panel per point: trajectories run down over the true
     density to the histogram of the samples, and a bar at the right marks the guided noise levels.
-    Where the truth has several modes (GaussianMixture), trajectories and histogram have the colour
-    of the mode that they end in, and a line tells the share of the samples in each, left to right.
+    Modes of the truth (GaussianMixture) have colours, and a line tells their shares, left to right.
 
     Arguments:
         panels: one point or more, with samples [N, 1]; of the truth, their classes are shown.
         truth: the distribution that was to be sampled, of shape (1,).
-        path: the PNG; its folder must exist.
+        path: the PNG; GuidexError where it cannot be written.
         reference: what guidance moves away from; drawn in panel (a) only.
-        x_range, sigma_range: limits of the axes; by default, truth, reference and nearly all
-            samples, and from 0 to where the modes have merged.
-
-    Raises:
-        GuidexError: the file cannot be written.
+        x_range, sigma_range: by default, of truth, reference and nearly all samples, and from 0 to
+            where the modes have merged.
     """
     classes = _class_shares(panels, truth)
     models = {"conditional" if truth.num_classes > 0 else "truth": truth}
@@ -159,12 +155,9 @@ def figure_2d(
     Arguments:
         panels: one point or more, with samples [N, 2], which are coloured by class.
         truth: the distribution that was to be sampled, of shape (2,).
-        path: the PNG; its folder must exist.
+        path: the PNG; GuidexError where it cannot be written.
         half_extent, center: of the square shown, in the units of x; by default, such that the
             truth and nearly all samples are inside. Samples outside are counted in the panel.
-
-    Raises:
-        GuidexError: the file cannot be written.
     """
     classes = _class_shares(panels, truth)
     draws = true_draws(truth, classes)
