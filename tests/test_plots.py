@@ -268,19 +268,18 @@ def test_numbers_do_not_pile_up():
     assert not any(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[k + 1 :])
 
 
-def test_axes_of_shares_end_at_one():
-    for values in ((1.0, 1.0), (0.0, 1.0)):
-        metrics = [{"precision_a": value, "recall_a": value} for value in values]
-        rows = [row(n, {W: n + 2.0}, 0.1, metrics=one) for n, one in enumerate(metrics)]
-        with default_settings(STYLE):
-            for figure in (curves(rows), precision_recall(rows)):
-                figure.draw_without_rendering()
-                for panel in figure.axes:
-                    low, high = panel.get_ylim()
-                    assert low <= min(values) and max(values) <= high
-                    shown = [tick for tick in panel.get_yticks() if low <= tick <= high]
-                    assert 0 <= min(shown) and max(shown) <= 1 + 1e-9
-                    assert panel.yaxis.get_offset_text().get_text() == ""
+@pytest.mark.parametrize("draw", [curves, precision_recall])
+@pytest.mark.parametrize("least", [0.0, 1.0])
+def test_axes_of_shares_end_at_one(draw, least):
+    metrics = [{"precision_a": value, "recall_a": value} for value in (least, 1.0)]
+    rows = [row(n, {W: n + 2.0}, 0.1, metrics=one) for n, one in enumerate(metrics)]
+    with default_settings(STYLE):
+        figure = draw(rows)
+        figure.draw_without_rendering()
+    low, high = figure.axes[0].get_ylim()
+    assert low <= least and 1.0 <= high
+    shown = [tick for tick in figure.axes[0].get_yticks() if low <= tick <= high]
+    assert 0 <= min(shown) and max(shown) <= 1 + 1e-9
 
 
 def test_a_series_without_data_has_no_place_in_the_legend(rows):

@@ -195,7 +195,6 @@ def _styles(groups: dict[str, Members], level: dict[str, Any]) -> dict[str, dict
         styles[name] = {"color": _COLOURS[colour], "linestyle": line, "marker": marker}
         styles[name] |= {"linewidth": 1.4, "markersize": 4}
     for k, name in enumerate(dict.fromkeys(label for s, label in labels.items() if not s.is_curve)):
-        turn, line = divmod(k, len(_LEVEL_LINES))
-        styles[name] = {"color": ("black", "0.55")[turn % 2], "linestyle": _LEVEL_LINES[line]}
+        styles[name] = {"color": "black", "linestyle": _LEVEL_LINES[k % len(_LEVEL_LINES)]}
         styles[name] |= {"linewidth": 1.2, "marker": "*", "markersize": 8} | level
     return styles

@@ -23,12 +23,18 @@ from guidex.reports.labels import (
     value_label,
 )
 from guidex.reports.notes import edge_of_best
-from guidex.reports.rows import MetricColumn, Row, chief_metrics, main_metrics, shown, swept_keys
+from guidex.reports.rows import (
+    MetricColumn,
+    Row,
+    best_text,
+    chief_metrics,
+    main_metrics,
+    shown,
+    swept_keys,
+)
 from guidex.reports.series import numbers
 
 _MAPS_PER_LINE = 4
-
-_BEST = {"lower": min, "higher": max, None: lambda values: None}
 
 
 def heat_maps(rows: Sequence[Row]) -> Figure | None:
@@ -89,19 +95,21 @@ def _draw_map(
     """The points of a map in the colours of all that are drawn; brighter is better."""
     x, y = (sorted(numbers(drawn, key)) for key in keys)
     known = _values(drawn, metric)
-    digits, best = metric.decimals(known), _BEST[metric.column.better](known)
+    digits, best = metric.decimals(known), best_text(known, metric)
     values = np.full((len(y), len(x)), math.nan)
     for row in points:
         i, j = y.index(row.values[keys[1]]), x.index(row.values[keys[0]])
         value = values[i, j] = row.metrics.get(metric.name, math.nan)
+        words, frame = f"{value:.{digits}f}", None
         if math.isfinite(value):
             dark = np.dot(scale.to_rgba(value)[:3], (0.299, 0.587, 0.114)) < 0.42
             style = {"ha": "center", "va": "center", "size": 8, "color": "w" if dark else "k"}
-            panel.text(j, i, f"{value:.{digits}f}", **style)
-            frame = {"edgecolor": "red", "linewidth": 2, "zorder": 3}
+            panel.text(j, i, words, **style)
         else:
             frame = {"edgecolor": "0.6", "linewidth": 0, "hatch": "////"}
-        if value == best or not math.isfinite(value):
+        if words == best:
+            frame = {"edgecolor": "red", "linewidth": 2, "zorder": 3}
+        if frame is not None:
             panel.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, **frame))
     place = {"origin": "lower", "aspect": "auto", "interpolation": "nearest"}
     panel.imshow(np.ma.masked_invalid(values), cmap=scale.cmap, norm=scale.norm, **place)

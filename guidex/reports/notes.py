@@ -1,12 +1,11 @@
 """What must be said below a table: what its numbers are, what hinders their comparison, and which
 best values lie on the edge of what was tried, beyond which better ones may lie."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from guidex.reports.labels import last, method_label, relevant, short_names, unit
+from guidex.reports.labels import last, method_label, relevant, short_names
 from guidex.reports.published import published_notes
 from guidex.reports.rows import (
     MetricColumn,
@@ -144,8 +143,7 @@ def edge_of_best(rows: Sequence[Row], metric: MetricColumn) -> tuple[Row, list[s
 
     An axis of a row is a numeric key of guidance, sampler or model, over the rows that agree with
     it in all other keys (in zip mode, in all that are no numbers). It does not end where there is
-    nothing beyond: at w = 1, which is no guidance, at 0, at infinity, and where an interval
-    reaches the sampler's first or last step.
+    nothing beyond: at w = 1, which is no guidance, at 0, and at infinity.
 
     Missing rows are part of their axes, and values that print alike are equally good. There are no
     keys without two values, a direction of better ones, or a common edge of equally good ones.
@@ -164,14 +162,12 @@ def _ends(row: Row, rows: Sequence[Row]) -> set[tuple[str, Value]]:
     """The keys and values of a row that are the first or last of their axes."""
     ends = set()
     for key, value in relevant(row).items():
-        others = [
-            other.values.get(key) for other in rows if _without(other, key) == _without(row, key)
-        ]
-        axis = {other for other in others if is_number(other)}
+        alike = [other for other in rows if _without(other, key) == _without(row, key)]
+        axis = {other.values.get(key) for other in alike}
+        axis = {other for other in axis if is_number(other)}
+        nothing_beyond = {1 if last(key) == "w" else 0, math.inf}
         if "." in key and is_number(value) and len(axis) > 1:
-            lowest = value == min(axis) and not _is_natural(row, key, low=True)
-            if lowest or (value == max(axis) and not _is_natural(row, key, low=False)):
-                ends.add((key, value))
+            ends |= {(key, end) for end in {min(axis), max(axis)} - nothing_beyond if end == value}
     return ends
 
 
@@ -179,15 +175,3 @@ def _without(row: Row, key: str) -> dict[str, Value]:
     """What a row has in common with the others of an axis."""
     paired = row.config.get("sweep", {}).get("mode") == "zip"
     return {k: v for k, v in row.values.items() if k != key and not (paired and is_number(v))}
-
-
-def _is_natural(row: Row, key: str, low: bool) -> bool:
-    """Whether there is nothing beyond the lowest or highest value of an axis, which the row has."""
-    name, value = last(key), row.values[key]
-    if np.isinf(value) or (low and value == (1 if name == "w" else 0)):
-        return True
-    if name != ("lo" if low else "hi") or "weights" not in row.plan:
-        return False
-    guided = (np.array(row.plan["weights"]) != 1).any(axis=(0, 2))
-    # A bound in sigma counts down to 0, steps count up to the last.
-    return bool(guided[0 if (name == "hi") == (unit(row, key) == "sigma") else -1])

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from guidex.metrics.metric import COMPANIONS, Column, column_of
 
@@ -99,11 +99,11 @@ class MetricColumn:
 
 
 class Spread(NamedTuple):
-    """The interval that goes with a value."""
+    """The interval that goes with a value; its source is repeats or confidence."""
 
     low: float
     high: float
-    source: Literal["repeats", "confidence"]
+    source: str
 
 
 _COMPANIONS = ("_min", "_max", "_mean", "_std", *COMPANIONS)
