@@ -16,7 +16,7 @@ from guidex.data.codec import decode, examine, require_size
 from guidex.data.containers import SUFFIXES, Container, Folder, Zip, reason_of, shown
 from guidex.data.image_set import ImageSet, array_images, map_ahead
 from guidex.errors import GuidexError, UsageError
-from guidex.files.progress import counted
+from guidex.files.progress import Progress
 
 # Of a long list of complaints, this many are told.
 _LISTED = 10
@@ -130,7 +130,11 @@ def _open_files(container: Container, bad: str, resize: int | None, crop: bool) 
         except (OSError, ValueError) as error:
             return reason_of(error)
 
-    records = list(map_ahead(record, counted(container.names, f"checking {path}")))
+    records = []
+    with Progress(f"checking {path}", len(container.names), delay=2) as progress:
+        for result in map_ahead(record, container.names):
+            records.append(result)
+            progress.update(1)
     failures = container.closed + [
         (name, reason)
         for name, reason in zip(container.names, records, strict=True)

@@ -1,24 +1,24 @@
 """Checkpoints and references by path or URL: downloaded once, verified on every load.
 
 The cache is one folder of plain files: `GUIDEX_CACHE`, else `$XDG_CACHE_HOME/guidex`, else
-`~/.cache/guidex`. Beside each file lies a record, `<file>.json`, with its URL, SHA-256 and date. A
-file put there by hand is as good as a downloaded one. `GUIDEX_OFFLINE=1` forbids the network.
+`~/.cache/guidex`. Beside each file lies a record, `<file>.sha256`, which `sha256sum --check` reads.
+A file put there by hand is as good as a downloaded one. `GUIDEX_OFFLINE=1` forbids the network.
 """
 
 import hashlib
 import logging
 import os
 import re
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urldefrag, urlsplit
+from urllib.parse import unquote
 from urllib.request import url2pathname
 
 from filelock import FileLock, Timeout
 
 from guidex.errors import GuidexError, UsageError
-from guidex.files.download import download, read_json, write_json
+from guidex.files.atomic import atomic_write
+from guidex.files.download import download
 from guidex.files.progress import Received
 
 log = logging.getLogger(__name__)
@@ -36,12 +36,10 @@ def fetch(source: str, *, sha256: str | None = None, progress: Received | None =
         progress: called with (bytes so far, bytes in all or None) while downloading.
 
     Raises:
-        UsageError: no such file, bad URL or hash, HTTP 404, not cached while offline.
+        UsageError: no such file, bad URL, HTTP 404, not cached while offline.
         GuidexError: not to be downloaded, cache folder not usable, no disk space, corrupt or
             unexpected content.
     """
-    if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
-        raise UsageError(f"a SHA-256 has 64 hexadecimal digits; given: {sha256!r}.")
     expected = None if sha256 is None else sha256.lower()
     url, path = _locate(source)
     if url is None:
@@ -49,8 +47,7 @@ def fetch(source: str, *, sha256: str | None = None, progress: Received | None =
             state = "is not a file" if os.path.exists(path) else "does not exist"
             raise UsageError(f"{path} {state}: give an existing file or an https:// URL.")
         if expected is not None:
-            advice = "asked for. Get it anew, or correct the hash."
-            _compare(path, file_sha256(path), expected, advice)
+            _compare(path, expected, "asked for. Get it anew, or correct the hash.")
         return path
     if os.path.isfile(path):
         _verify(path, url, path, expected)
@@ -65,7 +62,7 @@ def fetch(source: str, *, sha256: str | None = None, progress: Received | None =
             f"{url} is not in the cache, and GUIDEX_OFFLINE forbids the network. {by_hand}"
         )
     try:
-        _download(url, path, expected, progress or (lambda done, total: None))
+        _download(url, path, expected, progress or (lambda count, total: None))
     except GuidexError as error:
         raise type(error)(f"{error} {by_hand}") from error
     except (OSError, NotImplementedError) as error:  # the latter: a disk without locks
@@ -88,23 +85,14 @@ def cached(source: str) -> Path | None:
 
 def cache_dir() -> Path:
     """The cache folder (see the head of this file), absolute; it need not exist yet."""
-    named = os.environ.get("GUIDEX_CACHE", "")
-    try:
-        if named != "":
-            return Path(named).expanduser().absolute()
-        xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        # The XDG base directory specification: empty or relative counts as unset.
-        return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "guidex"
-    except RuntimeError as error:
-        raise UsageError("no home folder is known: set GUIDEX_CACHE to a folder.") from error
+    xdg = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    named = os.environ.get("GUIDEX_CACHE") or f"{xdg}/guidex"
+    return Path(named).expanduser().absolute()
 
 
 def offline() -> bool:
     """Whether GUIDEX_OFFLINE forbids the network."""
-    value = os.environ.get("GUIDEX_OFFLINE", "").lower()
-    if value not in ("", "0", "1", "false", "true", "no", "yes", "off", "on"):
-        raise UsageError(f"GUIDEX_OFFLINE is {value!r}: allowed are 1 (no network) and 0.")
-    return value in ("1", "true", "yes", "on")
+    return os.environ.get("GUIDEX_OFFLINE", "").lower() not in ("", "0", "false", "no", "off")
 
 
 def file_sha256(path: Path) -> str:
@@ -120,18 +108,17 @@ def _locate(source: str) -> tuple[str | None, Path]:
     """The URL to download, without fragment, and its place in the cache; or None and a path."""
     if "://" not in source:
         return None, Path(os.path.expanduser(source))
-    parts = urlsplit("")
-    with suppress(ValueError):
-        parts = urlsplit(source)
-    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
-        return None, Path(url2pathname(parts.path))
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+    if local := re.fullmatch(r"file://(?:localhost)?(/.*)", source):
+        return None, Path(url2pathname(local[1]))
+    url = source.partition("#")[0]
+    form = r"(?i:https?)://([\w.-]+|\[[\da-f:.]+\])(?::\d{1,5})?(/[!->@-~]*)?(\?[!-~]*)?"
+    remote = re.fullmatch(form, url, re.ASCII)
+    if remote is None:
         raise UsageError(
             f"{source!r} is not a usable address: give a path, file:///folder/file, or a URL "
             "https://host/file or http://host/file without a user name."
         )
-    url = urldefrag(source).url
-    name = PurePosixPath(unquote(PurePosixPath(parts.path).name) or parts.hostname)
+    name = PurePosixPath(unquote(PurePosixPath(remote[2] or "").name) or remote[1])
     suffix = re.sub("[^A-Za-z0-9.]+", "", name.suffix)[:16]
     stem = re.sub("[^A-Za-z0-9._-]+", "_", name.stem).lstrip(".")[:80]
     # The hash keeps equal names apart, and the suffix stays last for those who look at it.
@@ -144,11 +131,11 @@ def _download(url: str, path: Path, expected: str | None, progress: Received) ->
     part = path.with_name(path.name + ".part")
     lock = FileLock(path.with_name(path.name + ".lock"))
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         log.warning("Waiting for another process that is getting %s.", path.name)
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         if os.path.isfile(path):  # another process was faster
             return _verify(path, url, path, expected)
         download(url, part, progress)
@@ -158,8 +145,6 @@ def _download(url: str, path: Path, expected: str | None, progress: Received) ->
             part.unlink()
             raise
         os.replace(part, path)
-    finally:
-        lock.release()
 
 
 def _verify(file: Path, url: str, path: Path, expected: str | None) -> None:
@@ -167,7 +152,6 @@ def _verify(file: Path, url: str, path: Path, expected: str | None) -> None:
 
     What is new (downloaded, or put there by hand) is recorded.
     """
-    sha256 = file_sha256(file)
     retry = f"Delete it to download {url} again" if file == path else "It was thrown away"
     with open(file, "rb") as content:
         head = content.read(512).removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -178,20 +162,22 @@ def _verify(file: Path, url: str, path: Path, expected: str | None) -> None:
             f"{file}, from {url}, is empty, a web page, XML, JSON or a Git LFS pointer: a sign-in, "
             f"quota or error page in place of the file? {retry}."
         )
-    record = path.with_name(path.name + ".json")
-    recorded = read_json(record).get("sha256", "nothing readable") if record.exists() else None
-    if expected is not None:
-        _compare(file, sha256, expected, f"asked for. {retry}, or correct the hash.")
-    elif recorded is not None:
+    record = path.with_name(path.name + ".sha256")
+    recorded = record.read_text("latin-1")[:64] if record.exists() else None
+    advice = f"asked for. {retry}, or correct the hash."
+    if expected is None:
         advice = f"recorded in {record}. {retry}; or, to accept it, delete that record."
-        _compare(file, sha256, recorded, advice)
+    sha256 = _compare(file, expected or recorded, advice)
     if sha256 != recorded:
-        date = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(record, {"url": url, "sha256": sha256, "date": date})
+        line = f"{sha256}  {path.name}\n# {url}, {datetime.now(UTC):%Y-%m-%d}\n"
+        atomic_write(record, lambda file: file.write(line.encode()))
 
 
-def _compare(path: Path, sha256: str, wanted: str, advice: str) -> None:
-    if sha256 != wanted:
+def _compare(path: Path, wanted: str | None, advice: str) -> str:
+    """The SHA-256 of a file, which must be the one that is wanted, if any."""
+    sha256 = file_sha256(path)
+    if wanted not in (None, sha256):
         raise GuidexError(
             f"{path} is corrupt or another file: its SHA-256 is {sha256}, and {wanted} is {advice}"
         )
+    return sha256

@@ -5,19 +5,17 @@ that its file is still the same; in doubt it begins anew.
 """
 
 import http.client
-import json
 import logging
 import re
 import shutil
 from pathlib import Path
 from time import sleep
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from guidex import __version__
 from guidex.errors import GuidexError, UsageError
-from guidex.files.atomic import atomic_write
 from guidex.files.progress import Received, megabytes
 
 TIMEOUT = 30.0  # seconds, to connect and for each read
@@ -31,11 +29,11 @@ class _Broken(Exception):
     """An attempt failed, but the next one may not."""
 
 
-def download(url: str, path: Path, progress: Received) -> None:
-    """Download an http(s) URL into `path`, on which the caller holds a lock.
+def download(url: str, part: Path, progress: Received) -> None:
+    """Download an http(s) URL into a file, on which the caller holds a lock.
 
-    On a failure or an interruption, what came stays with a note, `<path>.json`, if it can be
-    resumed.
+    Until the file is whole, a note beside it, `<part>.version`, holds what the server calls this
+    version of the file, so that a later call can resume it.
 
     Arguments:
         url: proxies are taken from the environment.
@@ -43,100 +41,71 @@ def download(url: str, path: Path, progress: Received) -> None:
             chunk; the count falls back when the file begins anew. It may raise to stop.
 
     Raises:
-        UsageError: HTTP 404 or 410, or no URL that can be sent. GuidexError: not to be had, no
-            disk space. OSError: the disk refuses.
+        UsageError: HTTP 404 or 410. GuidexError: not to be had, no disk space. OSError: the disk
+            refuses.
     """
-    with _Part(path) as part:
-        failures, furthest = 0, part.size
-        while True:
-            try:
-                return _attempt(url, part, progress)
-            except _Broken as broken:
-                failures = 1 if part.size > furthest else failures + 1
-                furthest = max(furthest, part.size)
-                if failures == ATTEMPTS:
-                    raise GuidexError(
-                        f"cannot download {url}: {broken}; {ATTEMPTS} attempts failed."
-                    ) from broken
-                wait = 2 ** (failures - 1)
-                log.warning("Download of %s: %s; trying again in %d s.", url, broken, wait)
-                sleep(wait)
+    failures, furthest = 0, 0
+    while True:
+        try:
+            return _attempt(url, part, progress)
+        except _Broken as broken:
+            size = part.stat().st_size if part.exists() else 0
+            failures = 1 if size > furthest else failures + 1
+            furthest = max(furthest, size)
+            if failures == ATTEMPTS:
+                raise GuidexError(
+                    f"cannot download {url}: {broken}; {ATTEMPTS} attempts failed."
+                ) from broken
+            wait = 2 ** (failures - 1)
+            log.warning("Download of %s: %s; trying again in %d s.", url, broken, wait)
+            sleep(wait)
 
 
-def read_json(path: Path) -> dict:
-    """A JSON object; empty if the file holds anything else, or cannot be read."""
-    try:
-        fields = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return fields if isinstance(fields, dict) else {}
-
-
-def write_json(path: Path, fields: dict[str, str | None]) -> None:
-    """Write a JSON object in one step."""
-    text = json.dumps(fields, indent=2) + "\n"
-    atomic_write(path, lambda file: file.write(text.encode()))
-
-
-class _Part:
-    """The bytes of a file received so far, and the validator of their version, noted beside it."""
-
-    def __init__(self, path: Path):
-        self.path, self._note = path, path.with_name(path.name + ".json")
-        self._file = open(path, "ab")
-        self.size = self._file.tell()
-        self.validator = read_json(self._note).get("validator")
-        if self.size > 0 and not isinstance(self.validator, str):
-            self.restart(None)
-
-    def __enter__(self) -> "_Part":
-        return self
-
-    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        self._file.close()
-        resumable = self.size > 0 and self.validator is not None
-        if failure is None or not resumable:
-            self._note.unlink(missing_ok=True)
-        if failure is not None and not resumable:
-            self.path.unlink()
-
-    def restart(self, validator: str | None) -> None:
-        """Throw away what is there and begin a file of this version."""
-        self._file.truncate(0)
-        self.size, self.validator = 0, validator
-        write_json(self._note, {"validator": validator})
-
-    def write(self, chunk: bytes) -> None:
-        self._file.write(chunk)
-        self._file.flush()
-        self.size += len(chunk)
-
-
-def _attempt(url: str, part: _Part, progress: Received) -> None:
+def _attempt(url: str, part: Path, progress: Received) -> None:
     """Send one request and append its answer to the part; returns when the part is whole."""
+    note = part.with_name(part.name + ".version")
+    known = note.read_text("latin-1") if note.exists() and part.exists() else ""
+    size = part.stat().st_size if known else 0
     headers = {"User-Agent": f"guidex/{__version__}"}
-    if part.size > 0 and part.validator is not None:
-        headers |= {"Range": f"bytes={part.size}-", "If-Range": part.validator}
+    if size > 0:
+        headers |= {"Range": f"bytes={size}-", "If-Range": known}
     with _open(url, headers) as response:
-        _check_answer(url, response, part)
-        total = _begin(response, part)
+        _check_answer(url, response)
+        etag = response.headers.get("ETag", "W/")
+        # What If-Range may carry: a weak ETag allows different bytes (RFC 9110, section 13.1.5).
+        version = response.headers.get("Last-Modified", "") if etag.startswith("W/") else etag
+        if response.status == 200:
+            size, total = 0, response.length
+        else:
+            form = rf"bytes {size}-\d{{1,18}}/(\d{{1,18}})"
+            place = re.fullmatch(form, response.headers.get("Content-Range", ""))
+            if place is None or version not in ("", known):
+                note.unlink(missing_ok=True)
+                raise _Broken("the server's part does not continue what is here; beginning anew")
+            total = int(place[1])
         if total is None and not response.chunked:
             raise GuidexError(
                 f"cannot download {url}: the server does not say how long the file is, so that a "
                 "cut one could not be told from a whole one."
             )
-        missing, free = (total or 0) - part.size, shutil.disk_usage(part.path.parent).free
+        missing, free = (total or 0) - size, shutil.disk_usage(part.parent).free
         if missing > free:
             raise GuidexError(
-                f"{megabytes(missing)} are to be downloaded to {part.path.parent}, where "
+                f"{megabytes(missing)} are to be downloaded to {part.parent}, where "
                 f"{megabytes(free)} are free. Free some, or set GUIDEX_CACHE to a larger disk."
             )
-        progress(part.size, total)
-        while chunk := _read(response):
-            part.write(chunk)
-            progress(part.size, total)
-    if total is not None and part.size != total:
-        raise _Broken(f"the connection was closed after {part.size} of {total} bytes")
+        with open(part, "ab" if size > 0 else "wb") as file:
+            if size == 0:
+                note.write_text(version, "latin-1")
+            progress(size, total)
+            while chunk := _read(response):
+                file.write(chunk)
+                file.flush()
+                size += len(chunk)
+                progress(size, total)
+    if total is not None and size != total:
+        raise _Broken(f"the connection was closed after {size} of {total} bytes")
+    note.unlink()
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
@@ -161,43 +130,18 @@ def _open(url: str, headers: dict[str, str]) -> http.client.HTTPResponse | HTTPE
         return build_opener(_Redirects).open(request, timeout=TIMEOUT)
     except HTTPError as error:
         return error  # an answer like any other
-    except URLError as error:
-        raise _Broken(f"cannot reach {request.host} ({error.reason})") from error
-    except (ValueError, http.client.InvalidURL) as error:  # of the URL, or of a redirect
-        raise UsageError(f"cannot download {url}: not a usable address ({error}).") from error
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise _Broken(f"no proper answer from {request.host} ({error!r})") from error
 
 
-def _check_answer(url: str, response: http.client.HTTPResponse | HTTPError, part: _Part) -> None:
+def _check_answer(url: str, response: http.client.HTTPResponse | HTTPError) -> None:
     """Refuse whatever is not (a piece of) the file, before any of it is written."""
     status = response.status
     text = f"the server answers HTTP {status} ({http.client.responses.get(status, 'unknown')})"
-    if status == 416:
-        part.restart(None)
-    if status in (408, 416, 429) or status >= 500:
+    if status in (408, 429) or status >= 500:
         raise _Broken(text)
     if 300 <= status < 400:
-        text += ", a redirect to nowhere, in a circle, or to what is not https:// (or http://)"
-    page = response.headers.get_content_type().endswith(("html", "xml", "json"))
-    if page:
-        text += " with a web page, XML or JSON"
-    if status not in (200, 206) or page:
-        kind = UsageError if status in (404, 410) else GuidexError
-        raise kind(f"cannot download {url}: {text}.")
-
-
-def _begin(response: http.client.HTTPResponse, part: _Part) -> int | None:
-    """Let the part stand ready for the first byte; the size of the whole file, where known."""
-    etag = response.headers.get("ETag", "W/")
-    # What If-Range may carry: a weak ETag allows different bytes (RFC 9110, section 13.1.5).
-    validator = response.headers.get("Last-Modified") if etag.startswith("W/") else etag
-    if response.status == 200:
-        part.restart(validator)
-        return response.length
-    form = r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})"
-    place = re.fullmatch(form, response.headers.get("Content-Range", ""))
-    if place is None or int(place[1]) != part.size or validator not in (None, part.validator):
-        part.restart(None)
-        raise _Broken("the server's part does not continue what is here; beginning anew")
-    return int(place[2])
+        text += ", a redirect that cannot be followed"
+    if status not in (200, 206, 416):  # 416: the file does not continue what is here
+        error = UsageError if status in (404, 410) else GuidexError
+        raise error(f"cannot download {url}: {text}.")

@@ -2,15 +2,13 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Self, TypeVar
+from typing import Self
 
 from tqdm import tqdm
 
 Received = Callable[[int, int | None], None]  # told (bytes so far, bytes in all or None)
-
-_T = TypeVar("_T")
 
 PLAIN_SECONDS = 15.0  # between two lines where there is no terminal
 
@@ -19,31 +17,19 @@ PLAIN_SECONDS = 15.0  # between two lines where there is no terminal
 def download_bar(what: str) -> Iterator[Received]:
     """Progress for `fetch` on standard error, from the first byte on; nothing for a cached file.
 
-    A bar on a terminal; elsewhere (a batch job's log) one line that says what is being waited for.
-
     Arguments:
         what: is being downloaded, for people.
     """
-    bars: list[tqdm] = []
-    title, hidden = f"downloading {what}", not sys.stderr.isatty()
+    pause = 0.1 if sys.stderr.isatty() else PLAIN_SECONDS
+    # With a delay, tqdm says nothing before the first update.
+    look = {"unit": "B", "unit_scale": True, "mininterval": pause, "delay": 1e-6}
+    with tqdm(desc=f"downloading {what}", leave=False, **look) as bar:
 
-    def progress(count: int, total: int | None) -> None:
-        if not bars:
-            if hidden:
-                size = "" if total is None else f" ({megabytes(total)})"
-                print(f"{title}{size}", file=sys.stderr, flush=True)
-            bars.append(
-                tqdm(
-                    desc=title, total=total, unit="B", unit_scale=True, leave=False, disable=hidden
-                )
-            )
-        bars[0].update(count - bars[0].n)
+        def progress(count: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(count - bar.n)
 
-    try:
         yield progress
-    finally:
-        for bar in bars:
-            bar.close()
 
 
 def megabytes(size: int) -> str:
@@ -76,13 +62,12 @@ class Progress:
         self.count, self.before = float(done), done
         self.quiet, self.delay = quiet, delay
         self.started = self.said = time.monotonic()
-        form = "{desc} {percentage:3.0f}%|{bar:30}| {n:.0f}/{total} {unit} [{elapsed}<{remaining}]"
-        shown = sys.stderr.isatty() and not quiet
-        self.bar = (
-            tqdm(desc=label, total=total, initial=done, unit=unit, bar_format=form, delay=delay)
-            if shown
-            else None
-        )
+        self.bar: tqdm | None = None
+        if sys.stderr.isatty() and not quiet:
+            form = "{desc} {percentage:3.0f}%|{bar:30}| {n:.0f}/{total} {unit} "
+            form += "[{elapsed}<{remaining}]"
+            look = {"unit": unit, "bar_format": form, "delay": delay}
+            self.bar = tqdm(desc=label, total=total, initial=done, **look)
 
     def __enter__(self) -> Self:
         return self
@@ -107,19 +92,8 @@ class Progress:
             return
         self.said = time.monotonic()
         seconds = self.said - self.started
-        rate = (self.count - self.before) / seconds if seconds > 0 else 0.0
-        left = (self.total - self.count) / rate if rate > 0 else float("inf")
-        ahead = "" if self.count >= self.total - 0.5 else f", {left:.0f} s left"
-        print(
-            f"{self.label} {self.count:.0f}/{self.total} {self.unit} in {seconds:.0f} s{ahead}",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-def counted(items: Sequence[_T], label: str) -> Iterator[_T]:
-    """The items, images, with a `Progress` of how many have been taken."""
-    with Progress(label, len(items), delay=2) as progress:
-        for item in items:
-            yield item
-            progress.update(1)
+        text = f"{self.label} {self.count:.0f}/{self.total} {self.unit} in {seconds:.0f} s"
+        if self.before < self.count < self.total - 0.5:
+            left = seconds * (self.total - self.count) / (self.count - self.before)
+            text += f", {left:.0f} s left"
+        print(text, file=sys.stderr, flush=True)
