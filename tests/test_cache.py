@@ -15,7 +15,6 @@ from types import SimpleNamespace
 import pytest
 
 import guidex.files.cache as cache
-import guidex.files.download as downloading
 from guidex import __version__
 from guidex.errors import GuidexError, UsageError
 from guidex.files import progress
@@ -27,9 +26,7 @@ HALF = 150_000
 SHA256 = hashlib.sha256(DATA).hexdigest()
 OTHER_SHA256 = hashlib.sha256(OTHER).hexdigest()
 DATE = "Wed, 21 Oct 2026 07:28:00 GMT"
-PAGE = b"\xef\xbb\xbf \r\n<!DOCTYPE HTML><html>Please sign in</html>"
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
-CHUNKED = {"Transfer-Encoding": "chunked", "ETag": '"one"'}
+HTML = {"Content-Type": "text/html; charset=utf-8"}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -110,7 +107,7 @@ def waits(monkeypatch, tmp_path):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("GUIDEX_CACHE", str(tmp_path / "cache"))
     waits = []
-    monkeypatch.setattr(downloading, "sleep", waits.append)
+    monkeypatch.setattr(cache, "sleep", waits.append)
     return waits
 
 
@@ -192,21 +189,18 @@ def test_names_are_readable_distinct_and_stay_in_the_cache():
 
 
 def test_download_once_then_from_the_cache(server):
-    # A length, '["' and six zeros, as it may stand at the head of .safetensors: no JSON.
-    server.data = 0x225B.to_bytes(8, "little") + DATA
-    sha256 = hashlib.sha256(server.data).hexdigest()
-    size, seen = len(server.data), []
+    size, seen = len(DATA), []
     assert cached(server.url) is None
     path = fetch(server.url, progress=lambda done, total: seen.append((done, total)))
-    assert path.read_bytes() == server.data
-    assert fetch(server.url) == path == fetch(server.url, sha256=sha256) == cached(server.url)
+    assert path.read_bytes() == DATA
+    assert fetch(server.url) == path == fetch(server.url, sha256=SHA256) == cached(server.url)
     assert len(server.requests) == 1
     assert server.requests[0][1]["User-Agent"] == f"guidex/{__version__}"
     assert seen[0] == (0, size) and seen[-1] == (size, size)
     assert seen == sorted(seen)
     assert listing() == [path.name, record_of(path).name]
     line, comment = record_of(path).read_text().splitlines()
-    assert line == f"{sha256}  {path.name}" and comment.startswith(f"# {server.url}, 20")
+    assert (line, comment) == (f"{SHA256}  {path.name}", f"# {server.url}")
 
 
 def test_downloads_are_told_of_where_there_is_no_terminal(capsys, monkeypatch):
@@ -219,15 +213,10 @@ def test_downloads_are_told_of_where_there_is_no_terminal(capsys, monkeypatch):
     assert "downloading net.pkl:   0%" in capsys.readouterr().err
 
 
-def test_chunked_body_and_proxy(server, monkeypatch):
-    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(DATA), DATA)
-    server.behaviours = [{"body": body, "headers": CHUNKED, "sized": False, "cut": HALF}]
-    assert fetch(server.url).read_bytes() == DATA
-    assert server.ranges[1] == (f"bytes={HALF - len('493e0') - 2}-", '"one"')
+def test_a_proxy_of_the_environment_is_asked(server, monkeypatch):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
-    server.behaviours = [{"body": body, "headers": CHUNKED, "sized": False}]
     assert fetch("http://guidex.invalid/net.pkl").read_bytes() == DATA
-    assert server.requests[2][0] == "http://guidex.invalid/net.pkl"
+    assert server.requests[0][0] == "http://guidex.invalid/net.pkl"
 
 
 @pytest.mark.parametrize(
@@ -299,9 +288,8 @@ def test_attempts_that_bring_nothing_are_bounded(server, waits):
 @pytest.mark.parametrize(
     "behaviour, message",
     [
-        ({"body": PAGE}, "web page"),
-        ({"body": b'{"error": "no such model"}'}, "JSON"),
-        ({"body": POINTER, "headers": {"Content-Type": "text/plain"}}, "Git LFS pointer"),
+        ({"headers": HTML}, "text/html. Is it a sign-in"),
+        ({"body": b"", "headers": {"Content-Type": "application/json"}}, "json"),
         ({"body": b""}, "empty"),
         ({"sized": False}, "does not say how long"),
         ({"status": 204, "body": b""}, "HTTP 204"),
@@ -332,7 +320,7 @@ def test_redirect_is_followed_with_the_range(server, status):
     server.behaviours = [{"status": status, "headers": {"Location": "?again"}}] * 99
     with pytest.raises(GuidexError, match="a redirect that cannot be followed"):
         fetch(server.url + "?again")
-    secure, target = downloading.Request("https://a/b"), downloading._Redirects().redirect_request
+    secure, target = cache.Request("https://a/b"), cache._Redirects().redirect_request
     assert target(secure, None, status, "", {}, "https://b/").full_url == "https://b/"
     assert target(secure, None, status, "", {}, "http://b/") is None
 
@@ -350,15 +338,15 @@ def test_offline(server, monkeypatch):
 
 
 def test_unreachable_servers(server, monkeypatch):
-    with pytest.raises(GuidexError, match="no proper answer from 127.0.0.1.*SSL"):
+    with pytest.raises(GuidexError, match="cannot download .*SSL"):
         fetch(server.url.replace("http:", "https:"))
     monkeypatch.setattr(Handler, "do_GET", lambda self: self.wfile.write(b"\x1b[31mSSH-2.0\r\n"))
-    with pytest.raises(GuidexError, match="no proper answer") as caught:
+    with pytest.raises(GuidexError, match="SSH-2.0.*5 attempts") as caught:
         fetch(server.url)
     assert "\x1b" not in str(caught.value)
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/net.pkl"
-    with pytest.raises(GuidexError, match="no proper answer.*refused.*put it at"):
+    with pytest.raises(GuidexError, match="refused.*put it at"):
         fetch(url)
 
 
@@ -409,10 +397,6 @@ def test_hand_placed_file(server, monkeypatch):
     monkeypatch.setenv("GUIDEX_OFFLINE", "1")
     path = place(server.url)
     path.parent.mkdir()
-    path.write_bytes(POINTER)
-    with pytest.raises(GuidexError, match="web page.*LFS.*Delete it"):
-        fetch(server.url)
-    assert listing() == [path.name]
     path.write_bytes(DATA)
     assert cached(server.url) == path == fetch(server.url)
     with monkeypatch.context() as read_only:  # a cache that an administrator has filled
@@ -429,7 +413,7 @@ def test_disk_that_refuses(server, monkeypatch):
     interrupted(server)
     disk = SimpleNamespace(free=HALF - 1)
     with monkeypatch.context() as patch:
-        patch.setattr(downloading.shutil, "disk_usage", lambda _: disk)
+        patch.setattr(cache.shutil, "disk_usage", lambda _: disk)
         with pytest.raises(GuidexError, match="0.1 MB are free.*GUIDEX_CACHE"):
             fetch(server.url)
         disk.free = HALF

@@ -3,7 +3,6 @@ import json
 import os
 import struct
 import threading
-import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,17 +11,15 @@ import numpy as np
 import PIL
 import pytest
 import torch
+from helpers import golden
 from PIL import Image
 
-from guidex.data import containers as sources
 from guidex.data.codec import decode, examine, write_png
 from guidex.data.digits import digits
 from guidex.data.image_set import array_images, default_workers
 from guidex.data.images import open_images
 from guidex.data.pixels import to_float, to_uint8
 from guidex.errors import GuidexError, UsageError
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 def random_pixels(*shape, seed=0):
@@ -109,18 +106,12 @@ def test_all_formats_are_read_in_any_case(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names",
-    [
-        pytest.param(["1.png", "2.png"], id="flat"),
-        pytest.param(["images/1.png", "images/2.png"], id="one folder"),
-        pytest.param(["1.png", "a/2.png", "b/3.png"], id="one image outside"),
-    ],
+    "names", [["1.png", "2.png"], ["a/1.png", "a/2.png"], ["1.png", "a/2.png", "b/3.png"]]
 )
 def test_without_two_classes_there_are_no_labels(tmp_path, names):
     folder_of(tmp_path, names)
     images = open_images(tmp_path)
-    assert images.labels is None
-    assert images.class_names is None
+    assert images.labels is images.class_names is None
 
 
 def test_links_are_followed_and_loops_end(tmp_path):
@@ -131,8 +122,8 @@ def test_links_are_followed_and_loops_end(tmp_path):
     (root / "b" / "up").symlink_to(root)
     (root / "c").symlink_to(tmp_path / "elsewhere")
     images = open_images(root)
-    # "a" is another name of the real folder "b", "b/up" of the root.
-    assert images.names == ["b/1.png", "c/x.png"]
+    # "b" is another name of the folder "a", "a/up" of the root.
+    assert images.names == ["a/1.png", "c/x.png"]
     np.testing.assert_array_equal(images.read([1])[0], content["x.png"])
 
 
@@ -156,7 +147,7 @@ def test_pipes_are_not_waited_for(tmp_path, name):
     folder_of(tmp_path, ["a.png"])
     assert len(open_images(tmp_path)) == 1
     os.mkfifo(tmp_path / name)
-    with pytest.raises(UsageError, match="neither a folder nor a regular file"):
+    with pytest.raises(UsageError, match="is not a folder of images"):
         open_images(tmp_path / name)
 
 
@@ -171,31 +162,19 @@ def test_a_folder_that_may_not_be_entered_is_told(tmp_path, monkeypatch):
 
     # By patch, since no folder is closed to the administrator who may run the tests.
     monkeypatch.setattr(os, "scandir", guarded)
-    with pytest.raises(GuidexError, match="\n  b: Permission denied"):
-        open_images(tmp_path)
-    images = open_images(tmp_path, bad="skip")
-    assert images.names == ["a/1.png"] and images.skipped == [("b", "Permission denied")]
+    with pytest.raises(GuidexError, match="cannot look into .*/b: Permission denied"):
+        open_images(tmp_path, bad="skip")
 
 
-def test_a_folder_without_images_is_told_with_what_is_there(tmp_path):
+def test_what_holds_no_images_is_told(tmp_path):
     put(tmp_path / "a" / "x.npy", b"")
     put(tmp_path / "b" / "README", b"")
-    with pytest.raises(UsageError, match=r"holds no images.*only files with \.npy, no suffix"):
+    with pytest.raises(UsageError, match=r"holds no images.*what is there has .*\.npy"):
         open_images(tmp_path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"sub-folders too\.$"):
-        open_images(tmp_path / "empty")
-
-
-def test_a_missing_path_brings_the_nearest_name(tmp_path):
-    (tmp_path / "imagenet512").mkdir()
-    with pytest.raises(UsageError, match=r"has no imagnet512\. Did you mean imagenet512\?"):
-        open_images(tmp_path / "imagnet512" / "val" / "x")
-    with pytest.raises(UsageError, match="Check the path"):
-        open_images(tmp_path / "zzz")
-    (tmp_path / "link").symlink_to(tmp_path / "gone")
-    with pytest.raises(UsageError, match="link is a link to .*gone, which does not exist"):
-        open_images(tmp_path / "link")
+    with pytest.raises(UsageError, match="absent does not exist; give a folder of images, a .zip"):
+        open_images(tmp_path / "absent")
+    with pytest.raises(UsageError, match="README is not a folder of images"):
+        open_images(tmp_path / "b" / "README")
 
 
 @pytest.mark.parametrize(
@@ -288,25 +267,13 @@ def test_names_are_printed_without_their_control_characters(tmp_path):
     assert text.replace("\n", "").isprintable()
 
 
-def test_damaged_metadata_neither_harms_nor_warns(tmp_path):
-    # An EXIF block whose directory lies beyond its end, without a JFIF density: Pillow looks there
-    # for the density and warns. Some files of ImageNet are like that.
-    plain = encoded(random_pixels(8, 8, 3), "JPEG")
-    exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x1a\x01\x05\0\x01\0\0\0\xff\xff\0\0"
-    block = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
-    (jfif_size,) = struct.unpack(">H", plain[4:6])
-    jpeg = plain[:2] + block + plain[4 + jfif_size :]
+def test_metadata_that_pillow_warns_of_is_no_damage(tmp_path):
     png = encoded(random_pixels(8, 8, 3))
     apng = png[:33] + chunk(b"acTL", struct.pack(">II", 0, 0)) + png[33:]
-    for data in (jpeg, apng):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            Image.open(io.BytesIO(data)).load()
-        assert len(caught) > 0, "Pillow no longer warns of this; the test needs another file"
-    put(tmp_path / "a.jpg", jpeg)
-    put(tmp_path / "b.png", apng)
-    images = open_images(tmp_path)
-    assert len(images.read([0, 1])) == 2
+    with pytest.warns(UserWarning, match="APNG"):
+        Image.open(io.BytesIO(apng)).load()
+    put(tmp_path / "a.png", apng)
+    assert len(open_images(tmp_path).read([0])) == 1
 
 
 def test_a_file_that_changes_later_is_noticed(tmp_path):
@@ -330,10 +297,8 @@ def test_several_sizes_are_counted_with_examples(tmp_path):
     with pytest.raises(GuidexError) as caught:
         open_images(tmp_path)
     text = str(caught.value)
-    assert "2 sizes (width x height)" in text
-    assert "4x5: 3 images, such as a.png" in text
-    assert "6x7: 1 images, such as c.png" in text
-    assert "resize=N" in text
+    assert "2 sizes (width x height)" in text and "resize=N" in text
+    assert "4x5: 3 images, such as a.png" in text and "6x7: 1 images, such as c.png" in text
 
 
 def test_resize_is_pillows_bicubic_of_the_whole_image(tmp_path):
@@ -344,9 +309,7 @@ def test_resize_is_pillows_bicubic_of_the_whole_image(tmp_path):
     assert images.shape == (3, 8, 8)
     expected = Image.fromarray(pixels).resize((8, 8), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(images.read([0])[0], np.asarray(expected).transpose(2, 0, 1))
-    np.testing.assert_array_equal(
-        images.read([1])[0], random_pixels(8, 8, 3).transpose(2, 0, 1), "the right size is kept"
-    )
+    np.testing.assert_array_equal(images.read([1])[0], random_pixels(8, 8, 3).transpose(2, 0, 1))
 
 
 def central_square(image, side):
@@ -471,10 +434,10 @@ def test_folders_of_seeds_are_no_classes_even_without_the_table(tmp_path):
     [
         (ROWS[:2], "no label for 1 of 3 images, the first of them images/001000/001000.png"),
         ([*ROWS[:2], "1000,,images/001000/001000.png"], "no label for 1 of 3"),
-        ([*ROWS[:2], "1000,-1,images/001000/001000.png"], "line 4.*'-1', which is not a class"),
+        ([*ROWS[:2], "1000,-1,images/001000/001000.png"], "'-1', which is not a class"),
         ([*ROWS[:2], "1000,cat,images/001000/001000.png"], "'cat', which is not a class"),
-        ([*ROWS[:2], "1000"], "line 4.*None"),
-        ([*ROWS, f"1,5,{SAMPLED[0]}"], "line 5.*two different labels"),
+        ([*ROWS[:2], "1000"], "has the label None"),
+        ([*ROWS, f"1,5,{SAMPLED[0]}"], "two different labels"),
         ([*ROWS, '"'], "cannot be read as CSV"),
     ],
 )
@@ -483,6 +446,13 @@ def test_a_damaged_table_is_an_error(tmp_path, rows, match):
     put(tmp_path / "labels.csv", labels_csv(rows))
     with pytest.raises(GuidexError, match=match):
         open_images(tmp_path)
+
+
+def test_an_unreadable_table_beside_a_folder_is_told(tmp_path):
+    folder_of(tmp_path / "set", ["a/1.png", "b/2.png"])
+    os.mkfifo(tmp_path / "labels.csv")
+    with pytest.raises(GuidexError, match="labels.csv cannot be read as CSV: not a regular file"):
+        open_images(tmp_path / "set")
 
 
 def test_tables_of_others_are_left_alone(tmp_path):
@@ -512,9 +482,9 @@ def test_labels_of_edm2_data_sets(tmp_path):
     [
         ([["00000/img0.png", 1]], "no label for 1 of 2"),
         ([["00000/img0.png", True]], "not a class"),
-        ([["00000/img0.png", -1]], "not a class"),
-        ([["00000/img0.png"]], "not as expected"),
-        ({"00000/img0.png": 1}, "not as expected"),
+        ([["00000/img0.png"]], "cannot be read as JSON"),
+        ({"00000/img0.png": 1}, "cannot be read as JSON"),
+        (1, "cannot be read as JSON"),
     ],
 )
 def test_damaged_labels_of_data_sets_are_errors(tmp_path, labels, match):
@@ -561,45 +531,21 @@ def test_entries_below_the_folder_itself_are_no_hidden_files(tmp_path):
     assert images.names == ["a.png"] and images.labels.tolist() == [3]
     np.testing.assert_array_equal(images.read([0])[0], pixels.transpose(2, 0, 1))
     twice = [(name, encoded(pixels)) for name in ("a.png", "./a.png")]
-    with pytest.raises(GuidexError, match="'./a.png': the name comes twice"):
+    with pytest.raises(
+        GuidexError, match="'./a.png': its name is absolute, has '..', or comes twice"
+    ):
         open_images(zip_of(tmp_path / "twice.zip", twice))
 
 
-def test_a_zip_bomb_is_refused_by_its_declared_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_BYTES", 2**20)
-    path = zip_of(tmp_path / "set.zip", [("a.png", bytes(2**20 + 1))])
-    assert path.stat().st_size < 5000
-    with pytest.raises(GuidexError, match=r"a\.png: larger than the 1 MiB allowed"):
-        open_images(path)
-
-
-def test_a_zip_bomb_that_lies_about_its_size_is_never_inflated(tmp_path, monkeypatch):
-    path = zip_of(tmp_path / "set.zip", [("a.png", bytes(2**26))])
+def test_a_zip_bomb_that_lies_about_its_size_is_refused(tmp_path):
+    path = zip_of(tmp_path / "set.zip", [("a.png", bytes(2**20))])
     data = bytearray(path.read_bytes())
     # The uncompressed size, in the local header and in the central directory.
     central = data.index(b"PK\x01\x02")
     data[22:26] = data[central + 24 : central + 28] = struct.pack("<I", 1000)
     path.write_bytes(data)
-    largest = 0
-    inflate = zlib.decompressobj
-
-    class Watched:
-        def __init__(self, *arguments):
-            self._inflate = inflate(*arguments)
-
-        def decompress(self, *arguments):
-            nonlocal largest
-            result = self._inflate.decompress(*arguments)
-            largest = max(largest, len(result))
-            return result
-
-        def __getattr__(self, name):
-            return getattr(self._inflate, name)
-
-    monkeypatch.setattr(zlib, "decompressobj", Watched)
     with pytest.raises(GuidexError, match=r"a\.png: the zip entry is damaged: Bad CRC"):
         open_images(path)
-    assert 0 < largest < 2**16
 
 
 def test_a_zip_bomb_of_overlapping_entries_is_refused(tmp_path):
@@ -631,9 +577,6 @@ def test_damaged_zips_are_told(tmp_path):
         open_images(path)
     path.write_bytes(data[:-10])
     with pytest.raises(GuidexError, match="cannot read .*a.zip as a zip"):
-        open_images(path)
-    path = zip_of(tmp_path / "c.zip", [("a.npy", b"")])
-    with pytest.raises(UsageError, match="holds no images.*only files with .npy"):
         open_images(path)
 
 
@@ -691,12 +634,9 @@ class Evil:
     [
         (np.array([Evil()], dtype=object), "Python objects, which are never loaded"),
         (random_pixels(2, 4, 4, 3).astype(np.float32), r"float32 \(2, 4, 4, 3\).*Convert"),
-        (random_pixels(2, 3, 4, 4), r"looks like \[N,C,H,W\]"),
-        (random_pixels(2, 4, 4), "add the last axis"),
-        (random_pixels(2, 4, 4, 4), "C = 1 or 3"),
-        (random_pixels(4), "C = 1 or 3"),
+        (random_pixels(2, 3, 4, 4), r"\[N,C,H,W\] by transpose"),
+        (random_pixels(2, 4, 4), "C = 1 or 3"),
         (random_pixels(0, 4, 4, 3), "at least one"),
-        (random_pixels(2, 0, 4, 3), "at least 1x1"),
     ],
 )
 def test_arrays_of_another_kind_are_refused(tmp_path, array, match):
@@ -715,22 +655,9 @@ def test_damaged_arrays_are_told(tmp_path, name):
     np.savez(tmp_path / "a.npz", pixels)
     np.savez_compressed(tmp_path / "b.npz", pixels)
     whole = (tmp_path / name).read_bytes()
-    for part in (whole[:-50], whole[:20], b""):
+    for part in (whole[:-50], whole[:20], b"", *([whole + b"more"] * name.endswith("npy"))):
         (tmp_path / name).write_bytes(part)
         with pytest.raises(GuidexError, match=rf"{name}"):
-            open_images(tmp_path / name)
-
-
-def test_an_array_larger_than_its_file_is_refused_before_it_is_made(tmp_path):
-    header = np.lib.format.header_data_from_array_1_0(random_pixels(1, 4, 4, 3))
-    header["shape"] = (10**9, 512, 512, 3)
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, header)
-    file.write(bytes(100))
-    put(tmp_path / "a.npy", file.getvalue())
-    zip_of(tmp_path / "a.npz", [("arr_0.npy", file.getvalue())])
-    for name in ("a.npy", "a.npz"):
-        with pytest.raises(GuidexError, match="greater than file size|Unable to allocate"):
             open_images(tmp_path / name)
 
 
@@ -807,12 +734,9 @@ def test_png_round_trip(tmp_path, channels):
 
 
 def test_pixels_are_those_of_edm2():
-    path = GOLDEN / "encoders.npz"
-    if not path.exists():
-        pytest.skip("tests/golden/encoders.npz is absent")
-    with np.load(path) as golden:
-        x, expected = golden["rgb_in"], golden["rgb_out"]
-    np.testing.assert_array_equal(to_uint8(torch.from_numpy(x)).numpy(), expected)
+    arrays = golden("encoders.npz")
+    x = torch.from_numpy(arrays["rgb_in"])
+    np.testing.assert_array_equal(to_uint8(x).numpy(), arrays["rgb_out"])
 
 
 def test_an_array_that_changes_while_it_is_read_is_noticed():

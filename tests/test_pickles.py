@@ -207,6 +207,16 @@ def test_no_code_is_run(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_no_reduction_is_run(protocol: int) -> None:
+    class Trap:
+        def __reduce__(self) -> Any:
+            return sys.exit, ("was run",)
+
+    with pytest.raises(GuidexError, match="it names sys.exit"):
+        again(Trap(), protocol)
+
+
 def test_a_named_module_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "trap.py").write_text("raise SystemExit('was run')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -321,6 +331,23 @@ def test_messages_do_not_print_what_a_file_says() -> None:
     assert "\x1b" not in str(refusal.value)
 
 
+LEVELS = 200_000
+NESTED = {
+    "lists": pickle.EMPTY_LIST * LEVELS + pickle.APPEND * (LEVELS - 1),
+    "tuples": pickle.EMPTY_TUPLE + pickle.TUPLE1 * LEVELS,
+    "dicts": (b"}" + assemble("a")) * LEVELS + pickle.NONE + pickle.SETITEM * LEVELS,
+}
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_endless_nesting_is_told(kind: str, tmp_path: Path) -> None:
+    nest = Raw(NESTED[kind])
+    assert len(read(nest)) == 1  # neither run nor followed
+    (tmp_path / "net.pkl").write_bytes(snapshot(ema=persistent("Precond", {}, size=nest)))
+    with pytest.raises(GuidexError, match="not an EDM2 snapshot"):
+        read_checkpoint(tmp_path / "net.pkl")
+
+
 def legacy(
     count: int, keys: list[str], written: int, data: bytes, view: Any = None, protocol: int = 1001
 ) -> Call:
@@ -432,20 +459,15 @@ def test_trailing_bytes_are_refused() -> None:
 @pytest.mark.parametrize(
     ("content", "looks"),
     [
-        (b"", "an empty file"),
+        (b"", "empty"),
         (b"\n <!DOCTYPE html><html>", "a web page"),
-        (b"<html><body>404</body></html>", "a web page"),
-        (b"<?xml version='1.0'?>", "web page or XML"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
-        (b"PK\x03\x04" + bytes(30), "a zip archive"),
-        (b"\x1f\x8b\x08" + bytes(30), "gzip"),
-        (b"\x93NUMPY\x01\x00", "a NumPy array file"),
-        (b'{"config": 1}', "JSON"),
-        (bytes(100), "zero bytes"),
+        (b"PK\x03\x04" + bytes(30), "a file of torch.save"),
+        (storage_bytes(torch.ones(1)), "a file of torch.save"),
+        (bytes(100), "all zeros"),
         ((2).to_bytes(8, "little") + b"{}", "a safetensors file"),
         (pickle.dumps({"a": 1}, 0), "not a pickle of protocol 2 to 5"),
         (b"\x80", "not a pickle of protocol 2 to 5"),
-        (storage_bytes(torch.ones(1)), "a legacy torch.save file"),
     ],
 )
 def test_other_files_are_told_apart(content: bytes, looks: str, tmp_path: Path) -> None:
@@ -458,7 +480,6 @@ def test_other_files_are_told_apart(content: bytes, looks: str, tmp_path: Path) 
 
 
 def test_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="does not exist"):
-        read_pickle(tmp_path / "none.pkl")
-    with pytest.raises(UsageError, match="is not a file"):
-        read_pickle(str(tmp_path))
+    for path in (tmp_path / "none.pkl", str(tmp_path)):
+        with pytest.raises(UsageError, match="there is no such file"):
+            read_pickle(path)

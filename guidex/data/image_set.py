@@ -15,8 +15,7 @@ import PIL
 from numpy.typing import NDArray
 
 from guidex.data.codec import Pixels, from_pixels, require_size, to_pixels
-from guidex.data.containers import reason_of, shown
-from guidex.errors import GuidexError
+from guidex.errors import GuidexError, printable, reason_of
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -65,8 +64,8 @@ class ImageSet:
             return np.broadcast_to(self.decode(self._bytes(index)), self.shape)
         except ValueError as error:
             raise GuidexError(
-                f"{shown(self.names[index])} cannot be decoded, although its checksums are right: "
-                f"{reason_of(error)}. Repair or remove it."
+                f"{printable(self.names[index])} cannot be decoded, although its checksums are "
+                f"right: {reason_of(error)}. Repair or remove it."
             ) from error
 
     def read(self, indices: Sequence[int]) -> Pixels:
@@ -96,27 +95,23 @@ class ImageSet:
 
     def fingerprint(self) -> str:
         """SHA-256, in hex, of what the set holds: shape, images in order, what is done to them,
-        labels.
+        labels; not names and times, nor whether files lie in a folder or in a zip.
 
-        The bytes of image files count, not their names and times, nor whether they lie in a folder
-        or in a zip. Decoders differ in the pixels that they make of JPEG and WebP files: of sets
-        with such files, the version of Pillow counts too.
+        Decoders differ in the pixels that they make of JPEG and WebP files: of sets with such
+        files, the version of Pillow counts too.
         """
         if self._fingerprint is None:
             total = hashlib.sha256(f"guidex images {self.shape} {len(self)} {self.crop}\n".encode())
-            for digest in map_ahead(self._digest, range(len(self)), default_workers()):
-                total.update(digest)
+            unread = [index for index in range(len(self)) if index not in self.digests]
+            deque(map_ahead(self._bytes, unread, default_workers()), maxlen=0)
+            for index in range(len(self)):
+                total.update(self.digests[index])
             if self.kinds & {"jpeg", "webp"}:
                 total.update(f"Pillow {PIL.__version__}".encode())
             if self.labels is not None:
                 total.update(b"labels" + self.labels.astype("<i8").tobytes())
             self._fingerprint = total.hexdigest()
         return self._fingerprint
-
-    def _digest(self, index: int) -> bytes:
-        if index not in self.digests:
-            self._bytes(index)
-        return self.digests[index]
 
     def _bytes(self, index: int) -> bytes:
         """An image as it is stored, found to be the same as before."""
@@ -127,7 +122,7 @@ class ImageSet:
                 raise ValueError("its content is another")
         except (OSError, ValueError) as error:
             raise GuidexError(
-                f"{shown(self.names[index])} has changed since the images were opened: "
+                f"{printable(self.names[index])} has changed since the images were opened: "
                 f"{reason_of(error)}. Leave the images alone while they are being read, and start "
                 "again."
             ) from error
@@ -142,14 +137,8 @@ def array_images(
     resize: int | None = None,
     crop: bool = False,
 ) -> ImageSet:
-    """The set of the images in an array.
-
-    Arguments:
-        images: uint8 [N,H,W,C] with C = 1 or 3, N > 0. It is neither copied nor changed, and it may
-            be mapped from a file.
-        labels: classes [N], int64, or None.
-        class_names: names of the classes 0 ... K-1, or None.
-        resize, crop: see `codec.to_pixels`.
+    """The set of the images in an array uint8 [N,H,W,C] with C = 1 or 3, N > 0, maybe mapped from a
+    file. See `ImageSet` for labels [N] and names, `codec.to_pixels` for `resize` and `crop`.
 
     Raises:
         UsageError: `resize` or `crop` is not among what is allowed.
@@ -178,18 +167,15 @@ def array_images(
 
 def default_workers() -> int:
     """Threads to decode with: one per core that this process may use, at most 16."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # on macOS and Windows
-        cores = os.cpu_count() or 1
-    return min(cores, 16)
+    known = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
+    return min(len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1, 16)
 
 
 def map_ahead(
     function: Callable[[_T], _R], items: Iterable[_T], ahead: int | None = None
 ) -> Iterator[_R]:
-    """Like `map`, in order, but computed by threads, at most `ahead` items before the consumer
-    (four for each thread)."""
+    """Like `map`, in order, but computed by threads, at most `ahead` items before the consumer (by
+    default, four for each thread)."""
     # Pillow warns about metadata (EXIF, animation) that is not used here. Said again before each
     # decoding, since filters come and go; `warnings.catch_warnings` is not made for threads.
     warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -6,20 +6,31 @@ A file put there by hand is as good as a downloaded one. `GUIDEX_OFFLINE=1` forb
 """
 
 import hashlib
+import http.client
 import logging
 import os
 import re
-from datetime import UTC, datetime
+import shutil
+import ssl
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote
-from urllib.request import url2pathname
+from time import sleep
+from urllib.error import HTTPError, URLError
+from urllib.parse import unquote, urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener, url2pathname
 
 from filelock import FileLock, Timeout
 
-from guidex.errors import GuidexError, UsageError
+from guidex import __version__
+from guidex.errors import GuidexError, UsageError, reason_of
 from guidex.files.atomic import atomic_write
-from guidex.files.download import download
-from guidex.files.progress import Received
+from guidex.files.progress import Received, megabytes
+
+TIMEOUT = 30.0  # seconds, to connect and for each read
+ATTEMPTS = 5  # in a row that bring nothing new; the waits between them are 1, 2, 4, 8 s
+CHUNK = 1 << 18  # bytes, the most that is read and written at once
+
+# After these, the next attempt may succeed; after other errors of the system, the disk refuses.
+_BROKEN = (URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +44,11 @@ def fetch(source: str, *, sha256: str | None = None, progress: Received | None =
     Arguments:
         source: path of an existing file (returned as it is), file:// URL, or http(s):// URL.
         sha256: 64 hex digits that the file must have, or None: whatever came first is recorded.
-        progress: called with (bytes so far, bytes in all or None) while downloading.
+        progress: called with (bytes so far, bytes in all) while downloading; may raise to stop.
 
     Raises:
         UsageError: no such file, bad URL, HTTP 404, not cached while offline.
-        GuidexError: not to be downloaded, cache folder not usable, no disk space, corrupt or
-            unexpected content.
+        GuidexError: not to be downloaded, cache folder not usable, no disk space, other content.
     """
     expected = None if sha256 is None else sha256.lower()
     url, path = _locate(source)
@@ -48,37 +58,33 @@ def fetch(source: str, *, sha256: str | None = None, progress: Received | None =
             raise UsageError(f"{path} {state}: give an existing file or an https:// URL.")
         if expected is not None:
             _compare(path, expected, "asked for. Get it anew, or correct the hash.")
-        return path
-    if os.path.isfile(path):
+    elif os.path.isfile(path):
         _verify(path, url, path, expected)
-        return path
-    known = "" if expected is None else f" (SHA-256 {expected})"
-    by_hand = (
-        f"Download {url}{known} on a machine that can, and put it at {path}, or give the path "
-        "of a local copy in place of the URL."
-    )
-    if offline():
-        raise UsageError(
-            f"{url} is not in the cache, and GUIDEX_OFFLINE forbids the network. {by_hand}"
+    else:
+        known = "" if expected is None else f" (SHA-256 {expected})"
+        by_hand = (
+            f"Download {url}{known} on a machine that can, and put it at {path}, or give the path "
+            "of a local copy in place of the URL."
         )
-    try:
-        _download(url, path, expected, progress or (lambda count, total: None))
-    except GuidexError as error:
-        raise type(error)(f"{error} {by_hand}") from error
-    except (OSError, NotImplementedError) as error:  # the latter: a disk without locks
-        raise GuidexError(
-            f"the cache folder {path.parent} cannot be used ({error}). Free some space, or set "
-            "GUIDEX_CACHE to a folder that can be written."
-        ) from error
+        if offline():
+            raise UsageError(
+                f"{url} is not in the cache, and GUIDEX_OFFLINE forbids the network. {by_hand}"
+            )
+        try:
+            _fill(path, url, expected, progress or (lambda count, total: None))
+        except GuidexError as error:
+            raise type(error)(f"{error} {by_hand}") from error
+        except (OSError, NotImplementedError) as error:  # the latter: a disk without locks
+            raise GuidexError(
+                f"the cache folder {path.parent} cannot be used ({error}). Free some space, or set "
+                "GUIDEX_CACHE to a folder that can be written."
+            ) from error
     return path
 
 
 def cached(source: str) -> Path | None:
     """Where a source lies on this machine, neither verified nor downloaded; None if it does not.
-
-    Raises:
-        UsageError: a malformed URL.
-    """
+    Raises UsageError: a malformed URL."""
     path = _locate(source)[1]
     return path if os.path.isfile(path) else None
 
@@ -125,7 +131,7 @@ def _locate(source: str) -> tuple[str | None, Path]:
     return url, cache_dir() / f"{stem}-{hashlib.sha256(url.encode()).hexdigest()[:10]}{suffix}"
 
 
-def _download(url: str, path: Path, expected: str | None, progress: Received) -> None:
+def _fill(path: Path, url: str, expected: str | None, progress: Received) -> None:
     """Download into a part, verify it, and move it to its place, alone among all processes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -138,7 +144,7 @@ def _download(url: str, path: Path, expected: str | None, progress: Received) ->
     with held:
         if os.path.isfile(path):  # another process was faster
             return _verify(path, url, path, expected)
-        download(url, part, progress)
+        _download(url, part, progress)
         try:
             _verify(part, url, path, expected)
         except GuidexError:
@@ -153,15 +159,6 @@ def _verify(file: Path, url: str, path: Path, expected: str | None) -> None:
     What is new (downloaded, or put there by hand) is recorded.
     """
     retry = f"Delete it to download {url} again" if file == path else "It was thrown away"
-    with open(file, "rb") as content:
-        head = content.read(512).removeprefix(b"\xef\xbb\xbf").lstrip()
-    # What servers give in place of files. Binary files that happen to begin so hold zeros.
-    text = head.startswith((b"<", b"{", b"[", b"version https://git-lfs")) and b"\0" not in head
-    if text or head == b"":
-        raise GuidexError(
-            f"{file}, from {url}, is empty, a web page, XML, JSON or a Git LFS pointer: a sign-in, "
-            f"quota or error page in place of the file? {retry}."
-        )
     record = path.with_name(path.name + ".sha256")
     recorded = record.read_text("latin-1")[:64] if record.exists() else None
     advice = f"asked for. {retry}, or correct the hash."
@@ -169,7 +166,7 @@ def _verify(file: Path, url: str, path: Path, expected: str | None) -> None:
         advice = f"recorded in {record}. {retry}; or, to accept it, delete that record."
     sha256 = _compare(file, expected or recorded, advice)
     if sha256 != recorded:
-        line = f"{sha256}  {path.name}\n# {url}, {datetime.now(UTC):%Y-%m-%d}\n"
+        line = f"{sha256}  {path.name}\n# {url}\n"
         atomic_write(record, lambda file: file.write(line.encode()))
 
 
@@ -181,3 +178,102 @@ def _compare(path: Path, wanted: str | None, advice: str) -> str:
             f"{path} is corrupt or another file: its SHA-256 is {sha256}, and {wanted} is {advice}"
         )
     return sha256
+
+
+# --- Downloads --------------------------------------------------------------------------------
+
+
+def _download(url: str, part: Path, progress: Received) -> None:
+    """Download an http(s) URL into a file, resuming where an earlier attempt stopped.
+
+    It is resumed (Range and If-Range, RFC 9110 sections 13.1.5 and 14) only if the server shows
+    that its file is still the version that is noted in `<part>.version`.
+    """
+    failures, furthest = 0, 0
+    while True:
+        try:
+            return _attempt(url, part, progress)
+        except _BROKEN as error:
+            size = part.stat().st_size if part.exists() else 0
+            failures = 1 if size > furthest else failures + 1
+            furthest = max(furthest, size)
+            text = f"cannot download {url}: {reason_of(error)}"
+            if failures == ATTEMPTS:
+                raise GuidexError(f"{text}; {ATTEMPTS} attempts failed.") from error
+            log.warning("%s; trying again in %d s.", text, 2 ** (failures - 1))
+            sleep(2 ** (failures - 1))
+
+
+def _attempt(url: str, part: Path, progress: Received) -> None:
+    """Send one request and append its answer to the part; returns when the part is whole."""
+    note = part.with_name(part.name + ".version")
+    known = note.read_text("latin-1") if note.exists() and part.exists() else ""
+    size = part.stat().st_size if known else 0
+    headers = {"User-Agent": f"guidex/{__version__}"}
+    if size > 0:
+        headers |= {"Range": f"bytes={size}-", "If-Range": known}
+    try:
+        response = build_opener(_Redirects).open(Request(url, headers=headers), timeout=TIMEOUT)
+    except HTTPError as error:
+        response = error
+    with response:
+        _check_answer(url, response)
+        etag = response.headers.get("ETag", "W/")
+        # What If-Range may carry: a weak ETag allows different bytes (RFC 9110, section 13.1.5).
+        version = response.headers.get("Last-Modified", "") if etag.startswith("W/") else etag
+        if response.status == 200:
+            size, total = 0, response.length
+        else:
+            form = rf"bytes {size}-\d{{1,18}}/(\d{{1,18}})"
+            place = re.fullmatch(form, response.headers.get("Content-Range", ""))
+            if place is None or version not in ("", known):
+                note.unlink(missing_ok=True)
+                raise ConnectionError("the server's part does not continue what is here")
+            total = int(place[1])
+        if not total:
+            raise GuidexError(
+                f"cannot download {url}: the file is empty, or the server does not say how long it "
+                "is, so that a cut one could not be told from a whole one."
+            )
+        free = shutil.disk_usage(part.parent).free
+        if total - size > free:
+            raise GuidexError(
+                f"{megabytes(total - size)} are to be downloaded to {part.parent}, where "
+                f"{megabytes(free)} are free. Free some, or set GUIDEX_CACHE to a larger disk."
+            )
+        with open(part, "ab" if size > 0 else "wb") as file:
+            if size == 0:
+                note.write_text(version, "latin-1")
+            progress(size, total)
+            while chunk := response.read1(CHUNK):
+                file.write(chunk)
+                file.flush()
+                size += len(chunk)
+                progress(size, total)
+    if size != total:
+        raise ConnectionError(f"the connection was closed after {size} of {total} bytes")
+    note.unlink()
+
+
+class _Redirects(HTTPRedirectHandler):
+    def redirect_request(self, request, file, code, message, headers, url):
+        # From https to http, anyone on the way could change the file; ftp is never spoken.
+        if urlsplit(url).scheme not in ("https", request.type):
+            return None
+        return super().redirect_request(request, file, code, message, headers, url)
+
+
+def _check_answer(url: str, response: http.client.HTTPResponse | HTTPError) -> None:
+    """Refuse whatever is neither the file nor a piece of it."""
+    status, kind = response.status, response.headers.get_content_type()
+    text = f"the server answers HTTP {status} ({http.client.responses.get(status, 'unknown')})"
+    if status in (408, 429) or status >= 500:
+        raise ConnectionError(text)
+    if 300 <= status < 400:
+        text += ", a redirect that cannot be followed"
+    whole = status in (200, 206) and not kind.endswith(("html", "xml", "json"))
+    if not whole and status != 416:  # 416: the server has nothing beyond what is here
+        error = UsageError if status in (404, 410) else GuidexError
+        raise error(
+            f"cannot download {url}: {text} with {kind}. Is it a sign-in, quota or error page?"
+        )

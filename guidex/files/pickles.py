@@ -26,25 +26,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guidex.errors import GuidexError, UsageError
+from guidex.errors import GuidexError, UsageError, printable
 
-_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cf"
-_LOOKS = (
-    (b"<", "a web page or XML: the download gave an error or login page, not the file"),
-    (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
-    (b"pk\x03\x04", "a zip archive, such as torch.save writes, not an EDM2 snapshot"),
-    (_TORCH, "a legacy torch.save file"),
-    (b"\x1f\x8b", "a gzip file: unpack it first"),
-    (b"\x93numpy", "a NumPy array file"),
-    (b"{", "JSON: give the .safetensors file beside it"),
-    (b"\0" * 16, "zero bytes: the download was not completed"),
+# What files that are no pickles begin with, and what to say of them.
+_OTHERS = (
+    (rb"\s*<", "a web page or XML: the download gave an error or login page, not the file"),
+    (rb"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
+    (rb"PK\x03\x04|\x80\x02\x8a\nl\xfc\x9cF", "a file of torch.save, not an EDM2 snapshot"),
+    (rb"\Z|\x00{16}", "empty or all zeros: the download was not completed"),
+    (rb"[^\x80].{7}\{", "a safetensors file: give it the suffix .safetensors"),
+    (rb"(?!\x80[\x02-\x05])", "not a pickle of protocol 2 to 5"),
 )
 
 
 @dataclass(eq=False, repr=False, slots=True)
 class Recorded:
-    """An object that a pickle describes, inert: name of its class, such as "Precond" (not resolved
-    to any class), arguments of its constructor, and its attributes by name."""
+    """An object that a pickle describes, inert: the name of its class, such as "Precond", arguments
+    of its constructor, and its attributes by name."""
 
     class_name: str
     init_args: tuple[Any, ...] | list[Any]
@@ -57,10 +55,7 @@ class Recorded:
 
 
 def read_pickle(source: str | os.PathLike[str] | BinaryIO) -> object:
-    """Read a pickle (protocols 2 to 5) of tensors, plain containers, numbers and strings.
-
-    Arguments:
-        source: a file path, or a binary stream.
+    """Read a pickle (protocols 2 to 5) from a file path or a binary stream.
 
     Returns:
         Its value, made of None, bool, int, float, str, bytes, list, tuple, dict (also for
@@ -80,30 +75,23 @@ def read_pickle(source: str | os.PathLike[str] | BinaryIO) -> object:
 
 def open_file(path: Path) -> BinaryIO:
     """Open a file to read. Raises UsageError: there is none, or it cannot be read."""
-    if not path.is_file():
-        state = "is not a file" if path.exists() else "does not exist"
-        raise UsageError(f"{path}: {state}; a checkpoint file was expected.")
     try:
+        if not path.is_file():  # nor is a pipe, which may never end
+            raise UsageError(f"{path}: there is no such file; a checkpoint was expected.")
         return path.open("rb")
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
-def printable(text: str) -> str:
-    """A text from a file, fit for a message: short, and without control characters."""
-    return ascii(text[:120])[1:-1]
-
-
 def _read(file: BinaryIO, name: str) -> object:
     head = file.read(64)
     file.seek(0)
-    start = head.lower().lstrip()
-    if not re.match(rb"\x80[\2-\5]", head) or start.startswith(_TORCH):
-        looks = [what for beginning, what in _LOOKS if start.startswith(beginning)]
-        looks += ["a safetensors file: give it the suffix .safetensors"] * (head[8:9] == b"{")
-        looks += ["an empty file: the download was not completed"] * (head == b"")
-        looks += [f"not a pickle of protocol 2 to 5 (it begins with {head[:8].hex(' ')})"]
-        raise UsageError(f"{name}: this is {looks[0]}. Expected an EDM2 network snapshot (.pkl).")
+    for beginning, what in _OTHERS:
+        if re.match(beginning, head, re.DOTALL):
+            raise UsageError(
+                f"{name}: this is {what} (it begins with {head[:8].hex(' ') or 'nothing'}). "
+                "Expected an EDM2 network snapshot (.pkl)."
+            )
     try:
         value = _Unpickler(file).load()
         if file.read(1):
@@ -111,15 +99,15 @@ def _read(file: BinaryIO, name: str) -> object:
         return value
     # Damage makes the unpickler, NumPy and torch raise a dozen kinds of errors.
     except Exception as error:
-        reason = printable(str(error) or repr(error))
         raise GuidexError(
-            f"{name}: refused: {reason}. It was cut off or altered, or holds more than the data of "
-            "EDM2. Nothing in the file was run."
+            f"{name}: refused: {printable(str(error) or repr(error))}. It was cut off or altered, "
+            "or holds more than the data of EDM2. Nothing in the file was run."
         ) from None
 
 
 class _Unpickler(pickle._Unpickler):
-    """The reader in Python, whose instructions are a table of methods."""
+    """The reader in Python, whose instructions are a table of methods. It knows no persistent
+    objects, such as the storages that torch keeps beside a pickle; a subclass may."""
 
     def find_class(self, module: str, name: str) -> Any:
         path = f"{module}.{name}".replace("__builtin__.", "builtins.").replace("numpy._", "numpy.")

@@ -8,7 +8,7 @@ from typing import Self
 
 from tqdm import tqdm
 
-Received = Callable[[int, int | None], None]  # told (bytes so far, bytes in all or None)
+Received = Callable[[int, int], None]  # told (bytes so far, bytes in all)
 
 PLAIN_SECONDS = 15.0  # between two lines where there is no terminal
 
@@ -25,7 +25,7 @@ def download_bar(what: str) -> Iterator[Received]:
     look = {"unit": "B", "unit_scale": True, "mininterval": pause, "delay": 1e-6}
     with tqdm(desc=f"downloading {what}", leave=False, **look) as bar:
 
-        def progress(count: int, total: int | None) -> None:
+        def progress(count: int, total: int) -> None:
             bar.total = total
             bar.update(count - bar.n)
 
