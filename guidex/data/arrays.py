@@ -14,15 +14,11 @@ from guidex.errors import GuidexError, reason_of
 
 
 def open_array(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
-    """Open the images, and the labels if there are any, of a .npy or .npz file.
+    """The images uint8 [N,H,W,C], C = 1 or 3, and labels int64 [N] or None, of a .npy or .npz file.
 
     In an .npz, the images are `images` or else `arr_0` (np.savez's name for a first array, used by
     ADM), the labels `labels` or else `arr_1`. Nothing is unpickled. Arrays are mapped and not
-    loaded, but for those of np.savez_compressed. The checksums of an .npz are compared here, for
-    which all of it is read; a .npy has none.
-
-    Returns:
-        Images uint8 [N,H,W,C] with C = 1 or 3, read-only, and labels int64 [N] or None.
+    loaded, but for those of np.savez_compressed. All of an .npz is read for its checksums.
 
     Raises:
         GuidexError: the file is damaged, or its arrays are of another name, type or shape.

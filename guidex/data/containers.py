@@ -39,20 +39,18 @@ class Container(ABC):
 
 class Folder(Container):
     """The files below a folder, but hidden ones. Links are followed, each folder is entered once.
-
-    Raises:
-        GuidexError: some folder cannot be looked into.
-    """
+    Raises GuidexError: some folder cannot be looked into."""
 
     def __init__(self, path: Path) -> None:
         path, files, entered = path.resolve(), [], set()
         for folder, folders, inside in os.walk(path, followlinks=True, onerror=_refuse):
-            real = os.path.realpath(folder)
-            folders[:] = [] if real in entered else sorted(filter(_is_visible, folders))
-            if real not in entered:
-                start = Path(folder).relative_to(path)
-                files += [(start / name).as_posix() for name in filter(_is_visible, inside)]
-            entered.add(real)
+            if os.path.realpath(folder) in entered:
+                folders.clear()
+                continue
+            entered.add(os.path.realpath(folder))
+            folders[:] = sorted(filter(_is_visible, folders))
+            start = Path(folder).relative_to(path)
+            files += [(start / name).as_posix() for name in filter(_is_visible, inside)]
         super().__init__(path, f"{path.name}/", files)
 
     def read(self, name: str) -> bytes:
@@ -60,11 +58,8 @@ class Folder(Container):
 
 
 class Zip(Container):
-    """The files in a zip, which is read in place: nothing is ever extracted to the disk.
-
-    Raises:
-        GuidexError: not a zip, or an entry whose name is absolute, has "..", or comes twice.
-    """
+    """The files in a zip, which is read in place: nothing is ever extracted to the disk. Raises
+    GuidexError: not a zip, or an entry whose name is absolute, has "..", or comes twice."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -106,15 +101,12 @@ def read_file(path: Path) -> bytes:
 def seed_of(name: str) -> int | None:
     """The seed that a file is named after, as 001000/001234.png, maybe in images/; or None."""
     match = re.fullmatch(r"(?:images/)?([0-9]{6,19})/([0-9]{6,19})\.png", name)
-    if match is None or int(match[1]) != int(match[2]) // 1000 * 1000:
-        return None
-    return int(match[2])
+    right = match is not None and int(match[1]) == int(match[2]) // 1000 * 1000
+    return int(match[2]) if right else None
 
 
 def _refuse(error: OSError) -> None:
-    raise GuidexError(
-        f"cannot look into {printable(error.filename)}: {reason_of(error)}"
-    ) from error
+    raise GuidexError(f"cannot look into {printable(error.filename)}: {reason_of(error)}")
 
 
 def _is_visible(name: str) -> bool:

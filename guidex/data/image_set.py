@@ -55,11 +55,8 @@ class ImageSet:
         return len(self.names)
 
     def load(self, index: int) -> Pixels:
-        """The pixels of image k, uint8 [C,H,W], maybe read-only.
-
-        Raises:
-            GuidexError: its bytes have changed, or cannot be decoded.
-        """
+        """The pixels of image k, uint8 [C,H,W], maybe read-only. Raises GuidexError: its bytes have
+        changed, or cannot be decoded."""
         try:
             return np.broadcast_to(self.decode(self._bytes(index)), self.shape)
         except ValueError as error:
@@ -95,18 +92,14 @@ class ImageSet:
 
     def fingerprint(self) -> str:
         """SHA-256, in hex, of what the set holds: shape, images in order, what is done to them,
-        labels; not names and times, nor whether files lie in a folder or in a zip.
-
-        Decoders differ in the pixels that they make of JPEG and WebP files: of sets with such
-        files, the version of Pillow counts too.
-        """
+        labels; not names and times, nor whether files lie in a folder or in a zip."""
         if self._fingerprint is None:
             total = hashlib.sha256(f"guidex images {self.shape} {len(self)} {self.crop}\n".encode())
             unread = [index for index in range(len(self)) if index not in self.digests]
             deque(map_ahead(self._bytes, unread, default_workers()), maxlen=0)
             for index in range(len(self)):
                 total.update(self.digests[index])
-            if self.kinds & {"jpeg", "webp"}:
+            if self.kinds & {"jpeg", "webp"}:  # of which decoders make different pixels
                 total.update(f"Pillow {PIL.__version__}".encode())
             if self.labels is not None:
                 total.update(b"labels" + self.labels.astype("<i8").tobytes())
@@ -138,11 +131,7 @@ def array_images(
     crop: bool = False,
 ) -> ImageSet:
     """The set of the images in an array uint8 [N,H,W,C] with C = 1 or 3, N > 0, maybe mapped from a
-    file. See `ImageSet` for labels [N] and names, `codec.to_pixels` for `resize` and `crop`.
-
-    Raises:
-        UsageError: `resize` or `crop` is not among what is allowed.
-    """
+    file. See `ImageSet` for labels and names, `codec.to_pixels` for `resize` and `crop`."""
     require_size(resize, crop)
     count, height, width, channels = images.shape
     head = f"{images.shape[1:]}".encode()

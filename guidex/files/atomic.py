@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from guidex.errors import GuidexError
+from guidex.errors import GuidexError, reason_of
 
 _FULL = {
     errno.ENOSPC: "the disk is full",
@@ -53,17 +53,14 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
         # torch.save hides a full disk behind a RuntimeError.
         while cause is not None and getattr(cause, "errno", None) not in _FULL:
             cause = cause.__context__
+        if cause is None and not isinstance(error, OSError):
+            raise
+        reason = f"{reason_of(error)}. Check that its folder exists and can be written."
         if cause is not None:
             free = shutil.disk_usage(path.parent).free
-            raise GuidexError(
-                f"cannot write {path}: {_FULL[cause.errno]}. The file needs at least "
-                f"{size / 2**20:.1f} MiB, and {free / 2**20:.1f} MiB are free in "
-                f"{path.parent.absolute()}. Free some space and start the same command again: "
-                "finished work is kept and the run resumes after it."
-            ) from error
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error)
-            raise GuidexError(
-                f"cannot write {path}: {reason}. Check that its folder exists and can be written."
-            ) from error
-        raise
+            reason = (
+                f"{_FULL[cause.errno]}. The file needs at least {size / 2**20:.1f} MiB, and "
+                f"{free / 2**20:.1f} MiB are free in {path.parent.absolute()}. Free some space and "
+                "start the same command again: finished work is kept and the run resumes after it."
+            )
+        raise GuidexError(f"cannot write {path}: {reason}") from error

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import ssl
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from time import sleep
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
@@ -57,9 +57,9 @@ def fetch(source: str, *, sha256: str | None = None, progress: Received | None =
             state = "is not a file" if os.path.exists(path) else "does not exist"
             raise UsageError(f"{path} {state}: give an existing file or an https:// URL.")
         if expected is not None:
-            _compare(path, expected, "asked for. Get it anew, or correct the hash.")
+            _verify(path, expected, None, "Get it anew")
     elif os.path.isfile(path):
-        _verify(path, url, path, expected)
+        _verify(path, expected, _record(path), f"Delete it to download {url} again")
     else:
         known = "" if expected is None else f" (SHA-256 {expected})"
         by_hand = (
@@ -83,8 +83,7 @@ def fetch(source: str, *, sha256: str | None = None, progress: Received | None =
 
 
 def cached(source: str) -> Path | None:
-    """Where a source lies on this machine, neither verified nor downloaded; None if it does not.
-    Raises UsageError: a malformed URL."""
+    """Where a source lies on this machine, neither verified nor downloaded, or None."""
     path = _locate(source)[1]
     return path if os.path.isfile(path) else None
 
@@ -124,11 +123,14 @@ def _locate(source: str) -> tuple[str | None, Path]:
             f"{source!r} is not a usable address: give a path, file:///folder/file, or a URL "
             "https://host/file or http://host/file without a user name."
         )
-    name = PurePosixPath(unquote(PurePosixPath(remote[2] or "").name) or remote[1])
-    suffix = re.sub("[^A-Za-z0-9.]+", "", name.suffix)[:16]
-    stem = re.sub("[^A-Za-z0-9._-]+", "_", name.stem).lstrip(".")[:80]
+    name = unquote((remote[2] or "").rpartition("/")[2]) or remote[1]
+    name = re.sub("[^A-Za-z0-9._-]+", "_", name)[-80:]
     # The hash keeps equal names apart, and the suffix stays last for those who look at it.
-    return url, cache_dir() / f"{stem}-{hashlib.sha256(url.encode()).hexdigest()[:10]}{suffix}"
+    return url, cache_dir() / f"{hashlib.sha256(url.encode()).hexdigest()[:10]}-{name}"
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
 
 
 def _fill(path: Path, url: str, expected: str | None, progress: Received) -> None:
@@ -142,42 +144,31 @@ def _fill(path: Path, url: str, expected: str | None, progress: Received) -> Non
         log.warning("Waiting for another process that is getting %s.", path.name)
         held = lock.acquire()
     with held:
-        if os.path.isfile(path):  # another process was faster
-            return _verify(path, url, path, expected)
-        _download(url, part, progress)
-        try:
-            _verify(part, url, path, expected)
-        except GuidexError:
-            part.unlink()
-            raise
-        os.replace(part, path)
+        if not os.path.isfile(path):  # or else another process was faster
+            _download(url, part, progress)
+            try:
+                _verify(part, expected, _record(path), "It was thrown away: try again")
+            except GuidexError:
+                part.unlink()
+                raise
+            os.replace(part, path)
 
 
-def _verify(file: Path, url: str, path: Path, expected: str | None) -> None:
-    """Refuse a file for the place `path` that is not what was asked for, or else recorded.
-
-    What is new (downloaded, or put there by hand) is recorded.
-    """
-    retry = f"Delete it to download {url} again" if file == path else "It was thrown away"
-    record = path.with_name(path.name + ".sha256")
-    recorded = record.read_text("latin-1")[:64] if record.exists() else None
-    advice = f"asked for. {retry}, or correct the hash."
-    if expected is None:
-        advice = f"recorded in {record}. {retry}; or, to accept it, delete that record."
-    sha256 = _compare(file, expected or recorded, advice)
-    if sha256 != recorded:
-        line = f"{sha256}  {path.name}\n# {url}\n"
-        atomic_write(record, lambda file: file.write(line.encode()))
-
-
-def _compare(path: Path, wanted: str | None, advice: str) -> str:
-    """The SHA-256 of a file, which must be the one that is wanted, if any."""
-    sha256 = file_sha256(path)
+def _verify(file: Path, expected: str | None, record: Path | None, retry: str) -> None:
+    """Refuse a file that is not what was asked for, or else recorded; record what is new."""
+    sha256 = file_sha256(file)
+    recorded = record.read_text("latin-1")[:64] if record and record.exists() else None
+    wanted = recorded if expected is None else expected
     if wanted not in (None, sha256):
+        source = f"recorded in {record}" if expected is None else "asked for"
+        advice = "to accept it, delete that record" if expected is None else "correct the hash"
         raise GuidexError(
-            f"{path} is corrupt or another file: its SHA-256 is {sha256}, and {wanted} is {advice}"
+            f"{file} is corrupt or another file: its SHA-256 is {sha256}, and {wanted} is {source}"
+            f". {retry}, or {advice}."
         )
-    return sha256
+    if record is not None and sha256 != recorded:
+        line = f"{sha256}  {record.stem}\n"
+        atomic_write(record, lambda file: file.write(line.encode()))
 
 
 # --- Downloads --------------------------------------------------------------------------------

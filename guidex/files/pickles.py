@@ -6,9 +6,8 @@ terms: a name stands for a function of this module that makes data of its argume
 refused; an object's state is set by `_set_state` alone; and the instructions that take objects of
 the process by number, past the names, are refused.
 
-`torch.load` is not used: the storages inside a snapshot name `torch.storage._load_from_bytes`, a
-full unpickler. With weights_only=True it still hands out uninitialised memory for a storage that
-is declared and not delivered, and obeys the process-wide `add_safe_globals`.
+`torch.load` is not used: with weights_only=True it hands out uninitialised memory for a storage
+that is declared and not delivered, and obeys the process-wide `add_safe_globals`.
 """
 
 import io
@@ -67,10 +66,28 @@ def read_pickle(source: str | os.PathLike[str] | BinaryIO) -> object:
         UsageError: there is no such file, or it is no pickle (the text says what it looks like).
         GuidexError: the file asks for more than data, or is damaged.
     """
-    if not isinstance(source, str | os.PathLike):
-        return _read(source, str(getattr(source, "name", "the stream")))
-    with open_file(Path(source)) as file:
-        return _read(file, str(source))
+    if isinstance(source, str | os.PathLike):
+        with open_file(Path(source)) as file:
+            return read_pickle(file)
+    head, name = source.read(64), getattr(source, "name", "the stream")
+    source.seek(0)
+    for beginning, what in _OTHERS:
+        if re.match(beginning, head, re.DOTALL):
+            raise UsageError(
+                f"{name}: this is {what} (it begins with {head[:8].hex(' ') or 'nothing'}). "
+                "Expected an EDM2 network snapshot (.pkl)."
+            )
+    try:
+        value = _Unpickler(source).load()
+        if source.read(1):
+            raise UnpicklingError("more bytes follow the end of the pickle")
+        return value
+    # Damage makes the unpickler, NumPy and torch raise a dozen kinds of errors.
+    except Exception as error:
+        raise GuidexError(
+            f"{name}: refused: {printable(str(error) or repr(error))}. It was cut off or altered, "
+            "or holds more than the data of EDM2. Nothing in the file was run."
+        ) from None
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -81,28 +98,6 @@ def open_file(path: Path) -> BinaryIO:
         return path.open("rb")
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}).") from error
-
-
-def _read(file: BinaryIO, name: str) -> object:
-    head = file.read(64)
-    file.seek(0)
-    for beginning, what in _OTHERS:
-        if re.match(beginning, head, re.DOTALL):
-            raise UsageError(
-                f"{name}: this is {what} (it begins with {head[:8].hex(' ') or 'nothing'}). "
-                "Expected an EDM2 network snapshot (.pkl)."
-            )
-    try:
-        value = _Unpickler(file).load()
-        if file.read(1):
-            raise UnpicklingError("more bytes follow the end of the pickle")
-        return value
-    # Damage makes the unpickler, NumPy and torch raise a dozen kinds of errors.
-    except Exception as error:
-        raise GuidexError(
-            f"{name}: refused: {printable(str(error) or repr(error))}. It was cut off or altered, "
-            "or holds more than the data of EDM2. Nothing in the file was run."
-        ) from None
 
 
 class _Unpickler(pickle._Unpickler):
@@ -197,10 +192,6 @@ def _array(data: bytes, kind: np.dtype[Any], size: Any, order: Any) -> np.ndarra
     return np.frombuffer(data, kind).reshape(size, order=order).copy("K")
 
 
-def _module(kind: str) -> Callable[[], Recorded]:
-    return lambda: Recorded(kind, (), {}, {})
-
-
 _LEGACY = [0x1950A86A20F9469CFC6C, 1001]  # magic number and protocol of torch's legacy format
 _STORAGES = {
     "Half": torch.float16, "BFloat16": torch.bfloat16, "Float": torch.float32,
@@ -223,14 +214,12 @@ _NAMES: dict[str, Any] = {
     "numpy.core.multiarray._reconstruct": lambda *_: np.empty(0),  # its state follows
     "numpy.core.multiarray.scalar": lambda kind, data: np.frombuffer(data, kind).item(),
     "numpy.core.numeric._frombuffer": _array,
-    **{
-        f"torch.nn.modules.container.{kind}": _module(kind)
-        for kind in ("ModuleDict", "ModuleList", "Sequential")
-    },
-    **{
-        name: lambda *items: dict(*items)
-        for name in ("collections.OrderedDict", "dnnlib.EasyDict", "dnnlib.util.EasyDict")
-    },
+    "torch.nn.modules.container.ModuleDict": lambda: Recorded("ModuleDict", (), {}, {}),
+    "torch.nn.modules.container.ModuleList": lambda: Recorded("ModuleList", (), {}, {}),
+    "torch.nn.modules.container.Sequential": lambda: Recorded("Sequential", (), {}, {}),
+    "collections.OrderedDict": lambda *items: dict(*items),
+    "dnnlib.EasyDict": lambda *items: dict(*items),
+    "dnnlib.util.EasyDict": lambda *items: dict(*items),
     **{f"torch.{name}Storage": dtype for name, dtype in _STORAGES.items()},
     **{str(dtype): dtype for dtype in _STORAGES.values()},
 }

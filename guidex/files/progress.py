@@ -15,11 +15,7 @@ PLAIN_SECONDS = 15.0  # between two lines where there is no terminal
 
 @contextmanager
 def download_bar(what: str) -> Iterator[Received]:
-    """Progress for `fetch` on standard error, from the first byte on; nothing for a cached file.
-
-    Arguments:
-        what: is being downloaded, for people.
-    """
+    """Progress for `fetch` on standard error, from the first byte on; nothing for a cached file."""
     pause = 0.1 if sys.stderr.isatty() else PLAIN_SECONDS
     # With a delay, tqdm says nothing before the first update.
     look = {"unit": "B", "unit_scale": True, "mininterval": pause, "delay": 1e-6}
@@ -38,16 +34,8 @@ def megabytes(size: int) -> str:
 
 
 class Progress:
-    """Counts towards a total on standard error.
-
-    Arguments:
-        label: what is being done.
-        total: how much there is to do, in `unit`s.
-        done: how much was done before (by a run that is resumed).
-        unit: what is counted.
-        quiet: say nothing (another process speaks for all).
-        delay: seconds within which there is nothing to say.
-    """
+    """Counts `unit`s towards a total on standard error, of which `done` were done before (by a run
+    that is resumed); nothing if `quiet`, or before `delay` seconds."""
 
     def __init__(
         self,
@@ -65,8 +53,7 @@ class Progress:
         self.bar: tqdm | None = None
         if sys.stderr.isatty() and not quiet:
             form = "{desc} {percentage:3.0f}%|{bar:30}| {n:.0f}/{total} {unit} "
-            form += "[{elapsed}<{remaining}]"
-            look = {"unit": unit, "bar_format": form, "delay": delay}
+            look = {"bar_format": form + "[{elapsed}<{remaining}]", "unit": unit, "delay": delay}
             self.bar = tqdm(desc=label, total=total, initial=done, **look)
 
     def __enter__(self) -> Self:
