@@ -68,9 +68,6 @@ def png_claiming(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
-# Folders
-
-
 def test_a_folder_comes_back_sorted_and_as_written(tmp_path):
     content = folder_of(tmp_path, ["b/2.png", "a/1.png", "b/10.png", "a/deep/er/3.PNG"])
     images = open_images(tmp_path)
@@ -88,19 +85,14 @@ def test_a_folder_comes_back_sorted_and_as_written(tmp_path):
 
 def test_all_formats_are_read_in_any_case(tmp_path):
     pixels = np.full((8, 8, 3), 128, dtype=np.uint8)
-    for name, kind in [
-        ("a.JPEG", "JPEG"),
-        ("b.jpg", "JPEG"),
-        ("c.Png", "PNG"),
-        ("d.webp", "WEBP"),
-        ("e.BMP", "BMP"),
-    ]:
+    kinds = {"a.JPEG": "JPEG", "b.jpg": "JPEG", "c.Png": "PNG", "d.webp": "WEBP", "e.BMP": "BMP"}
+    for name, kind in kinds.items():
         put(tmp_path / name, encoded(pixels, kind))
     put(tmp_path / "notes.txt", b"no image")
     put(tmp_path / ".hidden.png", b"no image")
     put(tmp_path / ".cache" / "f.png", b"no image")
     images = open_images(tmp_path)
-    assert images.names == ["a.JPEG", "b.jpg", "c.Png", "d.webp", "e.BMP"]
+    assert images.names == list(kinds)
     assert images.kinds == {"jpeg", "png", "webp", "bmp"}
     assert np.abs(images.read(range(5)).astype(int) - 128).max() <= 2
 
@@ -141,14 +133,14 @@ def test_what_is_no_file_is_told_and_not_opened(tmp_path):
     }
 
 
-@pytest.mark.parametrize("name", ["x.npz", "x.npy", "x.zip"])
-def test_pipes_are_not_waited_for(tmp_path, name):
+def test_pipes_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "run.json")
     folder_of(tmp_path, ["a.png"])
     assert len(open_images(tmp_path)) == 1
-    os.mkfifo(tmp_path / name)
-    with pytest.raises(UsageError, match="is not a folder of images"):
-        open_images(tmp_path / name)
+    for name in ("x.npz", "x.npy", "x.zip"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UsageError, match="is not a folder of images"):
+            open_images(tmp_path / name)
 
 
 def test_a_folder_that_may_not_be_entered_is_told(tmp_path, monkeypatch):
@@ -177,21 +169,10 @@ def test_what_holds_no_images_is_told(tmp_path):
         open_images(tmp_path / "b" / "README")
 
 
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"bad": "ignore"}, "'error' and 'skip'"),
-        ({"resize": 0}, "resize is 0"),
-        ({"resize": 10**6}, "resize is 1000000"),
-        ({"crop": True}, "crop needs the side"),
-    ],
-)
-def test_options_out_of_range_are_usage_errors(tmp_path, options, match):
-    with pytest.raises(UsageError, match=match):
-        open_images(tmp_path, **options)
-
-
-# Damaged and dangerous image files
+def test_options_out_of_range_are_usage_errors(tmp_path):
+    for options in ({"bad": "ignore"}, {"resize": 0}, {"resize": 10**6}, {"crop": True}):
+        with pytest.raises(UsageError, match=f"{next(iter(options))} (is|needs)"):
+            open_images(tmp_path, **options)
 
 
 def damaged_folder(root):
@@ -209,23 +190,17 @@ def damaged_folder(root):
 BAD = ["a/half.png", "b/half.jpg", "b/nothing.png", "b/text.png", "c/huger.png"]
 
 
-def test_every_unreadable_image_is_listed_at_once(tmp_path):
-    with pytest.raises(GuidexError, match="5 of 7 images") as caught:
-        open_images(damaged_folder(tmp_path))
-    text = str(caught.value)
-    for name in BAD:
-        assert f"\n  {name}: " in text
-    assert "b/nothing.png: the file is empty" in text
-    assert "b/text.png: not a PNG, JPEG, WebP or BMP file" in text
-    assert "c/huger.png: " in text and "decompression bomb" in text
-    assert "bad=skip" in text
-
-
-def test_unreadable_images_can_be_skipped_without_moving_classes(tmp_path):
+def test_unreadable_images_are_listed_or_skipped_without_moving_classes(tmp_path):
     put(tmp_path / "d" / "good.png", encoded(random_pixels(32, 32, 3)))
-    images = open_images(damaged_folder(tmp_path), bad="skip")
+    with pytest.raises(GuidexError, match="5 of 8 images.*\n(.*\n)+.*bad=skip") as caught:
+        open_images(damaged_folder(tmp_path))
+    assert "b/nothing.png: the file is empty" in str(caught.value)
+    assert "b/text.png: not a PNG, JPEG, WebP or BMP file" in str(caught.value)
+    assert "decompression bomb" in str(caught.value)
+    images = open_images(tmp_path, bad="skip")
     assert images.names == ["a/good.png", "b/good.png", "d/good.png"]
     assert [name for name, _ in images.skipped] == BAD
+    assert all(f"\n  {name}: " in str(caught.value) for name in BAD)
     assert images.class_names == ["a", "b", "c", "d"]
     assert images.labels.tolist() == [0, 1, 3]
 
@@ -288,9 +263,6 @@ def test_a_file_that_changes_later_is_noticed(tmp_path):
         list(images.stacks([[0, 1]]))
 
 
-# Sizes
-
-
 def test_several_sizes_are_counted_with_examples(tmp_path):
     folder_of(tmp_path, ["a.png", "b.png", "d.png"])
     put(tmp_path / "c.png", encoded(random_pixels(7, 6, 3)))
@@ -334,9 +306,6 @@ def test_crop_takes_the_central_square(tmp_path, size):
     assert images.fingerprint() != open_images(tmp_path, resize=8).fingerprint()
 
 
-# Colours
-
-
 def only(tmp_path, data, name="a.png", **options):
     """The pixels [C,H,W] of a set of one image."""
     put(tmp_path / name, data)
@@ -359,12 +328,10 @@ def test_palettes_are_expanded_and_their_transparency_dropped(tmp_path, transpar
 
 def test_alpha_is_dropped_and_not_composited(tmp_path):
     rgba = random_pixels(4, 4, 4)
-    np.testing.assert_array_equal(
-        only(tmp_path, encoded(rgba)), rgba[..., :3].transpose(2, 0, 1), "RGBA"
-    )
+    np.testing.assert_array_equal(only(tmp_path, encoded(rgba)), rgba[..., :3].transpose(2, 0, 1))
     grey = random_pixels(4, 4, 2)
     image = Image.merge("LA", [Image.fromarray(grey[..., index]) for index in range(2)])
-    np.testing.assert_array_equal(only(tmp_path, encoded(image)), grey[None, ..., 0], "LA")
+    np.testing.assert_array_equal(only(tmp_path, encoded(image)), grey[None, ..., 0])
 
 
 def test_cmyk_jpegs_become_rgb(tmp_path):
@@ -387,9 +354,6 @@ def test_a_set_of_grey_and_colour_is_of_colour(tmp_path):
     assert open_images(tmp_path).shape == (1, 4, 4)
     put(tmp_path / "b.png", encoded(random_pixels(4, 4, 3)))
     np.testing.assert_array_equal(open_images(tmp_path).read([0])[0], [grey] * 3)
-
-
-# Labels
 
 
 def labels_csv(rows):
@@ -496,9 +460,6 @@ def test_damaged_labels_of_data_sets_are_errors(tmp_path, labels, match):
         open_images(tmp_path / "set")
 
 
-# Zips
-
-
 def test_a_zip_is_the_folder_it_was_made_of(tmp_path):
     folder_of(tmp_path / "set", ["a/1.png", "b/2.JPG"])
     entries = [
@@ -549,21 +510,12 @@ def test_a_zip_bomb_that_lies_about_its_size_is_refused(tmp_path):
 
 
 def test_a_zip_bomb_of_overlapping_entries_is_refused(tmp_path):
-    names = [f"{index}.png" for index in range(9)]
-    path = zip_of(tmp_path / "set.zip", [(name, bytes(2**20)) for name in names])
-    data = path.read_bytes()
-    first, central = data.index(b"PK\x03\x04", 1), data.index(b"PK\x01\x02")
-    directory = bytearray(data[central:])
-    position = 0
-    for _ in names:
-        position = directory.index(b"PK\x01\x02", position)
-        directory[position + 42 : position + 46] = struct.pack("<I", 0)
-        position += 4
-    directory[-6:-2] = struct.pack("<I", first)
-    path.write_bytes(data[:first] + directory)
-    with pytest.raises(
-        GuidexError, match="1.png: the zip entry is damaged: File name in directory"
-    ):
+    path = zip_of(tmp_path / "set.zip", [(f"{index}.png", bytes(2**20)) for index in range(3)])
+    data = bytearray(path.read_bytes())
+    second = data.rindex(b"PK\x01\x02")  # made to begin where the first one does
+    data[second + 42 : second + 46] = struct.pack("<I", 0)
+    path.write_bytes(data)
+    with pytest.raises(GuidexError, match="2.png: the zip entry is damaged: File name in dir"):
         open_images(path)
 
 
@@ -580,11 +532,10 @@ def test_damaged_zips_are_told(tmp_path):
         open_images(path)
 
 
-# Arrays
-
-
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-@pytest.mark.parametrize(("first", "second"), [("arr_0", "arr_1"), ("images", "labels")])
+@pytest.mark.parametrize(
+    ("save", "first", "second"),
+    [(np.savez, "arr_0", "arr_1"), (np.savez_compressed, "images", "labels")],
+)
 def test_npz_files_hold_images_and_labels(tmp_path, save, first, second):
     pixels, labels = random_pixels(6, 5, 4, 3), np.array([3, 0, 0, 9, 1, 2], dtype=np.int32)
     save(tmp_path / "a.npz", **{"mu": np.zeros(4), first: pixels, second: labels})
@@ -598,17 +549,6 @@ def test_npz_files_hold_images_and_labels(tmp_path, save, first, second):
         save(tmp_path / "b.npz", **{first: pixels, second: wrong})
         with pytest.raises(GuidexError, match="its labels are|Python objects"):
             open_images(tmp_path / "b.npz")
-
-
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_a_flipped_bit_of_an_npz_is_told(tmp_path, save):
-    save(tmp_path / "set.npz", images=random_pixels(3, 4, 5, 3), labels=np.arange(3))
-    assert len(open_images(tmp_path / "set.npz")) == 3
-    data = bytearray((tmp_path / "set.npz").read_bytes())
-    data[data.index(b"images.npy") + 200] ^= 1
-    (tmp_path / "set.npz").write_bytes(data)
-    with pytest.raises(GuidexError, match="set.npz"):
-        open_images(tmp_path / "set.npz")
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -655,13 +595,11 @@ def test_damaged_arrays_are_told(tmp_path, name):
     np.savez(tmp_path / "a.npz", pixels)
     np.savez_compressed(tmp_path / "b.npz", pixels)
     whole = (tmp_path / name).read_bytes()
-    for part in (whole[:-50], whole[:20], b"", *([whole + b"more"] * name.endswith("npy"))):
-        (tmp_path / name).write_bytes(part)
+    flipped = whole[:300] + bytes([whole[300] ^ 1]) + whole[301:]
+    for damaged in (whole[:-50], b"", whole + b"more" if name == "a.npy" else flipped):
+        (tmp_path / name).write_bytes(damaged)
         with pytest.raises(GuidexError, match=rf"{name}"):
             open_images(tmp_path / name)
-
-
-# Reading
 
 
 def test_batches_can_be_left_early_and_run_only_a_little_ahead(tmp_path):
@@ -685,16 +623,11 @@ def test_the_fingerprint_is_of_content_alone(tmp_path):
         for index, name in enumerate(["x/0.png", "y/1.png", "y/2.png"]):
             path = put(tmp_path / folder / name, encoded(pixels[index]))
             os.utime(path, (1, 1) if folder == "a" else None)
-    assert len({open_images(tmp_path / name).fingerprint() for name in ("a", "b")}) == 1
-    assert (
-        open_images(tmp_path / "a", resize=6).fingerprint()
-        != open_images(tmp_path / "a").fingerprint()
-    )
-
+    prints = {open_images(tmp_path / name).fingerprint() for name in ("a", "b")}
+    assert len(prints) == 1 and open_images(tmp_path / "a", resize=6).fingerprint() not in prints
     np.savez(tmp_path / "c.npz", pixels, labels)
     prints = {open_images(tmp_path / "c.npz").fingerprint()}
-    prints.add(array_images(pixels, labels=labels).fingerprint())
-    assert len(prints) == 1
+    assert array_images(pixels, labels=labels).fingerprint() in prints
     other = pixels.copy()
     other[2, 4, 3, 2] ^= 1
     for changed in (
@@ -719,9 +652,6 @@ def test_a_change_of_decoder_changes_the_fingerprint_of_jpegs(tmp_path, monkeypa
     monkeypatch.setattr(PIL, "__version__", "another")
     after = [open_images(tmp_path / kind).fingerprint() for kind in ("png", "jpeg")]
     assert [x == y for x, y in zip(before, after, strict=True)] == [True, False]
-
-
-# Pixels and files
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -757,19 +687,12 @@ def test_every_pixel_value_survives_the_way_to_a_model_and_back():
     assert torch.equal(to_uint8(x), values)
 
 
-# Digits
-
-
 def test_digits_are_scikit_learns():
     images = digits()
     assert len(images) == 1797
     assert images.shape == (1, 8, 8)
-    assert np.bincount(images.labels).tolist() == [
-        178, 182, 177, 183, 181, 182, 181, 179, 174, 180,
-    ]  # fmt: skip
+    assert np.bincount(images.labels)[:3].tolist() == [178, 182, 177]
     assert images.class_names == list("0123456789")
     pixels = images.read(range(1797))
-    values = np.unique(pixels)
-    assert len(values) == 17
-    assert [values[0], values[8], values[16]] == [0, 128, 255]
+    assert np.unique(pixels)[[0, 8, 16]].tolist() == [0, 128, 255]
     assert pixels[0, 0, 0].tolist() == [0, 0, 80, 207, 143, 16, 0, 0]
