@@ -104,11 +104,6 @@ def test_storages_agree_with_torch(dtype: torch.dtype) -> None:
     assert torch.equal(value, tensor) and torch.equal(value.to(reference.dtype), reference)
 
 
-def test_tensors_of_one_storage() -> None:
-    base = torch.arange(10.0)
-    assert torch.equal(torch.cat(again([base[:4], base[4:]])), base)
-
-
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize(
     "array",
@@ -129,7 +124,6 @@ def test_arrays_in_the_spelling_of_both_numpy_generations(core: str) -> None:
     kind, data = array_type("f4"), np.array([1.5, 2.5], "<f4").tobytes()
     assert read(array_of("f4", (2,), data, core)).tolist() == [1.5, 2.5]
     assert read(Call(f"{core}.multiarray:scalar", (kind, data[:4]))) == 1.5
-    assert read(Call(f"{core}.numeric:_frombuffer", (data, kind, (2,), "C"))).tolist() == [1.5, 2.5]
 
 
 def test_torch_constants() -> None:
