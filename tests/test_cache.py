@@ -213,7 +213,7 @@ def test_downloads_are_told_of_where_there_is_no_terminal(capsys, monkeypatch):
     with progress.download_bar("net.pkl") as received:
         assert capsys.readouterr().err == ""  # it may be in the cache
         received(10, 1_250_000)
-    assert "downloading net.pkl:   0%" in capsys.readouterr().err
+    assert "downloading net.pkl 0/1 MB in 0 s" in capsys.readouterr().err
 
 
 def test_a_proxy_of_the_environment_is_asked(server, monkeypatch):

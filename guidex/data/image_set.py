@@ -8,7 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import PIL
@@ -17,38 +17,21 @@ from numpy.typing import NDArray
 from guidex.data.codec import Pixels, from_pixels, require_size, to_pixels
 from guidex.errors import GuidexError, printable, reason_of
 
-_T = TypeVar("_T")
-_R = TypeVar("_R")
-
 
 @dataclasses.dataclass(eq=False, repr=False)
 class ImageSet:
-    """N images of one shape, in a fixed order, whose bytes stay as they were first read.
+    """N images of one shape, in a fixed order, whose bytes stay as they were first read."""
 
-    Attributes:
-        shape: (C, H, W) of every image, C = 1 (grey) or 3 (RGB).
-        names: one per image, relative to the set and sorted; the index for arrays.
-        read_bytes: image k as it is stored; called by several threads.
-        decode: stored bytes to pixels uint8 [C,H,W], or [1,H,W] for all C; called by threads.
-        digests: SHA-256 of the bytes of images that have been read, by index.
-        kinds: formats that occur: "png", "jpeg", "webp", "bmp", and "array" for pixels that were
-            never in files of their own. Numbers from JPEGs and from the others do not compare.
-        labels: classes [N], int64, or None.
-        class_names: names of classes 0 ... K-1 if they come from sub-folders, else None.
-        skipped: (name, reason) of unreadable images that were left out.
-        crop: whether images were cropped to their central squares.
-    """
-
-    shape: tuple[int, int, int]
-    names: list[str]
-    read_bytes: Callable[[int], bytes]
-    decode: Callable[[bytes], Pixels]
-    digests: dict[int, bytes]
-    kinds: set[str]
-    labels: NDArray[np.int64] | None
-    class_names: list[str] | None
-    skipped: list[tuple[str, str]]
-    crop: bool
+    shape: tuple[int, int, int]  # (C, H, W) of every image, C = 1 (grey) or 3 (RGB)
+    names: list[str]  # relative to the set and sorted; the index for arrays
+    read_bytes: Callable[[int], bytes]  # image k as it is stored; called by several threads
+    decode: Callable[[bytes], Pixels]  # to uint8 [C,H,W], or [1,H,W] for all C; called by threads
+    digests: dict[int, bytes]  # SHA-256 of the bytes of images that have been read, by index
+    kinds: set[str]  # formats that occur: "png", "jpeg", "webp", "bmp" or "array"
+    labels: NDArray[np.int64] | None  # classes [N]
+    class_names: list[str] | None  # of classes 0 ... K-1, if they come from sub-folders
+    skipped: list[tuple[str, str]]  # (name, reason) of unreadable images that were left out
+    crop: bool  # whether images were cropped to their central squares
     _fingerprint: str | None = dataclasses.field(default=None, init=False)
 
     def __len__(self) -> int:
@@ -116,8 +99,7 @@ class ImageSet:
         except (OSError, ValueError) as error:
             raise GuidexError(
                 f"{printable(self.names[index])} has changed since the images were opened: "
-                f"{reason_of(error)}. Leave the images alone while they are being read, and start "
-                "again."
+                f"{reason_of(error)}. Start again, and leave the images alone meanwhile."
             ) from error
         return data
 
@@ -160,17 +142,14 @@ def default_workers() -> int:
     return min(len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1, 16)
 
 
-def map_ahead(
-    function: Callable[[_T], _R], items: Iterable[_T], ahead: int | None = None
-) -> Iterator[_R]:
+def map_ahead(function: Callable, items: Iterable, ahead: int | None = None) -> Iterator[Any]:
     """Like `map`, in order, but computed by threads, at most `ahead` items before the consumer (by
     default, four for each thread)."""
-    # Pillow warns about metadata (EXIF, animation) that is not used here. Said again before each
-    # decoding, since filters come and go; `warnings.catch_warnings` is not made for threads.
+    # Pillow warns about metadata (EXIF, animation) that is not used here.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     ahead = 4 * default_workers() if ahead is None else ahead
     pool = ThreadPoolExecutor(default_workers(), thread_name_prefix="guidex-images")
-    pending: deque[Future[_R]] = deque()
+    pending: deque[Future] = deque()
     try:
         for item in items:
             pending.append(pool.submit(function, item))

@@ -29,18 +29,12 @@ def open_images(
         path: a folder (with its sub-folders; .png .jpg .jpeg .webp .bmp in any case, hidden files
             ignored), a .zip of the same, a .npz or .npy of uint8 [N,H,W,C] (see
             `arrays.open_array`), or the folder of a run (see `sample_output`). Every file is
-            examined (see `codec.examine`). Labels come from labels.csv, dataset.json or the
-            sub-folders (see `classes.find_labels`), of arrays from the .npz.
-        bad: "error" refuses a set with unreadable images, listing them; "skip" leaves them out
-            and records them in `skipped`. An array is readable as a whole or not at all.
+            examined (see `codec.examine`). For labels, see `classes.find_labels`.
+        bad: "error" refuses a set with unreadable images, listing them; "skip" leaves them out.
         resize, crop: see `codec.to_pixels`, where colours are stated too.
 
-    Returns:
-        The set: grey if every image is grey, else RGB.
-
     Raises:
-        UsageError: no such path, no images in it, a kind of file that is not read, or a run of
-            `guidex sample` that is not finished.
+        UsageError: no such path, no images in it, or a run that is not finished.
         GuidexError: unreadable images, images of several sizes, a damaged or dangerous file.
     """
     if bad not in ("error", "skip"):
@@ -63,12 +57,8 @@ def open_images(
 
 
 def sample_output(path: Path) -> Path:
-    """What `guidex sample` wrote to a folder: its images/, images.zip or images.npz, the
-    samples.npz of a toy, or else its latents.npz. Any other path is returned as it is.
-
-    Raises:
-        UsageError: the run is not finished, or its output is no longer there.
-    """
+    """What `guidex sample` wrote to a folder, or any other path as it is. Raises UsageError: the
+    run is not finished, or its output is no longer there."""
     command, columns = None, b""
     with suppress(OSError, ValueError):
         columns = read_file(path / "labels.csv").partition(b"\n")[0]
@@ -78,9 +68,8 @@ def sample_output(path: Path) -> Path:
         command = mark["command"] if "run" in mark else None
     if command in ("sweep", "eval"):
         raise UsageError(
-            f"{path} is what guidex {command} wrote: a table and its figures, and no images "
-            "to measure. Its metrics are in table.csv; for images, give guidex sample the settings "
-            "of a point"
+            f"{path} is what guidex {command} wrote: a table and its figures, and no images to "
+            "measure. For images, give guidex sample the settings of a point"
         )
     finished = {b"seed", b"label", b"file"} <= set(columns.strip().split(b","))
     outputs = [path / name for name in _OUTPUTS if (path / name).exists()]

@@ -40,17 +40,12 @@ _OTHERS = (
 
 @dataclass(eq=False, repr=False, slots=True)
 class Recorded:
-    """An object that a pickle describes, inert: the name of its class, such as "Precond", arguments
-    of its constructor, and its attributes by name."""
+    """An object that a pickle describes, inert: class, constructor's arguments, attributes."""
 
-    class_name: str
+    class_name: str  # such as "Precond"
     init_args: tuple[Any, ...] | list[Any]
     init_kwargs: dict[str | int, Any]
     state: dict[str | int, Any]
-
-    def __repr__(self) -> str:
-        # The state may share parts so often that printing it would never end.
-        return f"<Recorded {self.class_name}>"
 
 
 def read_pickle(source: str | os.PathLike[str] | BinaryIO) -> object:

@@ -1,12 +1,11 @@
-"""What a person sees of downloads and other long work: a bar on a terminal, lines elsewhere."""
+"""What a person sees of downloads and other long work: one line that is rewritten on a terminal,
+and lines now and then elsewhere."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Self
-
-from tqdm import tqdm
 
 Received = Callable[[int, int], None]  # told (bytes so far, bytes in all)
 
@@ -16,14 +15,14 @@ PLAIN_SECONDS = 15.0  # between two lines where there is no terminal
 @contextmanager
 def download_bar(what: str) -> Iterator[Received]:
     """Progress for `fetch` on standard error, from the first byte on; nothing for a cached file."""
-    pause = 0.1 if sys.stderr.isatty() else PLAIN_SECONDS
-    # With a delay, tqdm says nothing before the first update.
-    look = {"unit": "B", "unit_scale": True, "mininterval": pause, "delay": 1e-6}
-    with tqdm(desc=f"downloading {what}", leave=False, **look) as bar:
+    bars: list[Progress] = []
+    with ExitStack() as stack:
 
         def progress(count: int, total: int) -> None:
-            bar.total = total
-            bar.update(count - bar.n)
+            if not bars:
+                bar = Progress(f"downloading {what}", round(total / 1e6), unit="MB")
+                bars.append(stack.enter_context(bar))
+            bars[0].update(count / 1e6 - bars[0].count)
 
         yield progress
 
@@ -49,38 +48,29 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         self.count, self.before = float(done), done
         self.quiet, self.delay = quiet, delay
+        self.terminal = sys.stderr.isatty()
         self.started = self.said = time.monotonic()
-        self.bar: tqdm | None = None
-        if sys.stderr.isatty() and not quiet:
-            form = "{desc} {percentage:3.0f}%|{bar:30}| {n:.0f}/{total} {unit} "
-            look = {"bar_format": form + "[{elapsed}<{remaining}]", "unit": unit, "delay": delay}
-            self.bar = tqdm(desc=label, total=total, initial=done, **look)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-        elif kind is None and time.monotonic() - self.started >= self.delay:
-            self._say()
+        if self.terminal or kind is None:
+            self._say("\n")
 
     def update(self, amount: float) -> None:
         """Count further; parts of a unit are fine."""
         self.count += amount
-        if self.bar is not None:
-            # Sums of fractions may end a hair above the total, at which tqdm would drop its bar.
-            self.bar.update(min(amount, self.total - self.bar.n))
-        elif time.monotonic() - self.said >= PLAIN_SECONDS:
-            self._say()
+        if time.monotonic() - self.said >= (0.2 if self.terminal else PLAIN_SECONDS):
+            self._say("" if self.terminal else "\n")
 
-    def _say(self) -> None:
-        if self.quiet:
-            return
+    def _say(self, end: str) -> None:
         self.said = time.monotonic()
         seconds = self.said - self.started
+        if self.quiet or seconds < self.delay:
+            return
         text = f"{self.label} {self.count:.0f}/{self.total} {self.unit} in {seconds:.0f} s"
         if self.before < self.count < self.total - 0.5:
             left = seconds * (self.total - self.count) / (self.count - self.before)
             text += f", {left:.0f} s left"
-        print(text, file=sys.stderr, flush=True)
+        print(f"\r{text:79}" if self.terminal else text, end=end, file=sys.stderr, flush=True)
