@@ -97,13 +97,11 @@ def test_all_formats_are_read_in_any_case(tmp_path):
     assert np.abs(images.read(range(5)).astype(int) - 128).max() <= 2
 
 
-@pytest.mark.parametrize(
-    "names", [["1.png", "2.png"], ["a/1.png", "a/2.png"], ["1.png", "a/2.png", "b/3.png"]]
-)
-def test_without_two_classes_there_are_no_labels(tmp_path, names):
-    folder_of(tmp_path, names)
-    images = open_images(tmp_path)
-    assert images.labels is images.class_names is None
+def test_without_two_classes_there_are_no_labels(tmp_path):
+    for name in ("a/1.png", "a/2.png", "3.png", "b/4.png"):  # the last beside one that is outside
+        folder_of(tmp_path, [name])
+        images = open_images(tmp_path)
+        assert images.labels is images.class_names is None
 
 
 def test_links_are_followed_and_loops_end(tmp_path):
@@ -314,8 +312,7 @@ def only(tmp_path, data, name="a.png", **options):
 
 def test_16_bit_grey_is_rounded_to_8(tmp_path):
     values = np.array([[0, 128, 129, 257], [32767, 32768, 65406, 65535]], dtype=np.uint16)
-    pixels = only(tmp_path, encoded(values))
-    assert pixels.tolist() == [[[0, 0, 1, 1], [127, 128, 254, 255]]]
+    assert only(tmp_path, encoded(values)).tolist() == [[[0, 0, 1, 1], [127, 128, 254, 255]]]
 
 
 @pytest.mark.parametrize("transparency", [b"\x00\x80", 0], ids=["by bytes", "by index"])
@@ -334,18 +331,13 @@ def test_alpha_is_dropped_and_not_composited(tmp_path):
     np.testing.assert_array_equal(only(tmp_path, encoded(image)), grey[None, ..., 0])
 
 
-def test_cmyk_jpegs_become_rgb(tmp_path):
-    red = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
-    pixels = only(tmp_path, encoded(red, "JPEG", quality=95), "a.jpg")
-    assert pixels.shape == (3, 8, 8)
-    assert np.abs(pixels.astype(int) - np.array([255, 0, 0])[:, None, None]).max() <= 3
-
-
-def test_exif_orientation_is_ignored(tmp_path):
+def test_cmyk_jpegs_become_rgb_and_exif_orientation_is_ignored(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = encoded(random_pixels(4, 8, 3), "JPEG", exif=exif)
-    assert only(tmp_path, data, "a.jpg").shape == (3, 4, 8)
+    red = Image.new("CMYK", (8, 4), (0, 255, 255, 0))
+    pixels = only(tmp_path, encoded(red, "JPEG", quality=95, exif=exif), "a.jpg")
+    assert pixels.shape == (3, 4, 8)
+    assert np.abs(pixels.astype(int) - np.array([255, 0, 0])[:, None, None]).max() <= 3
 
 
 def test_a_set_of_grey_and_colour_is_of_colour(tmp_path):
@@ -389,8 +381,6 @@ def test_a_table_may_lie_beside_the_images_or_in_the_zip(tmp_path):
 def test_folders_of_seeds_are_no_classes_even_without_the_table(tmp_path):
     folder_of(tmp_path, ["000000/000000.png", "000000/000999.png", "001000/001000.png"])
     assert open_images(tmp_path).labels is None
-    folder_of(tmp_path, ["001000/000001.png"])
-    assert open_images(tmp_path).labels.tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -399,7 +389,6 @@ def test_folders_of_seeds_are_no_classes_even_without_the_table(tmp_path):
         (ROWS[:2], "no label for 1 of 3 images, the first of them images/001000/001000.png"),
         ([*ROWS[:2], "1000,,images/001000/001000.png"], "no label for 1 of 3"),
         ([*ROWS[:2], "1000,-1,images/001000/001000.png"], "'-1', which is not a class"),
-        ([*ROWS[:2], "1000,cat,images/001000/001000.png"], "'cat', which is not a class"),
         ([*ROWS[:2], "1000"], "has the label None"),
         ([*ROWS, f"1,5,{SAMPLED[0]}"], "two different labels"),
         ([*ROWS, '"'], "cannot be read as CSV"),
@@ -635,23 +624,20 @@ def test_the_fingerprint_is_of_content_alone(tmp_path):
         array_images(other, labels=labels),
         array_images(pixels, labels=labels[::-1]),
         array_images(pixels[[1, 0, 2]], labels=labels),
-        array_images(pixels[:2], labels=labels[:2]),
         array_images(pixels.reshape(3, 4, 5, 3), labels=labels),
         array_images(pixels, labels=labels, resize=4),
-        array_images(pixels.reshape(3, 4, 5, 3), labels=labels, resize=4),
     ):
         prints.add(changed.fingerprint())
-    assert len(prints) == 9
+    assert len(prints) == 7
 
 
 def test_a_change_of_decoder_changes_the_fingerprint_of_jpegs(tmp_path, monkeypatch):
-    pixels = random_pixels(5, 4, 3)
-    put(tmp_path / "png" / "a.png", encoded(pixels))
-    put(tmp_path / "jpeg" / "a.jpg", encoded(pixels, "JPEG"))
+    for kind in ("png", "jpeg"):
+        put(tmp_path / kind / f"a.{kind}", encoded(random_pixels(5, 4, 3), kind))
     before = [open_images(tmp_path / kind).fingerprint() for kind in ("png", "jpeg")]
     monkeypatch.setattr(PIL, "__version__", "another")
-    after = [open_images(tmp_path / kind).fingerprint() for kind in ("png", "jpeg")]
-    assert [x == y for x, y in zip(before, after, strict=True)] == [True, False]
+    assert open_images(tmp_path / "png").fingerprint() == before[0]
+    assert open_images(tmp_path / "jpeg").fingerprint() != before[1]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -682,9 +668,8 @@ def test_an_array_that_changes_while_it_is_read_is_noticed():
 
 def test_every_pixel_value_survives_the_way_to_a_model_and_back():
     values = torch.arange(256, dtype=torch.uint8)
-    x = to_float(values)
-    assert x.min() == -1 and x.max() == 1
-    assert torch.equal(to_uint8(x), values)
+    assert to_float(values)[[0, 255]].tolist() == [-1, 1]
+    assert torch.equal(to_uint8(to_float(values)), values)
 
 
 def test_digits_are_scikit_learns():

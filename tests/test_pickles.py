@@ -267,8 +267,6 @@ REFUSED = {
     "INST": Raw(pickle.MARK + b"ios\nsystem\n"),
     "OBJ": Raw(pickle.MARK + assemble(Name("os:system")) + pickle.OBJ),
     "NEWOBJ_EX": then(pickle.NEWOBJ_EX, Name("os:system"), (), {}),
-    "buffer outside": Raw(pickle.NEXT_BUFFER),
-    "no instruction": Raw(b"\xff"),
     "NEWOBJ of a function": New(LOAD),
     "NEWOBJ of a value": then(pickle.NEWOBJ, "x", ()),
     "call of a value": then(pickle.REDUCE, "x", ()),
@@ -277,15 +275,8 @@ REFUSED = {
     "BUILD of a list": then(pickle.BUILD, [], (None, {"append": 1})),
     "BUILD of a tensor": then(pickle.BUILD, WEIGHTS_OF, (1,)),
     "BUILD of a recorded object": then(pickle.BUILD, persistent("A", {}), (None, {"args": 1})),
-    "APPEND to a dict": then(pickle.APPEND, {}, 1),
     "APPEND to a function": then(pickle.APPEND, Name(EASY), 1),
     "SETITEM of a function": then(pickle.SETITEM, Name(EASY), "a", 1),
-    "list as key": then(pickle.SETITEM, {}, [], 1),
-    "no value": Raw(b""),
-    "operand beyond a mark": Raw(b"N" + pickle.MARK + pickle.TUPLE1),
-    "unknown memo": Raw(pickle.BINGET + b"\x07"),
-    "name that is no text": then(pickle.STACK_GLOBAL, 1, "a"),
-    "text that is not UTF-8": Raw(pickle.SHORT_BINUNICODE + b"\x01\xff"),
     "bytes in another code": Call("_codecs:encode", ("a", "rot13")),
     "bytes of a size": Call("builtins:bytes", (2**40,)),
     "object array": array_of("O8", (1,), b"N."),
@@ -433,7 +424,7 @@ def test_damage_never_raises_anything_else() -> None:
     whole = snapshot(ema=network(), encoder=array_of("f4", (2,), bytes(8)))
     rng = np.random.default_rng(0)
     refused = 0
-    for _ in range(1500):
+    for _ in range(500):
         damaged = bytearray(whole)
         for position in rng.integers(2, len(whole), rng.integers(1, 4)):
             damaged[position] = rng.integers(256)
@@ -441,7 +432,7 @@ def test_damage_never_raises_anything_else() -> None:
             read_pickle(io.BytesIO(damaged))
         except GuidexError:
             refused += 1
-    assert 300 < refused < 1500
+    assert 100 < refused < 500
 
 
 def test_trailing_bytes_are_refused() -> None:
