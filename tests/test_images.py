@@ -159,7 +159,7 @@ def test_a_folder_that_may_not_be_entered_is_told(tmp_path, monkeypatch):
 def test_what_holds_no_images_is_told(tmp_path):
     put(tmp_path / "a" / "x.npy", b"")
     put(tmp_path / "b" / "README", b"")
-    with pytest.raises(UsageError, match=r"holds no images.*what is there has .*\.npy"):
+    with pytest.raises(UsageError, match=r"holds no .png.*what is there has .*\.npy"):
         open_images(tmp_path)
     with pytest.raises(UsageError, match="absent does not exist; give a folder of images, a .zip"):
         open_images(tmp_path / "absent")

@@ -32,11 +32,12 @@ def open_array(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]
                 images = _read_entry(path, archive, "images", "arr_0")
                 labels = _read_entry(path, archive, "labels", "arr_1")
         _check(images, labels)
+        return images, None if labels is None else labels.astype(np.int64)
+    except GuidexError as error:
+        raise GuidexError(f"{path}: {error}") from error
     # Damaged zips and headers raise many types, struct.error and SyntaxError among them.
     except Exception as error:
-        reason = str(error) if isinstance(error, GuidexError) else reason_of(error)
-        raise GuidexError(f"cannot read {path}: {reason}") from error
-    return images, None if labels is None else labels.astype(np.int64)
+        raise GuidexError(f"cannot read {path}: {reason_of(error)}") from error
 
 
 def _read_entry(path: Path, archive: zipfile.ZipFile, *names: str) -> np.ndarray | None:
@@ -74,22 +75,20 @@ def _map(path: Path, start: int, file: IO[bytes], size: int) -> np.ndarray:
 def _check(images: np.ndarray | None, labels: np.ndarray | None) -> None:
     if images is None:
         raise GuidexError(
-            "it holds no images, which are looked for under 'images' and 'arr_0'. Of latents there "
-            "are no metrics: sample again to another folder (out=FOLDER), with a decoder that is "
-            "there: decoder=sd_vae decoder.path=FOLDER."
+            "it holds no images, neither 'images' nor 'arr_0'. Of latents there are no metrics: "
+            "sample again to another folder, with decoder=sd_vae decoder.path=FOLDER."
         )
     right = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] in (1, 3)
     if not right or images.size == 0:
         raise GuidexError(
             f"it holds {images.dtype} {images.shape}, yet images are uint8 [N,H,W,C] with C = 1 or "
-            "3, at least one of them and of at least 1x1 pixel. Convert values in [-1, 1] by "
-            "(x * 127.5 + 128).clip(0, 255).astype('uint8'), [N,C,H,W] by transpose(0, 2, 3, 1), "
-            "grey [N,H,W] by x[..., None]."
+            "3, at least one of at least 1x1 pixel. Convert [-1, 1] by (x * 127.5 + 128)"
+            ".clip(0, 255).astype('uint8'), and [N,C,H,W] by transpose(0, 2, 3, 1)."
         )
     if labels is None:
         return
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or labels.min() < 0:
         raise GuidexError(
-            f"its labels are {labels.dtype} {labels.shape}, yet labels of its {len(images)} images "
-            f"are integers ({len(images)},), 0 and above. Remove the array to do without labels."
+            f"its labels are {labels.dtype} {labels.shape}, yet labels are ({len(images)},) "
+            "integers, 0 and above. Remove the array to do without them."
         )

@@ -50,10 +50,7 @@ def open_images(
         images, labels = open_array(path)
         return array_images(images, labels=labels, resize=resize, crop=crop)
     state = "is not" if path.exists() else "does not exist; give"
-    raise UsageError(
-        f"{path} {state} a folder of images, a .zip, a .npz or a .npy file. For a single image, "
-        "give the folder that it is in."
-    )
+    raise UsageError(f"{path} {state} a folder of images, a .zip, a .npz or a .npy file.")
 
 
 def sample_output(path: Path) -> Path:
@@ -77,24 +74,21 @@ def sample_output(path: Path) -> Path:
         return outputs[0]
     if command != "sample":
         return path
-    if not finished:
-        ready = f", or read the images that are there already, as {path / 'images'}"
-        raise UsageError(
-            f"{path} is a run of guidex sample that is not finished; give its command again"
-            + (ready if path / "images" in outputs else "")
-        )
-    raise UsageError(f"{path} is a run of guidex sample, but has none of {', '.join(_OUTPUTS)}")
+    if finished:
+        raise UsageError(f"{path} is a run of guidex sample, but has none of {', '.join(_OUTPUTS)}")
+    ready = f", or read the images that are there already, as {path / 'images'}"
+    raise UsageError(
+        f"{path} is a run of guidex sample that is not finished; give its command again"
+        + (ready if path / "images" in outputs else "")
+    )
 
 
 def _open_files(container: Container, bad: str, resize: int | None, crop: bool) -> ImageSet:
     """Examine every file, and make a set of those that can be read."""
     path = container.path
     if not container.names:
-        others = sorted({Path(name).suffix for name in container.others})
-        raise UsageError(
-            f"{path} holds no images: {', '.join(SUFFIXES)} are read, in sub-folders too, and what "
-            f"is there has {printable(', '.join(others)) or 'no suffix'}."
-        )
+        others = printable(", ".join({Path(name).suffix for name in container.others}))
+        raise UsageError(f"{path} holds no {', '.join(SUFFIXES)}; what is there has {others!r}.")
     labels, class_names = find_labels(container)
 
     def record(name: str) -> tuple[str, tuple[int, int, int], bytes] | str:
@@ -130,9 +124,8 @@ def _open_files(container: Container, bad: str, resize: int | None, crop: bool) 
                 f"{size}: {count} images, such as {printable(names[sizes.index(size)])}"
                 for size, count in Counter(sizes).most_common()
             ],
-            "Bring all of them to NxN pixels, or remove those that are not meant. In guidex eval "
-            "and guidex ref: resize=N (crop=true: their central squares); in a model's data: "
-            "model.resize=N.",
+            "Remove those that are not meant, or bring all to NxN pixels: resize=N in guidex eval "
+            "and guidex ref (crop=true: their central squares), model.resize=N in a model's data.",
         )
     # Images of one size differ in C alone, and one colour image makes a colour set.
     channels, height, width = max(shapes)

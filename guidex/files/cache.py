@@ -120,8 +120,8 @@ def _locate(source: str) -> tuple[str | None, Path]:
     remote = re.fullmatch(form, url, re.ASCII)
     if remote is None:
         raise UsageError(
-            f"{source!r} is not a usable address: give a path, file:///folder/file, or a URL "
-            "https://host/file or http://host/file without a user name."
+            f"{source!r} is not a usable address, such as a path or https://host/file (without a "
+            "user name)."
         )
     name = unquote((remote[2] or "").rpartition("/")[2]) or remote[1]
     name = re.sub("[^A-Za-z0-9._-]+", "_", name)[-80:]
@@ -175,11 +175,8 @@ def _verify(file: Path, expected: str | None, record: Path | None, retry: str) -
 
 
 def _download(url: str, part: Path, progress: Received) -> None:
-    """Download an http(s) URL into a file, resuming where an earlier attempt stopped.
-
-    It is resumed (Range and If-Range, RFC 9110 sections 13.1.5 and 14) only if the server shows
-    that its file is still the version that is noted in `<part>.version`.
-    """
+    """Download an http(s) URL, or the rest of it (Range and If-Range, RFC 9110 sections 13.1.5 and
+    14) where the server has still the version that is noted in `<part>.version`."""
     failures, furthest = 0, 0
     while True:
         try:
@@ -222,10 +219,7 @@ def _attempt(url: str, part: Path, progress: Received) -> None:
                 raise ConnectionError("the server's part does not continue what is here")
             total = int(place[1])
         if not total:
-            raise GuidexError(
-                f"cannot download {url}: the file is empty, or the server does not say how long it "
-                "is, so that a cut one could not be told from a whole one."
-            )
+            raise GuidexError(f"cannot download {url}: the server does not say how long it is.")
         free = shutil.disk_usage(part.parent).free
         if total - size > free:
             raise GuidexError(
