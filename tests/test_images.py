@@ -304,38 +304,38 @@ def test_crop_takes_the_central_square(tmp_path, size):
     assert images.fingerprint() != open_images(tmp_path, resize=8).fingerprint()
 
 
-def only(tmp_path, data, name="a.png", **options):
-    """The pixels [C,H,W] of a set of one image."""
-    put(tmp_path / name, data)
-    return open_images(tmp_path, **options).read([0])[0]
-
-
-def test_16_bit_grey_is_rounded_to_8(tmp_path):
-    values = np.array([[0, 128, 129, 257], [32767, 32768, 65406, 65535]], dtype=np.uint16)
-    assert only(tmp_path, encoded(values)).tolist() == [[[0, 0, 1, 1], [127, 128, 254, 255]]]
-
-
-@pytest.mark.parametrize("transparency", [b"\x00\x80", 0], ids=["by bytes", "by index"])
-def test_palettes_are_expanded_and_their_transparency_dropped(tmp_path, transparency):
+def palette():
     image = Image.fromarray(np.array([[0, 1]], dtype=np.uint8)).convert("P")
     image.putpalette([10, 20, 30, 40, 50, 60])
-    pixels = only(tmp_path, encoded(image, transparency=transparency))
-    assert pixels.tolist() == [[[10, 40]], [[20, 50]], [[30, 60]]]
+    return image
 
 
-def test_alpha_is_dropped_and_not_composited(tmp_path):
-    rgba = random_pixels(4, 4, 4)
-    np.testing.assert_array_equal(only(tmp_path, encoded(rgba)), rgba[..., :3].transpose(2, 0, 1))
-    grey = random_pixels(4, 4, 2)
-    image = Image.merge("LA", [Image.fromarray(grey[..., index]) for index in range(2)])
-    np.testing.assert_array_equal(only(tmp_path, encoded(image)), grey[None, ..., 0])
+BRIGHT = np.array([[0, 128, 129, 257], [32767, 32768, 65406, 65535]], dtype=np.uint16)
+RGBA = np.array([[[1, 2, 3, 0]]], dtype=np.uint8)
+ORIENTED = Image.Exif()
+ORIENTED[0x0112] = 6
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "expected"),
+    [
+        pytest.param(BRIGHT, {}, [[[0, 0, 1, 1], [127, 128, 254, 255]]], id="16 bits"),
+        pytest.param(palette(), {"transparency": 0}, [[[10, 40]], [[20, 50]], [[30, 60]]], id="P"),
+        pytest.param(palette(), {"transparency": b"\0\x80"}, [[[10, 40]], [[20, 50]], [[30, 60]]]),
+        pytest.param(RGBA, {}, [[[1]], [[2]], [[3]]], id="alpha is dropped"),
+        pytest.param(Image.new("LA", (2, 1), (7, 0)), {}, [[[7, 7]]], id="grey with alpha"),
+        pytest.param(Image.new("1", (1, 1), 1), {}, [[[255]]], id="1 bit"),
+    ],
+)
+def test_every_mode_becomes_8_bits(tmp_path, image, options, expected):
+    put(tmp_path / "a.png", encoded(image, **options))
+    assert open_images(tmp_path).read([0])[0].tolist() == expected
 
 
 def test_cmyk_jpegs_become_rgb_and_exif_orientation_is_ignored(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
     red = Image.new("CMYK", (8, 4), (0, 255, 255, 0))
-    pixels = only(tmp_path, encoded(red, "JPEG", quality=95, exif=exif), "a.jpg")
+    put(tmp_path / "a.jpg", encoded(red, "JPEG", quality=95, exif=ORIENTED))
+    pixels = open_images(tmp_path).read([0])[0]
     assert pixels.shape == (3, 4, 8)
     assert np.abs(pixels.astype(int) - np.array([255, 0, 0])[:, None, None]).max() <= 3
 
