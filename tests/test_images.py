@@ -159,7 +159,7 @@ def test_a_folder_that_may_not_be_entered_is_told(tmp_path, monkeypatch):
 def test_what_holds_no_images_is_told(tmp_path):
     put(tmp_path / "a" / "x.npy", b"")
     put(tmp_path / "b" / "README", b"")
-    with pytest.raises(UsageError, match=r"holds no .png.*what is there has .*\.npy"):
+    with pytest.raises(UsageError, match=r"holds no images.*; there is a/x\.npy, b/README"):
         open_images(tmp_path)
     with pytest.raises(UsageError, match="absent does not exist; give a folder of images, a .zip"):
         open_images(tmp_path / "absent")
@@ -605,6 +605,15 @@ def test_batches_can_be_left_early_and_run_only_a_little_ahead(tmp_path):
     assert 4 <= len(loaded) <= 4 + 4 + default_workers()
 
 
+def test_an_array_that_changes_while_it_is_read_is_noticed():
+    array = random_pixels(3, 4, 5, 3)
+    images = array_images(array)
+    images.fingerprint()
+    array[1] ^= 1
+    with pytest.raises(GuidexError, match="000001 has changed since the images were opened"):
+        images.read([0, 1])
+
+
 def test_the_fingerprint_is_of_content_alone(tmp_path):
     pixels = random_pixels(3, 5, 4, 3)
     labels = np.array([0, 1, 1])
@@ -653,17 +662,6 @@ def test_pixels_are_those_of_edm2():
     arrays = golden("encoders.npz")
     x = torch.from_numpy(arrays["rgb_in"])
     np.testing.assert_array_equal(to_uint8(x).numpy(), arrays["rgb_out"])
-
-
-def test_an_array_that_changes_while_it_is_read_is_noticed():
-    array = random_pixels(3, 4, 5, 3)
-    images = array_images(array)
-    before = images.fingerprint()
-    array[1] ^= 1
-    images.read([0, 2])
-    with pytest.raises(GuidexError, match="000001 has changed since the images were opened"):
-        images.read([1])
-    assert array_images(array).fingerprint() != before
 
 
 def test_every_pixel_value_survives_the_way_to_a_model_and_back():

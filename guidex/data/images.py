@@ -87,8 +87,8 @@ def _open_files(container: Container, bad: str, resize: int | None, crop: bool) 
     """Examine every file, and make a set of those that can be read."""
     path = container.path
     if not container.names:
-        others = printable(", ".join({Path(name).suffix for name in container.others}))
-        raise UsageError(f"{path} holds no {', '.join(SUFFIXES)}; what is there has {others!r}.")
+        others = printable(", ".join(sorted(container.others)[:3])) or "nothing"
+        raise UsageError(f"{path} holds no images ({', '.join(SUFFIXES)}); there is {others}.")
     labels, class_names = find_labels(container)
 
     def record(name: str) -> tuple[str, tuple[int, int, int], bytes] | str:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Self
 
 Received = Callable[[int, int], None]  # told (bytes so far, bytes in all)
@@ -32,22 +33,20 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
+@dataclass
 class Progress:
     """Counts `unit`s towards a total on standard error, of which `done` were done before (by a run
     that is resumed); nothing if `quiet`, or before `delay` seconds."""
 
-    def __init__(
-        self,
-        label: str,
-        total: int,
-        done: int = 0,
-        unit: str = "images",
-        quiet: bool = False,
-        delay: float = 0.0,
-    ) -> None:
-        self.label, self.total, self.unit = label, total, unit
-        self.count, self.before = float(done), done
-        self.quiet, self.delay = quiet, delay
+    label: str
+    total: int
+    done: int = 0
+    unit: str = "images"
+    quiet: bool = False
+    delay: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.count = float(self.done)
         self.terminal = sys.stderr.isatty()
         self.started = self.said = time.monotonic()
 
@@ -70,7 +69,7 @@ class Progress:
         if self.quiet or seconds < self.delay:
             return
         text = f"{self.label} {self.count:.0f}/{self.total} {self.unit} in {seconds:.0f} s"
-        if self.before < self.count < self.total - 0.5:
-            left = seconds * (self.total - self.count) / (self.count - self.before)
+        if self.done < self.count < self.total - 0.5:
+            left = seconds * (self.total - self.count) / (self.count - self.done)
             text += f", {left:.0f} s left"
         print(f"\r{text:79}" if self.terminal else text, end=end, file=sys.stderr, flush=True)
