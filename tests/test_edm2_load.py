@@ -14,7 +14,6 @@ from pickle_builder import recorded_module, snapshot
 from guidex.config.instantiate import Models, instantiate
 from guidex.errors import GuidexError, UsageError
 from guidex.files.cache import file_sha256
-from guidex.files.progress import download_bar
 from guidex.models.edm2 import load
 from guidex.models.edm2.checkpoints import Checkpoint, convert, write_checkpoint
 from guidex.models.edm2.load import (
@@ -215,19 +214,6 @@ def test_configurations_are_checked(snapshots):
     assert model.load("cpu").dtype == torch.float32
     with pytest.raises(UsageError, match="model.dtype must be 'float16' or .*, not 'float64'"):
         instantiate({**config, "dtype": "float64"}, "model", Models(), Model)
-
-
-def test_downloads_are_told_of_where_there_is_no_terminal(capsys):
-    with download_bar("net.pkl"):
-        pass  # it was in the cache
-    assert capsys.readouterr().err == ""
-    with download_bar("net.pkl") as progress:
-        progress(0, 1_250_000)
-        progress(1_250_000, 1_250_000)
-    assert capsys.readouterr().err == "downloading net.pkl (1.2 MB)\n"
-    with download_bar("net.pkl") as progress:
-        progress(10, None)
-    assert capsys.readouterr().err == "downloading net.pkl\n"
 
 
 # Published networks by name

@@ -148,7 +148,7 @@ def test_latents_are_told_from_images(
     for path in (run, run / "latents.npz"):
         assert main(["eval", str(path), "ref=digits"]) == 1
         error = capsys.readouterr().err
-        assert "latents.npz: holds latents and no images" in error and "decoder=sd_vae" in error
+        assert "latents.npz: it holds no images" in error and "decoder=sd_vae" in error
 
 
 def test_classes_have_the_names_of_folders(
