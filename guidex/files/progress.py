@@ -1,5 +1,4 @@
-"""What a person sees of downloads and other long work: one line that is rewritten on a terminal,
-and lines now and then elsewhere."""
+"""What a person sees of downloads and other long work: a bar on a terminal, lines elsewhere."""
 
 import sys
 import time
@@ -7,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Self
+
+from tqdm import tqdm
 
 Received = Callable[[int, int], None]  # told (bytes so far, bytes in all)
 
@@ -47,23 +48,34 @@ class Progress:
 
     def __post_init__(self) -> None:
         self.count = float(self.done)
-        self.terminal = sys.stderr.isatty()
         self.started = self.said = time.monotonic()
+        self.bar = None
+        if sys.stderr.isatty() and not self.quiet:
+            form = (
+                "{desc} {percentage:3.0f}%|{bar:30}| {n:.0f}/{total} {unit} [{elapsed}<{remaining}]"
+            )
+            names = {"desc": self.label, "unit": self.unit, "initial": self.done}
+            self.bar = tqdm(total=self.total, bar_format=form, delay=self.delay, **names)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self.terminal or kind is None:
-            self._say("\n")
+        if self.bar is not None:
+            self.bar.close()
+        elif kind is None:
+            self._say()
 
     def update(self, amount: float) -> None:
         """Count further; parts of a unit are fine."""
         self.count += amount
-        if time.monotonic() - self.said >= (0.2 if self.terminal else PLAIN_SECONDS):
-            self._say("" if self.terminal else "\n")
+        if self.bar is not None:
+            # Sums of fractions may end a hair above the total, at which tqdm would drop its bar.
+            self.bar.update(min(amount, self.total - self.bar.n))
+        elif time.monotonic() - self.said >= PLAIN_SECONDS:
+            self._say()
 
-    def _say(self, end: str) -> None:
+    def _say(self) -> None:
         self.said = time.monotonic()
         seconds = self.said - self.started
         if self.quiet or seconds < self.delay:
@@ -72,4 +84,4 @@ class Progress:
         if self.done < self.count < self.total - 0.5:
             left = seconds * (self.total - self.count) / (self.count - self.done)
             text += f", {left:.0f} s left"
-        print(f"\r{text:79}" if self.terminal else text, end=end, file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
