@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers import feature_set
 from torch import Tensor
 
 from guidex.errors import GuidexError, UsageError
@@ -34,16 +35,15 @@ def draws(truth: ExactDenoiser, labels: Tensor | None, count: int, seed: int = 1
 def judge(
     truth: ExactDenoiser, values: Tensor, labels: Tensor | None, metric: ToyQuality | None = None
 ) -> dict[str, float]:
-    real = FeatureSet.from_values(detector="points", values=values[:1], truth=truth)
-    fake = FeatureSet.from_values(detector="points", values=values, labels=labels)
-    row = (metric or ToyQuality())(real=real, fake=fake)
-    assert list(row) == ["outliers_points", "mode_coverage_points", "log_density_points"]
+    real = FeatureSet.from_values(detector="points", values=values[:2], truth=truth)
+    row = (metric or ToyQuality())(real=real, fake=feature_set(values, labels, "points"))
     return {name.removesuffix("_points"): value for name, value in row.items()}
 
 
 def test_a_perfect_sampler() -> None:
     truth, labels = mixture(), torch.arange(10_000) % 2
     row = judge(truth, draws(truth, labels, 10_000), labels)
+    assert list(row) == ["outliers", "mode_coverage", "log_density"]
     # Binomial errors of 10,000 fakes and of the quantile from 20,000 draws, four of each together.
     assert row["outliers"] == pytest.approx(0.01, abs=4 * 0.0012)
     assert row["mode_coverage"] == 1.0
@@ -116,33 +116,26 @@ def test_modes_that_expect_too_few_fakes_are_left_out() -> None:
         judge(mixture(), x[:11], labels[:11])
 
 
-def test_a_fake_belongs_to_the_most_responsible_component_not_the_nearest_mean() -> None:
-    wide = GaussianMixture(
-        weights=[0.5, 0.5],
-        means=[[0.0], [10.0]],
-        covariances=[[[0.01]], [[25.0]]],
-        classes=[0, 0],
-        modes=[0, 1],
+def two_modes(weights: list[float], means: list[float], variances: list[float]) -> GaussianMixture:
+    return GaussianMixture(
+        weights,
+        [[mean] for mean in means],
+        [[[variance]] for variance in variances],
+        [0, 0],
+        [0, 1],
         conditional=False,
     )
+
+
+def test_a_fake_belongs_to_the_most_responsible_component_not_the_nearest_mean() -> None:
+    wide = two_modes([0.5, 0.5], [0, 10], [0.01, 25])
     x = torch.full((40, 1), 2.0)
     assert judge(wide, x, None)["mode_coverage"] == 0.5
     x[::2] = 0.0
     assert judge(wide, x, None)["mode_coverage"] == 1.0
-
-
-def test_weights_are_part_of_the_responsibility() -> None:
-    truth = GaussianMixture(
-        weights=[0.9, 0.1],
-        means=[[0.0], [1.0]],
-        covariances=[[[1.0]], [[1.0]]],
-        classes=[0, 0],
-        modes=[0, 1],
-        conditional=False,
-    )
-    x = torch.full((100, 1), 0.6).double()
-    # Only mode 0 expects enough to be judged; 0.6 is nearer to the mean of mode 1.
-    assert judge(truth, x, None, ToyQuality(min_expected=50))["mode_coverage"] == 1.0
+    # Weights are part of it: only mode 0 expects enough, and 0.6 is nearer to the mean of mode 1.
+    rare, x = two_modes([0.9, 0.1], [0, 1], [1, 1]), torch.full((100, 1), 0.6).double()
+    assert judge(rare, x, None, ToyQuality(min_expected=50))["mode_coverage"] == 1.0
 
 
 def test_a_truth_without_classes_ignores_labels() -> None:
@@ -174,13 +167,11 @@ class StandardNormal(ExactDenoiser):
 
 def test_a_truth_without_modes_has_no_mode_coverage() -> None:
     truth = StandardNormal()
-    x = draws(truth, None, 4000).flatten(1)
-    real = FeatureSet.from_values(detector="points", values=x[:1], truth=truth)
-    row = ToyQuality()(real=real, fake=FeatureSet.from_values(detector="points", values=x))
-    assert list(row) == ["outliers_points", "log_density_points"]
-    assert row["outliers_points"] == pytest.approx(0.01, abs=4 * 0.0018)
+    row = judge(truth, draws(truth, None, 4000).flatten(1), None)
+    assert list(row) == ["outliers", "log_density"]
+    assert row["outliers"] == pytest.approx(0.01, abs=4 * 0.0018)
     entropy = 3 * math.log(2 * math.pi * math.e)
-    assert row["log_density_points"] == pytest.approx(-entropy, abs=4 * (3 / 4000) ** 0.5)
+    assert row["log_density"] == pytest.approx(-entropy, abs=4 * (3 / 4000) ** 0.5)
 
 
 def test_the_quantile_and_the_seed_are_options() -> None:
@@ -195,11 +186,9 @@ def test_the_quantile_and_the_seed_are_options() -> None:
 
 def test_impossible_input_is_refused() -> None:
     x, labels = MEANS.repeat(20, 1), torch.zeros(100).long()
-    without = FeatureSet.from_values(detector="points", values=x)
-    with pytest.raises(UsageError, match="label 2; the truth's are 0 to 1"):
+    with pytest.raises(UsageError, match="2"):
         judge(mixture(), x, labels + 2)
     with pytest.raises(UsageError, match="2 features"):
-        real = FeatureSet.from_values(detector="points", values=x, truth=StandardNormal())
-        ToyQuality()(real=real, fake=without)
+        judge(StandardNormal(), x, None)
     with pytest.raises(GuidexError, match="far out"):
         judge(mixture(), x * 1e200, labels)
