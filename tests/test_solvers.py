@@ -24,13 +24,18 @@ NO_DRAWS = Draws((), CPU)
 ALL = list(concrete(Solver))
 
 
-def solve(solver: Solver, x: Tensor, model, draws: Draws = NO_DRAWS) -> list[Tensor]:
-    """The states at all step boundaries."""
-    sigmas = solver.sigmas()
-    states = [State(x, draws)]
+def walk(solver: Solver, state: State, denoise) -> list[State]:
+    """The states at all step boundaries, where denoise takes x, sigma, step and stage."""
+    states, sigmas = [state], solver.sigmas()
     for i in range(len(sigmas) - 1):
-        denoise = lambda x, sigma, stage: model(x, sigma)  # noqa: E731
-        states.append(solver.step(states[-1], sigmas, i, denoise))
+        own = lambda x, sigma, stage, i=i: denoise(x, sigma, i, stage)  # noqa: E731
+        states.append(solver.step(states[-1], sigmas, i, own))
+    return states
+
+
+def solve(solver: Solver, x: Tensor, model, draws: Draws = NO_DRAWS) -> list[Tensor]:
+    """As `walk`, of a model that takes x and sigma."""
+    states = walk(solver, State(x, draws), lambda x, sigma, step, stage: model(x, sigma))
     return [state.x for state in states]
 
 
@@ -40,20 +45,16 @@ def draws_of(count: int, shape: tuple[int, ...]) -> Draws:
 
 def order(solver: type[Solver], model, x: Tensor, exact: Tensor) -> float:
     """How the error falls with the number of steps, as a power."""
-    counts, errors = (16, 32, 64, 128, 256), []
+    counts, errors = (64, 128, 256), []
     for steps in counts:
         grid = Open(steps=steps, sigma_min=0.05, sigma_max=5.0)
         found = solve(solver(grid=grid), x, model)[-1]
         errors.append(float((found - exact).abs().max()))
-    slopes = np.diff(np.log(errors)) / np.diff(np.log(counts))
-    return -float(slopes[-2:].mean())  # where the higher terms have died away
+    return -float(np.polyfit(np.log(counts), np.log(errors), 1)[0])
 
 
 ORDERS = {Euler: 1, Heun: 2, DPMpp2M: 2, DDIM: 1}
-
-
-def test_every_solver_has_an_order():
-    assert set(ORDERS) == set(ALL)
+assert set(ORDERS) == set(ALL)
 
 
 @pytest.mark.parametrize("solver", ALL)
@@ -68,7 +69,7 @@ def test_order_on_a_gaussian(solver):
 def fine() -> tuple[Tensor, Tensor]:
     """Where the trajectories of the 1D mixture start and, by many small steps, end."""
     x = torch.tensor([[-4.0], [0.4], [3.0]], dtype=torch.float64)
-    grid = Open(steps=2000, sigma_min=0.05, sigma_max=5.0)
+    grid = Open(steps=1000, sigma_min=0.05, sigma_max=5.0)
     return x, solve(Heun(grid=grid), x, mixture1d())[-1]
 
 
@@ -110,17 +111,15 @@ def test_the_last_step_to_0_gives_the_last_prediction(solver):
 @pytest.mark.parametrize("solver", ALL)
 def test_evaluations_are_those_of_the_timeline(solver, grid):
     solver = solver(grid=grid)
-    sigmas, timeline = solver.sigmas(), solver.timeline()
+    timeline = solver.timeline()
     seen = np.full_like(timeline.evaluations, np.nan)
-    state = State(torch.ones(1, 1, dtype=torch.float64), NO_DRAWS)
-    for i in range(9):
 
-        def denoise(x: Tensor, sigma: float, stage: int, i: int = i) -> Tensor:
-            assert np.isnan(seen[i, stage])
-            seen[i, stage] = sigma
-            return x / 2
+    def denoise(x: Tensor, sigma: float, step: int, stage: int) -> Tensor:
+        assert np.isnan(seen[step, stage])
+        seen[step, stage] = sigma
+        return x / 2
 
-        state = solver.step(state, sigmas, i, denoise)
+    walk(solver, State(torch.ones(1, 1, dtype=torch.float64), NO_DRAWS), denoise)
     np.testing.assert_array_equal(seen, timeline.evaluations)
     open_end = grid.sigmas()[-1] > 0
     expected = {Heun: 18 if open_end else 17}.get(type(solver), 9)
@@ -169,7 +168,6 @@ def test_ddim_with_noise_is_the_posterior_of_ddpm(eta, kept):
     "solver",
     [
         pytest.param(lambda grid: DDIM(grid=grid, eta=1.0), id="ancestral"),
-        pytest.param(lambda grid: DDIM(grid=grid, eta=0.5), id="half"),
         pytest.param(lambda grid: Heun(grid=grid, s_churn=40.0), id="churn"),
         pytest.param(lambda grid: Heun(grid=grid), id="deterministic"),
     ],
@@ -195,12 +193,7 @@ def test_heun_agrees_with_the_reference_implementation(w, name):
     guidance = none() if w == 1 else difference(reference, Constant(w=w), Extrapolate())
     guided = Guided(main, guidance, guidance.plan(solver.timeline()))
     state = State(torch.from_numpy(toy["traj_init"]).double(), NO_DRAWS)
-    for i in range(32):
-
-        def denoise(x: Tensor, sigma: float, stage: int, i: int = i) -> Tensor:
-            return guided(x, sigma, None, i, stage)[0]
-
-        state = solver.step(state, solver.sigmas(), i, denoise)
+    state = walk(solver, state, lambda x, sigma, i, stage: guided(x, sigma, None, i, stage)[0])[-1]
     expected = torch.from_numpy(toy[name]).double()
     torch.testing.assert_close(state.x, expected, rtol=1e-5, atol=1e-5)
 
