@@ -47,7 +47,7 @@ def test_a_difference_leads_away_from_the_reference_for_the_same_class(reference
     prediction = main(x, 0.3, labels)
     direction = at(Difference(reference), x, 0.3, labels, prediction)
     assert torch.equal(direction, prediction - reference(x, 0.3, labels))
-    assert direction.abs().max() > 0.1
+    assert direction.abs().max() > 0.01
     other = torch.equal(reference(x, 0.3, labels), reference(x, 0.3, 1 - labels))
     assert other == (reference.num_classes == 0)
 

@@ -27,12 +27,14 @@ def known(statistics: GaussianStatistics) -> FeatureSet:
 # Statistics
 
 
-def test_more_rows_than_are_converted_at_a_time() -> None:
+def test_more_rows_than_are_converted_at_a_time_and_far_from_zero() -> None:
     # Sorted, so that the first rows have another mean than the last.
     values = normal(9000, 3).sort(dim=0).values.float()
     expected = torch.from_numpy(np.cov(values.double().numpy().T))
     torch.testing.assert_close(of(values).mean, values.double().mean(0), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(of(values).covariance, expected, rtol=1e-10, atol=1e-12)
+    shifted = of(values.double() + 2.0**27)
+    torch.testing.assert_close(shifted.covariance, expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (1, 4), (200, 70), (70, 200)])
@@ -41,12 +43,6 @@ def test_products_of_a_matrix_with_itself(shape: tuple[int, int]) -> None:
         found = gram(values)
         torch.testing.assert_close(found, values.T @ values)
         assert torch.equal(found, found.T)
-
-
-def test_a_large_offset_costs_no_digits() -> None:
-    values = normal(500, 4)
-    shifted = of(values + 2.0**27)
-    torch.testing.assert_close(shifted.covariance, of(values).covariance, rtol=1e-6, atol=1e-7)
 
 
 def test_statistics_without_a_part_are_those_of_the_rest() -> None:
@@ -86,13 +82,6 @@ def test_the_reference_number() -> None:
     a, b = (of(torch.from_numpy(numbers[name])) for name in "ab")
     assert frechet_distance(real=a, fake=b) == pytest.approx(float(numbers["fd"]), abs=1e-6)
     assert frechet_distance(real=b, fake=a) == pytest.approx(float(numbers["fd"]), abs=1e-6)
-
-
-def test_with_equal_covariances_it_is_the_squared_distance_of_the_means() -> None:
-    values = normal(300, 20) @ normal(20, 20, seed=1)
-    shift = normal(20, seed=2)
-    distance = frechet_distance(real=of(values), fake=of(values + shift))
-    assert distance == pytest.approx(float(shift.square().sum()), rel=1e-9)
 
 
 def test_commuting_covariances() -> None:
@@ -191,17 +180,10 @@ def test_balanced_classes_need_blocks_that_keep_their_shares() -> None:
     real = feature_set(values)
     with pytest.raises(UsageError, match="4 images of every class, and an interval needs at least"):
         jackknife(real=real, fake=feature_set(values, torch.arange(60) % 15))
-    unequal = feature_set(values, torch.cat([torch.zeros(20), torch.ones(40)]).long())
+    unequal = feature_set(values, (torch.arange(60) >= 20).long())
     assert jackknife(real=real, fake=unequal) == jackknife(real=real, fake=real)
-
-
-def test_intervals_depend_on_the_seed_alone() -> None:
-    real, fake = feature_set(normal(90, 3)), feature_set(0.5 + normal(91, 3, seed=1))
-    first, again, other = (
-        Frechet("jackknife", seed=seed)(real=real, fake=fake) for seed in (0, 0, 1)
-    )
-    assert first == again
-    assert first["fd_d"] == other["fd_d"] and first["fd_d_lo"] != other["fd_d_lo"]
+    other = Frechet("jackknife", seed=1)(real=real, fake=real)
+    assert other["fd_d_hi"] != jackknife(real=real, fake=real)["fd_d_hi"]
 
 
 def test_a_jackknife_of_a_statistic_linear_in_the_images_is_the_standard_error() -> None:
@@ -229,9 +211,3 @@ def test_feature_sets_refuse_what_does_not_fit() -> None:
     for labels, message in ((torch.zeros(4).long(), "labels"), (torch.zeros(5), "int64")):
         with pytest.raises(UsageError, match=message):
             feature_set(values, labels)
-
-
-def test_statistics_given_with_values_are_kept() -> None:
-    larger = of(normal(1000, 3))
-    both = FeatureSet.from_values(detector="d", values=normal(5, 3), statistics=larger)
-    assert both.statistics is larger and both.count == 5

