@@ -202,7 +202,7 @@ def test_edm_and_pytorch_fid_are_of_inception(tmp_path: Path) -> None:
     assert_moments(features, moments(3))
     assert features.values is None
     assert features.count == 0
-    with pytest.raises(UsageError, match=r"detector inception, number of images not known\)"):
+    with pytest.raises(UsageError, match="of the real set .inception. only statistics"):
         PRDC().check_reference(features)
     assert about["count"] is None
     assert "number of images not recorded" in describe(about)
@@ -424,7 +424,7 @@ def doubts(
     network: bool = True,
 ) -> list[str]:
     real, fake = {"count": 50_000, **real}, {"count": 50_000, **fake}
-    look = {"detector": "inception", "dim": 100, "network": network}
+    look = {"dim": 100, "network": network}
     counts = {"real": real["count"], "fake": fake["count"]}
     found = [doubt for one in metrics or [Frechet()] for doubt in one.doubts(**counts, **look)]
     return found + doubts_of_sides(real=real, fake=fake)
@@ -543,14 +543,14 @@ def test_eval_says_what_it_doubts(tmp_path: Path, capsys: pytest.CaptureFixture[
     fakes = folder_of(tmp_path / "fakes", pixels(30, size=2), suffix="jpg")
     evaluate([str(fakes), f"ref={reals}", f"out={tmp_path / 'out'}", "metrics=[frechet]"])
     said = capsys.readouterr().err
-    assert "warning: 4 real images and 12 features of pixels" in said
+    assert "warning: 4 real images and 12 features" in said
     assert "warning: JPEG meets" in said
     assert "JPEG meets" in (tmp_path / "out" / "rows.jsonl").read_text()
 
 
 def test_scores_of_few_images_are_doubted() -> None:
     def told(count: int, **options: Any) -> list[str]:
-        look = {"detector": "inception_logits", "dim": 1008, "network": True}
+        look = {"dim": 1008, "network": True}
         return InceptionScore(**options).doubts(real=None, fake=count, **look)
 
     assert told(50_000) == told(10_000, size=5000) == []

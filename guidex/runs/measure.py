@@ -139,7 +139,6 @@ class Measure:
             doubts += metric.doubts(
                 real=self._reals(metric),
                 fake=self.fakes or about_fake["count"],
-                detector=self.name,
                 dim=self.dim,
                 network=len(record) > 0,
             )
