@@ -20,15 +20,15 @@ from guidex.config.compose import compose
 from guidex.config.presets import options
 from guidex.errors import GuidexError, UsageError
 from guidex.features import references
-from guidex.features.detectors import Automatic, Detector, Identity, Pixels, detector_record
+from guidex.features.detectors import Coordinates, Detector, Pixels, detector_record
 from guidex.features.doubts import NOT_RECORDED, doubts_of_sides
 from guidex.features.features import FeatureSet
 from guidex.features.networks import NetworkDetector
-from guidex.features.references import describe
+from guidex.features.references import describe, published_reference
 from guidex.features.samples import PassSettings, open_samples
 from guidex.features.statistics import GaussianStatistics
 from guidex.features.statistics_files import read_statistics, write_statistics
-from guidex.features.weights import Weights, published_reference
+from guidex.features.weights import Weights
 from guidex.files import cache
 from guidex.metrics.frechet import Frechet, frechet_distance
 from guidex.metrics.frechet_infinity import FrechetInfinity
@@ -131,6 +131,8 @@ def test_edm2(tmp_path: Path, dtype: type) -> None:
         assert (features.detector, features.count, features.values) == (name, 50_000, None)
         assert_moments(features, moments(seed, dtype=dtype))
         assert about["count"] == 50_000
+        [doubt] = doubts_of_sides(real=about, fake={"detector": {"precision": "float16"}})
+        assert "differ in precision: float32 and float16" in doubt
         told = describe(about)
         for part in ("img512.pkl (EDM2)", "50,000 images", "resolution not recorded", name):
             assert part in told
@@ -155,15 +157,15 @@ def test_edm2_compares_with_pillows_resize_as_the_interval_paper_does(tmp_path: 
 
 def test_statistics_are_not_for_pixels(tmp_path: Path) -> None:
     path = edm2(tmp_path / "img512.pkl")
-    with pytest.raises(UsageError, match="choose detector=inception or detector=dinov2"):
-        reference_features(str(path), Automatic())
-    with pytest.raises(UsageError, match="not of pixels"):
-        reference_features(str(path), Pixels())
+    for detector in (Pixels(), Coordinates()):
+        told = f"not of {detector.name}.*Use detector=inception or detector=dinov2"
+        with pytest.raises(UsageError, match=told):
+            reference_features(str(path), detector)
 
 
 def test_statistics_of_another_dimension_are_refused(tmp_path: Path) -> None:
     path = edm2(tmp_path / "a.pkl", fid=moments(dim=7))
-    with pytest.raises(UsageError, match="statistics of 7 features, and inception has 6"):
+    with pytest.raises(UsageError, match=r"another number of features \(7 there, 6 here\)"):
         reference_features(str(path), network(tmp_path))
 
 
@@ -172,8 +174,7 @@ def test_statistics_of_another_dimension_are_refused(tmp_path: Path) -> None:
     [
         ({"fid": None, "fd_dinov2": None}, "no reference of EDM2"),
         ({"num_images": "many"}, "number of images is 'many'"),
-        ({"num_images": 1}, "number of images is 1"),
-        ({"fid": {"mu": [1.0], "sigma": np.eye(1)}}, "its mu is no array"),
+        ({"fid": {"mu": [1.0], "sigma": np.eye(1)}}, "its mu or sigma is no array"),
         ({"fid": {"mu": np.zeros(3), "sigma": np.eye(2)}}, "do not fit"),
         ({"fid": {"mu": np.zeros(2), "sigma": np.full((2, 2), np.nan)}}, "NaN"),
         ({"fid": {"mu": np.zeros(2), "sigma": np.array([[1.0, 1.0], [0.0, 1.0]])}}, "symmetric"),
@@ -219,7 +220,7 @@ def test_adm_has_statistics_and_images(tmp_path: Path) -> None:
     detector = network(tmp_path)
     features, about = reference_features(str(path), detector)
     assert_moments(features, moments(4))
-    expected = detector(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))[1]
+    expected = detector(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
     assert torch.equal(features.values, expected)
     assert features.count == 9
     assert about["count"] is None  # of the statistics, which are of more images
@@ -238,7 +239,7 @@ def test_adm_has_statistics_for_sfid(tmp_path: Path) -> None:
     features, _ = reference_features(str(path), detector)
     assert features.detector == "inception_spatial"
     assert_moments(features, spatial)
-    expected = detector(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))[1]
+    expected = detector(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
     assert torch.equal(features.values, expected)
     features, _ = reference_features(str(path), network(tmp_path))
     assert_moments(features, moments(4))
@@ -251,7 +252,7 @@ def test_adm_has_statistics_for_sfid(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="of inception, not of inception_spatial"):
         reference_features(str(tmp_path / "a.npz"), detector)
     np.savez(tmp_path / "a.npz", **moments(4), **{**of_spatial, "sigma_s": np.eye(DIM, dtype=int)})
-    with pytest.raises(GuidexError, match=r"a\.npz: its sigma_s is no array"):
+    with pytest.raises(GuidexError, match=r"a\.npz: its mu or sigma is no array"):
         reference_features(str(tmp_path / "a.npz"), detector)
 
 
@@ -268,7 +269,7 @@ def test_images_go_through_networks_only_where_single_features_are_needed(tmp_pa
     names = ("inception", "inception_spatial", "dinov2")
     detectors = [network(tmp_path, name) for name in names]
     for detector in detectors:
-        detector._build = Watched
+        detector.build = Watched
     reference = references.open_reference(str(path), resize=None, bad="error")
     assert [reference.description(detector).has_values for detector in detectors] == [True] * 3
     assert passes == []
@@ -328,7 +329,7 @@ def test_damaged_npz(tmp_path: Path, case: str) -> None:
         path.write_bytes(path.read_bytes()[:-60])
     elif case == "no zip":
         path.write_bytes(b"PK nothing")
-    texts = {"integers": "its mu is no array", "objects": "Python objects"}
+    texts = {"integers": "its mu or sigma is no array", "objects": "Python objects"}
     with pytest.raises(GuidexError, match=rf"a\.npz.*{texts.get(case, 'cannot be read')}"):
         reference_features(str(path), network(tmp_path))
 
@@ -376,21 +377,23 @@ def test_own_files_of_other_weights_or_resizes_are_refused(tmp_path: Path) -> No
     with pytest.raises(UsageError, match="another weights"):
         reference_features(str(tmp_path / "a.npz"), network(tmp_path, scale=2.0))
     other = network(tmp_path)
-    other._resize = "thirds"
+    other.resize = "thirds"
     with pytest.raises(UsageError, match=r"another way to resize \(halves there, thirds here\)"):
         reference_features(str(tmp_path / "a.npz"), other)
     with pytest.raises(UsageError, match="statistics of inception, not of dinov2"):
         reference_features(str(tmp_path / "a.npz"), network(tmp_path, "dinov2"))
-    with pytest.raises(UsageError, match="choose detector=inception"):
-        reference_features(str(tmp_path / "a.npz"), Automatic())
+    with pytest.raises(UsageError, match="Use detector=inception, or"):
+        reference_features(str(tmp_path / "a.npz"), Pixels())
 
 
-def test_own_files_of_pixels_go_with_the_automatic_detector(tmp_path: Path) -> None:
+def test_the_automatic_detector_is_that_of_the_samples(tmp_path: Path) -> None:
     images = folder_of(tmp_path / "images", pixels(20, size=2))
-    write_own(tmp_path / "a.npz", images, Automatic())
-    for detector in (Automatic(), Pixels()):
-        features, _ = reference_features(str(tmp_path / "a.npz"), detector)
-        assert (features.detector, features.dim) == ("pixels", 12)
+    detector = Detectors().get(config_with("detector=auto"))
+    assert type(Detectors().get(config_with("detector=auto"), points=True)) is Coordinates
+    write_own(tmp_path / "a.npz", images, detector)
+    features, about = reference_features(str(tmp_path / "a.npz"), detector)
+    assert (features.detector, features.dim) == ("pixels", 12)
+    assert about["detector"] == {"name": "pixels"}
 
 
 @pytest.mark.parametrize(
@@ -399,9 +402,8 @@ def test_own_files_of_pixels_go_with_the_automatic_detector(tmp_path: Path) -> N
         ({"guidex": np.array("{")}, "cannot be read"),
         ({"guidex": np.array(json.dumps({"format": 2}))}, "format 1"),
         ({"guidex": np.array(json.dumps({"format": 1, "name": "x"}))}, "cannot be read"),
-        ({"features": np.zeros((19, DIM), np.float32)}, r"features are float32 \(19, 6\)"),
-        ({"features": np.zeros((20, DIM))}, "features are float64"),
-        ({"labels": np.zeros(20, np.int32)}, "labels are int32"),
+        ({"features": np.zeros((19, DIM), np.float32)}, r"holds float32 \(19, 6\)"),
+        ({"labels": np.zeros(20, np.int32)}, "holds int32"),
     ],
 )
 def test_damaged_own_files(tmp_path: Path, change: dict[str, np.ndarray], text: str) -> None:
@@ -559,16 +561,6 @@ def test_scores_of_few_images_are_doubted() -> None:
     assert "a last part of 1,000" in told(11_000, size=5000)[0]
 
 
-def test_published_statistics_are_of_float32(tmp_path: Path) -> None:
-    identity = Identity("inception", 4, "some", "0" * 64, "float16", False)
-    file = read_statistics(edm2(tmp_path / "img512.pkl"))
-    told = doubts_of_sides(
-        real={"detector": references._by_convention("inception", identity, file)},
-        fake={"detector": {"precision": "float16"}},
-    )
-    assert told == ["real and fake features differ in precision: float32 and float16."]
-
-
 def test_eval_refuses_statistics_without_single_features_at_once(tmp_path: Path) -> None:
     reals = folder_of(tmp_path / "reals", pixels(30, size=2))
     make_reference([str(reals), f"dest={tmp_path / 'real.npz'}"])
@@ -661,7 +653,7 @@ def test_points_of_another_kind_are_refused(
 def test_points_of_any_floating_type_are_read(tmp_path: Path, kind: str) -> None:
     np.savez(tmp_path / "x.npz", samples=np.ones((3, 2)).astype(kind))
     samples = open_samples(str(tmp_path / "x.npz"), resize=None, bad="error")
-    assert samples.points[0].double().sum() == 6
+    assert samples.content.values.double().sum() == 6
 
 
 def test_edm2s_references_are_found_by_their_names(

@@ -10,7 +10,6 @@ they are. As ADM's evaluator takes them, they are the first 7 channels of the Te
 """
 
 import io
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -59,47 +58,37 @@ def inception(
         resize="bilinear without antialiasing to 299 (TensorFlow 1)",
         package="torch_fidelity",
         weights=Weights("Inception-v3 (2015-12-05)", weights, URL, PREFIX),
-        build=lambda file: Inception(file, [features]),
+        build=Inception,
+        outputs=(features,),
         precision=precision,
         compile=compile,
-        join=Inception,
-        output=features,
     )
 
 
-class Extractor(nn.Module):
-    """A network of torch-fidelity with some of its layers as outputs, side by side.
+def fidelity_network(weights: Weights, module: str, network: str, *layers: str) -> nn.Module:
+    """A network of torch-fidelity, images uint8 [B, 3, H, W] to a list of the outputs of layers.
 
     Arguments:
         weights: of all layers.
-        module: torch-fidelity's module.
-        network: its class.
-        layers: torch-fidelity's names of its outputs.
+        module, network, layers: torch-fidelity's names.
 
     Raises:
         UsageError: torch-fidelity cannot be imported.
         GuidexError: the weights are those of another network.
     """
-
-    def __init__(self, weights: Weights, module: str, network: str, *layers: str) -> None:
-        super().__init__()
-        make = getattr(optional(f"torch_fidelity.{module}"), network)
-        # torch-fidelity would unpickle the user's file, and run what it holds. It gets a file
-        # instead that was written here from nothing but tensors.
-        file = io.BytesIO()
-        torch.save(weights.read(), file)
-        file.seek(0)
-        try:
-            self.extractor = make(network, list(layers), feature_extractor_weights_path=file)
-        except RuntimeError as error:
-            raise weights.mismatch(error) from error
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Features [B, D], float32, of images uint8 [B, 3, H, W]."""
-        return torch.cat(self.extractor(images), dim=1)
+    make = getattr(optional(f"torch_fidelity.{module}"), network)
+    # torch-fidelity would unpickle the user's file, and run what it holds. It gets a file instead
+    # that was written here from nothing but tensors.
+    file = io.BytesIO()
+    torch.save(weights.read(), file)
+    file.seek(0)
+    try:
+        return make(network, list(layers), feature_extractor_weights_path=file)
+    except RuntimeError as error:
+        raise weights.mismatch(error) from error
 
 
-class Inception(Extractor):
+class Inception(nn.Module):
     """Inception-v3 with the features of one or several detectors, side by side, from one pass.
 
     The graph's eleven blocks mixed, mixed_1, ... mixed_10 are torch-fidelity's Mixed_5b to 5d, 6a
@@ -109,17 +98,16 @@ class Inception(Extractor):
     control_dependency, conv), behind the ReLU.
 
     Arguments:
-        weights: as for `Extractor`.
+        weights: of all layers.
         outputs: some of pool3, logits and spatial.
     """
 
-    def __init__(self, weights: Weights, outputs: Sequence[str]) -> None:
-        self.outputs = tuple(outputs)
-        super().__init__(
-            weights,
-            "feature_extractor_inceptionv3",
-            "FeatureExtractorInceptionV3",
-            *(_LAYERS[output][1] for output in outputs),
+    def __init__(self, weights: Weights, *outputs: str) -> None:
+        super().__init__()
+        self.outputs = outputs
+        layers = [_LAYERS[output][1] for output in outputs]
+        self.extractor = fidelity_network(
+            weights, "feature_extractor_inceptionv3", "FeatureExtractorInceptionV3", *layers
         )
         self.extractor.Mixed_6d.branch1x1.register_forward_hook(self._keep)
 

@@ -4,7 +4,8 @@ pytorch-fid and others (FID), ADM's .npz (those, `mu_s` and `sigma_s` for sFID, 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ BARE = "mu and sigma"
 """Kind of the .npz that hold these two alone: EDM's, whose images were resized as by TensorFlow,
 pytorch-fid's, resized in another way, and others."""
 
-# Detectors of published .npz, and what follows on the names mu and sigma there.
+# Detectors of published .npz (which do not name them), and what follows on mu and sigma there.
 _PUBLISHED = {"inception": "", "inception_spatial": "_s"}
 
 
@@ -57,6 +58,24 @@ class StatisticsFile:
     record: dict[str, Any] = field(default_factory=dict)
 
 
+@contextmanager
+def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """The arrays of a file, read one by one; whatever fails is told with the file's name.
+
+    Raises:
+        GuidexError: a damaged file, or one with Python objects.
+    """
+    try:
+        # Opened here, since np.load leaves the file of a damaged zip open.
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            yield arrays
+    except GuidexError as error:
+        raise type(error)(f"{path}: {error}") from error
+    # Damaged zips and headers raise many types, zlib.error and SyntaxError among them.
+    except Exception as error:
+        raise GuidexError(f"{path} cannot be read: {reason_of(error)}") from error
+
+
 def read_statistics(path: Path) -> StatisticsFile | None:
     """The statistics in a file, or None if it is not a file of statistics (but of images, say).
 
@@ -67,17 +86,10 @@ def read_statistics(path: Path) -> StatisticsFile | None:
         return _read_edm2(path)
     if path.suffix.lower() != ".npz" or not path.is_file():
         return None
-    try:
-        # Opened here, since np.load leaves the file of a damaged zip open.
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            if not {"mu", "sigma"} <= set(arrays.files):
-                return None
-            return _read_own(arrays) if "guidex" in arrays.files else _read_published(arrays)
-    except GuidexError as error:
-        raise GuidexError(f"{path}: {error}") from error
-    # Damaged zips and headers raise many types, zlib.error and SyntaxError among them.
-    except Exception as error:
-        raise GuidexError(f"{path} cannot be read: {reason_of(error)}") from error
+    with open_npz(path) as arrays:
+        if not {"mu", "sigma"} <= set(arrays.files):
+            return None
+        return _read_own(arrays) if "guidex" in arrays.files else _read_published(arrays)
 
 
 def write_statistics(
@@ -92,13 +104,9 @@ def write_statistics(
         keep_features: also write single features and labels, which precision, recall and other
             metrics need; 4 N D bytes.
     """
-    record = {
-        "format": FORMAT,
-        "guidex": guidex.__version__,
-        "name": features.detector,
-        "count": features.count,
-        **{key: value for key, value in about.items() if key not in ("path", "count")},
-    }
+    record = {key: value for key, value in about.items() if key not in ("path", "count")}
+    record |= {"format": FORMAT, "guidex": guidex.__version__}
+    record |= {"name": features.detector, "count": features.count}
     arrays = {
         "mu": features.statistics.mean.numpy(),
         "sigma": features.statistics.covariance.numpy(),
@@ -112,31 +120,28 @@ def write_statistics(
 
 
 def _read_edm2(path: Path) -> StatisticsFile:
-    data = read_pickle(path)
-    entries = data if isinstance(data, dict) else {}
-    moments = {
-        name: entries[key]
-        for key, name in _EDM2.items()
-        if isinstance(entries.get(key), dict) and {"mu", "sigma"} <= entries[key].keys()
-    }
-    if not moments:
-        raise UsageError(
-            f"{path} is no reference of EDM2: mu and sigma are looked for under "
-            f"{' and '.join(_EDM2)}."
-        )
-    count = entries.get("num_images")
+    content = read_pickle(path)
     try:
-        statistics = {n: _moments(e["mu"], e["sigma"], count) for n, e in moments.items()}
+        count, statistics = content["num_images"], {}
+        for key, name in _EDM2.items():
+            if key in content:
+                statistics[name] = _moments(content[key]["mu"], content[key]["sigma"], count)
     except GuidexError as error:
         raise GuidexError(f"{path}: {error}") from error
+    except (KeyError, TypeError):
+        statistics = {}
+    if not statistics:
+        raise UsageError(
+            f"{path} is no reference of EDM2: mu and sigma are looked for under "
+            f"{' and '.join(_EDM2)}, and a number under num_images."
+        )
     return StatisticsFile("EDM2", statistics, count)
 
 
 def _read_published(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
-    """Of Inception by convention: the file does not say what network its features are of."""
     has_images = "arr_0" in arrays.files
     statistics = {
-        name: _moments(arrays[f"mu{end}"], arrays[f"sigma{end}"], None, end)
+        name: _moments(arrays[f"mu{end}"], arrays[f"sigma{end}"], None)
         for name, end in _PUBLISHED.items()
         if {f"mu{end}", f"sigma{end}"} <= set(arrays.files)
     }
@@ -145,7 +150,7 @@ def _read_published(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
 
 def _read_own(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
     record = json.loads(str(arrays["guidex"]))
-    if record.get("format") != FORMAT:
+    if record["format"] != FORMAT:
         raise GuidexError(
             f"not of format {FORMAT}, which this version of guidex reads; make it again with "
             "`guidex ref`."
@@ -156,36 +161,31 @@ def _read_own(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
     if detector is not None:
         keys = ("name", "resize", "weights", "precision")
         known["detector"] = {key: detector[key] for key in keys}
+    values, labels = arrays.get("features"), arrays.get("labels")
+    for array, dtype, shape in (
+        (values, np.float32, (count, moments.dim)),
+        (labels, np.int64, (count,)),
+    ):
+        if array is not None and (array.dtype, array.shape) != (dtype, shape):
+            raise GuidexError(
+                f"it holds {array.dtype} {array.shape}, where {np.dtype(dtype)} {shape} belongs."
+            )
     return StatisticsFile(
         kind="guidex",
         statistics={record["name"]: moments},
         count=count,
-        values=_tensor(arrays, "features", np.float32, (count, moments.dim)),
-        labels=_tensor(arrays, "labels", np.int64, (count,)),
+        values=None if values is None else torch.from_numpy(values),
+        labels=None if labels is None else torch.from_numpy(labels),
         record=known,
     )
 
 
-def _tensor(
-    arrays: np.lib.npyio.NpzFile, key: str, dtype: type, shape: tuple[int, ...]
-) -> Tensor | None:
-    """An array that may be absent, and must be of this type and shape otherwise."""
-    if key not in arrays.files:
-        return None
-    array = arrays[key]
-    if array.dtype != dtype or array.shape != shape:
-        raise GuidexError(
-            f"its {key} are {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}."
-        )
-    return torch.from_numpy(array)
-
-
-def _moments(mu: object, sigma: object, count: object, end: str = "") -> GaussianStatistics:
+def _moments(mu: object, sigma: object, count: object) -> GaussianStatistics:
     """Statistics of `count` images. Files with mu and sigma alone do not tell how many images they
     are of (None): as many as make any covariance, here."""
-    for key, array in (("mu", mu), ("sigma", sigma)):
+    for array in (mu, sigma):
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-            raise GuidexError(f"its {key}{end} is no array of floating-point numbers.")
+            raise GuidexError("its mu or sigma is no array of floating-point numbers.")
     count = mu.size + 1 if count is None else count
     if not isinstance(count, int) or count < 2:
         raise GuidexError(f"its number of images is {count!r}.")
