@@ -40,8 +40,7 @@ class Detector(Protocol):
 
     Attributes:
         name: that of `identity`, known without the weights.
-        identity: what its features depend on. UsageError and GuidexError: the weights of its
-            network are not to be had.
+        identity: raises UsageError and GuidexError where weights are not to be had.
     """
 
     name: str
@@ -53,21 +52,19 @@ class Detector(Protocol):
         """Itself, working on a device from now on."""
 
     def __call__(self, samples: Tensor) -> Tensor:
-        """Features, float32 [N, D].
-
-        Arguments:
-            samples: images, uint8 [N, C, H, W], or points, floating [N, d].
-        """
+        """Features, float32 [N, D], of images uint8 [N, C, H, W] or points, floating [N, d]."""
 
 
-class Pixels:
+class _WithoutNetwork:
+    def to(self, device: str | torch.device) -> Self:
+        return self
+
+
+class Pixels(_WithoutNetwork):
     """The pixels themselves, scaled to [-1, 1] and flattened; D = C H W. For small images."""
 
     name = "pixels"
     identity = Identity("pixels")
-
-    def to(self, device: str | torch.device) -> Self:
-        return self
 
     def __call__(self, samples: Tensor) -> Tensor:
         if samples.dtype != torch.uint8:
@@ -77,14 +74,11 @@ class Pixels:
         return to_float(samples, torch.float32).flatten(1)
 
 
-class Coordinates:
+class Coordinates(_WithoutNetwork):
     """The coordinates of a toy's points themselves; D = d."""
 
     name = "coordinates"
     identity = Identity("coordinates")
-
-    def to(self, device: str | torch.device) -> Self:
-        return self
 
     def __call__(self, samples: Tensor) -> Tensor:
         if samples.dtype == torch.uint8:
@@ -109,12 +103,12 @@ def run_detectors(detectors: Sequence[Detector], samples: Tensor) -> dict[Detect
     for detector in dict.fromkeys(detectors):
         groups.setdefault(getattr(detector, "group", detector), []).append(detector)
     features: dict[Detector, Tensor] = {}
-    for first, *others in groups.values():
-        if not others:
-            features[first] = first(samples)
-            continue
-        parts = first.joined(others)(samples).split([first.dim, *(d.dim for d in others)], dim=1)
-        features |= zip([first, *others], parts, strict=True)
+    for group in groups.values():
+        if len(group) == 1:
+            features[group[0]] = group[0](samples)
+        else:
+            parts = group[0].joined(group)(samples).split([each.dim for each in group], dim=1)
+            features |= zip(group, parts, strict=True)
     return features
 
 
@@ -141,14 +135,8 @@ def detect(
 
 
 def output_of(detector: Detector, sample: Tensor) -> tuple[str, int]:
-    """Name of the detector and number of features D for samples; no network is run to tell.
-
-    Arguments:
-        sample: something like them, uint8 [1, C, H, W] or floating [1, d].
-
-    Raises:
-        UsageError: the detector does not take such samples.
-    """
+    """Name of the detector and number of features D for samples like one, [1, ...]; no network is
+    run to tell. Raises UsageError where the detector does not take them."""
     dim = detector.identity.dim if sample.dtype == torch.uint8 else None
     return detector.name, detector(sample).shape[1] if dim is None else dim
 

@@ -48,14 +48,8 @@ class FeatureSet:
         statistics: GaussianStatistics | None = None,
         truth: ExactDenoiser | None = None,
     ) -> "FeatureSet":
-        """A set whose single images are known.
-
-        Arguments:
-            values: features [N, D], float32 or float64.
-            labels: classes [N], int64.
-            statistics: given where they are not those of `values` but of a larger set that
-                `values` was drawn from (ADM's reference files); otherwise computed when asked for.
-            truth: the exact distribution, for toys.
+        """A set whose single images are known, with the statistics of a larger one that they are
+        of, or without.
 
         Raises:
             UsageError: shapes or dtypes that do not fit, NaN or infinity (naming the row).
@@ -88,14 +82,15 @@ class FeatureSet:
     def to(self, device: str | torch.device) -> "FeatureSet":
         """The same on a device, where metrics of it are then computed; the truth stays where it
         is."""
-        held = (self.values, self.labels, self.given_statistics and self.given_statistics.mean)
-        if all(tensor is None or tensor.device == torch.device(device) for tensor in held):
+        statistics = self.given_statistics
+        first = self.values if statistics is None else statistics.mean
+        if first.device == torch.device(device):
             return self
         return dataclasses.replace(
             self,
             values=None if self.values is None else self.values.to(device),
             labels=None if self.labels is None else self.labels.to(device),
-            given_statistics=self.given_statistics and self.given_statistics.to(device),
+            given_statistics=None if statistics is None else statistics.to(device),
         )
 
     def rows(self, rows: slice | Tensor) -> "FeatureSet":
@@ -119,7 +114,6 @@ class FeatureSet:
 
     @property
     def dim(self) -> int:
-        """Number of features D."""
         return self.given_statistics.dim if self.values is None else self.values.shape[1]
 
     @property
@@ -140,10 +134,8 @@ class SetDescription:
     """What is known of a set of images before its features are made.
 
     Attributes:
-        detector, dim, has_labels, truth: as of the `FeatureSet` to come.
-        count: number of single images, where there are any; otherwise that of the statistics, 0
-            where it is not recorded.
-        has_values: whether there are single images, or features of them.
+        detector, dim, has_values, has_labels, truth: as of the `FeatureSet` to come.
+        count: number of single images, where there are any; else as of the `FeatureSet`.
         about: what there is to know, as plain data; its count is of the images that statistics are
             of, None where it is not recorded.
         features: the set itself, as soon as it is made.

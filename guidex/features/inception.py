@@ -65,30 +65,38 @@ def inception(
     )
 
 
-def fidelity_network(weights: Weights, module: str, network: str, *layers: str) -> nn.Module:
-    """A network of torch-fidelity, images uint8 [B, 3, H, W] to a list of the outputs of layers.
+class Extractor(nn.Module):
+    """A network of torch-fidelity with some of its layers as outputs, side by side.
 
     Arguments:
+        module, network: torch-fidelity's names of the network.
         weights: of all layers.
-        module, network, layers: torch-fidelity's names.
+        layers: torch-fidelity's names of the outputs.
 
     Raises:
         UsageError: torch-fidelity cannot be imported.
         GuidexError: the weights are those of another network.
     """
-    make = getattr(optional(f"torch_fidelity.{module}"), network)
-    # torch-fidelity would unpickle the user's file, and run what it holds. It gets a file instead
-    # that was written here from nothing but tensors.
-    file = io.BytesIO()
-    torch.save(weights.read(), file)
-    file.seek(0)
-    try:
-        return make(network, list(layers), feature_extractor_weights_path=file)
-    except RuntimeError as error:
-        raise weights.mismatch(error) from error
+
+    def __init__(self, module: str, network: str, weights: Weights, *layers: str) -> None:
+        super().__init__()
+        make = getattr(optional(f"torch_fidelity.{module}"), network)
+        # torch-fidelity would unpickle the user's file, and run what it holds. It gets a file
+        # instead that was written here from nothing but tensors.
+        file = io.BytesIO()
+        torch.save(weights.read(), file)
+        file.seek(0)
+        try:
+            self.extractor = make(network, list(layers), feature_extractor_weights_path=file)
+        except RuntimeError as error:
+            raise weights.mismatch(error) from error
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [B, D], float32, of images uint8 [B, 3, H, W]."""
+        return torch.cat(self.extractor(images), dim=1)
 
 
-class Inception(nn.Module):
+class Inception(Extractor):
     """Inception-v3 with the features of one or several detectors, side by side, from one pass.
 
     The graph's eleven blocks mixed, mixed_1, ... mixed_10 are torch-fidelity's Mixed_5b to 5d, 6a
@@ -103,12 +111,10 @@ class Inception(nn.Module):
     """
 
     def __init__(self, weights: Weights, *outputs: str) -> None:
-        super().__init__()
-        self.outputs = outputs
         layers = [_LAYERS[output][1] for output in outputs]
-        self.extractor = fidelity_network(
-            weights, "feature_extractor_inceptionv3", "FeatureExtractorInceptionV3", *layers
-        )
+        names = ("feature_extractor_inceptionv3", "FeatureExtractorInceptionV3")
+        super().__init__(*names, weights, *layers)
+        self.outputs = outputs
         self.extractor.Mixed_6d.branch1x1.register_forward_hook(self._keep)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -117,7 +123,7 @@ class Inception(nn.Module):
         if "spatial" in features:
             leading = self.branch[:, :SPATIAL_CHANNELS]
             features["spatial"] = leading.permute(0, 2, 3, 1).flatten(1).float()
-        return torch.cat([features[output] for output in self.outputs], dim=1)
+        return torch.cat(list(features.values()), dim=1)
 
     def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self.branch = output

@@ -20,22 +20,18 @@ from guidex.features.weights import Weights, not_usable, optional
 
 Precision = Literal["float32", "float16", "bfloat16"]
 
-# Images per pass: enough to keep a large GPU busy, in a few GB of memory. However many come at
-# once, they go through in passes of this size, so that features do not depend on a batch size.
-PASS = 128
-
-# On a CPU more than a few images take longer, and twice the memory, since the numbers between two
-# layers no longer fit into its cache.
-CPU_PASS = 16
+# Images per pass, whatever the batch, so that features do not depend on it: enough to keep a large
+# GPU busy; on a CPU, what its cache holds.
+PASS, CPU_PASS = 128, 16
 
 
 @dataclass(eq=False, kw_only=True)
 class NetworkDetector:
-    """Images through a network, on a device and in a precision.
+    """Images through a network, on a device and in a precision: float32, without TF32, as published
+    numbers are computed, or another by autocast.
 
     Nothing is read before it is needed: the weights' hash by `identity`, the network by the first
-    call. float32 is what published numbers are computed in, and TF32 is switched off for it, which
-    PyTorch otherwise uses in convolutions on GPUs; float16 and bfloat16 are by autocast.
+    call.
 
     Attributes:
         name: of the detector; features of equal names compare.
@@ -43,9 +39,9 @@ class NetworkDetector:
         resize: how images get to the size that the network takes, in words.
         package: Python package that the network comes from.
         weights: of the network.
-        build: makes the network, from its weights and `outputs`: images [B, 3, H, W] as `prepare`
-            gives them to float32 features [B, D].
-        prepare: what happens to images, uint8 [B, 3, H, W], before they go to the device.
+        build: from weights and `outputs` to the network: images uint8 [B, 3, H, W] to features
+            float32 [B, D].
+        prepare: what happens to images before they go to the device.
         precision: of the network; features are float32 in any case.
         compile: whether torch.compile is used: slow at first, faster for many images.
         outputs: of a network with several, those that are features, side by side.
@@ -67,11 +63,8 @@ class NetworkDetector:
 
     @property
     def identity(self) -> Identity:
-        """What its features depend on; reads the weights' file, but builds nothing.
-
-        Raises:
-            UsageError, GuidexError: the package is not installed, or the weights are not to be had.
-        """
+        """What its features depend on; reads the weights' file, but builds nothing. Raises
+        UsageError and GuidexError where package or weights are not there."""
         try:
             # Without the part that tells builds of torch for devices apart.
             versions = [f"{p} {version(p).partition('+')[0]}" for p in (self.package, "torch")]
@@ -95,14 +88,8 @@ class NetworkDetector:
 
     @torch.no_grad()
     def __call__(self, samples: Tensor) -> Tensor:
-        """Features of images uint8 [N, C, H, W], float32 [N, D], on its device.
-
-        Grey images (C = 1) are repeated to RGB.
-
-        Raises:
-            UsageError: these are points, or a package that the network needs is not there.
-            GuidexError: the weights are not to be had.
-        """
+        """Features of images uint8 [N, C, H, W], float32 [N, D], on its device. Grey images (C = 1)
+        are repeated to RGB. Raises UsageError for points, and as `identity`."""
         if samples.dtype != torch.uint8:
             raise UsageError(
                 f"detector={self.name} takes images, but these are points; use detector=coordinates"
@@ -128,9 +115,9 @@ class NetworkDetector:
             return self
         return (self.build, self.weights.source, self.precision, self.compile, self._device)
 
-    def joined(self, others: Sequence["NetworkDetector"]) -> "NetworkDetector":
-        """One detector with the features of itself and of others of its group side by side."""
-        outputs = sum((other.outputs for other in others), self.outputs)
+    def joined(self, group: Sequence["NetworkDetector"]) -> "NetworkDetector":
+        """One detector with the features of all of a group, side by side."""
+        outputs = sum((each.outputs for each in group), ())
         if outputs not in self._joined:
             self._joined[outputs] = replace(self, outputs=outputs)
         return self._joined[outputs]
@@ -152,12 +139,9 @@ class TimmNetwork(nn.Module):
     """A ViT of timm, on pixels normalised as it was trained with.
 
     Arguments:
-        vit: its shapes, on the meta device: drawing random weights takes seconds.
+        vit: as `timm_vit` gives it.
         weights: whose tensors it gets.
-        tensors: by timm's names.
-
-    Raises:
-        GuidexError: the weights are those of another network.
+        tensors: by timm's names. GuidexError: they are those of another network.
     """
 
     def __init__(self, vit: nn.Module, weights: Weights, tensors: dict[str, Tensor]) -> None:
@@ -175,6 +159,7 @@ class TimmNetwork(nn.Module):
 
 def timm_vit(model: str, **options: object) -> nn.Module:
     """timm's network of that name, without weights. Raises UsageError where timm is not there."""
+    # Of shapes alone: drawing random weights takes seconds.
     with torch.device("meta"):
         return optional("timm").create_model(model, pretrained=False, **options)
 

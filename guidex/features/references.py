@@ -47,11 +47,8 @@ class Reference:
     most: int | None = None
 
     def description(self, detector: Detector) -> SetDescription:
-        """What it is to a detector.
-
-        Raises:
-            UsageError: statistics of another detector, resize, weights or dimension.
-        """
+        """What it is to a detector. Raises UsageError where its statistics are of another detector,
+        resize, weights or dimension."""
         samples, file, given = self.samples, self.file, self._given(detector)
         if given is None:
             about = samples.about | detector_record(detector)
@@ -79,9 +76,8 @@ class Reference:
         """Features for detectors, on the CPU; each image is decoded once for all of them.
 
         Arguments:
-            asked: the detectors, each with whether single features are needed where there are
-                statistics. Where not, no image goes through it.
-            settings: how images go through detectors.
+            asked: different detectors, each with whether single features are needed where there
+                are statistics. Where not, no image goes through it.
         """
         sets = {detector: self._given(detector) for detector, _ in asked}
         run = [d for d, single in asked if sets[d] is None or (single and self.samples is not None)]
@@ -147,12 +143,8 @@ def open_reference(
 
     Arguments:
         source: path or URL of statistics (see `statistics_files`), of images, or of a toy's points.
-        resize, crop, bad: as for `open_samples`; statistics are what they are.
+        resize, crop, bad: as for `open_samples`, which raises the same errors.
         most: of the single images or features, no more than so many, chosen at random.
-
-    Raises:
-        UsageError: no such file.
-        GuidexError: a damaged file.
     """
     path = Path(source)
     if "://" in source:
@@ -165,21 +157,13 @@ def open_reference(
 
 
 def open_model(model: object, name: str, most: int | None = None) -> Reference:
-    """The data of a model that knows them, `most` of them at most, as the real side of comparisons.
-
-    Raises:
-        UsageError: the model does not know them.
-    """
+    """The data of a model as the real side of comparisons. Raises as `model_samples`."""
     return Reference(name, None, None, model_samples(model, name).at_most(most))
 
 
 def published_reference(name: str) -> str | None:
-    """Where a file of statistics that is not there is published, if it is in the cache; None for
-    names that are not of published files.
-
-    Raises:
-        UsageError: it is not in the cache.
-    """
+    """Where a file of statistics that is not there is published; None for unknown names. Raises
+    UsageError where it is not in the cache."""
     url = PUBLISHED.get(Path(name).name)
     if url is not None and (cached(url) is None or name not in PUBLISHED):
         raise UsageError(f"there is no {name}; give ref={url}, which is downloaded once")
@@ -202,9 +186,9 @@ def describe(about: Mapping[str, Any]) -> str:
         parts.append("/".join(about["formats"]))
     detector = about.get("detector", {})
     parts += [detector[key] for key in ("name", "resize", "precision") if key in detector]
-    for key, what in (("weights", "weights"), ("sha256", "SHA-256")):
-        sha256 = (detector if key == "weights" else about).get(key)
-        if sha256 is not None:
-            parts.append(f"{what} {sha256[:8]}")
+    if detector.get("weights") is not None:
+        parts.append(f"weights {detector['weights'][:8]}")
+    if "sha256" in about:
+        parts.append(f"SHA-256 {about['sha256'][:8]}")
     kind = f" ({about['kind']})" if "kind" in about else ""
     return f"{about.get('path', about.get('model'))}{kind}: {', '.join(parts)}"

@@ -62,11 +62,10 @@ class Points:
 
     def fingerprint(self) -> str:
         """SHA-256, in hex."""
-        digest = hashlib.sha256()
-        for part in (self.values, self.labels):
-            if part is not None:
-                digest.update(f"{part.dtype} {list(part.shape)}\n".encode())
-                digest.update(part.contiguous().numpy())
+        parts = [part for part in (self.values, self.labels) if part is not None]
+        digest = hashlib.sha256(str([(part.dtype, part.shape) for part in parts]).encode())
+        for part in parts:
+            digest.update(part.contiguous().numpy())
         return digest.hexdigest()
 
 
@@ -92,12 +91,12 @@ class Samples:
         about = {"path" if self.model is None else "model": self.name, "count": self.count}
         if self.of is not None:
             about["of"] = self.of
-        if self.model is None:
-            images = self.images
-            about |= {"skipped": 0 if images is None else len(images.skipped)}
-            about |= {"sha256": self.content.fingerprint()}
-            if images is not None:
-                about |= {"shape": list(images.shape), "formats": sorted(images.kinds)}
+        if self.model is not None:
+            return about
+        about |= {"skipped": 0, "sha256": self.content.fingerprint()}
+        if self.images is not None:
+            about["skipped"] = len(self.images.skipped)
+            about["shape"], about["formats"] = list(self.images.shape), sorted(self.images.kinds)
         return about
 
     @property
@@ -129,8 +128,7 @@ class Samples:
         return dataclasses.replace(self, content=content, of=self.count)
 
     def features(self, detectors: Sequence[Detector], settings: PassSettings) -> list[FeatureSet]:
-        """The features of all detectors, on the CPU; images are decoded once for all of them, and
-        go once through a detector that is asked several times."""
+        """The features of all detectors, on the CPU; images are decoded once for all of them."""
         distinct = list(dict.fromkeys(detectors))
         if self.images is not None:
             sets = image_features(self.images, distinct, settings)
@@ -142,28 +140,15 @@ class Samples:
 
 def open_samples(path: str, *, resize: int | None, crop: bool = False, bad: str) -> Samples:
     """Open a folder, zip or npz of images, the samples.npz of a toy, or the folder of a run of
-    `guidex sample`, which has one of these.
-
-    Arguments:
-        path: where they are.
-        resize: side that images are resized to, or None.
-        crop: resize their central squares.
-        bad: "error" or "skip", for unreadable images.
-
-    Raises:
-        UsageError, GuidexError: as `guidex.data.images.open_images`.
-    """
+    `guidex sample`, which has one of these. Arguments and errors are those of `open_images`."""
     place = sample_output(Path(path))
     points = _read_points(place)
     return Samples(path, points or open_images(place, bad=bad, resize=resize, crop=crop))
 
 
 def model_samples(model: object, name: str = "", seed: int = 0) -> Samples:
-    """The data of a model that knows its distribution, or draws of it.
-
-    Raises:
-        UsageError: the model does not know it.
-    """
+    """The data of a model that knows its distribution, or draws of it. Raises UsageError where the
+    model does not know it."""
     if not isinstance(model, ExactDenoiser):
         raise UsageError("this model does not know its data; give a reference: ref=PATH")
     values, labels = (None if x is None else x.cpu() for x in model.reference(DRAWS, seed))
@@ -175,19 +160,14 @@ def model_samples(model: object, name: str = "", seed: int = 0) -> Samples:
 
 
 def model_features(model: object, detector: Detector, seed: int = 0) -> FeatureSet:
-    """Features of the true distribution of a model that knows it.
-
-    Raises:
-        UsageError: the model does not know it.
-    """
+    """Features of the true distribution of a model that knows it. Raises as `model_samples`."""
     return model_samples(model, seed=seed).features([detector], PassSettings())[0]
 
 
 def image_features(
     images: ImageSet, detectors: Sequence[Detector], settings: PassSettings
 ) -> list[FeatureSet]:
-    """Features of a set of images by different detectors, from the cache if they are there; on the
-    CPU."""
+    """Features by different detectors, on the CPU, from the cache where they are there."""
     labels = None if images.labels is None else torch.as_tensor(images.labels, dtype=torch.int64)
     stores: dict[Detector, FeatureStore] = {}
     for detector in detectors:

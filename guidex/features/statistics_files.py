@@ -60,11 +60,7 @@ class StatisticsFile:
 
 @contextmanager
 def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
-    """The arrays of a file, read one by one; whatever fails is told with the file's name.
-
-    Raises:
-        GuidexError: a damaged file, or one with Python objects.
-    """
+    """The arrays of a file, read one by one; whatever fails is a GuidexError with its name."""
     try:
         # Opened here, since np.load leaves the file of a damaged zip open.
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
@@ -78,10 +74,7 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
 
 def read_statistics(path: Path) -> StatisticsFile | None:
     """The statistics in a file, or None if it is not a file of statistics (but of images, say).
-
-    Raises:
-        UsageError, GuidexError: a damaged or dangerous file, or arrays that are no statistics.
-    """
+    Raises GuidexError for a damaged or dangerous file, or arrays that are no statistics."""
     if path.suffix.lower() == ".pkl":
         return _read_edm2(path)
     if path.suffix.lower() != ".npz" or not path.is_file():

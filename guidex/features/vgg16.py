@@ -7,9 +7,9 @@ compare with torch-fidelity's. The authors took a TensorFlow network of their ow
 whose weights and resize may be others: compare with the paper's numbers with care.
 """
 
-from torch import Tensor, nn
+from functools import partial
 
-from guidex.features.inception import fidelity_network
+from guidex.features.inception import Extractor
 from guidex.features.networks import NetworkDetector, Precision
 from guidex.features.weights import Weights
 
@@ -33,20 +33,8 @@ def vgg16(
         resize="bilinear without antialiasing to 224 (TensorFlow 1)",
         package="torch_fidelity",
         weights=Weights("VGG16 (torchvision)", weights, URL, PREFIX),
-        build=VGG16,
+        build=partial(Extractor, "feature_extractor_vgg16", "FeatureExtractorVGG16"),
+        outputs=("fc2_relu",),
         precision=precision,
         compile=compile,
     )
-
-
-class VGG16(nn.Module):
-    """torch-fidelity's network. Raises as `fidelity_network`."""
-
-    def __init__(self, weights: Weights) -> None:
-        super().__init__()
-        names = ("feature_extractor_vgg16", "FeatureExtractorVGG16", "fc2_relu")
-        self.extractor = fidelity_network(weights, *names)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Features [B, 4096], float32, of images uint8 [B, 3, H, W]."""
-        return self.extractor(images)[0]

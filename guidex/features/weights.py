@@ -23,8 +23,7 @@ class Weights:
         what: the network, for messages.
         given: path or URL that the user chose, or None for the published file.
         url: of the published file.
-        prefix: hexadecimal digits that the SHA-256 of the published file begins with, where its
-            publisher tells any; else "".
+        prefix: what its publisher tells of its SHA-256: the hexadecimal digits that it begins with.
     """
 
     what: str
@@ -34,17 +33,12 @@ class Weights:
 
     @property
     def source(self) -> str:
-        """Path or URL."""
         return self.url if self.given is None else self.given
 
     @property
     def sha256(self) -> str:
-        """Of the file, 64 hexadecimal digits; downloads it into the cache where it is not there.
-
-        Raises:
-            UsageError, GuidexError: as `guidex.files.cache.fetch`, and where the cache holds
-                another file than the publisher named.
-        """
+        """Of the file, which is downloaded into the cache where it is not there. Raises as `fetch`,
+        and GuidexError where the cache holds another file than the publisher named."""
         return self._verified[1]
 
     @cached_property
@@ -60,13 +54,8 @@ class Weights:
         return path, sha256
 
     def read(self) -> dict[str, Tensor]:
-        """The tensors by name, on the CPU.
-
-        A file of torch.save is read with weights_only, which runs nothing that the file holds.
-
-        Raises:
-            GuidexError: damaged, not a plain table of tensors, or replaced since it was hashed.
-        """
+        """The tensors by name, on the CPU; nothing that the file holds is run. Raises GuidexError
+        where it is damaged, no plain table of tensors, or replaced since it was hashed."""
         path, sha256 = self._verified
         try:
             if path.suffix == ".safetensors":
@@ -88,11 +77,8 @@ class Weights:
         return tensors
 
     def load_into(self, network: nn.Module, tensors: dict[str, Tensor]) -> None:
-        """Make tensors the float32 weights of a network, which may be on the meta device.
-
-        Raises:
-            GuidexError: other names or shapes than the network's, naming some.
-        """
+        """Make tensors the float32 weights of a network, which may be on the meta device. Raises
+        GuidexError for other names or shapes than the network's."""
         floats = {name: tensor.float() for name, tensor in tensors.items()}
         try:
             network.load_state_dict(floats, assign=True)
@@ -108,11 +94,7 @@ class Weights:
 
 
 def optional(module: str) -> ModuleType:
-    """A module of an optional package.
-
-    Raises:
-        UsageError: it is not installed, or cannot be imported.
-    """
+    """A module of an optional package. Raises UsageError where it cannot be imported."""
     try:
         return importlib.import_module(module)
     # A torchvision built for another torch, which the packages import, fails in several ways.
