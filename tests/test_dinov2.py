@@ -1,23 +1,20 @@
-"""DINOv2 as a detector: golden features, and a plain ViT written from the paper beside timm's."""
+"""DINOv2 as a detector: golden features, and timm's own way to load weights beside ours."""
 
 import importlib
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers import golden as golden_file
-from PIL import Image
 from torch import Tensor
 
 from guidex.errors import GuidexError, UsageError
 from guidex.features import dinov2 as module
 from guidex.features import networks
-from guidex.features.dinov2 import SIDE, DINOv2, dinov2
-from guidex.features.networks import NetworkDetector, resize_by_pillow
+from guidex.features.dinov2 import DINOv2, dinov2
+from guidex.features.networks import NetworkDetector
 from guidex.features.weights import Weights
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
@@ -80,40 +77,6 @@ def hub_tensors(architecture: Architecture, seed: int = 0, grid: int = 37) -> di
     return tensors
 
 
-def plain_vit(tensors: dict[str, Tensor], architecture: Architecture, x: Tensor) -> Tensor:
-    """Class token of a pre-norm ViT with layer scale, from normalised images, in float64."""
-    w = {name: tensor.double() for name, tensor in tensors.items()}
-    width, heads = architecture.width, architecture.heads
-
-    def linear(name: str, x: Tensor) -> Tensor:
-        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
-
-    def norm(name: str, x: Tensor) -> Tensor:
-        return F.layer_norm(x, (width,), w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-6)
-
-    def attention(name: str, x: Tensor) -> Tensor:
-        q, k, v = linear(f"{name}.qkv", x).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        weights = (q @ k.mT / (width // heads) ** 0.5).softmax(dim=-1)
-        return linear(f"{name}.proj", (weights @ v).transpose(1, 2).flatten(2))
-
-    def mlp(name: str, x: Tensor) -> Tensor:
-        if not architecture.gated:
-            return linear(f"{name}.fc2", F.gelu(linear(f"{name}.fc1", x)))
-        gate, value = linear(f"{name}.w12", x).chunk(2, dim=-1)
-        return linear(f"{name}.w3", F.silu(gate) * value)
-
-    patches = F.conv2d(
-        x.double(), w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=14
-    )
-    tokens = patches.flatten(2).mT
-    x = torch.cat([w["cls_token"].expand(len(x), -1, -1), tokens], dim=1) + w["pos_embed"]
-    for index in range(architecture.depth):
-        block = f"blocks.{index}."
-        x = x + w[f"{block}ls1.gamma"] * attention(f"{block}attn", norm(f"{block}norm1", x))
-        x = x + w[f"{block}ls2.gamma"] * mlp(f"{block}mlp", norm(f"{block}norm2", x))
-    return norm("norm", x)[:, 0]
-
-
 def detector_of(
     tensors: dict[str, Tensor],
     architecture: Architecture,
@@ -173,56 +136,23 @@ def test_golden_features_need_the_hubs_interpolation(
 
 
 @pytest.mark.parametrize("architecture", [TINY, GATED], ids=["mlp", "swiglu"])
-def test_timms_network_is_the_papers(
+def test_tensors_are_renamed_as_by_timm(
     architecture: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
     tensors = hub_tensors(architecture, grid=16)  # as many patches as there are: used as they are
     detector = detector_of(tensors, architecture, tmp_path, monkeypatch)
+    word = "giant" if architecture.gated else "small"
+    network = timm.create_model(f"vit_{word}_patch14_dinov2", img_size=224, num_classes=0).eval()
+    network.load_state_dict(checkpoint_filter_fn(tensors, network))
     samples = images(3, 224, 224)
     # The mean and deviation of ImageNet's pixels.
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
-    expected = plain_vit(tensors, architecture, (samples / 255 - mean) / std)
+    with torch.no_grad():
+        expected = network((samples / 255 - mean) / std)
     assert (expected[0] - expected[1]).abs().max() > 0.1
-    torch.testing.assert_close(detector(samples).double(), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_position_embeddings_are_sampled_by_the_scale_factor() -> None:
-    # On a plane, patch i of 16 shows where it was sampled: at (i + 0.5) * 37 / 16.1 - 0.5 of 37,
-    # but for the 0.05 by which this bicubic kernel (a = -0.75) bends planes.
-    rows = torch.arange(37.0)[:, None].expand(37, 37).reshape(1, -1, 1)
-    embedding = torch.cat([torch.full((1, 1, 1), 9.0), rows], dim=1)
-    found = module._interpolated(embedding)
-    assert found.shape == (1, 257, 1)
-    assert found[0, 0, 0] == 9
-    sampled = found[0, 1:].reshape(16, 16)[1:-1, 5]
-    patches = torch.arange(1, 15) + 0.5
-    assert (sampled - (patches * 37 / 16.1 - 0.5)).abs().max() < 0.06
-    assert (sampled - (patches * 37 / 16.0 - 0.5)).abs().max() > 0.15
-
-
-# Images in
-
-
-def test_pillows_resize_is_pillows() -> None:
-    samples = images(3, 300, 100)
-    for found, pixels in zip(resize_by_pillow(samples, SIDE), samples, strict=True):
-        image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-        resized = np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC))
-        assert np.array_equal(found.permute(1, 2, 0).numpy(), resized)
-    same = images(2, 224, 224)
-    assert torch.equal(resize_by_pillow(same, SIDE), same)
-
-
-def test_the_two_resizes_differ_in_features_and_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tensors = hub_tensors(TINY)
-    by_torch = detector_of(tensors, TINY, tmp_path, monkeypatch)
-    by_pillow = detector_of(tensors, TINY, tmp_path, monkeypatch, "pil")
-    one, other = by_torch(images(2)), by_pillow(images(2))
-    assert 1e-4 < (one - other).abs().max() < 1
-    assert by_torch.identity != by_pillow.identity
-    assert by_torch.identity.weights == by_pillow.identity.weights
+    torch.testing.assert_close(detector(samples), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_names_and_sizes() -> None:
@@ -244,7 +174,8 @@ def test_compiled_features_are_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(torch, "compile", lambda network: asked.append(network) or network)
     assert torch.equal(compiled(images(2)), plain(images(2)))
     assert isinstance(asked[0], DINOv2)
-    assert compiled.identity != plain.identity
+    by_pillow = dinov2(str(tmp_path / "w.pth"), size="s", resize="pil")
+    assert len({each.identity for each in (plain, compiled, by_pillow)}) == 3
 
 
 # Weights

@@ -7,10 +7,8 @@ import os
 import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from guidex.errors import GuidexError, UsageError
@@ -18,7 +16,6 @@ from guidex.features import weights as weights_module
 from guidex.features.detectors import Pixels, run_detectors
 from guidex.features.inception import PREFIX, URL, inception
 from guidex.features.networks import NetworkDetector
-from guidex.features.samples import PassSettings, open_samples
 from guidex.features.weights import Weights
 
 pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed")
@@ -128,36 +125,6 @@ def test_half_precision_is_near_and_gives_float32(
     assert (rounded.dtype, rounded.shape) == (torch.float32, (1, 2023))
     assert 1e-4 < (rounded - exact).norm() / exact.norm() < 0.05
     assert half.identity != spatial.identity
-
-
-def test_the_same_folder_has_the_statistics_that_torch_fidelity_tells(
-    file: Path, detector: NetworkDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from torch_fidelity import calculate_metrics, metric_fid
-
-    for index, pixels in enumerate(images(4, seed=1).numpy()):
-        Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / f"{index}.png")
-    theirs = []
-    # Its distance of singular covariances takes half a minute.
-    monkeypatch.setattr(
-        metric_fid, "fid_statistics_to_metric", lambda *found: theirs.extend(found) or {}
-    )
-    calculate_metrics(
-        input1=str(tmp_path),
-        input2=str(tmp_path),
-        fid=True,
-        feature_extractor_weights_path=str(file),
-        cuda=False,
-        cache=False,
-        save_cpu_ram=True,  # no worker processes
-        verbose=False,
-    )
-    samples = open_samples(str(tmp_path), resize=None, bad="error")
-    [features] = samples.features([detector], PassSettings(batch=3, cache=False))
-    ours = features.statistics
-    np.testing.assert_allclose(ours.mean, theirs[0]["mu"], rtol=1e-5, atol=1e-6)
-    scale = np.abs(theirs[0]["sigma"]).max()
-    np.testing.assert_allclose(ours.covariance, theirs[0]["sigma"], atol=1e-5 * scale)
 
 
 def test_grey_images_are_repeated_and_points_are_refused(detector: NetworkDetector) -> None:

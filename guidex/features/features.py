@@ -1,7 +1,4 @@
-"""What metrics compare: sets of images after a detector.
-
-The way of the data is images -> features (detector) -> statistics -> metric.
-"""
+"""What metrics compare: sets of images after a detector."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -24,8 +21,8 @@ class FeatureSet:
     Attributes:
         detector: name of the detector; columns end in it (fd_<detector>).
         count: number of images N in the set; 0 where a file of statistics does not tell.
-        values: features [N, D], float32 or float64, finite; None where only statistics are known.
-            On the CPU, or wherever they were put: metrics run on the device of the values.
+        values: features [N, D], float32 or float64, finite, on the device where metrics of them
+            are computed; None where only statistics are known.
         labels: class of each image [N], int64 (for fakes: the class asked for); None if unknown.
         given_statistics: statistics that came with the set, or None.
         truth: the exact distribution behind the set, known for toys only.
@@ -55,22 +52,18 @@ class FeatureSet:
             UsageError: shapes or dtypes that do not fit, NaN or infinity (naming the row).
         """
         if values.ndim != 2 or values.numel() == 0 or values.dtype not in _FLOATS:
-            raise UsageError(
-                f"{detector}: features are {values.dtype} {list(values.shape)}; needed are float32 "
-                "or float64 [N, D] with N and D of at least 1."
-            )
+            told = f"features are {values.dtype} {list(values.shape)}"
+            raise UsageError(f"{detector}: {told}; needed are float32 or float64 [N, D].")
         if labels is not None and (labels.shape != values.shape[:1] or labels.dtype != torch.int64):
-            raise UsageError(
-                f"{detector}: labels are {labels.dtype} {list(labels.shape)} for {len(values)} "
-                "images; needed are int64 [N]."
-            )
+            told = f"labels are {labels.dtype} {list(labels.shape)} for {len(values)} images"
+            raise UsageError(f"{detector}: {told}; needed are int64 [N].")
         for start, rows in enumerate(values.split(_ROWS)):
             finite = torch.isfinite(rows).all(dim=1)
             if not bool(finite.all()):
                 row = start * _ROWS + int(torch.nonzero(~finite)[0])
                 raise UsageError(
-                    f"features: row {row} (counted from 0) holds NaN or infinity; all features "
-                    "must be finite. Check that image, and the sampler's weights and precision."
+                    f"features: row {row} (counted from 0) holds NaN or infinity. Check that "
+                    "image, and the sampler's weights and precision."
                 )
         return cls(detector, len(values), values, labels, statistics, truth)
 
@@ -80,8 +73,7 @@ class FeatureSet:
         return cls(detector, statistics.count, None, given_statistics=statistics)
 
     def to(self, device: str | torch.device) -> "FeatureSet":
-        """The same on a device, where metrics of it are then computed; the truth stays where it
-        is."""
+        """The same on a device; the truth stays where it is."""
         statistics = self.given_statistics
         first = self.values if statistics is None else statistics.mean
         if first.device == torch.device(device):

@@ -81,21 +81,20 @@ class Reference:
         """
         sets = {detector: self._given(detector) for detector, _ in asked}
         run = [d for d, single in asked if sets[d] is None or (single and self.samples is not None)]
-        if run:
-            for detector, features in zip(run, self.samples.features(run, settings), strict=True):
-                given = sets[detector] and sets[detector].statistics
-                sets[detector] = dataclasses.replace(features, given_statistics=given)
+        made = self.samples.features(run, settings) if run else []
+        for detector, features in zip(run, made, strict=True):
+            given = sets[detector] and sets[detector].statistics
+            sets[detector] = dataclasses.replace(features, given_statistics=given)
         return list(sets.values())
 
     def _given(self, detector: Detector) -> FeatureSet | None:
         """What the file holds for a detector; None where it takes the images."""
-        file = self.file
         # Of ADM's files, other detectors than those of the statistics take the images.
-        if file is None or (self.samples is not None and detector.name not in file.statistics):
+        file, name = self.file, detector.name
+        if file is None or (self.samples is not None and name not in file.sets):
             return None
-        statistics = file.statistics[self._statistics_name(detector)]
-        whole = FeatureSet(detector.name, file.count or 0, file.values, file.labels, statistics)
-        return whole.at_most(self.most)
+        given = file.sets[self._statistics_name(detector)]
+        return dataclasses.replace(given, detector=name).at_most(self.most)
 
     def _convention(self, detector: Detector) -> dict[str, str]:
         """What published statistics do not say of themselves, but their names imply."""
@@ -113,14 +112,14 @@ class Reference:
         # The interval paper's own code compares features after Pillow's resize with EDM2's file.
         if (file.kind, name) == ("EDM2", "dinov2_pil"):
             name = "dinov2"
-        names = list(file.statistics)
+        names = list(file.sets)
         if name not in names:
             raise UsageError(
                 f"{self.path} ({file.kind}) holds statistics of {' and '.join(names)}, not of "
                 f"{name}, and numbers of two detectors or two ways to resize do not compare. Use "
-                f"{' or '.join(f'detector={n}' for n in names)}, or a reference made with {name}."
+                f"detector={' or detector='.join(names)}, or a reference made with {name}."
             )
-        identity, dim = detector.identity, file.statistics[name].dim
+        identity, dim = detector.identity, file.sets[name].dim
         made_by = {"dim": dim} | file.record.get("detector", {})
         for key, what in _COMPARED.items():
             here = getattr(identity, key)

@@ -1,7 +1,4 @@
-"""Where samples come from: files of images, files of points, models that know their data.
-
-Images are decoded once for all detectors.
-"""
+"""Where samples come from: files of images, files of points, models that know their data."""
 
 import dataclasses
 import hashlib
@@ -36,8 +33,8 @@ class PassSettings:
     Attributes:
         batch: images per batch, fewer of large ones (see BATCH_BYTES); no effect on features.
         cache: whether features of networks are kept on disk for the next time.
-        rank, ranks: number of this process among those that take the same images and share the
-            cache. Each begins with other blocks, and ends with all features.
+        rank, ranks: of the processes that take the same images and share the cache. Each begins
+            with other blocks, and ends with all features.
     """
 
     batch: int = 512
@@ -237,9 +234,8 @@ def _read_points(path: Path) -> Points | None:
             return None
         samples, labels = file["samples"], file.get("labels")
     if samples.ndim != 2 or samples.dtype.kind != "f" or len(samples) == 0:
-        raise UsageError(
-            f"{path}: samples must be floating point [N, d], not {samples.dtype} {samples.shape}"
-        )
+        told = f"{samples.dtype} {samples.shape}"
+        raise UsageError(f"{path}: samples must be floating point [N, d], not {told}")
     if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != samples.shape[:1]):
         raise UsageError(f"{path}: labels must be integers [N], not {labels.dtype} {labels.shape}")
     # To a type that torch knows, which knows no long doubles and no other byte order.

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import guidex
 from guidex.data.containers import reason_of
@@ -41,20 +40,17 @@ class StatisticsFile:
 
     Attributes:
         kind: what sort of file it is, for people.
-        statistics: by name of the detector, at least one.
+        sets: statistics, and single features where the file has them, by name of the detector.
         count: number of images, or None where the file does not tell.
         has_images: whether the file holds images as well (ADM's).
-        values, labels: single features float32 [N, D] and classes int64 [N], or None.
         record: of guidex's own files, as far as known: "shape" [C, H, W] and "formats" of the
-            images, "detector" (name, resize, weights, precision); empty for the files of others.
+            images, and "detector".
     """
 
     kind: str
-    statistics: dict[str, GaussianStatistics]
+    sets: dict[str, FeatureSet]
     count: int | None
     has_images: bool = False
-    values: Tensor | None = None
-    labels: Tensor | None = None
     record: dict[str, Any] = field(default_factory=dict)
 
 
@@ -91,11 +87,9 @@ def write_statistics(
     """Write guidex's own file: `mu` and `sigma` (N - 1), float64, which others read as well.
 
     Arguments:
-        path: FILE.npz.
         features: of at least 2 images.
         about: what `Samples.about` and `detector_record` know of them.
-        keep_features: also write single features and labels, which precision, recall and other
-            metrics need; 4 N D bytes.
+        keep_features: also write single features and labels; 4 N D bytes.
     """
     record = {key: value for key, value in about.items() if key not in ("path", "count")}
     record |= {"format": FORMAT, "guidex": guidex.__version__}
@@ -115,30 +109,32 @@ def write_statistics(
 def _read_edm2(path: Path) -> StatisticsFile:
     content = read_pickle(path)
     try:
-        count, statistics = content["num_images"], {}
+        count = content["num_images"]
+        sets = {}
         for key, name in _EDM2.items():
             if key in content:
-                statistics[name] = _moments(content[key]["mu"], content[key]["sigma"], count)
+                moments = _moments(content[key]["mu"], content[key]["sigma"], count)
+                sets[name] = FeatureSet(name, count, None, None, moments)
     except GuidexError as error:
         raise GuidexError(f"{path}: {error}") from error
     except (KeyError, TypeError):
-        statistics = {}
-    if not statistics:
+        sets = {}
+    if not sets:
         raise UsageError(
             f"{path} is no reference of EDM2: mu and sigma are looked for under "
             f"{' and '.join(_EDM2)}, and a number under num_images."
         )
-    return StatisticsFile("EDM2", statistics, count)
+    return StatisticsFile("EDM2", sets, count)
 
 
 def _read_published(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
     has_images = "arr_0" in arrays.files
-    statistics = {
-        name: _moments(arrays[f"mu{end}"], arrays[f"sigma{end}"], None)
+    sets = {
+        name: FeatureSet(name, 0, None, None, _moments(arrays[f"mu{end}"], arrays[f"sigma{end}"]))
         for name, end in _PUBLISHED.items()
         if {f"mu{end}", f"sigma{end}"} <= set(arrays.files)
     }
-    return StatisticsFile("ADM" if has_images else BARE, statistics, None, has_images)
+    return StatisticsFile("ADM" if has_images else BARE, sets, None, has_images)
 
 
 def _read_own(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
@@ -148,32 +144,24 @@ def _read_own(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
             f"not of format {FORMAT}, which this version of guidex reads; make it again with "
             "`guidex ref`."
         )
-    count, detector = record["count"], record.get("detector")
+    name, count = record["name"], record["count"]
     moments = _moments(arrays["mu"], arrays["sigma"], count)
-    known = {key: record[key] for key in ("shape", "formats") if key in record}
-    if detector is not None:
-        keys = ("name", "resize", "weights", "precision")
-        known["detector"] = {key: detector[key] for key in keys}
-    values, labels = arrays.get("features"), arrays.get("labels")
-    for array, dtype, shape in (
-        (values, np.float32, (count, moments.dim)),
-        (labels, np.int64, (count,)),
-    ):
-        if array is not None and (array.dtype, array.shape) != (dtype, shape):
-            raise GuidexError(
-                f"it holds {array.dtype} {array.shape}, where {np.dtype(dtype)} {shape} belongs."
-            )
-    return StatisticsFile(
-        kind="guidex",
-        statistics={record["name"]: moments},
-        count=count,
-        values=None if values is None else torch.from_numpy(values),
-        labels=None if labels is None else torch.from_numpy(labels),
-        record=known,
-    )
+    features = FeatureSet(name, count, None, None, moments)
+    if "features" in arrays.files:
+        values, labels = arrays["features"], arrays.get("labels")
+        if values.shape != (count, moments.dim):
+            raise GuidexError(f"its features are {values.shape}, not {(count, moments.dim)}.")
+        features = FeatureSet.from_values(
+            detector=name,
+            values=torch.from_numpy(values),
+            labels=None if labels is None else torch.from_numpy(labels),
+            statistics=moments,
+        )
+    known = {key: record[key] for key in ("shape", "formats", "detector") if key in record}
+    return StatisticsFile("guidex", {name: features}, count, record=known)
 
 
-def _moments(mu: object, sigma: object, count: object) -> GaussianStatistics:
+def _moments(mu: object, sigma: object, count: object = None) -> GaussianStatistics:
     """Statistics of `count` images. Files with mu and sigma alone do not tell how many images they
     are of (None): as many as make any covariance, here."""
     for array in (mu, sigma):
