@@ -15,6 +15,9 @@ from guidex.features.clip import clip, crop_and_resize
 from guidex.features.networks import NetworkDetector, timm_vit
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
+theirs = pytest.importorskip(
+    "torch_fidelity.feature_extractor_clip", reason="torch-fidelity is not installed"
+)
 
 WIDTH, DEPTH, HEADS = 48, 2, 3
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -24,38 +27,16 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 tiny = partial(timm.create_model, embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS)
 
 
-def openai_tensors(seed: int = 0, patches: int = 24**2) -> dict[str, Tensor]:
+def openai_tensors(side: int = 336) -> dict[str, Tensor]:
     """Random weights by OpenAI's names, such that every one is seen in the features, and something
     of a text encoder."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int, scale: float) -> Tensor:
-        return torch.randn(shape, generator=generator) * scale
-
-    tensors = {
-        "positional_embedding": normal(77, 5, scale=1),
-        "transformer.resblocks.0.ln_1.weight": normal(5, scale=1),
-        "logit_scale": torch.tensor(4.6),
-        "visual.class_embedding": normal(WIDTH, scale=1),
-        "visual.positional_embedding": normal(patches + 1, WIDTH, scale=1),
-        "visual.proj": normal(WIDTH, module.DIM, scale=WIDTH**-0.5),
-        "visual.conv1.weight": normal(WIDTH, 3, 14, 14, scale=0.05),
-    }
-    norms = ["visual.ln_pre", "visual.ln_post"]
-    for index in range(DEPTH):
-        block = f"visual.transformer.resblocks.{index}."
-        norms += [f"{block}ln_1", f"{block}ln_2"]
-        for name, (outputs, inputs) in {
-            "attn.in_proj_": (3 * WIDTH, WIDTH),
-            "attn.out_proj.": (WIDTH, WIDTH),
-            "mlp.c_fc.": (4 * WIDTH, WIDTH),
-            "mlp.c_proj.": (WIDTH, 4 * WIDTH),
-        }.items():
-            tensors[f"{block}{name}weight"] = normal(outputs, inputs, scale=2 * inputs**-0.5)
-            tensors[f"{block}{name}bias"] = normal(outputs, scale=0.2)
-    for name in norms:
-        tensors[f"{name}.weight"] = 1 + normal(WIDTH, scale=0.2)
-        tensors[f"{name}.bias"] = normal(WIDTH, scale=0.2)
+    visual = theirs.VisionTransformer(side, 14, WIDTH, DEPTH, HEADS, module.DIM).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    tensors = {"positional_embedding": torch.ones(77, 5), "logit_scale": torch.tensor(4.6)}
+    for name, value in visual.items():
+        scale = value.shape[-1] ** -0.5 if value.ndim == 2 else 0.2
+        noise = torch.randn(value.shape, generator=generator)
+        tensors[f"visual.{name}"] = name.endswith("weight") * (value.ndim == 1) + scale * noise
     return tensors
 
 
@@ -93,8 +74,6 @@ def preprocessed(samples: Tensor) -> Tensor:
 def test_features_are_those_of_torch_fidelitys_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reason = "torch-fidelity is not installed"
-    theirs = pytest.importorskip("torch_fidelity.feature_extractor_clip", reason=reason)
     tensors = openai_tensors()
     network = theirs.VisionTransformer(336, 14, WIDTH, DEPTH, HEADS, 768).eval()
     network.load_state_dict(
@@ -141,7 +120,7 @@ def test_weights_of_other_networks_are_refused(
 ) -> None:
     tensors = openai_tensors()
     cases = {
-        "for 224": (openai_tensors(patches=16**2), r"positional_embedding is \[257, 48\]"),
+        "for 224": (openai_tensors(side=224), r"positional_embedding is \[257, 48\]"),
         "text alone": ({"logit_scale": torch.ones(1)}, "positional_embedding"),
         "one missing": (
             {n: v for n, v in tensors.items() if n != "visual.ln_post.bias"},

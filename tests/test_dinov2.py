@@ -41,39 +41,24 @@ def golden() -> dict[str, Tensor]:
 
 def hub_tensors(architecture: Architecture, seed: int = 0, grid: int = 37) -> dict[str, Tensor]:
     """Random weights by torch.hub's names, such that every one of them is seen in the features."""
+    width, depth, heads, gated = architecture
+    with torch.device("meta"):
+        network = timm.create_model(
+            f"vit_{'giant' if gated else 'small'}_patch14_dinov2",
+            num_classes=0,
+            img_size=14 * grid,
+            embed_dim=width,
+            depth=depth,
+            num_heads=heads,
+        )
     generator = torch.Generator().manual_seed(seed)
-    width = architecture.width
-
-    def normal(*shape: int, scale: float) -> Tensor:
-        return torch.randn(shape, generator=generator) * scale
-
-    tensors = {
-        "cls_token": normal(1, 1, width, scale=1),
-        "pos_embed": normal(1, 1 + grid**2, width, scale=1),
-        "mask_token": normal(1, width, scale=1),
-        "patch_embed.proj.weight": normal(width, 3, 14, 14, scale=0.05),
-        "patch_embed.proj.bias": normal(width, scale=0.1),
-        "norm.weight": 1 + normal(width, scale=0.2),
-        "norm.bias": normal(width, scale=0.2),
-    }
-    inside = (4 * width * 2 // 3 + 7) // 8 * 8
-    mlp = {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
-    if architecture.gated:
-        mlp = {"mlp.w12": (2 * inside, width), "mlp.w3": (width, inside)}
-    for index in range(architecture.depth):
-        block = f"blocks.{index}."
-        for name, shape in {
-            "attn.qkv": (3 * width, width),
-            "attn.proj": (width, width),
-            **mlp,
-        }.items():
-            tensors[f"{block}{name}.weight"] = normal(*shape, scale=2 * shape[1] ** -0.5)
-            tensors[f"{block}{name}.bias"] = normal(shape[0], scale=0.2)
-        for name in ("norm1", "norm2"):
-            tensors[f"{block}{name}.weight"] = 1 + normal(width, scale=0.2)
-            tensors[f"{block}{name}.bias"] = normal(width, scale=0.2)
-        for name in ("ls1", "ls2"):
-            tensors[f"{block}{name}.gamma"] = 1 + normal(width, scale=0.2)
+    tensors = {"mask_token": torch.zeros(1, width)}
+    for name, like in network.state_dict().items():
+        if gated:
+            name = name.replace("fc1", "w12").replace("fc2", "w3")
+        scale = {1: 0.2, 2: 2 * like.shape[-1] ** -0.5, 3: 1, 4: 0.05}[like.ndim]
+        around = like.ndim == 1 and not name.endswith("bias")  # of norms and layer scales
+        tensors[name] = around + scale * torch.randn(like.shape, generator=generator)
     return tensors
 
 

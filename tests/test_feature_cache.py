@@ -20,9 +20,8 @@ from guidex.features import samples as sources
 from guidex.features.detectors import Identity, Pixels
 from guidex.features.feature_cache import FeatureStore, blocks_of, place_of
 from guidex.features.networks import NetworkDetector
-from guidex.features.samples import PassSettings, image_features, model_features, open_samples
+from guidex.features.samples import PassSettings, image_features, open_samples
 from guidex.features.weights import Weights
-from guidex.models.kernel import KernelDenoiser
 
 IDENTITY = Identity("inception", 4, "halves", "ab" * 32, "float32", False)
 VALUES = torch.arange(1.0, 25.0).view(6, 4)
@@ -279,20 +278,6 @@ def test_a_rank_that_starts_late_finds_the_reference_written(
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(UsageError, match=r"r.npz is already there; .* overwrite=true"):
         make_reference(words)
-
-
-def test_references_that_models_know_are_kept(tmp_path: Path) -> None:
-    detector = Watched(tmp_path)
-    images = torch.from_numpy(pixels(6).transpose(0, 3, 1, 2).copy())
-    labels = torch.arange(6) % 2
-    found = [
-        model_features(KernelDenoiser(batch, labels, h=0.1), detector)
-        for batch in (images, images.clone(), 255 - images)
-    ]
-    assert detector.seen == 12
-    assert torch.equal(found[0].values, found[1].values)
-    assert torch.equal(found[0].labels, found[1].labels)
-    assert not torch.equal(found[0].values, found[2].values)
 
 
 def test_a_long_pass_says_how_far_it_is_without_a_terminal(

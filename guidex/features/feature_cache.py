@@ -2,12 +2,11 @@
 
 They lie in features/ of guidex's cache folder (see `guidex.files.cache`), one file for what a
 detector made of a set of images. Its name is a hash of all that they depend on: the pixels and
-their order, the detector, the hash of its weights, resize, precision, compilation, and versions of
-the packages that compute. A file holds float32 [N, D], and behind them a checksum for each block of
-BLOCK images, which is compared before the block is used. What is lacking or damaged is made again,
-so that a run that was stopped goes on where it was, and several processes make different blocks.
-Any of the files may be deleted at any time; beyond LIMIT bytes, guidex deletes those that have not
-been used for the longest time.
+their order, and the detector's `Identity`. A file holds float32 [N, D], and behind them a checksum
+for each block of BLOCK images, which is compared before the block is used. What is lacking or
+damaged is made again, so that a run that was stopped goes on where it was, and several processes
+make different blocks. Any of the files may be deleted at any time; beyond LIMIT bytes, guidex
+deletes those that have not been used for the longest time.
 """
 
 import contextlib
@@ -39,12 +38,7 @@ def blocks_of(count: int) -> list[range]:
 
 
 def place_of(fingerprint: str, identity: Identity) -> Path:
-    """The file for the features of a set of images.
-
-    Arguments:
-        fingerprint: of the images, such as `ImageSet.fingerprint` gives.
-        identity: of a detector with a network.
-    """
+    """The file for the features of images with such an `ImageSet.fingerprint`."""
     key = {"format": FORMAT, "images": fingerprint, **asdict(identity)}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return cache_dir() / "features" / f"{identity.name}-{digest[:32]}.features"
@@ -75,11 +69,11 @@ class FeatureStore:
                 _drop_old(path)
             except OSError as error:
                 self._give_up(error)
-        # What is written into the mapping stays in memory.
-        there = path is not None and path.is_file() and path.stat().st_size == size
-        kind = {"dtype": torch.uint8}
-        content = torch.from_file(str(path), False, size, **kind) if there else None
-        content = torch.zeros(size, **kind) if content is None else content
+        if path is not None and path.is_file() and path.stat().st_size == size:
+            # What is written into the mapping stays in memory.
+            content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+        else:
+            content = torch.zeros(size, dtype=torch.uint8)
         self.values = content[: self._size].view(torch.float32).view(count, dim)
         self._sums = content[self._size :].view(-1, SUM)
 

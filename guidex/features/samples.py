@@ -194,28 +194,22 @@ def _fill(
     bar: Progress,
 ) -> None:
     """Make the features of blocks that are not in the stores."""
-    lacking = {
-        block: [d for d, store in stores.items() if not store.has(block)] for block in blocks
-    }
-    bar.update(sum(len(block) for block in blocks if not lacking[block]))
+    missing = {block: [d for d in stores if not stores[d].has(block)] for block in blocks}
+    bar.update(sum(len(block) for block in blocks if not missing[block]))
     size = min(settings.batch, max(1, BATCH_BYTES // math.prod(images.shape)))
-    groups = [
-        (block, block[at : at + size])
-        for block in blocks
-        for at in range(0, len(block), size)
-        if lacking[block]
-    ]
+    groups: list[tuple[range, range]] = []  # a batch, and its block
+    for block in blocks:
+        if missing[block]:
+            groups += [(block[at : at + size], block) for at in range(0, len(block), size)]
     parts: dict[Detector, list[Tensor]] = {detector: [] for detector in stores}
-    # Read ahead across blocks.
-    batches = images.stacks([rows for _, rows in groups])
-    for (block, rows), pixels in zip(groups, batches, strict=True):
+    batches = images.stacks([rows for rows, _ in groups])  # read ahead across blocks
+    for (rows, block), pixels in zip(groups, batches, strict=True):
         batch = torch.from_numpy(pixels)
         # From pinned memory, the copy to a GPU goes on while the next batch is decoded.
         batch = batch.pin_memory() if torch.cuda.is_available() else batch
-        for detector, features in run_detectors(lacking[block], batch).items():
+        for detector, features in run_detectors(missing[block], batch).items():
             parts[detector].append(features)
-        if rows.stop == block.stop:
-            for detector in lacking[block]:
+            if rows.stop == block.stop:
                 stores[detector].keep(block, torch.cat(parts[detector]).cpu())
                 parts[detector] = []
         bar.update(len(rows))

@@ -76,8 +76,7 @@ class GaussianStatistics:
         asymmetry = (covariance - covariance.mT).abs().max()
         if asymmetry > _ASYMMETRY * covariance.abs().max():
             raise UsageError(
-                "statistics: the covariance is not symmetric "
-                f"(entries differ by up to {float(asymmetry):.3g}); is it another matrix?"
+                f"statistics: the covariance is not symmetric: entries differ by {asymmetry:.3g}."
             )
         return statistics
 
