@@ -52,13 +52,11 @@ class FeatureSet:
             UsageError: shapes or dtypes that do not fit, NaN or infinity (naming the row).
         """
         if values.ndim != 2 or values.numel() == 0 or values.dtype not in _FLOATS:
-            told = f"features are {values.dtype} {list(values.shape)}, not float32 or float64 [N, D]"
-            raise UsageError(
-                f"{detector}: {told}; needed are float32 or float64 [N, D] of at least 1."
-            )
+            told = f"{detector}: features are {values.dtype} {list(values.shape)}"
+            raise UsageError(f"{told}, not float32 or float64 [N, D] with N and D of at least 1.")
         if labels is not None and (labels.shape != values.shape[:1] or labels.dtype != torch.int64):
-            told = f"labels are {labels.dtype} {list(labels.shape)} for {len(values)} images"
-            raise UsageError(f"{detector}: {told}; needed are int64 [N].")
+            told = f"{detector}: labels are {labels.dtype} {list(labels.shape)}"
+            raise UsageError(f"{told}, not int64 [{len(values)}].")
         for start, rows in enumerate(values.split(_ROWS)):
             finite = torch.isfinite(rows).all(dim=1)
             if not bool(finite.all()):
