@@ -568,7 +568,7 @@ def looked_at(
 
     def measure() -> Values:
         for side, values in images.items():
-            torch.save(detector(values)[1].cpu(), f"{path}-{side}.pt")
+            torch.save(detector(values).cpu(), f"{path}-{side}.pt")
         return {}
 
     return measure

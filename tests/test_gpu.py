@@ -326,25 +326,25 @@ def test_inception_on_a_gpu(tmp_path):
     from guidex.features.inception import inception
 
     torch.save(random_weights(), tmp_path / "weights.pth")
-    on_cpu = inception(str(tmp_path / "weights.pth"))(images(5))[1]
+    on_cpu = inception(str(tmp_path / "weights.pth"))(images(5))
     for precision, tolerance in (("float32", 1e-4), ("float16", 2e-2)):
         detector = inception(str(tmp_path / "weights.pth"), precision=precision).to(GPU)
-        name, features = detector(images(5).to(GPU))
-        assert name == "inception" and features.dtype == torch.float32 and features.is_cuda
+        features = detector(images(5).to(GPU))
+        assert detector.name == "inception" and features.dtype == torch.float32 and features.is_cuda
         assert relative(features.cpu(), on_cpu) < tolerance
 
 
 def test_dinov2_on_a_gpu(tmp_path):
-    from test_dinov2 import hub_tensors
+    from test_dinov2 import SMALL, hub_tensors
 
-    from guidex.features.dinov2 import ARCHITECTURES, dinov2
+    from guidex.features.dinov2 import dinov2
 
-    torch.save(hub_tensors(ARCHITECTURES["s"]), tmp_path / "weights.pth")
+    torch.save(hub_tensors(SMALL), tmp_path / "weights.pth")
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (5, 3, 64, 64), generator=generator, dtype=torch.uint8)
-    on_cpu = dinov2(str(tmp_path / "weights.pth"), size="s")(images)[1]
+    on_cpu = dinov2(str(tmp_path / "weights.pth"), size="s")(images)
     for precision, tolerance in (("float32", 1e-3), ("float16", 5e-2)):
         detector = dinov2(str(tmp_path / "weights.pth"), size="s", precision=precision).to(GPU)
-        name, features = detector(images.to(GPU))
-        assert name == "dinov2_s" and features.is_cuda
+        features = detector(images.to(GPU))
+        assert detector.name == "dinov2_s" and features.is_cuda
         assert relative(features.cpu(), on_cpu) < tolerance

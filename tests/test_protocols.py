@@ -27,10 +27,8 @@ from guidex.runs.measure import Measures
 pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed")
 pytest.importorskip("timm", reason="timm is not installed")
 
-from test_dinov2 import hub_tensors
+from test_dinov2 import SMALL, hub_tensors
 from test_inception import random_weights
-
-from guidex.features.dinov2 import ARCHITECTURES
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +36,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Words that give random weights to EDM2's two detectors, the second one small."""
     folder = tmp_path_factory.mktemp("weights")
     torch.save(random_weights(), folder / "inception.pth")
-    torch.save(hub_tensors(ARCHITECTURES["s"]), folder / "dinov2.pth")
+    torch.save(hub_tensors(SMALL), folder / "dinov2.pth")
     return [
         f"protocol.fid.detector.weights={folder / 'inception.pth'}",
         f"protocol.fd_dinov2.detector.weights={folder / 'dinov2.pth'}",

@@ -76,7 +76,8 @@ def test_the_folder_of_a_run_is_measured(
 
 
 def test_the_folder_of_a_toy_is_its_points(runs: Path, tmp_path: Path) -> None:
-    (points, labels), images = opened(runs / "toy").points, opened(runs / "toy").images
+    samples = opened(runs / "toy")
+    points, labels, images = samples.content.values, samples.content.labels, samples.images
     assert images is None and points.shape == (20, 2)
     assert labels.tolist() == [int(label) for label in column(runs / "toy", "label")]
     words = [f"ref={runs / 'toy'}", f"out={tmp_path / 'eval'}"]

@@ -55,7 +55,11 @@ def evaluate(words: Sequence[str]) -> None:
     count = samples.count // repeats
     measured = Measures(settings)
     measures = measured.get(
-        config, count=count, chosen=are_metrics_chosen(words), labelled=samples.has_labels
+        config,
+        count=count,
+        chosen=are_metrics_chosen(words),
+        labelled=samples.has_labels,
+        points=samples.images is None,
     )
     if not any(measure.metrics for measure in measures):
         if any(measure.config["metrics"] for measure in measures):

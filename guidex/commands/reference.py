@@ -30,8 +30,8 @@ def make_reference(words: Sequence[str]) -> None:
     check_images(config, data)
     dest = _destination(config)
     config["device"] = resolve_device(config["device"])
-    settings, detector = pass_settings(config), Detectors().get(config)
-    samples = open_samples(data, **reading(config))
+    settings, samples = pass_settings(config), open_samples(data, **reading(config))
+    detector = Detectors().get(config, points=samples.images is None)
     if samples.count < 2:
         raise UsageError(f"{data} has one image; statistics need at least 2")
     [features] = samples.features([detector], settings)

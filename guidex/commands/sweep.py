@@ -126,6 +126,7 @@ def _prepare(table: Table, rank: Rank, chosen: bool) -> list[Task]:
             count=_count(point),
             chosen=chosen,
             labelled=point.model.num_classes > 0,
+            points=point.kind.image_shape is None,
         )
         tasks.append(Task(index, point, _outputs(point, found), found))
     _check_samples(tasks)
@@ -159,7 +160,7 @@ def _inputs(tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:
             if "path" in one.about_real:
                 yield f"ref {one.about_real['path']}", one.about_real["sha256"]
             identity = one.detector.identity
-            if identity is not None and identity.weights is not None:
+            if identity.weights is not None:
                 place = one.config["detector"].get("weights")
                 yield f"detector {identity.name} {place or ''}".strip(), identity.weights
 

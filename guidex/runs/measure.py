@@ -16,12 +16,16 @@ from guidex.config.compose import Config, compose
 from guidex.config.instantiate import Models, content_key, instantiate
 from guidex.config.presets import nearest, options
 from guidex.errors import UsageError
-from guidex.features.detectors import Detector, detector_record, output_of
+from guidex.features.detectors import Detector, detector_record, output_of, resolved
 from guidex.features.doubts import doubts_of_sides
 from guidex.features.features import FeatureSet, SetDescription, check_comparable
-from guidex.features.references import Reference, open_model, open_reference
+from guidex.features.references import (
+    Reference,
+    open_model,
+    open_reference,
+    published_reference,
+)
 from guidex.features.samples import PassSettings
-from guidex.features.weights import published_reference
 from guidex.metrics.metric import Metric, check_whole
 from guidex.models.denoiser import Denoiser
 from guidex.models.spec import Model
@@ -59,7 +63,7 @@ class Measure:
     @property
     def name(self) -> str:
         """Of the detector, in which columns end."""
-        return str(self.detector.name) if self.real is None else self.real.detector
+        return self.detector.name
 
     @property
     def dim(self) -> int:
@@ -153,7 +157,7 @@ class Measure:
             count = self.about_real["count"]
             settings["reference"] = f"{name} ({'N not recorded' if count is None else count})"
         identity = self.detector.identity
-        if identity is not None and identity.weights is not None:
+        if identity.weights is not None:
             settings["resize"] = identity.resize
             if detector.get("weights") is not None:
                 settings["weights"] = f"SHA-256 {identity.weights[:8]}"
@@ -173,12 +177,13 @@ class Detectors:
     def __init__(self) -> None:
         self._made: dict[str, Detector] = {}
 
-    def get(self, config: Config) -> Detector:
-        """The detector of a configuration with the keys detector and device (not auto)."""
-        key = content_key([config["detector"], config["device"]])
+    def get(self, config: Config, points: bool = False) -> Detector:
+        """The detector of a configuration with the keys detector and device (not auto), for points
+        or for images."""
+        key = content_key([config["detector"], config["device"], points])
         if key not in self._made:
             made = instantiate(config["detector"], f"{_key(config)}detector", Models(), Detector)
-            self._made[key] = made.to(config["device"])
+            self._made[key] = resolved(made, points).to(config["device"])
         return self._made[key]
 
 
@@ -209,6 +214,7 @@ class Measures:
         count: int,
         chosen: bool = True,
         labelled: bool = True,
+        points: bool = False,
     ) -> list[Measure]:
         """What a configuration measures: that of its protocol, or of its detector and metrics.
 
@@ -220,6 +226,7 @@ class Measures:
             chosen: whether somebody chose the metrics. Of those by default, what the reference or
                 the samples lack something for is left out, with a notice.
             labelled: whether the samples have classes.
+            points: whether the samples are no images.
 
         Raises:
             UsageError: no such reference, one that lacks what a metric needs, or too few images.
@@ -230,7 +237,7 @@ class Measures:
             metrics = instantiate(
                 part["metrics"], f"{_key(part)}metrics", Models(), dict[str, Metric]
             )
-            detector = self._detectors.get(part)
+            detector = self._detectors.get(part, points)
             for metric in metrics.values():
                 metric.check_detector(detector.name)
             parts.append((part, detector, metrics))
