@@ -36,7 +36,7 @@ from guidex.metrics.inception_score import InceptionScore
 from guidex.metrics.kid import KID
 from guidex.metrics.metric import Metric
 from guidex.metrics.prdc import PRDC
-from guidex.runs.measure import Detectors, Measures
+from guidex.runs.measure import Detectors, Measures, parts_of
 
 DIM = 6
 HOW = PassSettings(batch=8, cache=False)
@@ -495,16 +495,16 @@ def test_the_subsets_of_an_extrapolation_are_doubted() -> None:
 # Commands
 
 
-def config_with(*words: str) -> dict[str, Any]:
-    return compose("eval", ["images=a", "ref=b", *words]).config | {"device": "cpu"}
+def detector_of(*words: str) -> dict[str, Any]:
+    return compose("eval", ["images=a", "ref=b", *words]).config["detector"]
 
 
 @pytest.mark.parametrize("name", options("detector"))
 def test_every_detector_is_made_without_its_weights(name: str) -> None:
-    detectors, config = Detectors(), config_with(f"detector={name}")
-    detector = detectors.get(config)
-    assert detectors.get(config_with(f"detector={name}")) is detector
-    assert detectors.get(config | {"device": "meta"}) is not detector
+    detectors, config = Detectors(), detector_of(f"detector={name}")
+    detector = detectors.get(config, "cpu")
+    assert detectors.get(detector_of(f"detector={name}"), "cpu") is detector
+    assert detectors.get(config, "meta") is not detector
     if isinstance(detector, NetworkDetector):
         assert detector.name == name  # the column says which preset it was
 
@@ -512,12 +512,12 @@ def test_every_detector_is_made_without_its_weights(name: str) -> None:
 def test_detectors_of_other_settings_are_others() -> None:
     detectors = Detectors()
     made = [
-        detectors.get(config_with("detector=dinov2", *more))
+        detectors.get(detector_of("detector=dinov2", *more), "cpu")
         for more in ([], ["detector.precision=float16"], ["detector.resize=pil"])
     ]
     assert len(set(map(id, made))) == 3
     with pytest.raises(UsageError, match="detector.precision must be 'float32' or"):
-        detectors.get(config_with("detector=dinov2", "detector.precision=float64"))
+        detectors.get(detector_of("detector=dinov2", "detector.precision=float64"), "cpu")
 
 
 def test_ref_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -681,4 +681,5 @@ def test_edm2s_references_are_found_by_their_names(
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
     config = compose("eval", ["images=.", "ref=img512.pkl", "detector=inception"]).config
     for ref in ("img512.pkl", url):
-        assert Measures(PassSettings())._open(config | {"ref": ref}, None, "").path == place
+        [part] = parts_of(config | {"ref": ref})
+        assert Measures(PassSettings()).open_reference(part, None, "").path == place
