@@ -230,9 +230,7 @@ def test_a_run_is_finished_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("gallery=-1", "gallery must be a whole number of at least 0, not -1"),
         ("figure.x_range=3", "figure.x_range must be two increasing numbers or null, not 3"),
         ("figure.x_range=[1,1]", "figure.x_range must be two increasing numbers"),
-        ("figure.sigma_range=[-0.1,1]", "figure.sigma_range must be two increasing numbers from 0"),
-        ("figure.center=[0,.nan]", "figure.center must be two finite numbers"),
-        ("figure.half_extent=0", "figure.half_extent must be a positive number"),
+        ("figure.sigma_range=[0,.nan]", "figure.sigma_range must be two increasing numbers"),
     ],
 )
 def test_what_cannot_be_shown_is_refused_at_once(

@@ -82,7 +82,7 @@ def draw_toy(
         ranges = {"x_range": view.x_range, "sigma_range": view.sigma_range}
         figure_1d(panels, model, path, reference=reference, **ranges)
     elif dimensions == 2:
-        figure_2d(panels, model, path, center=view.center, half_extent=view.half_extent)
+        figure_2d(panels, model, path)
     return dimensions <= 2
 
 

@@ -1,8 +1,7 @@
 """The one engine: points, in cohorts that share noise and steps, block of seeds by block of seeds.
 
 Each point hands its samples to its outputs. What they keep of a block lies in a record under the
-point's own name, which counts once it is there; so a run goes on where it was, and a table may have
-its points in any order.
+point's own name; so a run goes on where it was, and a table may have its points in any order.
 """
 
 import io
@@ -11,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -177,23 +177,15 @@ def _sample(cohorts: Sequence[Cohort], rank: Rank) -> None:
         for cohort, lacking in todo:
             longest = max(len(block.seeds) for block, _ in lacking)
             batch = Halving(min(cohort.settings.batch, longest))
-
-            def work(
-                item: tuple[Block, list[Task]],
-                tick: Tick,
-                cohort: Cohort = cohort,
-                batch: Halving = batch,
-            ) -> None:
-                _make(cohort, *item, batch, writers, tick)
-
-            model = cohort.tasks[0].point.model
-            in_parallel(work, lacking, model, cohort.settings.device, progress.update)
+            make, model = partial(_make, cohort, batch, writers), cohort.tasks[0].point.model
+            in_parallel(make, lacking, model, cohort.settings.device, progress.update)
 
 
 def _make(
-    cohort: Cohort, block: Block, tasks: list[Task], batch: Halving, writers: Writers, tick: Tick
+    cohort: Cohort, batch: Halving, writers: Writers, todo: tuple[Block, list[Task]], tick: Tick
 ) -> None:
     """Sample a block and hand it to the writers; its records come last and make it count."""
+    block, tasks = todo
     jobs: list[list[list[Future]]] = [[[] for _ in task.outputs] for task in tasks]
     seconds = [0.0] * len(tasks)
     points = [task.point for task in tasks]

@@ -233,15 +233,14 @@ class Detectors:
     """Detectors on their devices, each made once, whatever the number of points that ask for it."""
 
     def __init__(self) -> None:
-        self._made = Models()
+        self._made: dict[str, Detector] = {}
 
     def get(self, detector: Config, device: str, key: str = "detector") -> Detector:
         """The detector of a configuration, whose keys begin with `key`, on a device (not auto)."""
-
-        def make() -> Detector:
-            return instantiate(detector, key, Models(), Detector).to(device)
-
-        return self._made.get({"detector": detector, "device": device}, make)
+        content = content_key([detector, device])
+        if content not in self._made:
+            self._made[content] = instantiate(detector, key, Models(), Detector).to(device)
+        return self._made[content]
 
 
 class Measures:
@@ -257,7 +256,7 @@ class Measures:
     def __init__(self, settings: PassSettings) -> None:
         self._settings = settings
         self._detectors = Detectors()
-        self._references = Models()
+        self._references: dict[str, Reference] = {}
         self._descriptions: dict[tuple[Reference, Detector], SetDescription] = {}
         self._measures: list[Measure] = []
         self._notices: set[str] = set()
@@ -326,7 +325,10 @@ class Measures:
         part, detector = measure.part, measure.detector
         key = dataclasses.asdict(part) | dict.fromkeys(("name", "detector", "metrics", "fakes"))
         key |= {} if part.ref == "auto" else {"model": None}
-        reference = self._references.get(key, lambda: self.open_reference(part, model, name))
+        content = content_key(key)
+        if content not in self._references:
+            self._references[content] = self.open_reference(part, model, name)
+        reference = self._references[content]
         if (reference, detector) not in self._descriptions:
             self._descriptions[reference, detector] = reference.description(detector)
         real = self._descriptions[reference, detector]

@@ -31,9 +31,7 @@ def in_parallel(
 
     Arguments:
         work: called with an item and a function to tell progress to, at least once per solver step.
-        items: what to do.
         model, device: what is evaluated, and where.
-        tick: told the progress of all items.
 
     Raises:
         Exception: the first of any item; the others stop at their next tick.

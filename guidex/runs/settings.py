@@ -16,42 +16,25 @@ from guidex.sampling.seeds import SEED_LIMIT, check_count, check_seeds, parse_se
 FORMATS = ("png", "zip", "npz")
 _LEAST = {"batch": 1, "block": 1, "repeats": 1, "gallery": 0}
 _CHOICES = {"rng": ("device", "cpu"), "format": FORMATS}
-_VIEWS = {
-    "x_range": "two increasing numbers",
-    "sigma_range": "two increasing numbers from 0 on",
-    "center": "two finite numbers",
-    "half_extent": "a positive number",
-}
 
 
 @dataclass(frozen=True)
 class View:
-    """What figures of toys show; None: chosen from the data.
-
-    Attributes:
-        x_range, sigma_range: ends of the axes, 1D.
-        center, half_extent: of the square, 2D.
-    """
+    """The ends of the axes in figures of 1D toys; None: chosen from the data."""
 
     x_range: list[float] | None = None
     sigma_range: list[float] | None = None
-    center: list[float] | None = None
-    half_extent: float | None = None
 
     def __post_init__(self) -> None:
-        for key, what in _VIEWS.items():
-            value = getattr(self, key)
-            if value is None:
-                continue
+        for key, value in vars(self).items():
             try:
-                low, high = (0, value) if key == "half_extent" else value
-                fits = math.isfinite(low) and math.isfinite(high)
-                fits = fits and (key == "center" or low < high)
-                fits = fits and (key != "sigma_range" or low >= 0)
-            except (TypeError, ValueError):  # no numbers, or not two
+                fits = value is None or -math.inf < value[0] < value[1] < math.inf
+            except (TypeError, IndexError):
                 fits = False
             if not fits:
-                raise UsageError(f"figure.{key} must be {what} or null, not {value!r}")
+                raise UsageError(
+                    f"figure.{key} must be two increasing numbers or null, not {value!r}"
+                )
 
 
 def _key(*roles: str, **options: Any) -> Any:
