@@ -495,16 +495,16 @@ def test_the_subsets_of_an_extrapolation_are_doubted() -> None:
 # Commands
 
 
-def detector_of(*words: str) -> dict[str, Any]:
-    return compose("eval", ["images=a", "ref=b", *words]).config["detector"]
+def config_with(*words: str) -> dict[str, Any]:
+    return compose("eval", ["images=a", "ref=b", *words]).config | {"device": "cpu"}
 
 
 @pytest.mark.parametrize("name", options("detector"))
 def test_every_detector_is_made_without_its_weights(name: str) -> None:
-    detectors, config = Detectors(), detector_of(f"detector={name}")
-    detector = detectors.get(config, "cpu")
-    assert detectors.get(detector_of(f"detector={name}"), "cpu") is detector
-    assert detectors.get(config, "meta") is not detector
+    detectors, config = Detectors(), config_with(f"detector={name}")
+    detector = detectors.get(config)
+    assert detectors.get(config_with(f"detector={name}")) is detector
+    assert detectors.get(config | {"device": "meta"}) is not detector
     if isinstance(detector, NetworkDetector):
         assert detector.name == name  # the column says which preset it was
 
@@ -512,12 +512,12 @@ def test_every_detector_is_made_without_its_weights(name: str) -> None:
 def test_detectors_of_other_settings_are_others() -> None:
     detectors = Detectors()
     made = [
-        detectors.get(detector_of("detector=dinov2", *more), "cpu")
+        detectors.get(config_with("detector=dinov2", *more))
         for more in ([], ["detector.precision=float16"], ["detector.resize=pil"])
     ]
     assert len(set(map(id, made))) == 3
     with pytest.raises(UsageError, match="detector.precision must be 'float32' or"):
-        detectors.get(detector_of("detector=dinov2", "detector.precision=float64"), "cpu")
+        detectors.get(config_with("detector=dinov2", "detector.precision=float64"))
 
 
 def test_ref_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

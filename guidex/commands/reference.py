@@ -30,8 +30,7 @@ def make_reference(words: Sequence[str]) -> None:
     check_images(config, data)
     dest = _destination(config)
     config["device"] = resolve_device(config["device"])
-    settings = pass_settings(config)
-    detector = Detectors().get(config["detector"], config["device"])
+    settings, detector = pass_settings(config), Detectors().get(config)
     samples = open_samples(data, **reading(config))
     if samples.count < 2:
         raise UsageError(f"{data} has one image; statistics need at least 2")

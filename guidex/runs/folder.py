@@ -50,7 +50,6 @@ class RunFolder:
     A record is a line with a SHA-256, a line of JSON that says whose it is, and the content.
 
     Attributes:
-        path: of the folder.
         run: drawn at random when the run was begun; another run in the same place has another.
         lock: the file that this process has locked.
         stamps: which files mark and lock the folder.

@@ -35,10 +35,9 @@ class Part:
     """What is measured by one detector: settings of a part of a protocol, or of a whole command.
 
     Attributes:
-        name: of the part; "" without a protocol.
         detector, metrics, model: configurations; of metrics by name.
-        ref: what is compared with.
         device: where detectors and metrics work.
+        name: of the part; "" without a protocol.
         reals, fakes: samples of each side, chosen at random where there are more; None for all.
         resize, crop, bad: how images of the reference are read.
     """
@@ -102,8 +101,6 @@ class Measure:
     """One detector and what is computed from its features.
 
     Attributes:
-        part: the settings.
-        detector: that samples go through.
         metrics: by name; only those that reference and samples have all for.
         reference: what is compared with, opened; None where no metric needs one.
         real: what the reference is to the detector. Its features are made by
@@ -235,8 +232,9 @@ class Detectors:
     def __init__(self) -> None:
         self._made: dict[str, Detector] = {}
 
-    def get(self, detector: Config, device: str, key: str = "detector") -> Detector:
-        """The detector of a configuration, whose keys begin with `key`, on a device (not auto)."""
+    def get(self, config: Config, key: str = "detector") -> Detector:
+        """The detector of a configuration, called by its key, on its device (not auto)."""
+        detector, device = config["detector"], config["device"]
         content = content_key([detector, device])
         if content not in self._made:
             self._made[content] = instantiate(detector, key, Models(), Detector).to(device)
@@ -247,10 +245,7 @@ class Measures:
     """What configurations measure; detectors and references are made once.
 
     `get` opens references and refuses what cannot be measured; `make_features`, after the last
-    `get`, makes the features of the references.
-
-    Arguments:
-        settings: how images of references go through detectors.
+    `get`, makes the features of the references, with these settings.
     """
 
     def __init__(self, settings: PassSettings) -> None:
@@ -287,7 +282,7 @@ class Measures:
         for part in parts_of(config):
             key, hint = f"{part.key}metrics", dict[str, Metric]
             metrics = instantiate(part.metrics, key, Models(), hint)
-            detector = self._detectors.get(part.detector, part.device, f"{part.key}detector")
+            detector = self._detectors.get(vars(part), f"{part.key}detector")
             for metric in metrics.values():
                 metric.check_detector(detector.name)
             fakes = part.fakes if part.fakes is not None and part.fakes < count else None

@@ -35,7 +35,6 @@ class Made:
     """What was made of a batch of seeds at one point.
 
     Attributes:
-        seeds: of the batch.
         labels: int64 [B], or None without classes.
         x: samples [B, *shape].
         path: states of the first rows at every step boundary [steps + 1, R, *shape], or None.
@@ -59,7 +58,6 @@ class Made:
         return Arriving(self.seen)
 
     def rows(self, seeds: frozenset[int]) -> list[int]:
-        """Those of some seeds."""
         return [row for row, seed in enumerate(self.seeds) if seed in seeds]
 
 
@@ -114,11 +112,7 @@ class PngFolder(Output):
 
 @dataclass(frozen=True, kw_only=True)
 class Joined(Output):
-    """A zip that is made of the parts of all blocks; they lie beside their records until then.
-
-    Attributes:
-        file: the zip.
-    """
+    """A zip that is made of the parts of all blocks; they lie beside their records until then."""
 
     file: Path
     bytes_per_sample: int = 0
@@ -133,17 +127,16 @@ class Joined(Output):
     ) -> None:
         """Fill the zip."""
 
-    def part(self, record: Path) -> Path:
-        """Where the part of a block lies."""
+    def _part(self, record: Path) -> Path:
         return record.with_suffix(f".{self.file.stem}")
 
     def keep(self, results: list[Any], record: Path) -> Kept:
-        part = self.part(record)
+        part = self._part(record)
         atomic_write(part, lambda file: self.write(file, results))
         return {}, [part]
 
     def finish(self, records: Sequence[Path], seeds: Sequence[int], labels: Any) -> None:
-        parts = [self.part(record) for record in records]
+        parts = [self._part(record) for record in records]
 
         def join(file: BinaryIO) -> None:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
@@ -155,7 +148,7 @@ class Joined(Output):
             part.unlink(missing_ok=True)
 
     def unneeded(self, record: Path) -> list[Path]:
-        return [self.part(record)] if zipfile.is_zipfile(self.file) else []
+        return [self._part(record)] if zipfile.is_zipfile(self.file) else []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,11 +119,8 @@ def words_of(values: dict[str, str]) -> str:
 def check(
     composed: Composed, values: dict[str, str], models: dict[str, Models] | None = None
 ) -> Planned:
-    """Plan a point; everything that can be wrong without its networks is found here.
-
-    Arguments:
-        values: swept keys and their values in this point.
-        models: models and recipes made for other points, by device.
+    """Plan a point; everything that can be wrong without its networks is found here. `models` are
+    those made for other points, by device.
 
     Raises:
         UsageError: naming the key; labels that the model does not have, noise levels outside its

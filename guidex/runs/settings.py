@@ -28,8 +28,9 @@ class View:
     def __post_init__(self) -> None:
         for key, value in vars(self).items():
             try:
-                fits = value is None or -math.inf < value[0] < value[1] < math.inf
-            except (TypeError, IndexError):
+                low, high = (0, 1) if value is None else value
+                fits = -math.inf < low < high < math.inf
+            except (TypeError, ValueError):  # no numbers, or not two
                 fits = False
             if not fits:
                 raise UsageError(
@@ -46,14 +47,10 @@ def _key(*roles: str, **options: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a point is sampled with, beside the objects of its configuration.
+    """What a point is sampled with, beside the objects of its configuration, which is recorded.
 
     A key of the configuration that has no field here, or a field without a role, decides what is
-    made of a seed.
-
-    Attributes:
-        config: the resolved configuration, as it is recorded.
-        seeds: one per image, those of all repeats one after the other.
+    made of a seed. Seeds are those of all repeats, one after the other.
     """
 
     config: Config
@@ -80,11 +77,7 @@ class Settings:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """The settings in a configuration of either command.
-
-        Raises:
-            UsageError: naming the key.
-        """
+        """The settings in a configuration of either command, checked."""
         config = {**config, "device": resolve_device(config["device"])}
         for key in _LEAST.keys() & config:
             whole(config, key, _LEAST[key])
