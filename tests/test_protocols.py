@@ -32,9 +32,11 @@ Said = pytest.CaptureFixture[str]
 class StandIn(nn.Module):
     """Random projections of 4x4 pixels, one for each output."""
 
-    def __init__(self, weights: object, outputs: object) -> None:
+    def __init__(self, *given: object) -> None:
         super().__init__()
-        self.outputs = outputs if isinstance(outputs, list | tuple) else ["dinov2"]
+        lists = (each if isinstance(each, list | tuple) else [each] for each in given)
+        names = [name for each in lists for name in each if isinstance(name, str)]
+        self.outputs = [name for name in names if name in DIMS] or ["dinov2"]
 
     def forward(self, images: Tensor) -> Tensor:
         small = F.adaptive_avg_pool2d(images.float() / 255, 4).flatten(1)
