@@ -113,7 +113,7 @@ def test_both_distances_in_one_row(sets, weights, tmp_path: Path, capsys: Said) 
     assert captured.out.count("fake: ") == 1 and captured.out.count("real: ") == 3
     assert "11 images of 12, chosen at random" in captured.out
     assert "FD (inception)" in captured.out and "FD (dinov2_s)" in captured.out
-    assert "12 fake images and 384 features of dinov2_s" in captured.err
+    assert "12 fake images and 384 features" in captured.err
 
     file = weights[1].replace("protocol.fd_dinov2.", "")
     alone = ["detector=dinov2_s", file, "metrics=[frechet]", f"out={tmp_path / 'alone'}"]
@@ -159,7 +159,6 @@ def test_parts_and_metrics_of_a_protocol_can_be_left_out(
         ("protocol.fid.detector=dinov2", "protocol.fid.detector.weights=FILE"),
         ("protocol.fid=frechet", "changed by its keys"),
         ("protocol.fid.fakes=0", "protocol.fid.fakes is 0; it must be a whole number"),
-        ("protocol=edm2,adm", "choose one protocol"),
         ("protocol.fid.metrics.frechet.seed=null", "protocol.fid.metrics.frechet.seed"),
     ):
         assert main([*words, word]) == 2, word
