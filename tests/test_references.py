@@ -35,7 +35,7 @@ from guidex.metrics.inception_score import InceptionScore
 from guidex.metrics.kid import KID
 from guidex.metrics.metric import Metric
 from guidex.metrics.prdc import PRDC
-from guidex.runs.measure import Detectors, Measures
+from guidex.runs.measure import Detectors, Measures, parts_of
 
 DIM = 6
 HOW = PassSettings(batch=8, cache=False)
@@ -564,4 +564,5 @@ def test_edm2s_references_are_found_by_their_names(
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
     config = compose("eval", ["images=.", "ref=img512.pkl", "detector=inception"]).config
     for ref in ("img512.pkl", url):
-        assert Measures(PassSettings())._open(config | {"ref": ref}, None, "").path == place
+        [part] = parts_of(config | {"ref": ref})
+        assert Measures(PassSettings()).open_reference(part, None, "").path == place

@@ -62,7 +62,7 @@ def evaluate(words: Sequence[str]) -> None:
         points=samples.images is None,
     )
     if not any(measure.metrics for measure in measures):
-        if any(measure.config["metrics"] for measure in measures):
+        if any(measure.part.metrics for measure in measures):
             raise UsageError("none of the metrics can be computed: each is left out (see above)")
         raise UsageError(f"no metrics chosen; there are {', '.join(options('metrics'))}")
     doubts = _check(samples, measures, count)

@@ -22,9 +22,9 @@ from guidex.runs.points import Point, check, load
 from guidex.runs.points_table import plan_table, print_plans
 from guidex.runs.provenance import output_folder, provenance
 from guidex.runs.ranks import this_rank
+from guidex.runs.settings import View
 
 SHOWN = 64  # images, or trajectories of a toy, in grid.png
-AUTOMATIC_VIEW = dict.fromkeys(("x_range", "sigma_range", "center", "half_extent"))
 
 
 def sample(words: Sequence[str], plan_only: bool) -> None:
@@ -109,7 +109,7 @@ def _finish(cohort: Cohort, task: Task) -> None:
     if "path" in arrays:
         method, plan = planned.method, planned.plan
         panel = toy_panel(method, plan, arrays["samples"], labels, arrays["path"])
-        draw_toy([panel], point.model, grid, view=AUTOMATIC_VIEW)
+        draw_toy([panel], point.model, grid, View())
     elif "gallery" in arrays:
         sample_grid(arrays["gallery"], captions(planned.seeds[:SHOWN], labels, point.model), grid)
     write_json(

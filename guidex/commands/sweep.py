@@ -37,7 +37,7 @@ from guidex.runs.measure import (
 )
 from guidex.runs.outputs import Features, Labels, Output
 from guidex.runs.parallel import Tick, in_parallel
-from guidex.runs.points import Point, load
+from guidex.runs.points import Point, load, words_of
 from guidex.runs.points_table import (
     DEFAULT_EXPERIMENT,
     Entry,
@@ -73,10 +73,7 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
     identity = {
         "command": "sweep",
         **{key: value for key, value in config.items() if key not in VOLATILE},
-        "points": {
-            " ".join(f"{k}={v}" for k, v in entry.values.items()): entry.identity
-            for entry in table.entries
-        },
+        "points": {words_of(entry.values): entry.identity for entry in table.entries},
     }
     folder = output_folder(config["out"], "sweep", table.name, identity)
     with run_folder(folder, identity, bool(config["overwrite"]), rank) as held:
@@ -157,12 +154,7 @@ def _inputs(tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:
     for task in tasks:
         yield from task.point.inputs
         for one in task.measures:
-            if "path" in one.about_real:
-                yield f"ref {one.about_real['path']}", one.about_real["sha256"]
-            identity = one.detector.identity
-            if identity.weights is not None:
-                place = one.config["detector"].get("weights")
-                yield f"detector {identity.name} {place or ''}".strip(), identity.weights
+            yield from one.inputs
 
 
 def _check_samples(tasks: Sequence[Task]) -> None:
