@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from omegaconf import OmegaConf
+import yaml
 
 from guidex.config.compose import (
     Axis,
@@ -97,11 +97,11 @@ def test_values(word, value):
         (["~seeds=3"], "keys are fixed"),
         (["seeds"], "'seeds' is not an override; they look like key=value"),
         (["=3"], "'=3' is not an override"),
-        (["guidance.schedule.w=1,2"], "several values make a sweep \\(guidex sweep\\)"),
+        (["guidance.schedule.w=1,2"], "several values make a sweep"),
         (["guidance=cfg,none"], "several values make a sweep"),
         (["guidance.schedule.w=range(1,3)"], "several values make a sweep"),
         (["model=kernel"], "model.data must be given, for example model.data=…"),
-        (["guidance.schedule.w=${model.hh}"], "guidance.schedule.w: .*'model.hh' not found"),
+        (["guidance.schedule.w=${model.hh}"], "guidance.schedule.w refers to model.hh, which is not there; did"),
     ],
 )
 def test_complaints_name_what_is_nearest(words, match):
@@ -338,12 +338,12 @@ def test_offline_is_offline_for_the_libraries_too():
     [
         (
             ["model=edm2-img512-s", "guidance=classifier"],
-            "guidance=classifier is measured against a reference 'classifier', which "
-            "model=edm2-img512-s does not have; it has unconditional, weaker",
+            "guidance.reference refers to model.references.classifier, which is not there; there "
+            "are unconditional, weaker",
         ),
         (
             ["model=edm2-img512-s", "guidance=classifier", "guidance.reference.h=2"],
-            "guidance=classifier is measured against a reference 'classifier', which",
+            "refers to model.references.classifier, which is not there",
         ),
         (
             ["model=edm2-img512-xs", "guidance=autoguidance"],
@@ -356,8 +356,6 @@ def test_offline_is_offline_for_the_libraries_too():
     ],
 )
 def test_references_that_are_not_there(words, said):
-    with pytest.raises(UsageError, match="^model.data must be given, for example model.data=…"):
-        show("sample", ["model=kernel"])
     with pytest.raises(UsageError) as caught:
         compose("sample", words)
     assert said in str(caught.value)
@@ -374,13 +372,14 @@ def test_cfg_shows_the_comments_of_the_yamls():
     assert "  references:  # what guidance can be measured against; not a constructor argument" in (
         show("sample", ["model=fractal2d"]).splitlines()
     )
-    assert OmegaConf.create(show("sweep", [])) == compose("sweep", []).config
+    assert yaml.safe_load(show("sweep", [])) == compose("sweep", []).config
 
 
 @pytest.mark.parametrize("command", ["eval", "ref"])
 def test_cfg_needs_no_images(command):
     key = {"eval": "images", "ref": "data"}[command]
     assert f"\n{key}: ???" in f"\n{show(command, [])}"
+    assert "\n    data: ???" in show("sample", ["model=kernel"])
 
 
 @pytest.mark.parametrize(
