@@ -15,7 +15,7 @@ from pickle_builder import recorded_module, snapshot
 from guidex.commands import ema as ema_module
 from guidex.commands.convert import convert_command
 from guidex.commands.ema import ema_command, find_snapshots, profile_error
-from guidex.commands.models import models_command, presets
+from guidex.commands.models import checkpoints, models_command
 from guidex.commands.words import flag, split_words
 from guidex.config.presets import options
 from guidex.errors import GuidexError, UsageError
@@ -128,15 +128,15 @@ def test_models_tell_what_is_on_this_machine(place, capsys):
     (place / "outputs").mkdir()
     (place / "outputs/edm2-tiny.safetensors").write_bytes(bytes(1_250_000))
     models_command(["edm2-tiny"])
-    assert "edm2-tiny                    1.2 MB  outputs" in capsys.readouterr().out
+    assert "1.2 MB  outputs/edm2-tiny.safetensors" in capsys.readouterr().out
 
 
 def test_models_are_all_presets_with_checkpoints(capsys):
     models_command([])
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "edm2-" in line]
     names = {name for name in options("model") if name.startswith("edm2-")}
-    assert names == {name for name in listed if name.startswith("edm2")} == set(found := presets())
-    roles = found["edm2-img512-s"]
+    assert names == {name for name in listed if name.startswith("edm2")}
+    roles = checkpoints("edm2-img512-s")
     assert {role: source.partition("edm2-img512-")[2] for role, source in roles.items()} == {
         "main": "s-2147483-0.130.pkl",
         "cfg": "s-2147483-0.025.pkl",

@@ -23,10 +23,7 @@ def convert_command(words: Sequence[str]) -> None:
     """
     files, settings = split_words(words, ("out", "overwrite"))
     if len(files) != 1:
-        raise UsageError(
-            f"convert takes one checkpoint, not {len(files)}: "
-            "guidex convert FILE.pkl out=FILE.safetensors"
-        )
+        raise UsageError(f"convert takes one checkpoint, not {len(files)}")
     out = str(required(settings, "out", "network.safetensors"))
     overwrite = flag(settings, "overwrite")
     check = partial(network_of, where=files[0], dtype=torch.float32)

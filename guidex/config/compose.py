@@ -73,12 +73,12 @@ def compose(command: str, words: Sequence[str], complete: bool = True) -> Compos
         key = override.key_or_group
         if override.is_sweep_override():
             raise UsageError(
-                f"{override.input_line}: give one; several values make a sweep (guidex sweep); for "
-                f"a list, write {key}=[…]"
+                f"{override.input_line}: choose one {key}; several values make a sweep (guidex "
+                f"sweep); for a list, write {key}=[…]"
             )
         (groups if is_group(key) else values).append(override)
     config, choices = _choose(command, groups)
-    _require_one_way([*groups, *values], config, choices)
+    _require_one_way([*groups, *values], choices)
     results = _set_published(config, choices)
     if config.get("plugin") is not None:
         raise UsageError("a preset names a plugin, which runs code; say plugin=… yourself")
@@ -124,17 +124,14 @@ def _choose(command: str, groups: Iterable[Override]) -> tuple[Config, dict[str,
     the preset taken in each group."""
     given = {}
     for one in groups:
-        _check_choice(one.key_or_group, one.value())
         place = one.key_or_group.replace("/", ".") if one.package is None else one.package
         given[one.key_or_group, place] = one.value()
     presets = _Presets(given)
     presets.add("", command, "")
-    for group, place in presets.given:
+    for group, place in given:
         if (key := _choice_key(group, place)) not in presets.choices:
-            raise UsageError(
-                f"{key}={_as_text(given[group, place])}: the presets chosen here have no {key} to "
-                "replace"
-            )
+            value = _as_text(given[group, place])
+            raise UsageError(f"{key}={value}: the presets chosen here have no {key} to replace")
     config: Config = {}
     for place, content in reversed(presets.parts):
         for name in reversed(place.split(".") if place else []):
@@ -148,12 +145,10 @@ def _choose(command: str, groups: Iterable[Override]) -> tuple[Config, dict[str,
 class _Presets:
     """Presets, and those that they build on.
 
-    Arguments:
-        given: presets to take instead of those that others name, by group and place (a key of the
-            configuration; empty: all of it).
-
     Attributes:
-        choices: the presets taken.
+        given: what to take instead of what presets name, by group and place (a key of the
+            configuration; empty: all of it); presets add to it.
+        choices: what was taken.
         parts: places and contents, to be merged from the last to the first.
     """
 
@@ -168,42 +163,38 @@ class _Presets:
         content = dict(preset(group, name))
         entries = content.pop("defaults", [])
         entries = entries if "_self_" in entries else [*entries, "_self_"]
-        named = {str(one): _entry(one, group, place) for one in entries if isinstance(one, dict)}
-        for key, value, is_override in named.values():
-            if is_override:
-                self.given.setdefault(key, value)
+        for entry in entries:
+            if "override " in str(entry):
+                self.given.setdefault(*_entry(entry, group, place))
         for entry in reversed(entries):
             if entry == "_self_":
                 self.parts.append((place, content))
             elif isinstance(entry, str):
-                self._add_checked(group, str(PurePosixPath(name).parent / entry), place)
-            elif not named[str(entry)][2]:
-                key, value, _ = named[str(entry)]
-                self._take(*key, self.given.get(key, value))
+                base = str(PurePosixPath(name).parent / entry)
+                _check_choice(group, base)
+                self.add(group, base, place)
+            elif "override " not in str(entry):
+                self._take(*_entry(entry, group, place))
 
-    def _take(self, group: str, place: str, value: Any) -> None:
+    def _take(self, key: tuple[str, str], value: Any) -> None:
+        (group, place), value = key, self.given.get(key, value)
+        _check_choice(group, value)
         names = value if isinstance(value, list) else [value]
         self.choices[_choice_key(group, place)] = ",".join(map(str, names))
         for name in reversed(names):
             if name is not None:
-                self._add_checked(group, str(name), "" if group == "experiment" else place)
-
-    def _add_checked(self, group: str, name: str, place: str) -> None:
-        _check_choice(group, name)
-        self.add(group, name, place)
+                self.add(group, str(name), "" if group == "experiment" else place)
 
 
-def _entry(entry: Config, group: str, place: str) -> tuple[tuple[str, str], Any, bool]:
-    """Of an entry of `defaults`: group and place, the preset, whether it replaces another one's
-    choice. Groups lie in the preset's own unless they start with a slash, places in its own unless
-    they start with _global_."""
+def _entry(entry: Config, group: str, place: str) -> tuple[tuple[str, str], Any]:
+    """Group and place, and the preset, of an entry of `defaults`. Groups lie in the preset's own
+    unless they start with a slash, places in its own unless they start with _global_."""
     [(text, value)] = entry.items()
-    is_override = text.startswith("override ")
     name, _, package = text.removeprefix("override ").partition("@")
     within = package or name.strip("/").replace("/", ".")
     whole = within.removeprefix("_global_.") if "_global_" in within else f"{place}.{within}"
     name = name[1:] if name.startswith("/") else f"{group}/{name}".strip("/")
-    return (name, whole.strip(".")), value, is_override
+    return (name, whole.strip(".")), value
 
 
 def _choice_key(group: str, place: str) -> str:
@@ -245,21 +236,25 @@ def _select(root: Config, path: str, key: str) -> Any:
 
 def _resolved(root: Config, node: Any, key: str = "", seen: tuple[str, ...] = ()) -> Any:
     """A copy with all references followed: to keys of the configuration, and to nothing else."""
-    if isinstance(node, dict | list):
-        items = node.items() if isinstance(node, dict) else enumerate(node)
-        found = {k: _resolved(root, v, f"{key}.{k}".strip("."), seen) for k, v in items}
-        return found if isinstance(node, dict) else list(found.values())
+    if isinstance(node, dict):
+        return {k: _resolved(root, value, f"{key}.{k}", seen) for k, value in node.items()}
+    if isinstance(node, list):
+        return [_resolved(root, item, f"{key}[{n}]", seen) for n, item in enumerate(node)]
     if not isinstance(node, str) or "${" not in node:
         return node
+    key = key.strip(".")
     if "${" in REFERENCE.sub("", node):
         raise UsageError(f"{key}: only references to other keys, as ${{model.h}}, are followed")
-    paths = REFERENCE.findall(node)
-    if set(paths) & set(seen):
-        raise UsageError(f"{key} refers to itself by way of {' and '.join(seen)}")
-    values = [_resolved(root, _select(root, path, key), key, (*seen, path)) for path in paths]
-    if REFERENCE.fullmatch(node):
-        return values[0]
-    return REFERENCE.sub(lambda _: str(values.pop(0)), node)
+
+    def value(reference: re.Match[str]) -> Any:
+        if reference[1] in seen:
+            raise UsageError(f"{key} refers to itself, by way of {reference[1]}")
+        found = _select(root, reference[1], key)
+        return _resolved(root, found, key, (*seen, reference[1]))
+
+    if whole := REFERENCE.fullmatch(node):
+        return value(whole)
+    return REFERENCE.sub(lambda reference: str(value(reference)), node)
 
 
 def _set_published(config: Config, choices: dict[str, str]) -> Config:
@@ -268,20 +263,20 @@ def _set_published(config: Config, choices: dict[str, str]) -> Config:
     out."""
     published, guidance = config.get("model", {}).get("published", {}), choices.get("guidance")
     if guidance not in published:
-        found = {}
-    else:
-        found = _select(config, f"model.published.{guidance}", "model.published")
-    # A reference takes the settings of another guidance, of which nothing came out.
-    is_other = isinstance(published.get(guidance), str)
-    config.get("model", {}).pop("published", None)
+        config.get("model", {}).pop("published", None)
+        return {}
+    found = _select(config, f"model.published.{guidance}", "model.published")
+    del config["model"]["published"]
     own = _keys(preset("experiment", choices.get("experiment", "None")))
     for key, value in found.items():
         if "." in key and key in _keys(config) and key not in own:
             parent, _, name = key.rpartition(".")
             _select(config, parent, key)[name] = value
+    if isinstance(published[guidance], str):  # the settings of another guidance
+        return {}
     results = {key: value for key, value in found.items() if "." not in key}
     about = {"source", "protocol", "images", "repeats", "statistic"}
-    return {} if is_other or results.keys() <= about else results
+    return {} if results.keys() <= about else results
 
 
 def _is_as_published(config: Config, choices: dict[str, str]) -> bool:
@@ -301,21 +296,14 @@ def _method(part: Any) -> Any:
     return {key: _method(value) for key, value in part.items() if key not in aside}
 
 
-def _require_one_way(
-    overrides: Sequence[Override], config: Config, choices: dict[str, str]
-) -> None:
+def _require_one_way(words: Sequence[Override], choices: dict[str, str]) -> None:
     """Refuse to choose or change what a protocol replaces."""
     protocol = choices.get("protocol", "None")
-    if protocol == "None":
-        return
-    for override in overrides:
-        key = override.key_or_group
-        if key.partition(".")[0] in ("detector", "metrics"):
-            known = _keys(config["protocol"], "protocol.")
-            parts = " or ".join(name for name in known if name.endswith(f".{key}"))
+    for word in words if protocol != "None" else ():
+        if word.key_or_group.partition(".")[0] in ("detector", "metrics"):
             raise UsageError(
-                f"{override.input_line}: protocol={protocol} has detectors and metrics of its own; "
-                f"change them there ({parts or 'protocol.…'}), or say protocol=null"
+                f"{word.input_line}: protocol={protocol} has detectors and metrics of its own; "
+                "change them there (protocol.…, as --cfg shows them), or say protocol=null"
             )
 
 
@@ -326,10 +314,8 @@ def _require_all(data: Any, choices: dict[str, str]) -> None:
         return
     text = f"{missing[0]} must be given, for example {' '.join(f'{key}=…' for key in missing)}"
     if missing[0].startswith("guidance."):
-        text += (
-            f". model={choices['model']} comes with no network of its own for "
-            f"guidance={choices['guidance']}: where one is published, the preset names it"
-        )
+        model, guidance = choices["model"], choices["guidance"]
+        text += f"; model={model} comes with no network of its own for guidance={guidance}"
     raise UsageError(text)
 
 
@@ -502,18 +488,14 @@ def points(axes: Sequence[Axis], mode: str) -> list[dict[str, str]]:
     Raises:
         UsageError: axes of unequal length in mode zip.
     """
-    if mode == "zip":
-        lengths = {axis.key: len(axis.values) for axis in axes}
-        if len(set(lengths.values())) > 1:
-            shown = ", ".join(f"{key} {length}" for key, length in lengths.items())
-            raise UsageError(
-                f"sweep.mode=zip pairs values, so axes need equal lengths; they have {shown}"
-            )
-        combinations = zip(*(axis.values for axis in axes), strict=True) if axes else iter([()])
-    else:
-        combinations = itertools.product(*(axis.values for axis in axes))
+    values = [axis.values for axis in axes]
+    if mode == "zip" and len(set(map(len, values))) > 1:
+        shown = ", ".join(f"{axis.key} {len(axis.values)}" for axis in axes)
+        raise UsageError(f"sweep.mode=zip pairs values, so axes need equal lengths; not {shown}")
+    paired = mode == "zip" and len(axes) > 0
+    combinations = zip(*values, strict=True) if paired else itertools.product(*values)
     keys = [axis.key for axis in axes]
-    return [dict(zip(keys, values, strict=True)) for values in combinations]
+    return [dict(zip(keys, combination, strict=True)) for combination in combinations]
 
 
 def path_first(command: str, words: Sequence[str]) -> list[str]:

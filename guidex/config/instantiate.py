@@ -19,19 +19,7 @@ from guidex.config import plugin
 from guidex.config.presets import nearest
 from guidex.errors import UsageError
 
-
-class Models:
-    """Models made so far, by content: two equal model configurations are one object."""
-
-    def __init__(self) -> None:
-        self._made: dict[str, Any] = {}
-
-    def get(self, config: dict[str, Any], make: Callable[[], Any]) -> Any:
-        """The model of a configuration, made on first use."""
-        identity = content_key(config)
-        if identity not in self._made:
-            self._made[identity] = make()
-        return self._made[identity]
+Models = dict[str, Any]  # made so far, by content: two equal model configurations are one object
 
 
 def instantiate(config: Any, key: str, models: Models, hint: Any) -> Any:
@@ -57,10 +45,13 @@ def instantiate(config: Any, key: str, models: Models, hint: Any) -> Any:
         inner = _inside(hint, dict)
         return {k: instantiate(item, f"{key}.{k}", models, inner) for k, item in config.items()}
     config = {name: item for name, item in config.items() if name != "references"}
-    target = _locate(str(config["_target_"]), key, hint)
-    if re.match(r"guidex\.(?!models\.)", config["_target_"]):
+    target = _locate(str(config.pop("_target_")), key, hint)
+    if re.match(r"guidex\.(?!models\.)", target.__module__):
         return _make(target, config, key, models)
-    return models.get(config, lambda: _make(target, config, key, models))
+    content = content_key([f"{target.__module__}.{target.__qualname__}", config])
+    if content not in models:
+        models[content] = _make(target, config, key, models)
+    return models[content]
 
 
 def content_key(config: Any) -> str:
@@ -76,8 +67,7 @@ def arguments_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {name: one for name, one in signature if one.kind not in variadic}
 
 
-def _make(target: Callable[..., Any], config: dict[str, Any], key: str, models: Models) -> Any:
-    given = {name: item for name, item in config.items() if name != "_target_"}
+def _make(target: Callable[..., Any], given: dict[str, Any], key: str, models: Models) -> Any:
     parameters = arguments_of(target)
     for name in given:
         if name not in parameters:
@@ -88,12 +78,12 @@ def _make(target: Callable[..., Any], config: dict[str, Any], key: str, models: 
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     arguments = {}
     for name, item in given.items():
-        value = instantiate(item, f"{key}.{name}", models, hints.get(name, Any))
-        arguments[name] = _checked(value, hints.get(name, Any), f"{key}.{name}")
+        hint, at = hints.get(name, Any), f"{key}.{name}"
+        arguments[name] = _checked(instantiate(item, at, models, hint), hint, at)
     try:
         return target(**arguments)
     except UsageError as error:
-        if str(error).startswith(f"{key}"):
+        if str(error).startswith(key):
             raise
         raise type(error)(f"{key}: {error}") from error
 
