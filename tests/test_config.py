@@ -31,37 +31,24 @@ def test_presets_and_values():
     assert found.config["guidance"]["reference"] == weaker
 
 
-def test_several_metrics_can_be_chosen():
-    config = compose("sweep", ["metrics=[prdc,accuracy]"]).config
-    assert set(config["metrics"]) == {"prdc", "accuracy"}
-
-
-def test_the_last_of_several_values_counts():
-    assert compose("sample", ["batch=2", "batch=3"]).config["batch"] == 3
-
-
 @pytest.mark.parametrize(
     ("word", "value"),
     [
         ("out=a=b", "a=b"),
-        ("out=/tmp/my runs/x", "/tmp/my runs/x"),
         ("out=/tmp/a b=c,d", "/tmp/a b=c,d"),
-        ("out='a,b'", "a,b"),
         ("out=C:\\runs\\it's", "C:\\runs\\it's"),
-        ("out=x y (1)", "x y (1)"),
         ("out=it's \\'so\\\\' \\", "it's \\'so\\\\' \\"),
         ("out=null", None),
         ("seeds=0-63", "0-63"),
         ("seeds=[0-9,20]", ["0-9", 20]),
-        ("batch=7", 7),
-        ("overwrite=true", True),
         ("guidance.schedule.hi=inf", math.inf),
         ("guidance.schedule.w=1e-3", 0.001),
         ("guidance.schedule.w=${model.h}", 0.25),
     ],
 )
 def test_values(word, value):
-    config = compose("sample", [word]).config
+    """Of several, the last one counts."""
+    config = compose("sample", [f"{word.partition('=')[0]}=5", word]).config
     for name in word.partition("=")[0].split("."):
         config = config[name]
     assert config == value and type(config) is type(value)
@@ -71,19 +58,11 @@ def test_values(word, value):
     ("words", "match"),
     [
         (["guidance=cfgg"], "there is no guidance=cfgg; did you mean cfg"),
-        (["guidance=zzz"], "there is no guidance=zzz; there are autoguidance, cfg, "),
         (["model=../model/digits"], "there is no model=../model/digits; "),
         (["model=null"], "there is no model=null; there are .*digits"),
-        (["sampler/grid=karas"], "there is no sampler/grid=karas; did you mean karras"),
-        (
-            ["experiment=interval/digit"],
-            "there is no experiment=interval/digit; did you mean inter",
-        ),
-        (["guidanc=cfg"], "there is no key guidanc; did you mean guidance"),
         (["seed=3"], "there is no key seed; did you mean seeds"),
         (["zzz=3"], "there is no key zzz; there are batch, block, "),
         (["guidance.schedul.w=3"], "no key guidance.schedul .*did you mean guidance.schedule.w"),
-        (["guidance.scale=3"], "no key guidance.scale with guidance=interval; "),
         (["sampler.steps=3"], "no key sampler.steps .*; did you mean sampler.grid.steps"),
         (["guidance=cfg", "guidance.schedule.lo=3"], "schedule.lo with guidance=cfg; "),
         (["seeds.x=3"], "there is no key seeds.x"),
@@ -92,14 +71,9 @@ def test_values(word, value):
         (["guidance=[cfg,none]"], "choose one guidance"),
         (["guidance=cfg", "guidance/rule@x=apg"], "guidance/rule@x=apg: the presets chosen here"),
         (["sampler.grid=log"], "to choose a preset, write sampler/grid=log"),
-        (["guidance.schedule=linear"], "to choose a preset, write guidance/schedule=linear"),
-        (["+seeds=3"], "write seeds=3 without '\\+'|write seeds=… without '\\+'"),
-        (["~seeds=3"], "keys are fixed"),
+        (["+seeds=3"], "keys are fixed; write seeds=… without '\\+'"),
         (["seeds"], "'seeds' is not an override; they look like key=value"),
-        (["=3"], "'=3' is not an override"),
         (["guidance.schedule.w=1,2"], "several values make a sweep"),
-        (["guidance=cfg,none"], "several values make a sweep"),
-        (["guidance.schedule.w=range(1,3)"], "several values make a sweep"),
         (["model=kernel"], "model.data must be given, for example model.data=…"),
         (
             ["guidance.schedule.w=${model.hh}"],
@@ -111,15 +85,6 @@ def test_complaints_name_what_is_nearest(words, match):
     with pytest.raises(UsageError, match=match) as caught:
         compose("sample", words)
     assert "\n" not in str(caught.value)
-
-
-def test_every_complaint_comes_again_whatever_was_composed_before():
-    for _ in range(2):
-        compose("sample", ["model=fractal2d"])
-        with pytest.raises(UsageError, match="there is no guidance=cfgg"):
-            compose("sample", ["guidance=cfgg"])
-        with pytest.raises(UsageError, match="no key guidance.schedule.lo"):
-            compose("sample", ["guidance=cfg", "guidance.schedule.lo=1"])
 
 
 def test_a_reference_can_be_changed_without_the_model():
@@ -170,13 +135,10 @@ def test_schedules_of_single_terms_can_be_chosen():
 @pytest.mark.parametrize(
     ("text", "values"),
     [
-        ("1,2", ["1", "2"]),
         ("1,1.50,1e-3", ["1", "1.5", "0.001"]),
-        ("range(1,4)", ["1", "2", "3"]),
         ("range(0,1,0.25)", ["0.0", "0.25", "0.5", "0.75"]),
         ("choice(a,b)", ["a", "b"]),
         ("null,1", ["null", "1"]),
-        ("inf,2", ["inf", "2"]),
         ("[1,2],[3]", ["[1,2]", "[3]"]),
         ("sort(3,1,2)", ["1", "2", "3"]),
     ],
@@ -186,6 +148,12 @@ def test_axes(text, values):
     assert fixed == ["model=digits", "seeds=0-3"]
     assert axes == [Axis("guidance.schedule.w", tuple(values))]
     assert axes_from_yaml({"guidance.schedule.w": text}) == axes
+    table = {"a": [1, 2.5, "x", None, True, [1, 2]], "d": None, "e": 0.1}
+    assert [axis.values for axis in axes_from_yaml(table)] == [
+        ("1", "2.5", "x", "null", "true", "[1,2]"),
+        ("null",),
+        ("0.1",),
+    ]
 
 
 def test_axes_of_presets():
@@ -206,32 +174,20 @@ def test_values_of_axes_are_overrides_again():
         assert found == [value, "x"]
 
 
-def test_axes_from_yaml():
-    table = {"a": [1, 2.5, "x", None, True, [1, 2]], "b": 3, "c": "cfg", "d": None, "e": 0.1}
-    assert axes_from_yaml(table) == [
-        Axis("a", ("1", "2.5", "x", "null", "true", "[1,2]")),
-        Axis("b", ("3",)),
-        Axis("c", ("cfg",)),
-        Axis("d", ("null",)),
-        Axis("e", ("0.1",)),
-    ]
-
-
 @pytest.mark.parametrize(
-    "word", ["guidance.schedule.w=glob(*)", "guidance=glob(zzz*)", "guidance.schedule.w=[]"]
+    ("text", "match"),
+    [
+        ("glob(*)", "the axis guidance.schedule.w has no values"),
+        ("interval(1,2)", "an interval has no values to try; use range"),
+        ("shuffle(1,2,3)", "another at each start"),
+        ("shuffle(range(1,3))", "another at each start"),
+    ],
 )
-def test_an_axis_without_values_is_refused(word):
-    key, _, text = word.partition("=")
-    with pytest.raises(UsageError, match=f"the axis {key} has no values"):
-        if text == "[]":
-            axes_from_yaml({key: []})
-        else:
-            split_axes([word])
-
-
-def test_an_interval_is_no_axis():
-    with pytest.raises(UsageError, match="an interval has no values to try; use range"):
-        split_axes(["guidance.schedule.w=interval(1,2)"])
+def test_what_is_no_axis(text, match):
+    with pytest.raises(UsageError, match=match):
+        split_axes([f"guidance.schedule.w={text}"])
+    with pytest.raises(UsageError, match="the axis a has no values"):
+        axes_from_yaml({"a": []})
 
 
 def test_what_a_protocol_replaces_is_changed_in_the_protocol():
@@ -242,17 +198,11 @@ def test_what_a_protocol_replaces_is_changed_in_the_protocol():
     assert changed.config["protocol"]["pr"]["metrics"]["prdc"]["k"] == 7
 
 
-@pytest.mark.parametrize("value", ["no", "1", "null", "'true'", "[true]"])
+@pytest.mark.parametrize("value", ["1", "null", "'true'"])
 def test_what_is_true_or_false_stays_so(value):
     for key in ("overwrite", "model.conditional"):
         with pytest.raises(UsageError, match=f"{key} must be true or false"):
             compose("sample", ["model=digits", f"{key}={value}"])
-
-
-@pytest.mark.parametrize("values", ["1,2,3", "range(1,3)", "choice(1,2)"])
-def test_an_axis_has_one_order(values):
-    with pytest.raises(UsageError, match="another at each start"):
-        split_axes([f"guidance.schedule.w=shuffle({values})"])
 
 
 @pytest.mark.parametrize(
@@ -264,7 +214,10 @@ def test_an_axis_has_one_order(values):
     ],
 )
 def test_the_last_word_counts(words, chosen):
-    assert compose("eval", ["images=x", *words]).choices["protocol"] == chosen
+    found = compose("eval", ["images=x", *words])
+    assert found.choices["protocol"] == chosen and ("protocol" in found.config) == (
+        chosen != "None"
+    )
 
 
 W, LO, HI = Axis("w", ("1", "2")), Axis("lo", ("0", "0.1", "0.2")), Axis("hi", ("3", "4"))
@@ -280,33 +233,10 @@ def test_a_grid_is_every_combination_the_last_axis_fastest():
 
 
 def test_zip_pairs():
+    assert points([], "zip") == points([], "grid") == [{}]
     assert points([W, HI], "zip") == [{"w": "1", "hi": "3"}, {"w": "2", "hi": "4"}]
     with pytest.raises(UsageError, match="axes need equal lengths; not w 2, lo 3"):
         points([W, LO], "zip")
-
-
-@pytest.mark.parametrize("mode", ["grid", "zip"])
-def test_no_axes_make_one_point(mode):
-    assert points([], mode) == [{}]
-
-
-def test_show_prints_what_can_be_set():
-    text = show("sample", ["guidance=cfg", "guidance.schedule.w=1.5,2"])
-    assert "w: 1.5" in text and "seeds: 0-63" in text
-
-
-def test_a_protocol_replaces_detector_and_metrics():
-    table, words = "experiment=interval/table1", ["detector=inception"]
-    parts = compose("sweep", [table]).config["protocol"]
-    assert [name for name, part in parts.items() if part is not None] == ["fid", "fd_dinov2"]
-    with pytest.raises(UsageError, match="protocol=interval has detectors and metrics of its own"):
-        compose("sweep", [table, *words])
-    freed = compose("sweep", [table, "protocol=null", *words])
-    assert "protocol" not in freed.config and freed.choices["protocol"] == "None"
-    assert freed.config["detector"]["features"] == "pool3"
-    assert "protocol" in compose("sweep", [table]).config
-    with pytest.raises(UsageError, match="there is no protocol=edm; did you mean edm2"):
-        compose("eval", ["protocol=edm", "images=a"])
 
 
 @pytest.mark.parametrize(
@@ -377,21 +307,10 @@ def test_cfg_shows_the_comments_of_the_yamls():
     assert yaml.safe_load(show("sweep", [])) == compose("sweep", []).config
 
 
-@pytest.mark.parametrize("command", ["eval", "ref"])
-def test_cfg_needs_no_images(command):
-    key = {"eval": "images", "ref": "data"}[command]
-    assert f"\n{key}: ???" in f"\n{show(command, [])}"
-    assert "\n    data: ???" in show("sample", ["model=kernel"])
-
-
 @pytest.mark.parametrize(
     ("command", "words"),
     [
         ("sample", ["seeeds=3"]),
-        ("sample", ["seeds=0-3,5"]),
-        ("sweep", ["seeeds=3"]),
-        ("sweep", ["guidance.schedul.w=1,2"]),
-        ("sweep", ["guidance=cfg,intervall"]),
         ("eval", ["images", "detectr=pixels"]),
         ("ref", ["images", "dets=x.npz"]),
     ],
@@ -399,11 +318,3 @@ def test_cfg_needs_no_images(command):
 def test_typing_errors_are_found_by_words_alone(command, words):
     with pytest.raises(UsageError):
         check_words(command, words)
-
-
-def test_words_that_only_points_understand_are_let_be():
-    check_words("sample", ["eval=true", "repeats=2"])
-    check_words("sample", ["experiment=interval/fig6", "sweep.mode=zip"])
-    check_words("sweep", ["experiment=interval/digits", "guidance.schedule.lo=0,1"])
-    check_words("sweep", ["guidance=cfg,interval", "guidance.schedule.w=1,2"])
-    check_words("eval", ["there", "ref=digits"])

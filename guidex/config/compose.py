@@ -104,19 +104,14 @@ def check_words(command: str, words: Sequence[str]) -> None:
     Raises:
         UsageError: as `compose`.
     """
-    if command in PATH_KEYS:
-        compose(command, path_first(command, words))
-        return
-    if {"eval", "experiment"} & {parse(word).key_or_group for word in words}:
-        return  # whose points may be of other keys
-    fixed, axes = split_axes(words)
-    if command == "sample" or not axes:
-        compose(command, words)
-        return
-    for axis in axes:
-        for value in axis.values if is_group(axis.key) else ():
-            _check_choice(axis.key, parse(f"{axis.key}={value}").value())
-    compose(command, [*fixed, *(f"{axis.key}={axis.values[0]}" for axis in axes)])
+    if not {"eval", "experiment"} & {word.partition("=")[0] for word in words}:
+        compose(command, _first_point(command, words))  # the points of others have other keys
+
+
+def _first_point(command: str, words: Sequence[str]) -> list[str]:
+    """The words of a command, of several values the first."""
+    fixed, axes = split_axes(path_first(command, words) if command in PATH_KEYS else words)
+    return [*fixed, *(f"{axis.key}={axis.values[0]}" for axis in axes)]
 
 
 def _choose(command: str, groups: Iterable[Override]) -> tuple[Config, dict[str, str]]:
@@ -345,11 +340,9 @@ def axes_from_yaml(table: dict[str, Any]) -> list[Axis]:
     value."""
     axes = []
     for key, values in table.items():
-        if isinstance(values, list):
-            axes.append(_axis(key, map(_as_text, values)))
-            continue
-        override = parse(f"{key}={_as_text(values)}")
-        texts = _sweep_values(override) if override.is_sweep_override() else [_as_text(values)]
+        texts = [_as_text(value) for value in (values if isinstance(values, list) else [values])]
+        if isinstance(values, str) and (override := parse(f"{key}={values}")).is_sweep_override():
+            texts = _sweep_values(override)
         axes.append(_axis(key, texts))
     return axes
 
@@ -370,9 +363,7 @@ def parse(word: str) -> Override:
     if not equals or not key:
         raise UsageError(f"{word!r} is not an override; they look like key=value")
     if key[0] in "+~":
-        raise UsageError(
-            f"{word}: keys are fixed, so write {key.lstrip('+~')}=… without {key[0]!r}"
-        )
+        raise UsageError(f"{word}: keys are fixed; write {key.lstrip('+~')}=… without {key[0]!r}")
     parser = OverridesParser.create()
     try:
         return parser.parse_override(word)
@@ -386,18 +377,14 @@ def parse(word: str) -> Override:
 
 
 def _sweep_values(override: Override) -> Iterator[str]:
-    value = override.value()
+    value, word = override.value(), override.input_line
     if isinstance(value, Glob):
-        yield from value.filter(options(override.key_or_group))
-        return
+        return iter(value.filter(options(override.key_or_group)))
     if isinstance(value, IntervalSweep) or override.value_type == ValueType.INTERVAL_SWEEP:
-        raise UsageError(f"{override.input_line}: an interval has no values to try; use range(…)")
+        raise UsageError(f"{word}: an interval has no values to try; use range(…)")
     if getattr(value, "shuffle", False):
-        raise UsageError(
-            f"{override.input_line}: the order would be another at each start, and so would the "
-            "table; write the values in the order that it is to have"
-        )
-    yield from override.sweep_string_iterator()
+        raise UsageError(f"{word}: the order would be another at each start; write the values")
+    return override.sweep_string_iterator()
 
 
 def _as_text(value: Any) -> str:
@@ -423,13 +410,13 @@ def _check_choice(group: str, value: Any) -> None:
 
 def _set(config: Config, override: Override, choices: dict[str, str]) -> None:
     """Set one value; the key must exist."""
-    *parents, leaf = path = override.key_or_group.split(".")
-    node, value = config, override.value()
-    for depth, name in enumerate(parents):
-        _check_key(config, node, path[: depth + 1], override, choices)
-        _own(config, node, name)
-        node = node[name]
-    _check_key(config, node, path, override, choices)
+    path = override.key_or_group.split(".")
+    node, value, leaf = config, override.value(), path[-1]
+    for depth, name in enumerate(path, 1):
+        _check_key(config, node, path[:depth], path, choices)
+        if depth < len(path):
+            _own(config, node, name)
+            node = node[name]
     if value in (".inf", "-.inf"):  # as YAML, and so --cfg, writes it
         value = float(value.replace(".", ""))
     group = "/".join(path)
@@ -451,19 +438,17 @@ def _is_taken_over(config: Config, override: Override) -> bool:
 
 
 def _check_key(
-    config: Config, node: Any, path: list[str], override: Override, choices: dict[str, str]
+    config: Config, node: Any, path: list[str], whole: list[str], choices: dict[str, str]
 ) -> None:
-    """Refuse a key that is not in its part, the last name of a path."""
+    """Refuse a path, the beginning of a whole key, whose last name is not in its part."""
     if isinstance(node, dict) and path[-1] in node:
         return
-    whole = override.key_or_group
     preset = f" with {path[0]}={choices[path[0]]}" if path[0] in choices else ""
-    same_leaf = [key for key in _keys(config) if key.split(".")[-1] == whole.split(".")[-1]]
-    hint = nearest(whole, same_leaf)
-    if isinstance(node, dict) and not same_leaf:
+    allowed = [key for key in _keys(config) if key.split(".")[-1] == whole[-1]]
+    if isinstance(node, dict) and not allowed:
         allowed = [".".join([*path[:-1], key]) for key in node if key != "_target_"]
-        hint = nearest(".".join(path), allowed)
-    raise UsageError(f"there is no key {'.'.join(path)}{preset}{hint}")
+        whole = path
+    raise UsageError(f"there is no key {'.'.join(path)}{preset}{nearest('.'.join(whole), allowed)}")
 
 
 def _keys(node: Config, prefix: str = "") -> list[str]:
@@ -477,8 +462,7 @@ def _keys(node: Config, prefix: str = "") -> list[str]:
 
 
 def points(axes: Sequence[Axis], mode: str) -> list[dict[str, str]]:
-    """The points of a table: every combination of the axes' values, or the first, second, … of
-    each.
+    """The points of a table, as values by key.
 
     Arguments:
         axes: swept keys with their values.
@@ -510,9 +494,7 @@ def path_first(command: str, words: Sequence[str]) -> list[str]:
 def show(command: str, words: Sequence[str]) -> str:
     """The composed configuration as YAML, with the comments of the presets. Axes are shown with
     their first value, and what must be given and is not as ???."""
-    fixed, axes = split_axes(path_first(command, words) if command in PATH_KEYS else words)
-    first = [f"{axis.key}={axis.values[0]}" for axis in axes]
-    composed = compose(command, [*fixed, *first], complete=False)
+    composed = compose(command, _first_point(command, words), complete=False)
     comments = _comments("", command, "")
     for choice, names in composed.choices.items():
         group, _, package = choice.partition("@")
@@ -520,10 +502,8 @@ def show(command: str, words: Sequence[str]) -> str:
         for name in names.split(","):
             comments |= _comments(group, name, package or own)
     text = yaml.safe_dump(composed.config, sort_keys=False, allow_unicode=True)
-    lines = []
-    for line, key in _lines_with_keys(text, ""):
-        lines.append(f"{line}  # {comments[key]}\n" if key in comments else f"{line}\n")
-    return "".join(lines)
+    lines = _lines_with_keys(text, "")
+    return "".join(line + comments.get(key, "") + "\n" for line, key in lines)
 
 
 def _comments(group: str, name: str, package: str) -> dict[str, str]:
@@ -534,7 +514,7 @@ def _comments(group: str, name: str, package: str) -> dict[str, str]:
             found |= _comments(group, base, package)
     for line, key in _lines_with_keys(preset_text(group, name), package):
         if key and (comment := re.match(r" *\w+:.*?\s# *(.+)", line)):
-            found[key] = comment[1]
+            found[key] = f"  # {comment[1]}"
     return found
 
 

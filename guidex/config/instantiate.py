@@ -1,9 +1,9 @@
 """From configuration to objects: `_target_` names a class or function of guidex, or of the user's
 plugin, the rest its arguments.
 
-What hydra.utils.instantiate does, with three differences that guidex needs: models that occur in
-many points of a sweep are made once; nothing is called but classes and functions whose declared
-result is what belongs in the place, such as a Schedule; and an error names the key that is wrong.
+As hydra.utils.instantiate, but that equal models are made once; that nothing is called but classes
+and functions whose declared result is what belongs in the place, such as a Schedule; and that an
+error names the key that is wrong.
 """
 
 import importlib

@@ -60,6 +60,7 @@ def use(folder: str | None) -> None:
     """
     _OWN.clear()
     preset.cache_clear()
+    _names.cache_clear()
     if folder is None:
         return
     own, groups = Path(folder).expanduser().resolve(), set(KINDS.values())
@@ -84,6 +85,7 @@ def options(group: str) -> list[str]:
     return sorted(name for folder in (config_dir(), *_OWN) for name in _names(folder, group))
 
 
+@functools.cache
 def _names(folder: Path, group: str) -> list[str]:
     """Presets of a group in a folder. Only experiments are nested in folders of their own."""
     files = (folder / group).glob("**/*.yaml" if group == "experiment" else "*.yaml")
@@ -95,23 +97,18 @@ def _names(folder: Path, group: str) -> list[str]:
 def _rows(folder: Path, group: str) -> dict[str, dict[str, Any]]:
     """The presets that are rows of tables."""
     tables = sorted((folder / group).glob("*.table.yaml"))
-    return {name: row for table in tables for name, row in _load(table.read_bytes()).items()}
-
-
-def _load(text: str | bytes) -> dict[str, Any]:
-    return yaml.load(text, _Loader) or {}
+    return {k: row for table in tables for k, row in yaml.load(table.read_bytes(), _Loader).items()}
 
 
 def table_rows() -> list[tuple[str, str]]:
-    """Group and name of all presets that are rows of tables."""
-    folders = (config_dir(), *_OWN)
-    return [(g, name) for folder in folders for g in KINDS.values() for name in _rows(folder, g)]
+    """Group and name of the built-in presets that are rows of tables."""
+    return [(group, name) for group in KINDS.values() for name in _rows(config_dir(), group)]
 
 
 @functools.cache
 def preset(group: str, name: str) -> dict[str, Any]:
     """What a preset says; empty where there is none. Group "" has the keys of commands."""
-    return _load(preset_text(group, name))
+    return yaml.load(preset_text(group, name), _Loader) or {}
 
 
 def preset_text(group: str, name: str) -> str:
