@@ -27,7 +27,6 @@ examples:
   guidex sample guidance=cfg guidance.schedule.w=2 seeds=0-255 labels=7
   guidex sample guidance=interval guidance.schedule.lo=0.2 guidance.schedule.hi=2 --plan
   guidex sample model=kernel model.data=MY_IMAGES guidance=autoguidance out=samples
-  guidex sample model=fractal2d guidance=autoguidance sampler.grid.sigma_max=5
   guidex sample eval=true guidance=cfg seeds=0-1799
 """
 
@@ -42,7 +41,6 @@ is run.
 examples:
   guidex sweep
   guidex sweep guidance=interval guidance.schedule.lo=0,0.1,0.3 guidance.schedule.hi=0.6,1,2
-  guidex sweep guidance=cfg guidance/schedule=constant,linear,cosine guidance.schedule.w=2
   guidex sweep experiment=interval/fig2
 """
 
@@ -60,9 +58,7 @@ Measure images (a folder, zip or npz) against a reference: images, or a model th
 examples:
   guidex eval outputs/sample/cfg-1a2b3c4d ref=digits
   guidex eval fakes.zip ref=reals/ detector=pixels metrics=[frechet,prdc] metrics.prdc.k=5
-  guidex eval samples.npz ref=fractal2d detector=coordinates metrics=[frechet,toy]
   guidex eval fakes/ ref=img512.pkl protocol=edm2
-  guidex eval fakes/ detector=inception_logits metrics=[inception_score]
 
 To compare with a paper, choose its protocol, which is a set of detectors and metrics:
 
@@ -112,14 +108,7 @@ examples:
 
 
 class Command(NamedTuple):
-    """What the command line knows of a command.
-
-    Attributes:
-        text: its help.
-        words: what its words are called.
-        function: module and name of what runs it, imported when it does.
-        options: --cfg and --config-dir for one that has a configuration, --plan for one that plans.
-    """
+    """Help, name of its words, module and name of what runs it, and options of a command."""
 
     text: str
     words: str
@@ -149,13 +138,9 @@ _OPTIONS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run guidex; returns the exit code: 0 done, 1 failed, 2 asked for something impossible.
-
-    Arguments:
-        arguments: words of the command line; None for those of the process.
-    """
+    """Run guidex with the words given, or those of the process; returns the exit code: 0 done, 1
+    failed, 2 asked for something impossible."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    debug = os.environ.get("GUIDEX_DEBUG") == "1"
     try:
         options = _parsed(words)
         use(getattr(options, "config_dir", None))
@@ -167,14 +152,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (head, say) went away. Python would complain once more when flushing at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except GuidexError as error:
-        if debug:
-            raise
-        print(f"guidex: {error}", file=sys.stderr)
-        return error.exit_code
     except Exception as error:
-        if debug:
+        if os.environ.get("GUIDEX_DEBUG") == "1":
             raise
+        if isinstance(error, GuidexError):
+            print(f"guidex: {error}", file=sys.stderr)
+            return error.exit_code
         kind = type(error).__name__
         print(f"guidex: {kind}: {error}\n(GUIDEX_DEBUG=1 shows where)", file=sys.stderr)
         return 1
@@ -182,11 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parsed(words: list[str]) -> argparse.Namespace:
-    """The words of the command line, taken apart.
-
-    Raises:
-        UsageError: no such command or option, with the nearest.
-    """
+    """The words of the command line, taken apart."""
     name = next((word for word in words if not word.startswith("-")), None)
     if name is not None and name not in _COMMANDS:
         raise UsageError(f"there is no command {name}{nearest(name, _COMMANDS)}")

@@ -20,17 +20,6 @@ from guidex.config.compose import (
 from guidex.errors import UsageError
 
 
-def test_presets_and_values():
-    found = compose("sample", ["model=fractal2d", "guidance=cfg", "guidance.schedule.w=3"])
-    assert found.choices["model"] == "fractal2d" and found.choices["guidance"] == "cfg"
-    assert found.config["model"]["_target_"] == "guidex.models.toys.fractal2d"
-    assert found.config["guidance"]["schedule"]["w"] == 3
-    assert "hydra" not in found.config and "hydra" not in str(found.choices)
-    # What a preset takes from the model is there as plain data.
-    weaker = found.config["model"]["references"]["unconditional"]
-    assert found.config["guidance"]["reference"] == weaker
-
-
 @pytest.mark.parametrize(
     ("word", "value"),
     [
@@ -75,6 +64,18 @@ def test_values(word, value):
         (["seeds"], "'seeds' is not an override; they look like key=value"),
         (["guidance.schedule.w=1,2"], "several values make a sweep"),
         (["model=kernel"], "model.data must be given, for example model.data=…"),
+        (["overwrite=1"], "overwrite must be true or false"),
+        (["model.conditional=null"], "model.conditional must be true or false"),
+        (
+            ["model=edm2-tiny", "guidance=classifier"],
+            "classifier, which is not there; there are unc",
+        ),
+        (["guidance=classifier", "model=edm2-tiny", "guidance.reference.h=2"], "is not there"),
+        (
+            ["model=edm2-img512", "guidance=autoguidance"],
+            "size=… guidance.reference.kimg=… .*no net",
+        ),
+        (["out=${seeds}${out}"], "a reference leads back to itself"),
         (
             ["guidance.schedule.w=${model.hh}"],
             "guidance.schedule.w refers to model.hh, which is not there; did",
@@ -89,6 +90,7 @@ def test_complaints_name_what_is_nearest(words, match):
 
 def test_a_reference_can_be_changed_without_the_model():
     plain = compose("sample", ["guidance=cfg"]).config
+    assert plain["guidance"]["reference"] == plain["model"]["references"]["unconditional"]
     found = compose("sample", ["guidance=cfg", "guidance.reference.h=0.7"]).config
     assert found["guidance"]["reference"]["h"] == 0.7
     assert found["guidance"]["reference"] == {**plain["guidance"]["reference"], "h": 0.7}
@@ -106,14 +108,6 @@ def test_a_changed_reference_follows_the_model_in_all_else():
         assert (reference["h"], reference["conditional"]) == (0.1, False)
         assert reference["data"] == "/a b"
     assert found[0] == found[1]
-
-
-def test_parts_that_refer_to_parts_can_be_changed():
-    words = ["guidance=classifier", "guidance.reference.conditional.h=0.9"]
-    config = compose("sample", words).config
-    assert config["guidance"]["reference"]["conditional"]["h"] == 0.9
-    assert config["model"]["references"]["classifier"]["conditional"]["h"] == 0.5
-    assert config["model"]["references"]["weaker"]["h"] == 0.5
 
 
 def test_composing_leaves_nothing_behind():
@@ -198,11 +192,11 @@ def test_what_a_protocol_replaces_is_changed_in_the_protocol():
     assert changed.config["protocol"]["pr"]["metrics"]["prdc"]["k"] == 7
 
 
-@pytest.mark.parametrize("value", ["1", "null", "'true'"])
-def test_what_is_true_or_false_stays_so(value):
-    for key in ("overwrite", "model.conditional"):
-        with pytest.raises(UsageError, match=f"{key} must be true or false"):
-            compose("sample", ["model=digits", f"{key}={value}"])
+def test_typing_errors_are_found_by_words_alone():
+    for command, word in (("sample", "seeeds=3"), ("sweep", "zzz=1,2"), ("eval", "detectr=pixels")):
+        with pytest.raises(UsageError, match="there is no key"):
+            check_words(command, [word] if command != "eval" else ["images", word])
+    check_words("sample", ["eval=true", "repeats=2"])  # the points of others have other keys
 
 
 @pytest.mark.parametrize(
@@ -223,16 +217,12 @@ def test_the_last_word_counts(words, chosen):
 W, LO, HI = Axis("w", ("1", "2")), Axis("lo", ("0", "0.1", "0.2")), Axis("hi", ("3", "4"))
 
 
-def test_a_grid_is_every_combination_the_last_axis_fastest():
+def test_grids_and_pairs():
+    """Of a grid, the last axis is the fastest."""
     found = points([W, LO], "grid")
-    assert [tuple(point.values()) for point in found] == [
-        *(("1", "0"), ("1", "0.1"), ("1", "0.2")),
-        *(("2", "0"), ("2", "0.1"), ("2", "0.2")),
+    assert [list(point.items()) for point in found[:4]] == [
+        [("w", w), ("lo", lo)] for w, lo in (("1", "0"), ("1", "0.1"), ("1", "0.2"), ("2", "0"))
     ]
-    assert list(found[0]) == ["w", "lo"]
-
-
-def test_zip_pairs():
     assert points([], "zip") == points([], "grid") == [{}]
     assert points([W, HI], "zip") == [{"w": "1", "hi": "3"}, {"w": "2", "hi": "4"}]
     with pytest.raises(UsageError, match="axes need equal lengths; not w 2, lo 3"):
@@ -265,34 +255,6 @@ def test_offline_is_offline_for_the_libraries_too():
         assert out.stdout.strip() == told
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (
-            ["model=edm2-img512-s", "guidance=classifier"],
-            "guidance.reference refers to model.references.classifier, which is not there; there "
-            "are unconditional, weaker",
-        ),
-        (
-            ["model=edm2-img512-s", "guidance=classifier", "guidance.reference.h=2"],
-            "refers to model.references.classifier, which is not there",
-        ),
-        (
-            ["model=edm2-img512-xs", "guidance=autoguidance"],
-            "model=edm2-img512-xs comes with no network of its own for guidance=autoguidance",
-        ),
-        (
-            ["model=edm2-img512-xs", "guidance=autoguidance"],
-            "guidance.reference.size=… guidance.reference.kimg=… guidance.reference.ema=…",
-        ),
-    ],
-)
-def test_references_that_are_not_there(words, said):
-    with pytest.raises(UsageError) as caught:
-        compose("sample", words)
-    assert said in str(caught.value)
-
-
 def test_cfg_shows_the_comments_of_the_yamls():
     lines = show("sample", ["guidance=interval", "guidance/schedule=cosine_interval"]).splitlines()
     assert (
@@ -305,16 +267,3 @@ def test_cfg_shows_the_comments_of_the_yamls():
         show("sample", ["model=fractal2d"]).splitlines()
     )
     assert yaml.safe_load(show("sweep", [])) == compose("sweep", []).config
-
-
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
-        ("sample", ["seeeds=3"]),
-        ("eval", ["images", "detectr=pixels"]),
-        ("ref", ["images", "dets=x.npz"]),
-    ],
-)
-def test_typing_errors_are_found_by_words_alone(command, words):
-    with pytest.raises(UsageError):
-        check_words(command, words)

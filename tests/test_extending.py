@@ -99,7 +99,7 @@ def test_code_runs_only_by_name(own, capsys):
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("system", "is no class or function of plugin"),
+        ("system", "is no class or function of guidex or plugin="),
         ("nothing", "there is no plugin"),
         ("sub.thing", "there is no plugin"),
         ("undeclared", "has to be declared"),

@@ -48,11 +48,7 @@ def ema_command(words: Sequence[str]) -> None:
         words: snapshots, or folders of them, whose names end in -<kimg>-<length>.pkl (or
             .safetensors); ema=LENGTH, out=PATH.safetensors; maybe kimg=TIME (the last snapshot's
             if not given) and overwrite=true. Snapshots after the first one at or past this time
-            are not needed, and not read.
-
-    Raises:
-        UsageError: before any weights are read where possible.
-        GuidexError: a snapshot is damaged, or not of the same training run.
+            are not read.
     """
     files, settings = split_words(words, ("ema", "out", "kimg", "overwrite"))
     ema = required(settings, "ema", "0.1")
@@ -69,8 +65,7 @@ def ema_command(words: Sequence[str]) -> None:
     kimg = settings.get("kimg", last)
     if type(kimg) is not int or not 0 < kimg <= last:
         raise UsageError(
-            f"kimg is a training time, a whole number above 0 and at most the last snapshot's "
-            f"{last}, not {kimg!r}"
+            f"kimg must be a whole number above 0, at most the last snapshot's {last}, not {kimg!r}"
         )
     # Those after the first one at or past this time say nothing about it.
     last = min(snapshot.kimg for snapshot in snapshots if snapshot.kimg >= kimg)
@@ -83,11 +78,7 @@ def ema_command(words: Sequence[str]) -> None:
 
 
 def find_snapshots(paths: Sequence[str]) -> list[Snapshot]:
-    """Snapshots named one by one or by their folders, in order of time, then length.
-
-    Raises:
-        UsageError: nothing there, or a file whose name does not tell time and length.
-    """
+    """Snapshots named one by one or by their folders, in order of time, then length."""
     snapshots = []
     for path in map(Path, paths):
         for file in path.iterdir() if path.is_dir() else [path]:
@@ -96,26 +87,16 @@ def find_snapshots(paths: Sequence[str]) -> list[Snapshot]:
                 snapshots.append(Snapshot(file, int(match[1]), float(match[2])))
             elif not path.is_dir():
                 raise UsageError(
-                    f"{file} is no file, or its name does not end in -<kimg>-<length>.pkl, such as "
-                    "network-snapshot-1342177-0.050.pkl, which tells what it holds"
+                    f"{file} is no file, or its name does not end in -<kimg>-<length>.pkl"
                 )
     if not snapshots:
-        raise UsageError(
-            "no snapshots given: guidex ema FOLDER ema=0.1 out=network.safetensors, where the "
-            "folder has files such as network-snapshot-1342177-0.050.pkl"
-        )
+        raise UsageError("no snapshots given; their names end in -<kimg>-<length>.pkl")
     return sorted(snapshots, key=lambda snapshot: (snapshot.kimg, snapshot.ema, snapshot.path))
 
 
 def reconstruct(snapshots: Sequence[Snapshot], kimg: int, ema: float) -> Checkpoint:
-    """The average of a length at a time, in the dtypes of the snapshots.
-
-    The sum is in float32, and one snapshot at a time is in memory.
-
-    Raises:
-        UsageError: a length or time out of range, or a snapshot given twice.
-        GuidexError: a snapshot cannot be read, or is of another network than the first.
-    """
+    """The average of a length at a time, in the dtypes of the snapshots. The sum is in float32, and
+    one snapshot at a time is in memory."""
     times, lengths = [images_of(s.kimg) for s in snapshots], [s.ema for s in snapshots]
     coefficients = reconstruction_coefficients(times, lengths, [images_of(kimg)], [ema])[:, 0]
     first, sums, records = None, {}, []

@@ -29,14 +29,7 @@ from guidex.runs.settings import VOLATILE, resolve_device, whole
 
 
 def evaluate(words: Sequence[str]) -> None:
-    """Run the command.
-
-    Arguments:
-        words: where the images are (unless given as images=PATH), then Hydra overrides.
-
-    Raises:
-        UsageError, GuidexError: before any work where possible.
-    """
+    """Run the command. The first word may be where the images are."""
     config = compose("eval", path_first("eval", words)).config
     images = str(Path(str(config["images"])).expanduser())
     check_images(config, images)

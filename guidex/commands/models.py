@@ -14,11 +14,7 @@ from guidex.models.spec import ModelSpec
 
 
 def models_command(words: Sequence[str]) -> None:
-    """Print the checkpoints of all presets, or of those named.
-
-    Raises:
-        UsageError: no such preset, or one without checkpoints.
-    """
+    """Print the checkpoints of all presets, or of those named."""
     known = {name: checkpoints(name) for name in words or options("model")}
     for name in words:
         if not known[name]:

@@ -1,7 +1,5 @@
 """`guidex sample`: images of one point, to a folder."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,16 +25,7 @@ AUTOMATIC_VIEW = dict.fromkeys(("x_range", "sigma_range", "center", "half_extent
 
 
 def sample(words: Sequence[str], plan_only: bool) -> None:
-    """Run the command.
-
-    Arguments:
-        words: Hydra overrides. With `eval=true`, samples are measured instead of kept, and the
-            other words are those of a sweep of one point.
-        plan_only: print the plan and stop.
-
-    Raises:
-        UsageError, GuidexError: before any work where possible.
-    """
+    """Run the command. With `eval=true`, the other words are those of a sweep of one point."""
     given = [parse(word) for word in words if word.partition("=")[0] in ("eval", "experiment")]
     is_measured = [one.value() for one in given if one.key_or_group == "eval"][-1:]
     if is_measured not in ([], [True], [False]):
@@ -103,10 +92,8 @@ def _finish(cohort: Cohort, task: Task) -> None:
 
 
 def _write_labels(point: Point, labels: np.ndarray | None, path: Path) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["seed", "label", "file"])
+    lines = ["seed,label,file"]
     for number, seed in enumerate(point.planned.seeds):
         file = "" if point.decoder is None else f"images/{image_name(seed)}"
-        writer.writerow([seed, "" if labels is None else labels[number], file])
-    atomic_write(path, lambda file: file.write(text.getvalue().encode()))
+        lines.append(f"{seed},{'' if labels is None else labels[number]},{file}")
+    atomic_write(path, lambda file: file.write("\n".join([*lines, ""]).encode()))

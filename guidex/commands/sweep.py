@@ -5,6 +5,7 @@ all points of a cohort run together and share the steps they agree in -> feature
 -> rows -> table, plots and grids.
 """
 
+import functools
 import json
 from collections.abc import Hashable, Iterator, Sequence
 
@@ -48,16 +49,7 @@ from guidex.runs.settings import VOLATILE
 
 
 def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_EXPERIMENT) -> None:
-    """Run the command.
-
-    Arguments:
-        words: Hydra overrides; those with several values are the axes.
-        plan_only: print the plan of every point and stop.
-        default: see `plan_table`.
-
-    Raises:
-        UsageError, GuidexError: before any work where possible.
-    """
+    """Run the command. Words with several values are the axes; of `default`, see `plan_table`."""
     table, rank = plan_table(words, default), this_rank()
     if rank.first:
         _print_size(table)
@@ -171,9 +163,9 @@ def _tell(tasks: Sequence[Task]) -> None:
     """Say what is compared with, where it comes from files, and what to doubt."""
     told, doubts = [], []
     for task in tasks:
+        shape = task.point.kind.image_shape
         fake = {"count": _count(task.point), "formats": ["array"]}
-        if task.point.kind.image_shape is not None:
-            fake["shape"] = list(task.point.kind.image_shape)
+        fake |= {} if shape is None else {"shape": list(shape)}
         for one in task.measures:
             told += [f"real: {describe(one.about_real)}"] if "path" in one.about_real else []
             doubts += one.doubts(fake) if one.metrics else []
@@ -184,26 +176,18 @@ def _tell(tasks: Sequence[Task]) -> None:
 
 def _rows(entries: Sequence[Entry], cohorts: Sequence[Cohort], made: dict[str, str]) -> list[Row]:
     """One row per entry, in the order of the table."""
-    rows: dict[int, Row] = {}
+    rows = [_missing_row(index, entry, made) for index, entry in enumerate(entries)]
     total = sum(len(cohort.tasks) for cohort in cohorts)
     with Progress("measuring", total, unit="points") as progress:
         for cohort in cohorts:
-
-            def work(task: Task, tick: Tick, cohort: Cohort = cohort) -> Row:
-                row = _row(cohort, task, made)
-                tick(1)
-                return row
-
+            work = functools.partial(_row, cohort, made)
             model, device = cohort.tasks[0].point.model, cohort.settings.device
-            measured = in_parallel(work, cohort.tasks, model, device, progress.update)
-            rows |= {row.point: row for row in measured}
-    for index, entry in enumerate(entries):
-        if index not in rows:
-            rows[index] = _missing_row(index, entry, made)
-    return [rows[index] for index in range(len(entries))]
+            for row in in_parallel(work, cohort.tasks, model, device, progress.update):
+                rows[row.point] = row
+    return rows
 
 
-def _row(cohort: Cohort, task: Task, made: dict[str, str]) -> Row:
+def _row(cohort: Cohort, made: dict[str, str], task: Task, tick: Tick) -> Row:
     planned, plan, folder = task.point.planned, task.point.planned.plan, cohort.folder
     repeats = planned.settings.repeats
     name = f"row-{digest([planned.seeds, repeats], 8)}.record"
@@ -212,6 +196,7 @@ def _row(cohort: Cohort, task: Task, made: dict[str, str]) -> Row:
         folder.write(path, json.dumps(_measured(cohort, task)).encode())
     content, made_with = folder.read(path)
     found = json.loads(content)
+    tick(1)
     return Row(
         point=task.index,
         values=typed(planned.values),
@@ -224,7 +209,6 @@ def _row(cohort: Cohort, task: Task, made: dict[str, str]) -> Row:
         evals_ref=sum(plan.evaluations_ref),
         gflops=task.point.gflops,
         seconds=found["seconds"],
-        missing=None,
         plan=plan.record(),
         config=planned.config,
         unit=cohort.unit,

@@ -87,7 +87,10 @@ def compose(command: str, words: Sequence[str], complete: bool = True) -> Compos
         _set(config, override, choices)
     if complete:
         _require_all(config, choices)
-    config = _resolved(config, config)
+    try:
+        config = _resolved(config, config)
+    except RecursionError as error:
+        raise UsageError("a reference leads back to itself by way of others") from error
     if complete:
         _require_all(config, choices)
     if config.get("plugin") is not None:
@@ -98,12 +101,7 @@ def compose(command: str, words: Sequence[str], complete: bool = True) -> Compos
 
 
 def check_words(command: str, words: Sequence[str]) -> None:
-    """Refuse typing errors, as the command itself would; it imports torch first, which takes
-    seconds.
-
-    Raises:
-        UsageError: as `compose`.
-    """
+    """Refuse typing errors as the command itself would, after the seconds that torch takes."""
     if not {"eval", "experiment"} & {word.partition("=")[0] for word in words}:
         compose(command, _first_point(command, words))  # the points of others have other keys
 
@@ -229,27 +227,19 @@ def _select(root: Config, path: str, key: str) -> Any:
     return node
 
 
-def _resolved(root: Config, node: Any, key: str = "", seen: tuple[str, ...] = ()) -> Any:
+def _resolved(root: Config, node: Any, key: str = "") -> Any:
     """A copy with all references followed: to keys of the configuration, and to nothing else."""
     if isinstance(node, dict):
-        return {k: _resolved(root, value, f"{key}.{k}", seen) for k, value in node.items()}
+        return {k: _resolved(root, v, f"{key}.{k}".strip(".")) for k, v in node.items()}
     if isinstance(node, list):
-        return [_resolved(root, item, f"{key}[{n}]", seen) for n, item in enumerate(node)]
+        return [_resolved(root, item, f"{key}[{n}]") for n, item in enumerate(node)]
     if not isinstance(node, str) or "${" not in node:
         return node
-    key = key.strip(".")
     if "${" in REFERENCE.sub("", node):
         raise UsageError(f"{key}: only references to other keys, as ${{model.h}}, are followed")
-
-    def value(reference: re.Match[str]) -> Any:
-        if reference[1] in seen:
-            raise UsageError(f"{key} refers to itself, by way of {reference[1]}")
-        found = _select(root, reference[1], key)
-        return _resolved(root, found, key, (*seen, reference[1]))
-
     if whole := REFERENCE.fullmatch(node):
-        return value(whole)
-    return REFERENCE.sub(lambda reference: str(value(reference)), node)
+        return _resolved(root, _select(root, whole[1], key), key)
+    return REFERENCE.sub(lambda part: str(_resolved(root, part[0], key)), node)
 
 
 def _set_published(config: Config, choices: dict[str, str]) -> Config:
@@ -277,10 +267,10 @@ def _set_published(config: Config, choices: dict[str, str]) -> Config:
 def _is_as_published(config: Config, choices: dict[str, str]) -> bool:
     """Whether model, guidance and sampler are what their presets alone make."""
     alone = compose("sample", [f"{key}={choices[key]}" for key in ("model", "guidance")]).config
-    parts = ("model", "guidance", "sampler")
-    return config["labels"] == "random" and all(
-        _method(config[part]) == _method(alone[part]) for part in parts
-    )
+    parts = [
+        [_method(each[p]) for p in ("model", "guidance", "sampler")] for each in (config, alone)
+    ]
+    return config["labels"] == "random" and parts[0] == parts[1]
 
 
 def _method(part: Any) -> Any:
@@ -467,10 +457,7 @@ def points(axes: Sequence[Axis], mode: str) -> list[dict[str, str]]:
     Arguments:
         axes: swept keys with their values.
         mode: "grid" for all combinations, the last axis fastest; "zip" to pair values of equal
-            position.
-
-    Raises:
-        UsageError: axes of unequal length in mode zip.
+            position, of which all axes need as many.
     """
     values = [axis.values for axis in axes]
     if mode == "zip" and len(set(map(len, values))) > 1:

@@ -30,11 +30,6 @@ def instantiate(config: Any, key: str, models: Models, hint: Any) -> Any:
         key: where this is in the whole configuration, for error messages.
         models: where models (`_target_` under guidex.models, or in a plugin) come from.
         hint: what belongs here, as a type hint: Solver, or dict[str, Metric].
-
-    Raises:
-        UsageError: a `_target_` that is neither of guidex nor of the plugin, or makes something
-            else, an unknown or missing argument, a value of the wrong type, or what the class
-            itself refuses, with the key in front.
     """
     if isinstance(config, list):
         inner = _inside(hint, list)
@@ -103,9 +98,7 @@ def _locate(path: str, key: str, hint: Any) -> Callable[..., Any]:
         raise UsageError(f"{key}._target_: there is no {path}") from error
     # A module also holds what it imports.
     if not callable(target) or not _is_ours(target):
-        raise UsageError(
-            f"{key}._target_: {path} is no class or function of {module if own else 'guidex'}"
-        )
+        raise UsageError(f"{key}._target_: {path} is no class or function of guidex or plugin=")
     made = target if inspect.isclass(target) else typing.get_type_hints(target).get("return")
     wanted = _alternatives(hint)
     if not inspect.isclass(made) or not any(_is_a(made, one) for one in wanted):

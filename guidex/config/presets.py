@@ -53,11 +53,7 @@ def config_dir() -> Path:
 
 
 def use(folder: str | None) -> None:
-    """Find presets also in a folder of the user's own, with the same subfolders; None: no longer.
-
-    Raises:
-        UsageError: there is no preset in it, or one of the name of a built-in one.
-    """
+    """Find presets also in a folder of the user's own, with the same subfolders; None: no more."""
     _OWN.clear()
     preset.cache_clear()
     _names.cache_clear()
@@ -132,11 +128,7 @@ def describe(group: str, name: str) -> str:
 
 
 def listing(kind: str) -> list[tuple[str, str]]:
-    """Name and description of every preset of a kind.
-
-    Raises:
-        UsageError: no such kind.
-    """
+    """Name and description of every preset of a kind."""
     if kind not in KINDS:
         raise UsageError(f"nothing called {kind!r} to list{nearest(kind, KINDS)}")
     group = KINDS[kind]
