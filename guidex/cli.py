@@ -95,7 +95,6 @@ example:
   guidex ema SNAPSHOT_FOLDER ema=0.1 out=edm2-ema-0.100.safetensors
 """
 
-
 _LIST = f"""\
 List presets, with one line on each: {", ".join(KINDS)}.
 

@@ -121,7 +121,7 @@ def reconstruct(snapshots: Sequence[Snapshot], kimg: int, ema: float) -> Checkpo
             record = {"file": snapshot.path.name, "sha256": about.get("sha256")}
             record |= {"kimg": snapshot.kimg, "length": snapshot.ema, "coefficient": coefficient}
             records.append(record)
-            del checkpoint, tensor  # before the next one is read
+            checkpoint = tensor = None  # before the next one is read
             progress.update(1)
     error = profile_error(times, lengths, coefficients, images_of(kimg), ema)
     config, tensors, same = first
