@@ -7,6 +7,7 @@ reach into a part that a preset takes over from elsewhere (`guidance.reference.h
 reference is one of the model's). References to other keys (`${model.h}`) are followed last.
 """
 
+import functools
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -247,21 +248,18 @@ def _set_published(config: Config, choices: dict[str, str]) -> Config:
     dots), where there is such a key and an experiment says nothing about it; returns what came
     out."""
     published, guidance = config.get("model", {}).get("published", {}), choices.get("guidance")
-    if guidance not in published:
-        config.get("model", {}).pop("published", None)
-        return {}
-    found = _select(config, f"model.published.{guidance}", "model.published")
-    del config["model"]["published"]
+    known = guidance in published
+    found = _select(config, f"model.published.{guidance}", "model.published") if known else {}
+    config.get("model", {}).pop("published", None)
     own = _keys(preset("experiment", choices.get("experiment", "None")))
     for key, value in found.items():
         if "." in key and key in _keys(config) and key not in own:
             parent, _, name = key.rpartition(".")
             _select(config, parent, key)[name] = value
-    if isinstance(published[guidance], str):  # the settings of another guidance
-        return {}
     results = {key: value for key, value in found.items() if "." not in key}
+    is_other = isinstance(published.get(guidance), str)  # the settings of another guidance
     about = {"source", "protocol", "images", "repeats", "statistic"}
-    return {} if results.keys() <= about else results
+    return {} if is_other or results.keys() <= about else results
 
 
 def _is_as_published(config: Config, choices: dict[str, str]) -> bool:
@@ -294,14 +292,12 @@ def _require_one_way(words: Sequence[Override], choices: dict[str, str]) -> None
 
 def _require_all(data: Any, choices: dict[str, str]) -> None:
     """Refuse what must be given and is not, but in references that nothing takes over."""
-    missing = list(_missing(data))
-    if not missing:
-        return
-    text = f"{missing[0]} must be given, for example {' '.join(f'{key}=…' for key in missing)}"
-    if missing[0].startswith("guidance."):
-        model, guidance = choices["model"], choices["guidance"]
-        text += f"; model={model} comes with no network of its own for guidance={guidance}"
-    raise UsageError(text)
+    if missing := list(_missing(data)):
+        text = f"{missing[0]} must be given, for example {' '.join(f'{key}=…' for key in missing)}"
+        if missing[0].startswith("guidance."):
+            model, guidance = choices["model"], choices["guidance"]
+            text += f"; model={model} comes with no network of its own for guidance={guidance}"
+        raise UsageError(text)
 
 
 def _missing(data: Any, key: str = "") -> Iterator[str]:
@@ -346,6 +342,7 @@ def _axis(key: str, values: Iterable[str]) -> Axis:
     return axis
 
 
+@functools.lru_cache(maxsize=4096)
 def parse(word: str) -> Override:
     """One override in Hydra's grammar. A value that the grammar can't read (a path, say) is taken
     as text."""
