@@ -103,7 +103,9 @@ def compose(command: str, words: Sequence[str], complete: bool = True) -> Compos
 
 def check_words(command: str, words: Sequence[str]) -> None:
     """Refuse typing errors as the command itself would, after the seconds that torch takes."""
-    if not {"eval", "experiment"} & {word.partition("=")[0] for word in words}:
+    if command in PATH_KEYS:
+        compose(command, path_first(command, words))
+    elif not {"eval", "experiment"} & {word.partition("=")[0] for word in words}:
         compose(command, _first_point(command, words))  # the points of others have other keys
 
 
