@@ -12,21 +12,10 @@ from guidex.models.edm2.load import network_of, obtain
 
 
 def convert_command(words: Sequence[str]) -> None:
-    """Run the command. Nothing that the snapshot holds is run.
-
-    Arguments:
-        words: a path or URL, out=PATH.safetensors, and maybe overwrite=true.
-
-    Raises:
-        UsageError, GuidexError: as `guidex.models.edm2.checkpoints.convert`; for a network that
-            guidex could not compute.
-    """
+    """Run the command: a path or URL, out=PATH.safetensors, and maybe overwrite=true."""
     files, settings = split_words(words, ("out", "overwrite"))
     if len(files) != 1:
-        raise UsageError(
-            f"convert takes one checkpoint, not {len(files)}: "
-            "guidex convert FILE.pkl out=FILE.safetensors"
-        )
+        raise UsageError(f"convert takes one checkpoint, not {len(files)}")
     out = str(required(settings, "out", "network.safetensors"))
     overwrite = flag(settings, "overwrite")
     check = partial(network_of, where=files[0], dtype=torch.float32)

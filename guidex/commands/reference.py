@@ -17,14 +17,7 @@ from guidex.runs.settings import resolve_device
 
 
 def make_reference(words: Sequence[str]) -> None:
-    """Run the command.
-
-    Arguments:
-        words: where the images are (unless given as data=PATH), then Hydra overrides.
-
-    Raises:
-        UsageError, GuidexError: before any work where possible.
-    """
+    """Run the command. The first word may be where the images are."""
     config = compose("ref", path_first("ref", words)).config
     data = str(Path(str(config["data"])).expanduser())
     check_images(config, data)
