@@ -1,27 +1,41 @@
-"""From words on the command line to a configuration.
+"""From words on the command line to a configuration: Hydra's composition and override grammar.
 
-Words are in Hydra's override grammar, and presets name the presets that they build on as Hydra's
-do. Groups (`model=digits`) are composed first. Values (`guidance.schedule.w=3`) are then set one by
+Groups (`model=digits`) are composed by Hydra. Values (`guidance.schedule.w=3`) are then set one by
 one, so that an unknown key can be answered with the nearest valid ones, and so that a key may
 reach into a part that a preset takes over from elsewhere (`guidance.reference.h=0.7`, where the
 reference is one of the model's). References to other keys (`${model.h}`) are followed last.
 """
 
+import copy
 import functools
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, ValueType
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from guidex.config import plugin
-from guidex.config.presets import is_group, nearest, options, preset, preset_text
+from guidex.config.presets import (
+    config_dir,
+    is_group,
+    nearest,
+    options,
+    own_folder,
+    preset,
+    preset_text,
+    table_rows,
+)
 from guidex.errors import UsageError
 
 Config = dict[str, Any]
@@ -118,103 +132,64 @@ def _first_point(command: str, words: Sequence[str]) -> list[str]:
 def _choose(command: str, groups: Iterable[Override]) -> tuple[Config, dict[str, str]]:
     """What the presets say that a command and its words choose, with references as they stand, and
     the preset taken in each group."""
-    given = {}
+    groups = list(groups)
     for one in groups:
-        place = one.key_or_group.replace("/", ".") if one.package is None else one.package
-        given[one.key_or_group, place] = one.value()
-    presets = _Presets(given)
-    presets.add("", command, "")
-    for group, place in given:
-        if (key := _choice_key(group, place)) not in presets.choices:
-            value = _as_text(given[group, place])
-            raise UsageError(f"{key}={value}: the presets chosen here have no {key} to replace")
-    config: Config = {}
-    for place, content in reversed(presets.parts):
-        for name in reversed(place.split(".") if place else []):
-            content = {name: content}
-        _merge(config, config, content)
-    if presets.choices.get("protocol") == "None":
-        config.pop("protocol", None)  # an experiment may change a protocol that is not taken
-    return config, presets.choices
+        _check_choice(one.key_or_group, one.value())
+    # To choose none is what roots say by themselves; Hydra has no way to say it again.
+    last = {one.key_or_group: one for one in groups}
+    none = {key for key, one in last.items() if key in OPTIONAL_GROUPS and one.value() is None}
+    words = [
+        one.input_line
+        for one in groups
+        if one.key_or_group not in OPTIONAL_GROUPS
+        or (one is last[one.key_or_group] and one.key_or_group not in none)
+    ]
+    text, choices = _composed(command, tuple(words), own_folder())
+    config = copy.deepcopy(text)
+    if "protocol" in none:  # an experiment may choose one
+        config.pop("protocol", None)
+    return config, {**choices, **dict.fromkeys(none & {"protocol"}, "None")}
 
 
-class _Presets:
-    """Presets, and those that they build on.
-
-    Attributes:
-        given: what to take instead of what presets name, by group and place (a key of the
-            configuration; empty: all of it); presets add to it.
-        choices: what was taken.
-        parts: places and contents, to be merged from the last to the first.
-    """
-
-    def __init__(self, given: dict[tuple[str, str], Any]) -> None:
-        self.given = given
-        self.choices: dict[str, str] = {}
-        self.parts: list[tuple[str, Config]] = []
-
-    def add(self, group: str, name: str, place: str) -> None:
-        """Add a preset and what its `defaults` name: from the last to the first, as Hydra does it,
-        so that what comes later may replace what comes before."""
-        content = dict(preset(group, name))
-        entries = content.pop("defaults", [])
-        entries = entries if "_self_" in entries else [*entries, "_self_"]
-        for entry in entries:
-            if "override " in str(entry):
-                self.given.setdefault(*_entry(entry, group, place))
-        for entry in reversed(entries):
-            if entry == "_self_":
-                self.parts.append((place, content))
-            elif isinstance(entry, str):
-                base = str(PurePosixPath(name).parent / entry)
-                _check_choice(group, base)
-                self.add(group, base, place)
-            elif "override " not in str(entry):
-                self._take(*_entry(entry, group, place))
-
-    def _take(self, key: tuple[str, str], value: Any) -> None:
-        (group, place), value = key, self.given.get(key, value)
-        _check_choice(group, value)
-        names = value if isinstance(value, list) else [value]
-        self.choices[_choice_key(group, place)] = ",".join(map(str, names))
-        for name in reversed(names):
-            if name is not None:
-                self.add(group, str(name), "" if group == "experiment" else place)
+@functools.cache
+def _store_rows(own: Path | None) -> None:
+    """Show Hydra the presets that are rows of tables, once for each folder of the user's own."""
+    for group, name, row in table_rows():
+        package = "_global_" if group == "experiment" else group.replace("/", ".")
+        *parents, last = f"{group}/{name}".split("/")
+        ConfigStore.instance().store(last, row, group="/".join(parents), package=package)
 
 
-def _entry(entry: Config, group: str, place: str) -> tuple[tuple[str, str], Any]:
-    """Group and place, and the preset, of an entry of `defaults`. Groups lie in the preset's own
-    unless they start with a slash, places in its own unless they start with _global_."""
-    [(text, value)] = entry.items()
-    name, _, package = text.removeprefix("override ").partition("@")
-    within = package or name.strip("/").replace("/", ".")
-    whole = within.removeprefix("_global_.") if "_global_" in within else f"{place}.{within}"
-    name = name[1:] if name.startswith("/") else f"{group}/{name}".strip("/")
-    return (name, whole.strip(".")), value
-
-
-def _choice_key(group: str, place: str) -> str:
-    return group if place == group.replace("/", ".") else f"{group}@{place}"
-
-
-def _merge(root: Config, part: Config, content: Config) -> None:
-    """Lay a content over a part of the configuration `root`."""
-    for key, value in content.items():
-        if not isinstance(value, dict):
-            part[key] = value
-            continue
-        _own(root, part, key)
-        if not isinstance(part.get(key), dict):
-            part[key] = {}
-        _merge(root, part[key], value)
+@functools.lru_cache(maxsize=4096)
+def _composed(
+    command: str, words: tuple[str, ...], own: Path | None
+) -> tuple[Config, dict[str, str]]:
+    _store_rows(own)
+    overrides = list(words)
+    if own is not None:
+        path = str(own).replace("\\", "\\\\").replace("'", "\\'")
+        overrides.append(f"hydra.searchpath=['file://{path}']")
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
+            cfg = hydra_compose(command, overrides=overrides, return_hydra_config=True)
+    except HydraException as error:
+        first = str(error).splitlines()[0]
+        for word, key in ((word, word.partition("=")[0]) for word in words):
+            if f"Could not override '{key}'" in first:
+                first = f"{word}: the presets chosen here have no {key} to replace"
+        raise UsageError(first) from error
+    choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
+    config = OmegaConf.to_container(cfg, resolve=False)
+    del config["hydra"]
+    return config, {k: str(v) for k, v in choices.items() if not k.startswith("hydra")}
 
 
 def _own(root: Config, part: Config, key: str) -> None:
     """Copy a part that is taken over from elsewhere, so that it can be changed."""
     reference = REFERENCE.fullmatch(str(part.get(key)))
     if reference and isinstance(found := _select(root, reference[1], key), dict):
-        part[key] = {}
-        _merge(root, part[key], found)
+        part[key] = copy.deepcopy(found)
 
 
 def _select(root: Config, path: str, key: str) -> Any:

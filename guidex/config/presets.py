@@ -7,7 +7,6 @@ a preset, and its value what the file would say, with the line that describes it
 
 import difflib
 import functools
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,16 +30,6 @@ KINDS = {
     "experiments": "experiment",
 }
 
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Reads 1e-3 as a number, which YAML 1.1 takes for text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
 
 _OWN: list[Path] = []  # the folder of the user's own presets (--config-dir), if there is one
 
@@ -93,18 +82,28 @@ def _names(folder: Path, group: str) -> list[str]:
 def _rows(folder: Path, group: str) -> dict[str, dict[str, Any]]:
     """The presets that are rows of tables."""
     tables = sorted((folder / group).glob("*.table.yaml"))
-    return {k: row for table in tables for k, row in yaml.load(table.read_bytes(), _Loader).items()}
+    return {k: row for table in tables for k, row in yaml.safe_load(table.read_bytes()).items()}
 
 
-def table_rows() -> list[tuple[str, str]]:
-    """Group and name of the built-in presets that are rows of tables."""
-    return [(group, name) for group in KINDS.values() for name in _rows(config_dir(), group)]
+def own_folder() -> Path | None:
+    """The folder of the user's own presets."""
+    return _OWN[0] if _OWN else None
+
+
+def table_rows() -> list[tuple[str, str, dict[str, Any]]]:
+    """Group, name and content of all presets that are rows of tables, without their texts."""
+    return [
+        (group, name, {key: value for key, value in row.items() if key != "text"})
+        for folder in (config_dir(), *_OWN)
+        for group in KINDS.values()
+        for name, row in _rows(folder, group).items()
+    ]
 
 
 @functools.cache
 def preset(group: str, name: str) -> dict[str, Any]:
     """What a preset says; empty where there is none. Group "" has the keys of commands."""
-    return yaml.load(preset_text(group, name), _Loader) or {}
+    return yaml.safe_load(preset_text(group, name)) or {}
 
 
 def preset_text(group: str, name: str) -> str:
