@@ -30,11 +30,16 @@ def golden_tensors(name: str) -> dict[str, torch.Tensor]:
 def golden_model(name: str) -> EDM2:
     config = json.loads((GOLDEN / f"edm2-tiny-{name}.config.json").read_text())
     with torch.device("meta"):
-        model = EDM2(Config.from_mapping(config))
+        model = EDM2(Config.from_mapping(config, name))
     # The numbers were made with the float16 weights of the snapshot; its rounding is part of them.
     weights = read_checkpoint(GOLDEN / f"edm2-tiny-{name}.pkl").tensors
     model.load_state_dict(weights, assign=True)
     return model
+
+
+def golden_x0(model: EDM2, io: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What a model makes of the golden input; a network without classes takes none."""
+    return model.predict(io["x"], io["sigma"], io.get("labels", torch.zeros(len(io["x"]), 0)))
 
 
 def tiny_model(config: Config = TINY, dtype: torch.dtype = torch.float32) -> EDM2:

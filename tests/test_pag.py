@@ -18,7 +18,7 @@ from guidex.guidance.rules import APG, Extrapolate, Rescale
 from guidex.guidance.schedules import Constant, Interval
 from guidex.models.attention import Mode, Perturbation, attention
 from guidex.models.denoiser import View
-from guidex.models.edm2 import layers as edm2_layers
+from guidex.models.edm2 import network as edm2_network
 from guidex.models.edm2.folded import fold
 from guidex.models.edm2.network import EDM2
 from guidex.models.spec import ModelSpec
@@ -148,7 +148,7 @@ def test_identity_is_the_network_with_that_map_replaced(model, layer, monkeypatc
         calls.append(rows)
         return weights @ v
 
-    monkeypatch.setattr(edm2_layers, "attention", by_hand)
+    monkeypatch.setattr(edm2_network, "attention", by_hand)
     assert relative(perturbed, model(x, SIGMA, LABELS)) < 1e-5
     assert len(calls) == len(LAYERS)
     assert relative(perturbed, plain) > 1e-3

@@ -205,7 +205,7 @@ def _methods(part: Any) -> Any:
     if not isinstance(part, dict):
         return part
     keys = ("model", "guidance", "sampler") if "sampler" in part else part
-    aside = ("dtype", "root", "folded", "compile", "references")
+    aside = ("dtype", "root", "compile", "references")
     return {key: _methods(part[key]) for key in keys if key not in aside}
 
 

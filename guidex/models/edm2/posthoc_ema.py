@@ -13,7 +13,7 @@ from guidex.errors import UsageError
 
 
 def sigma_rel_of_gamma(gamma: ArrayLike) -> NDArray[np.float64]:
-    """Exponent gamma >= 0 -> relative width: sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))."""
+    """Exponent gamma >= 0 -> relative width of the profile."""
     gamma = np.asarray(gamma, dtype=np.float64)
     return np.sqrt(gamma + 1) / ((gamma + 2) * np.sqrt(gamma + 3))
 
@@ -23,9 +23,8 @@ MAX_SIGMA_REL = float(sigma_rel_of_gamma(0.0))
 
 
 def gamma_of_sigma_rel(sigma_rel: ArrayLike) -> NDArray[np.float64]:
-    """Relative width -> exponent gamma >= 0, the inverse of `sigma_rel_of_gamma` (appendix C).
-
-    It is the largest root of (gamma + 2)^2 (gamma + 3) - (gamma + 1) / sigma_rel^2, a cubic.
+    """Relative width -> exponent gamma >= 0: the largest root of the cubic
+    (gamma + 2)^2 (gamma + 3) - (gamma + 1) / sigma_rel^2 (appendix C).
 
     Raises:
         UsageError: where sigma_rel is not in (0, 12^-1/2].
@@ -89,7 +88,7 @@ def reconstruction_coefficients(
 
     Arguments:
         snapshot_times, snapshot_lengths: training time and sigma_rel of each stored average, [N].
-        target_times, target_lengths: those wanted, [M], or a scalar time for all of them.
+        target_times, target_lengths: those wanted, [M] or scalars.
 
     Returns:
         Coefficients [N, M], every column of sum 1.
@@ -98,10 +97,9 @@ def reconstruction_coefficients(
         UsageError: where a length is out of range, a time is not positive, two snapshots are the
             same, or a target is later than all snapshots.
     """
-    t = np.atleast_1d(np.asarray(snapshot_times, np.float64))
-    t_target = np.atleast_1d(np.asarray(target_times, np.float64))
-    gamma = np.atleast_1d(gamma_of_sigma_rel(snapshot_lengths))
-    gamma_target = np.atleast_1d(gamma_of_sigma_rel(target_lengths))
+    t, t_target = (np.array(times, np.float64, ndmin=1) for times in (snapshot_times, target_times))
+    lengths = (snapshot_lengths, target_lengths)
+    gamma, gamma_target = (np.atleast_1d(gamma_of_sigma_rel(given)) for given in lengths)
     if not np.all(t > 0):
         raise UsageError(f"snapshot times are {t.tolist()}; they must be above 0")
     if len(set(zip(t, gamma, strict=True))) < t.size:
