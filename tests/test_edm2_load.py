@@ -16,7 +16,7 @@ from guidex.errors import GuidexError, UsageError
 from guidex.files.cache import file_sha256
 from guidex.files.progress import download_bar
 from guidex.models.edm2 import load
-from guidex.models.edm2.checkpoints import Checkpoint, convert, write_checkpoint
+from guidex.models.edm2.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from guidex.models.edm2.load import (
     CHANNELS,
     GFLOPS,
@@ -42,7 +42,7 @@ def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with net.pkl, as EDM2 writes it, and net.safetensors + net.json made of it."""
     folder = tmp_path_factory.mktemp("snapshots")
     write_snapshot(tiny_model(), folder / "net.pkl")
-    convert(folder / "net.pkl", folder / "net.safetensors")
+    write_checkpoint(read_checkpoint(folder / "net.pkl"), folder / "net.safetensors")
     return folder
 
 

@@ -49,37 +49,27 @@ class Conditions:
         return self.names[number] if self.names else str(number)
 
     def check(self, numbers: Tensor, count: int) -> None:
-        """Refuse what are not the numbers of `count` images.
-
-        Raises:
-            UsageError: another shape, fractions, or a number that the model does not have.
-        """
+        """Refuse, with a UsageError, what are not the numbers of `count` images."""
         if numbers.shape != (count,) or numbers.is_floating_point():
             raise UsageError(
                 f"labels must be integers [{count}], one per sample, not {list(numbers.shape)} of "
                 f"{numbers.dtype}"
             )
         if count > 0 and not 0 <= int(numbers.min()) <= int(numbers.max()) < self.count:
-            given = sorted({int(numbers.min()), int(numbers.max())})
-            raise UsageError(f"labels go from 0 to {self.count - 1}, not {given}")
+            raise UsageError(
+                f"labels go from 0 to {self.count - 1}, not {numbers.unique().tolist()}"
+            )
 
     def numbers(self, written: Sequence[int | str]) -> list[int]:
-        """The numbers of conditions that people wrote by number or name.
-
-        Raises:
-            UsageError: one that the model does not have.
-        """
-        known = {given: self._number(given) for given in dict.fromkeys(written)}
+        """The numbers of conditions that people wrote by number or name; a UsageError for one that
+        the model does not have."""
+        known = {name: number for number, name in enumerate(self.names)}
+        known |= {number: number for number in range(self.count)}
+        for given in set(written) - known.keys():
+            allowed = f"0 … {self.count - 1}" if self.count else "none: use labels=random"
+            hint = nearest(given, self.names) if isinstance(given, str) else ""
+            raise UsageError(f"labels={given}: the classes of this model are {allowed}{hint}")
         return [known[given] for given in written]
-
-    def _number(self, given: int | str) -> int:
-        if given in self.names:
-            return self.names.index(given)
-        if isinstance(given, int) and 0 <= given < self.count:
-            return given
-        allowed = f"0 … {self.count - 1}" if self.count else "none: use labels=random"
-        hint = nearest(given, self.names) if isinstance(given, str) else ""
-        raise UsageError(f"labels={given}: the classes of this model are {allowed}{hint}")
 
 
 def parse_labels(text: Any, count: int) -> list[int | str] | None:

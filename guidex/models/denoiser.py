@@ -6,7 +6,7 @@ grad log p(x; sigma) = (D(x; sigma) - x) / sigma^2.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -101,12 +101,18 @@ class Denoiser(nn.Module, ABC):
 
 class ExactDenoiser(Denoiser):
     """A denoiser whose distribution is known in closed form, so that results can be checked
-    against it."""
+    against it.
+
+    Attributes:
+        conditional: whether labels choose a class; False ignores them.
+    """
+
+    conditional: bool
 
     @abstractmethod
     def log_density(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
         """log p(x; sigma | labels) of the data blurred with noise of level sigma, [B],
-        differentiable in x."""
+        differentiable in x [B, *shape]; sigma may be 0 where there is a density of clean data."""
 
     @abstractmethod
     def sample(self, labels: Tensor | None, count: int, generator: torch.Generator) -> Tensor:
@@ -120,3 +126,22 @@ class ExactDenoiser(Denoiser):
         Finite data are given whole, as uint8 images [N, C, H, W]; of a density, `count` draws
         from `seed`, float64 [count, *shape].
         """
+
+    def by_class(
+        self, function: Callable[[Tensor, int | None], Tensor], rows: Tensor, labels: Tensor | None
+    ) -> Tensor:
+        """function(rows of a class, the class) for each class that occurs, put back into the order
+        of the rows [B, ...]; function(rows, None) where no labels count.
+
+        Raises:
+            UsageError: labels that the model does not have.
+        """
+        if labels is not None and self.conditional:
+            self.conditions.check(labels, len(rows))
+        if labels is None or not self.conditional or len(rows) == 0:
+            return function(rows, None)
+        order = labels.to(rows.device).argsort(stable=True)
+        sizes = labels.bincount(minlength=self.num_classes).tolist()
+        parts = enumerate(rows[order].split(sizes))
+        results = [function(part, label) for label, part in parts if len(part) > 0]
+        return torch.cat(results)[order.argsort()]

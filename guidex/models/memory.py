@@ -23,11 +23,7 @@ _TEXTS = (
 
 @dataclass
 class Halving:
-    """The size of batches, halved for good where the device's memory is too small.
-
-    Attributes:
-        size: images that are computed at once.
-    """
+    """The size of batches, in images, halved for good where the device's memory is too small."""
 
     size: int
 

@@ -1,13 +1,12 @@
 """What is in a checkpoint file: the weights of a network and the arguments to build it with.
 
 Two kinds of files are read: EDM2 network snapshots (`.pkl`; post-hoc EMA reconstructions have the
-same layout), and guidex's own pairs PATH.safetensors + PATH.json, which `convert` makes of them.
+same layout), and guidex's own pairs PATH.safetensors + PATH.json, which `guidex convert` writes.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -61,43 +60,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 def read_config(path: str | Path) -> dict[str, Any] | None:
     """The arguments that a converted network is built with, without its weights; None where `path`
-    is no converted checkpoint on this machine.
-
-    Raises:
-        GuidexError: the description is damaged.
-    """
+    is no converted checkpoint on this machine."""
     description = Path(path).expanduser().with_suffix(".json")
     if Path(path).suffix != ".safetensors" or not description.is_file():
         return None
     return _read_description(description)["config"]
 
 
-def convert(
-    source: str | Path,
-    destination: str | Path,
-    *,
-    overwrite: bool = False,
-    check: Callable[[Checkpoint], object] = bool,
-) -> Checkpoint:
-    """Read a checkpoint, let `check` refuse it by raising, and write it as a pair.
-
-    Raises:
-        UsageError, GuidexError: as `read_checkpoint` and `write_checkpoint`; for what is wrong
-            with the destination, before the source is read.
-    """
-    require_free(destination, overwrite)
-    checkpoint = read_checkpoint(source)
-    check(checkpoint)
-    write_checkpoint(checkpoint, destination, overwrite=overwrite)
-    return checkpoint
-
-
 def require_free(path: str | Path, overwrite: bool) -> tuple[Path, Path]:
-    """Where weights and description go.
-
-    Raises:
-        UsageError: another suffix than .safetensors, no such folder, or a file is already there.
-    """
+    """Where weights and description go; a UsageError where they cannot."""
     weights = Path(path)
     if weights.suffix != ".safetensors":
         raise UsageError(f"{weights}: the name of a converted checkpoint ends in .safetensors.")
@@ -119,14 +90,13 @@ def write_checkpoint(
     (after a kill between two renames, or by a wrong copy) are told apart from a pair.
 
     Raises:
-        UsageError: as `require_free`.
-        GuidexError: the files cannot be written.
+        UsageError, GuidexError: they cannot be written.
     """
     weights, description = require_free(destination, overwrite)
     content = {"format": FORMAT, "config": checkpoint.config, "metadata": checkpoint.metadata}
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     header = {"guidex": str(FORMAT), "description": _digest(content)}
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
 
     def write_both(file: BinaryIO) -> None:
         file.write(text.encode())
@@ -147,10 +117,7 @@ def _read_pair(weights: Path) -> Checkpoint:
     description = weights.with_suffix(".json")
     for file in (weights, description):
         if not file.is_file():
-            raise UsageError(
-                f"{file}: does not exist. A checkpoint of guidex is a pair {weights.name} + "
-                f"{description.name}, as `convert` writes it."
-            )
+            raise UsageError(f"{file}: does not exist; a converted checkpoint is a pair of files.")
     content = _read_description(description)
     try:
         with safe_open(weights, framework="pt", device="cpu") as file:
@@ -173,10 +140,7 @@ def _read_description(path: Path) -> dict[str, Any]:
     match content:
         case {"format": 1, "config": dict(), "metadata": dict()}:
             return content
-    raise GuidexError(
-        f"{path}: not the description of a checkpoint of format {FORMAT}, which this version of "
-        "guidex reads; convert the original again."
-    )
+    raise GuidexError(f"{path}: no description of format {FORMAT}; convert the original again.")
 
 
 # --- EDM2 snapshots ---------------------------------------------------------------------------
@@ -195,8 +159,7 @@ def _read_snapshot(path: Path) -> Checkpoint:
     if network.class_name != NETWORK_CLASS or network.init_args:
         raise GuidexError(
             f"{path}: holds a {printable(network.class_name)} of {len(network.init_args)} unnamed "
-            f"arguments; of snapshots, guidex reads those of EDM2, whose network is a "
-            f"{NETWORK_CLASS} of named ones."
+            f"arguments; an EDM2 snapshot holds a {NETWORK_CLASS} of named ones."
         )
     tensors: dict[str, Tensor] = {}
     try:
@@ -221,14 +184,8 @@ def _read_snapshot(path: Path) -> Checkpoint:
 
 
 def _gather(module: object, prefix: str, tensors: dict[str, Tensor]) -> None:
-    """Collect the tensors of a recorded torch module, by the names of its `state_dict()`.
-
-    Parameters, then buffers other than the non-persistent ones, then submodules, in their order;
-    None is torch's sign for an absent one.
-
-    Raises:
-        ValueError: it is no torch module.
-    """
+    """Collect the tensors of a recorded torch module, by the names of its `state_dict()`, in its
+    order; None is torch's sign for an absent one."""
     match module:
         case Recorded(
             state={"_parameters": dict(parameters), "_buffers": dict(buffers), "_modules": dict()}
@@ -249,11 +206,7 @@ def _gather(module: object, prefix: str, tensors: dict[str, Tensor]) -> None:
 
 def _plain(value: object) -> Any:
     """A value of `read_pickle` as JSON types: tuples become lists, arrays nested lists; of a
-    recorded object its class, its arguments, and its public state.
-
-    Raises:
-        ValueError: JSON cannot hold it.
-    """
+    recorded object its class, its arguments, and its public state."""
     try:
         return json.loads(json.dumps(value, default=_described, allow_nan=False))
     except TypeError as error:  # another type, or a key that is no string

@@ -77,10 +77,7 @@ class Config:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object], where: str) -> "Config":
-        """Read the configuration stored in a checkpoint.
-
-        Lists may stand for tuples, keys that matter in training alone (dropout, use_fp16) are
-        passed over, and clip_act may be None.
+        """The configuration of the checkpoint at `where`; lists may stand for tuples.
 
         Raises:
             UsageError: for a missing or unknown key, or a value that is not computed here.
@@ -104,15 +101,9 @@ class Block(nn.Module):
 
     The constants of the paper's mp_silu and mp_sum are linear factors, so they are part of the gain
     of the convolution beside them: 1/0.596 of the one after mp_silu, a branch's share of mp_sum of
-    the last one of the branch.
-
-    Arguments:
-        config: of the network.
-        emb_channels: width of the embedding.
-        encoder: whether the input is normalised (pixel norm), as in the encoder.
-        attends: whether it has self-attention, where a head fits.
-        resample: what happens to the input before all else, by the box filter [1, 1].
-        joins_skip: whether the U-Net concatenates a skip connection to the input.
+    the last one of the branch. The input is resampled first, by the box filter [1, 1]; the
+    encoder's is normalised (pixel norm); one that joins a skip connection is concatenated to it by
+    the U-Net.
     """
 
     def __init__(
@@ -141,9 +132,8 @@ class Block(nn.Module):
         self.conv_res0 = MPConv(width, out_channels, 3, gain=1 / SILU_MAGNITUDE)
         self.emb_linear = MPConv(emb_channels, out_channels, None, gain=1 / SILU_MAGNITUDE)
         self.conv_res1 = MPConv(out_channels, out_channels, 3, gain=res_share / SILU_MAGNITUDE)
-        self.conv_skip = None
-        if in_channels != out_channels:
-            self.conv_skip = MPConv(in_channels, out_channels, 1)
+        same = in_channels == out_channels
+        self.conv_skip = None if same else MPConv(in_channels, out_channels, 1)
         if self.heads > 0:
             self.attn_qkv = MPConv(out_channels, 3 * out_channels, 1, interleave=3)
             self.attn_proj = MPConv(out_channels, out_channels, 1, gain=attn_share)
@@ -153,10 +143,7 @@ class Block(nn.Module):
         return 1 + learned_gain(self.emb_gain, self.emb_linear) * self.emb_linear(emb)
 
     def forward(self, x: Tensor, modulation: Tensor, parts: Parts | None = None) -> Tensor:
-        """x [B, in_channels, H, W], modulation [B, out_channels] -> [B, out_channels, H', W'].
-
-        parts: see `guidex.models.attention.attention`.
-        """
+        """x [B, in_channels, H, W], modulation [B, out_channels] -> [B, out_channels, H', W']."""
         if self.resample == "halve":
             x = F.avg_pool2d(x, 2)
         elif self.resample == "double":
@@ -208,13 +195,13 @@ class UNet(nn.Module):
         if classes > 0:
             self.emb_label = MPConv(classes, emb_channels, None, label_share * sqrt(classes))
 
+        sides = [config.img_resolution >> i for i in range(len(widths))]
+        attend = [side in config.attn_resolutions for side in sides]
+        levels = list(zip([f"{side}x{side}" for side in sides], widths, attend, strict=True))
+        block, skips = partial(Block, config, emb_channels, True), []
         self.enc = nn.ModuleDict()
-        block = partial(Block, config, emb_channels, True)
-        skips = []
-        for i, width in enumerate(widths):
-            side = config.img_resolution >> i
-            name, attends = f"{side}x{side}", side in config.attn_resolutions
-            if i == 0:
+        for name, width, attends in levels:
+            if not skips:
                 self.enc[f"{name}_conv"] = MPConv(config.img_channels + 1, channels, 3)
             else:
                 self.enc[f"{name}_down"] = block(channels, channels, resample="halve")
@@ -223,13 +210,10 @@ class UNet(nn.Module):
                 self.enc[f"{name}_block{j}"] = block(channels, width, attends)
                 channels = width
                 skips.append(channels)
-
-        self.dec = nn.ModuleDict()
         block = partial(Block, config, emb_channels, False)
-        for i, width in reversed(list(enumerate(widths))):
-            side = config.img_resolution >> i
-            name, attends = f"{side}x{side}", side in config.attn_resolutions
-            if i == len(widths) - 1:
+        self.dec = nn.ModuleDict()
+        for name, width, attends in reversed(levels):
+            if not self.dec:
                 self.dec[f"{name}_in0"] = block(channels, channels, attends=True)
                 self.dec[f"{name}_in1"] = block(channels, channels)
             else:
@@ -288,12 +272,10 @@ class UNet(nn.Module):
 class EDM2(Denoiser):
     """D(x; sigma, c) = c_skip x + c_out F(c_in x; c_noise, c), with F the EDM2 U-Net.
 
-    Arguments:
-        config: the shape of the network. Its weights are random until they are loaded; make it on
-            the meta device and load with `assign=True` to keep a checkpoint's float16 as it is.
-        dtype: in which the U-Net computes: torch.float32 (on a GPU with convolutions in TF32, which
-            is PyTorch's default), bfloat16 or float16 (as released). What goes in, what comes out
-            and the preconditioning are in the dtype of x.
+    The U-Net computes in `dtype`: float32 (on a GPU with convolutions in TF32, which is PyTorch's
+    default), bfloat16 or float16 (as released). What goes in, what comes out and the
+    preconditioning are in the dtype of x. Weights are random until they are loaded; make it on the
+    meta device and load with `assign=True` to keep a checkpoint's float16 as it is.
     """
 
     # D is defined for all sigma > 0; the bounds keep sigma^2 well inside float32. The range that a
@@ -317,25 +299,22 @@ class EDM2(Denoiser):
 
     @property
     def gflops(self) -> float:
-        """10^9 floating-point operations of one evaluation, by counting, 2 per multiply-add."""
         return count_gflops(self.config)
 
     def forward(self, x: Tensor, sigma: float, condition: Condition = None) -> Tensor:
         """Denoise; see Denoiser. Without classes their embedding is zero; a network without
         classes, such as the reference of classifier-free guidance, ignores them.
         """
-        sigmas = torch.full(x.shape[:1], sigma, dtype=x.dtype, device=x.device)
-        return self.predict(x, sigmas, self._classes(condition, x))
+        return self.joint(x, [View(sigma, condition)])[0]
 
     def joint(self, x: Tensor, views: Sequence[View]) -> list[Tensor]:
         """Denoise the same x several times in one call of the U-Net; see Denoiser."""
-        if len(views) == 1 and views[0].perturbation is None:
-            return super().joint(x, views)
         count = len(x)
         sigma = torch.cat([x.new_full((count,), view.sigma) for view in views])
         classes = torch.cat([self._classes(view.condition, x) for view in views])
-        repeated = x.repeat(len(views), 1, 1, 1)
-        return list(self.predict(repeated, sigma, classes, self._parts(views, x)).split(count))
+        repeated = x if len(views) == 1 else x.repeat(len(views), 1, 1, 1)
+        parts = self._parts(views, x) or None
+        return list(self.predict(repeated, sigma, classes, parts).split(count))
 
     def _classes(self, condition: Condition, x: Tensor) -> Tensor:
         if condition is None or self.num_classes == 0:

@@ -50,14 +50,6 @@ def images_of(kimg: int) -> int:
     return images if images // 1000 == kimg else kimg * 1000
 
 
-def decay(gamma: ArrayLike, t: ArrayLike, dt: ArrayLike = 1.0) -> NDArray[np.float64]:
-    """beta of one update, theta_gamma(t) = beta theta_gamma(t - dt) + (1 - beta) theta(t).
-
-    beta = (1 - dt / t)^(gamma + 1): 0 at t = dt, so that the initial weights are forgotten.
-    """
-    return (1 - np.asarray(dt, np.float64) / np.asarray(t)) ** (np.asarray(gamma) + 1)
-
-
 def profile_product(
     t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b: ArrayLike
 ) -> NDArray[np.float64]:
@@ -80,11 +72,10 @@ def reconstruction_coefficients(
     target_times: ArrayLike,
     target_lengths: ArrayLike,
 ) -> NDArray[np.float64]:
-    """Weights of stored averages whose sum is, in the least-squares sense, an average never stored.
+    """Weights of stored averages whose sum is nearest (least squares) to one never stored.
 
-    The sum's profile is fitted to the target's by its normal equations (appendix C, "post-hoc EMA
-    solve"); the coefficients of each target are then divided by their sum, so that a network that
-    no longer changes is reproduced.
+    The sum's profile is fitted to the target's by its normal equations (appendix C); coefficients
+    are divided by their sum, so that a network that no longer changes is reproduced.
 
     Arguments:
         snapshot_times, snapshot_lengths: training time and sigma_rel of each stored average, [N].
@@ -97,17 +88,15 @@ def reconstruction_coefficients(
         UsageError: where a length is out of range, a time is not positive, two snapshots are the
             same, or a target is later than all snapshots.
     """
-    t, t_target = (np.array(times, np.float64, ndmin=1) for times in (snapshot_times, target_times))
-    lengths = (snapshot_lengths, target_lengths)
-    gamma, gamma_target = (np.atleast_1d(gamma_of_sigma_rel(given)) for given in lengths)
-    if not np.all(t > 0):
-        raise UsageError(f"snapshot times are {t.tolist()}; they must be above 0")
+    t, t_target = np.array(snapshot_times, float), np.array(target_times, float, ndmin=1)
+    gamma = gamma_of_sigma_rel(snapshot_lengths)
+    gamma_target = np.atleast_1d(gamma_of_sigma_rel(target_lengths))
     if len(set(zip(t, gamma, strict=True))) < t.size:
         raise UsageError("two EMA snapshots have the same time and length; give each one once")
-    if not np.all((t_target > 0) & (t_target <= t.max())):
+    if not (np.all(t > 0) and np.all((t_target > 0) & (t_target <= t.max()))):
         raise UsageError(
-            f"target times are {t_target.tolist()}; "
-            f"they must be above 0 and at most the last snapshot's {t.max():g}"
+            f"snapshots at {t.tolist()} do not tell of {t_target.tolist()}: times must be above 0 "
+            f"and at most the last snapshot's {t.max():g}"
         )
     gram = profile_product(t[:, None], gamma[:, None], t, gamma)
     moments = profile_product(t[:, None], gamma[:, None], t_target, gamma_target)
