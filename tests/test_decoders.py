@@ -58,10 +58,10 @@ def test_pixels_are_the_golden_ones():
     assert Pixels().image_shape((3, 16, 16)) == (3, 16, 16)
 
 
-@pytest.mark.parametrize("shape", [(4, 16, 16), (2,), (16, 16)])
-def test_pixels_of_something_else(shape):
-    with pytest.raises(UsageError, match="decoder=sd_vae decodes latents"):
-        Pixels()(torch.zeros(2, *shape))
+def test_pixels_of_something_else():
+    for shape in ((4, 16, 16), (2,)):
+        with pytest.raises(UsageError, match="decoder=sd_vae decodes latents"):
+            Pixels().image_shape(shape)
 
 
 # Latents
@@ -152,10 +152,10 @@ def test_infinite_values_are_told(folder, decoder):
         StabilityVAE(str(folder), dtype="float16")(latents(1) * float("nan"))
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 4), (4, 4), (2,)])
-def test_samples_that_are_no_latents(decoder, shape):
-    with pytest.raises(UsageError, match="decodes latents"):
-        decoder(torch.zeros(1, *shape))
+def test_samples_that_are_no_latents(decoder):
+    for shape in ((3, 4, 4), (4, 4)):
+        with pytest.raises(UsageError, match="decodes latents"):
+            decoder.image_shape(shape)
 
 
 # What can be wrong with a VAE

@@ -328,7 +328,6 @@ def test_exact_denoisers_are_asked_one_by_one_bit_for_bit():
         (["8x8_in0"], "no self-attention layer is called 8x8_in0; did you mean dec.8x8_in0"),
         (["dec.*", "enc.9*"], r"called enc.9\*"),
         ("dec.8x8_up", "called dec.8x8_up; did you mean"),
-        ([7], "layers are names such as dec.8x8_in0, not 7"),
     ],
 )
 def test_unknown_layers_are_refused(model, layers, message):
@@ -344,17 +343,9 @@ def test_a_model_without_attention_is_refused():
         two_classes().joint(torch.zeros(1, 2), [View(SIGMA, None, Perturbation(("a",)))])
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ({"mode": "blur"}, "mode must be one of identity, mask, off_diagonal, noise, not 'blur'"),
-        ({"ratio": 1.5}, "ratio .* lies in 0 ... 1, not 1.5"),
-        ({"std": -1.0}, "std .* must be >= 0, not -1.0"),
-        ({"seed": -1}, "seed must be a whole number >= 0, not -1"),
-    ],
-)
-def test_bad_options_are_refused(model, option, message):
-    with pytest.raises(UsageError, match=message):
+@pytest.mark.parametrize("option", [{"mode": "blur"}, {"ratio": 1.5}, {"std": -1.0}])
+def test_bad_options_are_refused(model, option):
+    with pytest.raises(UsageError, match="a mode of identity, .* a ratio of 0 ... 1 and a std of"):
         PerturbedAttention(model, "*", **option)
 
 

@@ -55,10 +55,9 @@ class Conditions:
                 f"labels must be integers [{count}], one per sample, not {list(numbers.shape)} of "
                 f"{numbers.dtype}"
             )
-        if count > 0 and not 0 <= int(numbers.min()) <= int(numbers.max()) < self.count:
-            raise UsageError(
-                f"labels go from 0 to {self.count - 1}, not {numbers.unique().tolist()}"
-            )
+        low, high = (int(bound) for bound in numbers.aminmax()) if count > 0 else (0, 0)
+        if count > 0 and not 0 <= low <= high < self.count:
+            raise UsageError(f"labels go from 0 to {self.count - 1}, not {low} … {high}")
 
     def numbers(self, written: Sequence[int | str]) -> list[int]:
         """The numbers of conditions that people wrote by number or name; a UsageError for one that
