@@ -57,26 +57,17 @@ def test_seeds_make_the_golden_noise_and_classes(seeds):
 
 
 @pytest.mark.parametrize("bits", [32, 64])
-def test_without_guidance(seeds, bits):
-    solver = Heun(grid=Karras(steps=18), dtype=f"float{bits}")
-    check(solver, none(), seeds, f"none_18_{bits}")
-
-
-@pytest.mark.parametrize("bits", [32, 64])
-def test_classifier_free_guidance(seeds, bits):
-    solver = Heun(grid=Karras(steps=32), dtype=f"float{bits}")
-    check(solver, guided_by(Constant(w=2.5)), seeds, f"cfg_2.5_32_{bits}")
-
-
-@pytest.mark.parametrize("bits", [32, 64])
-def test_another_grid(seeds, bits):
-    grid = Karras(steps=12, sigma_max=40.0, rho=5.0)
-    check(
-        Heun(grid=grid, dtype=f"float{bits}"),
-        guided_by(Constant(w=1.7)),
-        seeds,
-        f"auto_1.7_12_{bits}",
-    )
+@pytest.mark.parametrize(
+    "grid, w, name",
+    [
+        (Karras(steps=18), None, "none_18"),
+        (Karras(steps=32), 2.5, "cfg_2.5_32"),
+        (Karras(steps=12, sigma_max=40.0, rho=5.0), 1.7, "auto_1.7_12"),
+    ],
+)
+def test_golden_samples(seeds, grid, w, name, bits):
+    guidance = none() if w is None else guided_by(Constant(w=w))
+    check(Heun(grid=grid, dtype=f"float{bits}"), guidance, seeds, f"{name}_{bits}")
 
 
 @pytest.mark.parametrize("lo, hi, w", [(17, 22, 2.0), (5, 11, 4.0)])

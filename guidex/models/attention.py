@@ -43,18 +43,12 @@ class Perturbation:
     - "mask": every entry is left out with probability `ratio` before the softmax, so that rows
       still sum to 1. A row without entries looks at its diagonal.
     - "off_diagonal": the same, except for the diagonal, which stays; ratio 1 is the identity.
-    - "noise": A + std * n with n ~ N(0, 1).
+    - "noise": A + `std` * n with n ~ N(0, 1).
 
     The last three are the paper's ablations (table 9). Random numbers depend on `seed`, the layer
     and the noise level alone, and are the same for all images of a batch (the authors draw new ones
-    for each): so a perturbed network is a function of what it is given, as all denoisers are, and
-    an image does not depend on its batch. They are drawn on the CPU, equal for all devices.
-
-    Attributes:
-        layers: names of layers, or patterns with * and ?.
-        ratio: of the two masks, 0 ... 1.
-        std: of the noise, >= 0.
-        seed: of the random modes.
+    for each), so that an image does not depend on its batch. They are drawn on the CPU, equal for
+    all devices. `layers` are names, or patterns with * and ?.
     """
 
     layers: tuple[str, ...]
@@ -103,10 +97,7 @@ class Perturbation:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, parts: Parts | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, changed for some parts of the batch.
-
-    Queries, keys and values of N tokens are [B, heads, N, d], as is the result.
-    """
+    """softmax(q k^T / sqrt(d)) v, each [B, heads, N, d], changed for some parts of the batch."""
     if parts is None:
         return F.scaled_dot_product_attention(q, k, v)
     chunks = zip(parts, *(whole.chunk(len(parts)) for whole in (q, k, v)), strict=True)

@@ -22,13 +22,9 @@ A family that takes something else, such as embeddings of prompts, adds its type
 
 @dataclass(frozen=True)
 class Conditions:
-    """The classes of a model. A family that takes something else has a subclass of its own, whose
-    names (the prompts, say) are numbered in the same way, with another `batch`.
-
-    Attributes:
-        count: how many there are; 0 for a model without.
-        names: what they are called, in order; empty where only numbers are known.
-    """
+    """The classes of a model: how many, and what they are called, if that is known. A family that
+    takes something else has a subclass of its own, whose names (the prompts, say) are numbered in
+    the same way, with another `batch`."""
 
     count: int = 0
     names: tuple[str, ...] = ()

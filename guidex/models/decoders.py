@@ -58,11 +58,9 @@ class StabilityVAE(Decoder):
     Arguments:
         path: folder with the VAE as diffusers saves it (config.json and
             diffusion_pytorch_model.safetensors), or its name on huggingface.co.
-        dtype: of the VAE. EDM2's numbers are of float32 (on a GPU with convolutions in TF32, which
-            is PyTorch's default); float16 is faster, and can overflow.
+        dtype: of the VAE. EDM2's numbers are of float32; float16 is faster, and can overflow.
         batch: latents that are decoded at once, 1 or more; halved when memory is too small.
-        compile: use torch.compile, which takes its time once. Fewer latents than `batch` are then
-            filled up, so that nothing is compiled again for them.
+        compile: use torch.compile, which takes its time once: smaller batches are filled up.
 
     Raises:
         UsageError: no diffusers, or no VAE of 4 latent channels at the path or under the name.
@@ -90,11 +88,9 @@ class StabilityVAE(Decoder):
         self.compiled = compile
         vae = _read_vae(path, self.dtype).eval().requires_grad_(False)
         self.vae = vae.to(memory_format=torch.channels_last)
-        if self.vae.config.latent_channels != len(self.RAW_MEAN):
-            raise UsageError(
-                f"the VAE at {path} has {self.vae.config.latent_channels} latent channels; "
-                f"EDM2's have {len(self.RAW_MEAN)}"
-            )
+        channels = self.vae.config.latent_channels
+        if channels != len(self.RAW_MEAN):
+            raise UsageError(f"the VAE at {path} has {channels} latent channels, not 4")
         if compile:
             self.vae.decoder.compile(dynamic=False)
         scale = self.FINAL_STD / torch.tensor(self.RAW_STD)
@@ -117,9 +113,7 @@ class StabilityVAE(Decoder):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         latents = self.raw(x)
-        parts = self.batch.fit(
-            lambda size: [self._decode(part, size) for part in latents.split(size)]
-        )
+        parts = self.batch.fit(lambda size: [self._decode(x, size) for x in latents.split(size)])
         # Asked once: every answer is waited for until the device has done all that it was given.
         if not torch.stack([finite for _, finite in parts]).all():
             raise GuidexError(
@@ -153,7 +147,6 @@ def _read_vae(path: str, dtype: torch.dtype) -> Any:
     for local_only in (True,) if here or offline() else (True, False):
         try:
             with warnings.catch_warnings():
-                # diffusers asks its hub for things that the hub has given up.
                 warnings.filterwarnings("ignore", module=r"huggingface_hub\.")
                 return AutoencoderKL.from_pretrained(
                     str(folder) if here else path,
@@ -164,12 +157,10 @@ def _read_vae(path: str, dtype: torch.dtype) -> Any:
                 )
         except (OSError, HFValidationError) as error:
             failure = str(error).splitlines()[0]
-        # Damaged or foreign files: every library on the way has exceptions of its own.
-        except Exception as error:
+        except Exception as error:  # damaged or foreign: every library on the way has its own
             raise GuidexError(f"the VAE at {path} cannot be read: {str(error):.200}") from error
     raise UsageError(
         f"there is no VAE at {path} ({failure:.200}). Download config.json and "
         f"diffusion_pytorch_model.safetensors from https://huggingface.co/{SD_VAE}/tree/main on a "
-        "machine that can, put both into one folder, and give it: "
-        "decoder=sd_vae decoder.path=FOLDER"
+        "machine that can, put both into one folder, and give decoder=sd_vae decoder.path=FOLDER"
     )

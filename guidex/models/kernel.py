@@ -39,10 +39,6 @@ class KernelDenoiser(ExactDenoiser):
         h: bandwidth, in the units of x; positive.
         conditional: False ignores the labels given to it (the unconditional model).
         class_names: what the labels stand for.
-
-    Raises:
-        UsageError: a bandwidth that is not positive, no labels where conditional, or a class
-            without images.
     """
 
     def __init__(
@@ -65,10 +61,9 @@ class KernelDenoiser(ExactDenoiser):
         if not bool((sizes > 0).all()):
             raise UsageError(
                 f"class {int(sizes.argmin())} has no images; number the classes 0 … K - 1 without "
-                "gaps, or give model.conditional=false for an unconditional model"
+                "gaps, or give model.conditional=false"
             )
-        order = torch.argsort(labels, stable=True) if labels is not None else slice(None)
-        centres = images[order].contiguous()
+        centres = images if labels is None else images[torch.argsort(labels, stable=True)]
         self.shape = tuple(centres.shape[1:])
         self.h = float(h)
         self.conditional = conditional
@@ -97,12 +92,14 @@ class KernelDenoiser(ExactDenoiser):
         variance = self.h**2 + sigma**2
         flat = x.flatten(1).double()
 
+        def log_kernels(rows: Tensor, start: int, stop: int) -> Tensor:
+            logits = rows @ to_float(self.centres[start:stop]).T - self.half_norms[start:stop]
+            return torch.logsumexp(logits / variance, 1)
+
         def log_sum(rows: Tensor, label: int | None) -> Tensor:
             start, stop = self._range(label)
-            parts = [
-                checkpoint(self._log_kernels, rows, *tile, variance, use_reentrant=False)
-                for tile in self._tiles(start, stop, len(flat))
-            ]
+            tiles = self._tiles(start, stop, len(flat))
+            parts = [checkpoint(log_kernels, rows, *tile, use_reentrant=False) for tile in tiles]
             total = torch.logsumexp(torch.stack(parts), 0) - rows.square().sum(1) / 2 / variance
             return total - math.log(stop - start)
 
@@ -132,9 +129,7 @@ class KernelDenoiser(ExactDenoiser):
 
     def _range(self, label: int | None) -> tuple[int, int]:
         """The centres of a class, or of all."""
-        if label is None:
-            return 0, len(self.centres)
-        return self.offsets[label], self.offsets[label + 1]
+        return (0, len(self.centres)) if label is None else tuple(self.offsets[label : label + 2])
 
     def _posterior_mean(self, variance: float, x: Tensor, label: int | None) -> Tensor:
         """sum_i p_i c_i over the centres of a class, one tile at a time (an online softmax)."""
@@ -151,10 +146,6 @@ class KernelDenoiser(ExactDenoiser):
             mean = torch.addmm(mean * shrink, weights, centres)
             top = new_top
         return mean / total
-
-    def _log_kernels(self, x: Tensor, start: int, stop: int, variance: float) -> Tensor:
-        centres = to_float(self.centres[start:stop])
-        return torch.logsumexp((x @ centres.T - self.half_norms[start:stop]) / variance, 1)
 
     def _tiles(self, start: int, stop: int, rows_count: int) -> Iterator[tuple[int, int]]:
         size = max(1, CHUNK_BYTES // (8 * max(self.centres.shape[1], rows_count)))

@@ -72,19 +72,15 @@ class GaussianMixture(ExactDenoiser):
         covariances: component covariances [K, d, d], symmetric positive definite.
         classes: the label of each component [K], int64, 0 or more.
         modes: the mode (cluster, branch) that each component is a part of [K], int64.
-        conditional: whether labels restrict the mixture to the components of the class, with
-            weights renormalised within it. If not, labels are accepted and ignored.
+        conditional: whether labels restrict the mixture to the components of the class.
         blur: standard deviation of extra Gaussian blur, 0 or more: a weaker model of the same data,
-            with covariances Sigma_k + blur^2 I (what autoguidance, arXiv 2406.02507, guides with).
+            with covariances Sigma_k + blur^2 I.
         sigma_data: standard deviation of the data; by default that of the whole mixture (root of
             the mean variance over the dimensions), which the blur does not belong to.
 
     Attributes:
         weights, means, covariances, classes, modes: as given, but normalised and blurred; buffers.
         gflops: of the components that one evaluation visits: all, or the mean number per class.
-
-    Raises:
-        UsageError: an argument of the wrong shape or range.
     """
 
     sigma_min = 0.0
@@ -132,13 +128,11 @@ class GaussianMixture(ExactDenoiser):
                 "covariances must be symmetric and positive definite, but the smallest eigenvalue "
                 f"is {float(variances.min()):.3g}; widen them, or give the mixture some blur"
             )
-        self.register_buffer("weights", weights)
-        self.register_buffer("means", means)
-        self.register_buffer("covariances", covariances)
-        self.register_buffer("classes", classes)
-        self.register_buffer("modes", modes)
-        self.register_buffer("_variances", variances)  # [K, d], lambda_k
-        self.register_buffer("_axes", axes)  # [K, d, d], U_k, one eigenvector per column
+        components = {"weights": weights, "means": means, "covariances": covariances}
+        components |= {"classes": classes, "modes": modes}
+        # lambda_k [K, d]; U_k [K, d, d], one eigenvector per column.
+        for name, array in {**components, "_variances": variances, "_axes": axes}.items():
+            self.register_buffer(name, array)
 
     def forward(self, x: Tensor, sigma: float, condition: Condition = None) -> Tensor:
         return self._evaluate(_Components.denoise, x, sigma, condition)
@@ -157,7 +151,15 @@ class GaussianMixture(ExactDenoiser):
         options = {"dtype": torch.float64, "device": generator.device, "generator": generator}
         quantiles = torch.rand(count, **options).to(self.means.device)
         normals = torch.randn(count, *self.shape, **options).to(self.means.device)
-        chosen = self.by_class(self._component_at, quantiles, labels)
+
+        def component_at(quantiles: Tensor, label: int | None) -> Tensor:
+            members = self._members(label)
+            cumulative = self.weights[members].cumsum(dim=0)
+            position = torch.searchsorted(cumulative, quantiles * cumulative[-1], right=True)
+            # A quantile next to 1 may round up to the whole.
+            return members[position.clamp(max=len(members) - 1)]
+
+        chosen = self.by_class(component_at, quantiles, labels)
         scaled = self._variances[chosen].sqrt() * normals
         return self.means[chosen] + (self._axes[chosen] * scaled[:, None, :]).sum(dim=2)
 
@@ -200,21 +202,12 @@ class GaussianMixture(ExactDenoiser):
         # A = U diag(lambda / (lambda + sigma^2)) U^T; b = (I - A) mu, without the subtraction.
         kept = (axes * (variances / noisy)[:, None, :]) @ axes.mT
         replaced = (axes * (sigma**2 / noisy)[:, None, :]) @ axes.mT
-        log_normaliser = 0.5 * (noisy.log() + math.log(2 * math.pi)).sum(dim=1)
         return _Components(
-            constants=log_weights - log_normaliser,
+            constants=log_weights - 0.5 * (noisy.log() + math.log(2 * math.pi)).sum(dim=1),
             whitening=whitening.permute(1, 2, 0).contiguous(),
             centres=(whitening @ means[:, :, None])[:, :, 0].T.contiguous(),
             posterior=torch.cat([kept, replaced @ means[:, :, None]], dim=2).flatten(1),
         )
-
-    def _component_at(self, quantiles: Tensor, label: int | None) -> Tensor:
-        """Invert the cumulative weights of a class: from [B] in [0, 1) to indices."""
-        members = self._members(label)
-        cumulative = self.weights[members].cumsum(dim=0)
-        position = torch.searchsorted(cumulative, quantiles * cumulative[-1], right=True)
-        # A quantile next to 1 may round up to the whole.
-        return members[position.clamp(max=len(members) - 1)]
 
 
 def _array(

@@ -42,19 +42,15 @@ def fractal2d(
 ) -> GaussianMixture:
     """The 2D fractal of autoguidance: two tree-shaped classes (arXiv 2406.02507, fig. 1, app. C).
 
-    Each class is a tree of 127 branches, each branch a row of 8 Gaussians. The two trees have
-    nearly, not exactly, the same weight (0.477 for A), because branch lengths are random. The data
-    has zero mean and a standard deviation of 0.5 per dimension.
+    Each class is a tree of 127 branches, each branch a row of 8 Gaussians and a mode. The trees
+    have nearly the same weight (0.477 for A), because branch lengths are random. The data has zero
+    mean and a standard deviation of 0.5 per dimension.
 
     Arguments:
         classes: which trees. Together, A is label 0 and B label 1; alone, either is label 0. A tree
             is the same whether the other is there or not.
         conditional: whether labels choose the tree.
         blur: standard deviation of extra blur, for a weaker model.
-
-    Returns:
-        A mixture of 1016 components per class, whose modes are the branches of the given classes,
-        numbered from 0.
     """
     if classes not in ("A", "B", "AB"):
         raise UsageError(f"the fractal has classes 'A', 'B' and 'AB' (both), not {classes!r}")

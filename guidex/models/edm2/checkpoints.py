@@ -37,9 +37,8 @@ class Checkpoint:
             of the file (EDM2: float16).
         metadata: where they come from, JSON types. "source" and "sha256": name and hash of the
             file they were first read from, the same before and after conversion; "entry": the
-            part of it that was taken; "network": its class; "dtype": of its tensors. Where
-            recorded: "dataset_kwargs", and "encoder" with "class_name", "init_args",
-            "init_kwargs" and "state".
+            part of it that was taken; "network": its class; "dtype": of its tensors; and, where
+            recorded, "dataset_kwargs" and "encoder".
     """
 
     config: dict[str, Any]
@@ -88,9 +87,6 @@ def write_checkpoint(
 
     The weights carry a hash of the description, so that two files that do not belong together
     (after a kill between two renames, or by a wrong copy) are told apart from a pair.
-
-    Raises:
-        UsageError, GuidexError: they cannot be written.
     """
     weights, description = require_free(destination, overwrite)
     content = {"format": FORMAT, "config": checkpoint.config, "metadata": checkpoint.metadata}

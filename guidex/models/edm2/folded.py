@@ -16,11 +16,8 @@ LANES = 8  # tensor cores take the channels of half precision by eights; zeros f
 
 
 def fold(model: EDM2) -> EDM2:
-    """Turn a network into its inference form, in place, on the device of its weights.
-
-    It stays the same Denoiser, up to the rounding of its dtype, but its `unet` no longer takes or
-    gives the weights of a checkpoint.
-    """
+    """Turn a network into its inference form, in place, on the device of its weights: the same
+    Denoiser up to rounding, whose `unet` no longer takes the weights of a checkpoint."""
     unet = model.unet
     unet.modulation = _modulation(unet)
     for block in unet.blocks():

@@ -30,18 +30,17 @@ def mp_cat(a: Tensor, b: Tensor, balance: float) -> Tensor:
     """Concatenate channels; a and b contribute 1 - balance : balance, whatever their widths."""
     u, v = mp_sum_weights(balance)
     total = a.shape[1] + b.shape[1]
-    scaled = a * (u * sqrt(total / a.shape[1])), b * (v * sqrt(total / b.shape[1]))
-    return torch.cat(scaled, dim=1)
+    u, v = u * sqrt(total / a.shape[1]), v * sqrt(total / b.shape[1])
+    return torch.cat([a * u, b * v], dim=1)
 
 
 class MPConv(nn.Module):
     """Convolution ("same" zero padding) or linear map whose weight is normalised at every call.
 
     Arguments:
-        kernel: width of the square kernel; None for a linear map of [B, in_channels] tensors.
+        kernel: width of the square kernel; None for a linear map.
         gain: constant factor of the output. The network puts the constants of its neighbours here.
-        interleave: the outputs belong to this many parts, stored as channel 0 of each part, then
-            channel 1 of each part, ...; they are returned part after part.
+        interleave: outputs are of this many parts, stored by channel, but returned part by part.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """EDM2 networks from checkpoints: a file of your own, or one of the published ones by its name.
 
-Published networks are float16, and so were the numbers published with them; that is the default
-here, on every device. CPUs compute float16 several times slower than float32: use float32 there.
+Published networks and the numbers published with them are float16, the default on every device.
+CPUs compute float16 several times slower than float32: use float32 there.
 """
 
 from functools import partial
@@ -62,16 +62,12 @@ def released(
 
     Arguments:
         dataset: ImageNet at 512x512 (latents) or 64x64 (pixels).
-        size: of the network.
-        kimg: training, in thousands of images.
+        size, kimg: of the network; of its training, in thousands of images.
         ema: length of its averaged weights, sigma_rel, a multiple of 0.001. Not every length is
             published; `guidex ema` makes others from raw snapshots, for model=edm2.
         conditional: False for the networks without classes.
         root: URL or folder that has the files under their published names.
         dtype, compile: see `load_network`.
-
-    Raises:
-        UsageError: a kimg or ema that no file is named after.
     """
     if not 0 < kimg < 10_000_000:
         raise UsageError(f"kimg is {kimg}; it must be 1 to 9999999, thousands of images")
@@ -102,8 +98,6 @@ def load_network(
         sha256: that the file must have, or None.
         dtype: in which the U-Net computes.
         compile: use torch.compile, which takes its time once for every size of batch that occurs.
-            There is only one where `batch` divides `block`, and `block` the number of seeds, and
-            another where guidance asks the network for several predictions at once.
 
     Returns:
         The network on the CPU; 1 or 3 channels are pixels in [-1, 1], other numbers latents.
@@ -115,12 +109,11 @@ def load_network(
     path = obtain(checkpoint, sha256)
     read = read_checkpoint(path)
     model = fold(network_of(read, str(path), getattr(torch, dtype)))
-    origin = {"source": str(read.metadata.get("source", path)), "path": checkpoint}
-    recorded, converted = read.metadata.get("sha256"), path.suffix == ".safetensors"
-    origin["sha256"] = file_sha256(path) if converted else recorded
-    if converted and recorded is not None:
-        origin["original"] = str(recorded)
-    model.origin = origin
+    origin = {"path": checkpoint, **read.metadata}
+    if path.suffix == ".safetensors":  # the hash that it says itself is that of the original
+        origin |= {"original": read.metadata.get("sha256"), "sha256": file_sha256(path)}
+    names = ("source", "path", "sha256", "original")
+    model.origin = {name: str(origin[name]) for name in names if origin.get(name) is not None}
     if compile:
         compile_network(model)
     return model
@@ -152,11 +145,7 @@ def obtain(checkpoint: str, sha256: str | None = None) -> Path:
 
 def network_of(checkpoint: Checkpoint, where: str, dtype: torch.dtype) -> EDM2:
     """The network that a checkpoint, read from `where`, describes, with its weights as stored.
-
-    Raises:
-        UsageError: the description is not of an EDM2 network.
-        GuidexError: the tensors are not those of the network described.
-    """
+    Raises UsageError, GuidexError: it is not of EDM2, or its tensors are of another network."""
     model = _outline(Config.from_mapping(checkpoint.config, where), dtype)
     try:
         # As stored: the float16 gains of the published networks have to be read in float16.

@@ -29,14 +29,12 @@ from guidex.models.edm2.layers import (
     normalize,
 )
 
-SILU_MAGNITUDE = 0.596
-"""Root mean square of silu(n) for n ~ N(0, 1): mp_silu(x) = silu(x) / 0.596."""
+SILU_MAGNITUDE = 0.596  # root mean square of silu(n), n ~ N(0, 1): mp_silu(x) = silu(x) / 0.596
 
+# Keys of a checkpoint's configuration that say nothing about the function it computes, and those
+# whose default is the only value that is computed here; no published network has another.
 TRAINING_ONLY = ("dropout", "use_fp16")
-"""Keys of a checkpoint's configuration that say nothing about the function it computes."""
-
 FIXED = {"resample_filter": (1, 1), "channel_mult_noise": None, "channel_mult_emb": None}
-"""Keys whose default is the only value that is computed here; no published network has another."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +42,12 @@ class Config:
     """The shape of an EDM2 network, under the names of the released checkpoints.
 
     Attributes:
-        img_resolution, img_channels: height and width, and channels, of a sample.
-        label_dim: number of classes; 0 for an unconditional network.
-        model_channels: channels at multiplier 1.
-        channel_mult: multiplier of each resolution, from the finest, each half of the one before.
+        img_resolution, img_channels, label_dim: of a sample, and number of classes (0: none).
+        model_channels, channel_mult: their products are the channels of each resolution, from the
+            finest, each half of the one before.
         num_blocks: blocks per resolution in the encoder (the decoder has one more).
-        attn_resolutions: resolutions with self-attention.
-        channels_per_head: width of an attention head. Where it does not divide the channels, there
-            are as many heads as fit, somewhat wider, and no attention where none does.
-        sigma_data: standard deviation of the data.
+        attn_resolutions, channels_per_head: where there is self-attention, of how many heads.
+            Where the width does not divide the channels, as many as fit, somewhat wider, or none.
         logvar_channels: Fourier features of the uncertainty head.
         label_balance, concat_balance, res_balance, attn_balance: share, 0 to 1, of the class
             embedding, the skip connection, the residual branch and the attention.
@@ -101,9 +96,7 @@ class Block(nn.Module):
 
     The constants of the paper's mp_silu and mp_sum are linear factors, so they are part of the gain
     of the convolution beside them: 1/0.596 of the one after mp_silu, a branch's share of mp_sum of
-    the last one of the branch. The input is resampled first, by the box filter [1, 1]; the
-    encoder's is normalised (pixel norm); one that joins a skip connection is concatenated to it by
-    the U-Net.
+    the last one of the branch. The encoder's input is normalised (pixel norm).
     """
 
     def __init__(
@@ -115,7 +108,6 @@ class Block(nn.Module):
         out_channels: int,
         attends: bool = False,
         resample: Literal["halve", "double"] | None = None,
-        joins_skip: bool = False,
     ) -> None:
         super().__init__()
         self.out_channels = out_channels
@@ -123,7 +115,6 @@ class Block(nn.Module):
         self.heads = out_channels // config.channels_per_head if attends else 0
         self.clip_act = config.clip_act
         self.resample = resample
-        self.joins_skip = joins_skip
         self.res_weight, res_share = mp_sum_weights(config.res_balance)
         self.attn_weight, attn_share = mp_sum_weights(config.attn_balance)
 
@@ -139,7 +130,7 @@ class Block(nn.Module):
             self.attn_proj = MPConv(out_channels, out_channels, 1, gain=attn_share)
 
     def modulation(self, emb: Tensor) -> Tensor:
-        """[B, E] embedding -> [B, out_channels] factors of the residual branch."""
+        """[B, E] embedding -> [B, out_channels] factors of the residual branch, if not folded."""
         return 1 + learned_gain(self.emb_gain, self.emb_linear) * self.emb_linear(emb)
 
     def forward(self, x: Tensor, modulation: Tensor, parts: Parts | None = None) -> Tensor:
@@ -171,12 +162,8 @@ class Block(nn.Module):
 class UNet(nn.Module):
     """The raw network F(x; c_noise, c): computes in the dtype of x, its embedding in float32.
 
-    Attributes:
-        attention_shapes: heads and tokens of every self-attention layer, by the name of its block.
-        constants: channels of ones that x is given, so that convolutions, which have no biases, can
-            make one.
-        modulation: one layer for the modulations of all blocks, split by their `widths`, in the
-            inference form alone; see `guidex.models.edm2.folded.fold`.
+    `constants` is how many channels of ones are added to x, of which convolutions without biases
+    can make one; `modulation` is one layer for all blocks, in the folded form alone.
     """
 
     def __init__(self, config: Config) -> None:
@@ -184,7 +171,7 @@ class UNet(nn.Module):
         self.concat_balance = config.concat_balance
         self.constants = 1
         self.modulation: nn.Linear | None = None
-        self.attention_shapes: dict[str, tuple[int, int]] = {}
+        self.attention_shapes: dict[str, tuple[int, int]] = {}  # heads and tokens, by block
         widths = [mult * config.model_channels for mult in config.channel_mult]
         channels, emb_channels = widths[0], max(widths)
         noise_share, label_share = mp_sum_weights(config.label_balance)
@@ -220,7 +207,7 @@ class UNet(nn.Module):
                 self.dec[f"{name}_up"] = block(channels, channels, resample="double")
             for j in range(config.num_blocks + 1):
                 joined = channels + skips.pop()
-                self.dec[f"{name}_block{j}"] = block(joined, width, attends, joins_skip=True)
+                self.dec[f"{name}_block{j}"] = block(joined, width, attends)
                 channels = width
         self.out_conv = MPConv(widths[0], config.img_channels, 3)
         self.out_gain = nn.Parameter(torch.zeros([]), requires_grad=False)
@@ -239,8 +226,8 @@ class UNet(nn.Module):
     def forward(
         self, x: Tensor, c_noise: Tensor, classes: Tensor, parts: Mapping[str, Parts] | None = None
     ) -> Tensor:
-        """x [B, C, H, W], c_noise [B], classes [B, label_dim] (one-hot; zeros: no class) ->
-        [B, C, H, W]; parts: how the parts of the batch attend, by layer, where not as usual."""
+        """x [B, C, H, W], c_noise [B], classes [B, label_dim] -> [B, C, H, W]; parts: how the parts
+        of the batch attend, by layer, where not as usual."""
         emb = self.emb_noise(self.emb_fourier(c_noise))
         if self.emb_label is not None:
             emb = emb + self.emb_label(classes)
@@ -262,7 +249,7 @@ class UNet(nn.Module):
                 x = layer(x)
             skips.append(x)
         for name, block in self.dec.items():
-            if block.joins_skip:
+            if "_block" in name:
                 x = mp_cat(x, skips.pop(), self.concat_balance)
             x = block(x, next(modulations), parts.get(f"dec.{name}"))
         x = self.out_conv(x)[:, :channels].contiguous()
@@ -273,9 +260,8 @@ class EDM2(Denoiser):
     """D(x; sigma, c) = c_skip x + c_out F(c_in x; c_noise, c), with F the EDM2 U-Net.
 
     The U-Net computes in `dtype`: float32 (on a GPU with convolutions in TF32, which is PyTorch's
-    default), bfloat16 or float16 (as released). What goes in, what comes out and the
-    preconditioning are in the dtype of x. Weights are random until they are loaded; make it on the
-    meta device and load with `assign=True` to keep a checkpoint's float16 as it is.
+    default), bfloat16 or float16 (as released); what goes in, what comes out and the
+    preconditioning are in the dtype of x. Weights are random until they are loaded.
     """
 
     # D is defined for all sigma > 0; the bounds keep sigma^2 well inside float32. The range that a
@@ -302,13 +288,11 @@ class EDM2(Denoiser):
         return count_gflops(self.config)
 
     def forward(self, x: Tensor, sigma: float, condition: Condition = None) -> Tensor:
-        """Denoise; see Denoiser. Without classes their embedding is zero; a network without
-        classes, such as the reference of classifier-free guidance, ignores them.
-        """
+        """See Denoiser; without labels the embedding of classes is zero."""
         return self.joint(x, [View(sigma, condition)])[0]
 
     def joint(self, x: Tensor, views: Sequence[View]) -> list[Tensor]:
-        """Denoise the same x several times in one call of the U-Net; see Denoiser."""
+        """See Denoiser; in one call of the U-Net."""
         count = len(x)
         sigma = torch.cat([x.new_full((count,), view.sigma) for view in views])
         classes = torch.cat([self._classes(view.condition, x) for view in views])
@@ -336,8 +320,8 @@ class EDM2(Denoiser):
     def predict(
         self, x: Tensor, sigma: Tensor, classes: Tensor, parts: Mapping[str, Parts] | None = None
     ) -> Tensor:
-        """Denoise x [B, *shape] with noise levels [B], above 0 and in the dtype of x, and weights
-        of the classes [B, num_classes] (one-hot; zeros: no class); parts: see `UNet.forward`."""
+        """Denoise x [B, *shape] with noise levels [B], in the dtype of x, and weights of the
+        classes [B, num_classes] (one-hot; zeros: no class); parts: see `UNet.forward`."""
         level = sigma[:, None, None, None]
         variance = level**2 + self.sigma_data**2
         c_skip = self.sigma_data**2 / variance
@@ -357,7 +341,7 @@ def _c_noise(sigma: Tensor) -> Tensor:
 
 @cache
 def count_gflops(config: Config) -> float:
-    """Count 10^9 floating-point operations for one image; on the meta device, so nothing is run."""
+    """10^9 floating-point operations for one image, counted on the meta device, where none runs."""
     with torch.device("meta"), torch.no_grad():
         unet = UNet(config)
         x = torch.empty(1, config.img_channels, config.img_resolution, config.img_resolution)

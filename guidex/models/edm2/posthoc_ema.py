@@ -3,7 +3,7 @@
 Karras et al. 2024 (arXiv 2312.02696), section 3 and appendix C. The average of length gamma at
 training time t is theta_gamma(t) = (gamma + 1) / t^(gamma + 1) * integral_0^t tau^gamma theta(tau)
 dtau; its length is told by sigma_rel, the width of this profile as a fraction of t. Training times
-may be in any unit (images, kimg, steps), the same one everywhere. All is NumPy, float64.
+are in any one unit.
 """
 
 import numpy as np
@@ -41,11 +41,8 @@ def gamma_of_sigma_rel(sigma_rel: ArrayLike) -> NDArray[np.float64]:
 
 
 def images_of(kimg: int) -> int:
-    """Training time in images, of a snapshot that is named by its thousands, rounded down.
-
-    EDM2 counts whole batches and stores its snapshots at multiples of 1024 images (all published
-    batch sizes divide it): the one multiple that the name can mean, where there is one.
-    """
+    """Training time in images, of a snapshot that is named by its thousands, rounded down: EDM2
+    stores its snapshots at multiples of 1024, of which the name can mean one or none."""
     images = (kimg * 1000 + 999) // 1024 * 1024
     return images if images // 1000 == kimg else kimg * 1000
 
@@ -53,16 +50,13 @@ def images_of(kimg: int) -> int:
 def profile_product(
     t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b: ArrayLike
 ) -> NDArray[np.float64]:
-    """Integral over training time of the product of two averages' profiles, in 1 / (unit of t).
-
-    A profile is p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1), tau <= t. The powers of t_a and t_b
-    are taken as one power of their ratio, which cannot overflow.
-    """
+    """Integral over training time of the product of two averages' profiles, in 1 / (unit of t)."""
     t_a, t_b = np.asarray(t_a, np.float64), np.asarray(t_b, np.float64)
     gamma_a, gamma_b = np.asarray(gamma_a, np.float64), np.asarray(gamma_b, np.float64)
     early, late = np.minimum(t_a, t_b), np.maximum(t_a, t_b)
     gamma_late = np.where(t_a < t_b, gamma_b, gamma_a)
     scale = (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1)
+    # One power of the ratio cannot overflow, as the powers of both times could.
     return scale * (early / late) ** gamma_late / late
 
 
@@ -83,10 +77,6 @@ def reconstruction_coefficients(
 
     Returns:
         Coefficients [N, M], every column of sum 1.
-
-    Raises:
-        UsageError: where a length is out of range, a time is not positive, two snapshots are the
-            same, or a target is later than all snapshots.
     """
     t, t_target = np.array(snapshot_times, float), np.array(target_times, float, ndmin=1)
     gamma = gamma_of_sigma_rel(snapshot_lengths)
