@@ -94,30 +94,25 @@ def test_decoding_in_parts_changes_nothing(decoder):
 
 
 def test_too_little_memory_halves_the_batch(folder, decoder, monkeypatch, capsys):
-    small = StabilityVAE(str(folder), batch=4)
+    small, most = StabilityVAE(str(folder), batch=4), 1
     decode = small.vae.decode
 
-    def scarce(most):
-        def decoded(latents):
-            if len(latents) > most:
-                raise torch.OutOfMemoryError("for the test")
-            return decode(latents)
+    def scarce(latents):
+        if len(latents) > most:
+            raise torch.OutOfMemoryError("for the test")
+        return decode(latents)
 
-        return decoded
-
-    monkeypatch.setattr(small.vae, "decode", scarce(1))
+    monkeypatch.setattr(small.vae, "decode", scarce)
     assert torch.equal(small(latents()), torch.cat([decoder(one) for one in latents().split(1)]))
     assert small.batch.size == 1
     assert "going on with batches of 1" in capsys.readouterr().err
-    monkeypatch.setattr(small.vae, "decode", scarce(0))
+    most = 0
     with pytest.raises(GuidexError, match="for a single image: for the test"):
         small(latents())
 
 
 def test_float16_agrees(folder, decoder):
-    half = StabilityVAE(str(folder), dtype="float16")
-    assert next(half.vae.parameters()).dtype == torch.float16
-    difference = half(latents(1)).int() - decoder(latents(1)).int()
+    difference = StabilityVAE(str(folder), dtype="float16")(latents(1)).int() - decoder(latents(1))
     assert difference.abs().max() <= 2
 
 
@@ -144,8 +139,6 @@ def test_a_compiled_decoder_meets_one_size_of_batch(folder, decoder, monkeypatch
 
 
 def test_infinite_values_are_told(folder, decoder):
-    with pytest.raises(GuidexError, match="not a number$"):
-        decoder(latents(1) * float("nan"))
     with pytest.raises(GuidexError, match="not a number$"):
         decoder(torch.cat([latents(1) * float("nan"), latents(3)]))  # not only in the last part
     with pytest.raises(GuidexError, match="use decoder.dtype=float32"):
@@ -177,21 +170,15 @@ def test_a_folder_without_safetensors(folder, tmp_path):
         StabilityVAE(str(tmp_path))
 
 
-def test_a_damaged_vae(folder, tmp_path):
+def test_other_vaes_are_refused(folder, tmp_path):
+    with pytest.raises(UsageError, match="has 8 latent channels"):
+        StabilityVAE(str(write_vae(tmp_path / "wide", latent_channels=8)))
+    with pytest.raises(UsageError, match="at least 1"):
+        StabilityVAE(str(folder), batch=0)
     shutil.copy(folder / "config.json", tmp_path)
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"\xff" * 64)
     with pytest.raises(GuidexError, match="VAE"):
         StabilityVAE(str(tmp_path))
-
-
-def test_a_vae_of_other_latents(tmp_path):
-    with pytest.raises(UsageError, match="has 8 latent channels"):
-        StabilityVAE(str(write_vae(tmp_path, latent_channels=8)))
-
-
-def test_a_batch_of_nothing(folder):
-    with pytest.raises(UsageError, match="at least 1"):
-        StabilityVAE(str(folder), batch=0)
 
 
 def test_without_diffusers(monkeypatch):

@@ -189,13 +189,11 @@ def test_downloads_are_told_of_where_there_is_no_terminal(capsys):
     with download_bar("net.pkl"):
         pass  # it was in the cache
     assert capsys.readouterr().err == ""
-    with download_bar("net.pkl") as progress:
-        progress(0, 1_250_000)
-        progress(1_250_000, 1_250_000)
-    assert capsys.readouterr().err == "downloading net.pkl (1.2 MB)\n"
-    with download_bar("net.pkl") as progress:
-        progress(10, None)
-    assert capsys.readouterr().err == "downloading net.pkl\n"
+    for total, told in ((1_250_000, " (1.2 MB)"), (None, "")):
+        with download_bar("net.pkl") as progress:
+            progress(0, total)
+            progress(1_250_000, total)
+        assert capsys.readouterr().err == f"downloading net.pkl{told}\n"
 
 
 # Published networks by name
@@ -252,7 +250,7 @@ def test_the_cost_of_published_networks_is_what_is_counted(kind, sizes):
         assert GFLOPS[size] == pytest.approx(count_gflops(config), rel=5e-4)
 
 
-def test_a_plan_tells_the_cost_where_it_is_known(capsys):
+def test_a_plan_tells_the_cost(capsys):
     from guidex.cli import main
 
     words = "guidance=interval guidance.schedule.lo=0.28 guidance.schedule.hi=2.90 --plan".split()
@@ -260,8 +258,3 @@ def test_a_plan_tells_the_cost_where_it_is_known(capsys):
     line = capsys.readouterr().out.splitlines()[0]
     cost = 63 * GFLOPS["s"] + 14 * GFLOPS["xs"]
     assert f"w 2.1; {cost:,.0f} GFLOP per image (2 per multiply-add); edm2" in line
-    assert main(["sweep", "model=edm2-img512-s", "guidance=none,pag", "--plan"]) == 0
-    out = capsys.readouterr().out
-    assert f" {63 * GFLOPS['s']:,.0f} GFLOP" in out and f" {126 * GFLOPS['s']:,.0f} GFLOP" in out
-    assert main(["sample", "model=digits", *words]) == 0
-    assert capsys.readouterr().out.splitlines()[0].endswith("evaluations per image; w 3")

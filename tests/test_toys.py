@@ -92,10 +92,6 @@ def test_fractal_facts():
     variance = both.weights @ (both.covariances.diagonal(dim1=1, dim2=2) + centred.square())
     np.testing.assert_allclose(both.weights @ both.means, 0, atol=1e-3)
     np.testing.assert_allclose(variance.sqrt(), 0.5, atol=1e-3)
-    assert both.gflops == pytest.approx(1016 * 30e-9)
-
-
-def test_fractal_of_unknown_classes():
     with pytest.raises(UsageError, match="'A', 'B' and 'AB'"):
         fractal2d("BA")
 
