@@ -2,9 +2,8 @@
 
 import json
 
-import numpy as np
 import torch
-from helpers import GOLDEN
+from helpers import GOLDEN, golden
 
 from guidex.models.edm2.checkpoints import read_checkpoint
 from guidex.models.edm2.network import EDM2, Config
@@ -23,8 +22,7 @@ TINY = Config(
 
 
 def golden_tensors(name: str) -> dict[str, torch.Tensor]:
-    with np.load(GOLDEN / name, allow_pickle=False) as data:
-        return {key: torch.from_numpy(data[key]) for key in data}
+    return {key: torch.from_numpy(array) for key, array in golden(name).items()}
 
 
 def golden_model(name: str) -> EDM2:

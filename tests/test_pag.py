@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from edm2_networks import TINY, relative, tiny_model
-from helpers import Calls, two_classes
+from helpers import two_classes
 from torch import Tensor
 
 from guidex.commands import layers as runs_layers
@@ -236,29 +236,6 @@ def test_one_call_of_the_network_serves_all_that_is_asked_of_it(model):
     hook.remove()
     # Weight 1 is not asked for, and the perturbed prediction within its interval alone.
     assert rows == [2 * 3, 3 * 3, 3 * 3, 2 * 3]
-
-
-@pytest.mark.parametrize("w", [1.0, 3.0])
-@pytest.mark.parametrize("mode", MODES)
-def test_the_evaluations_are_those_of_the_plan(mode, w):
-    calls = Calls()
-    main, reference = calls.watch(tiny_model()), calls.watch(tiny_model())
-    terms = {
-        "pag": Term(PerturbedAttention(main, "dec.*", mode), Constant(w=w)),
-        "other": Term(Difference(reference), Constant(w=w)),
-        "nothing": Term(PerturbedAttention(main, []), Constant(w=w)),
-    }
-    guidance = Guidance(terms, Extrapolate())
-    plan = guidance.plan(SOLVER.timeline())
-    x, _ = sample(main, guidance, SOLVER, SEEDS)
-    acting = 0 if w == 1 else plan.evaluations_main
-    assert plan.evaluations_ref == [acting, acting, 0]
-    assert calls[main] == (plan.evaluations_main + acting) * len(SEEDS)
-    assert calls[reference] == acting * len(SEEDS)
-    assert guidance.gflops(plan) == acting * (main.gflops + reference.gflops)
-    unguided, _ = sample(main, none(), SOLVER, SEEDS)
-    assert torch.equal(x, unguided) == (w == 1)
-    assert x.isfinite().all()
 
 
 @pytest.mark.parametrize("rule", [Extrapolate(), APG(momentum=-0.5), Rescale(phi=0.3)])

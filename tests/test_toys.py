@@ -58,15 +58,6 @@ def test_fractal_density_and_score_are_the_reference(toy, classes):
         torch.testing.assert_close(denoised, score, rtol=1e-8, atol=1e-8)
 
 
-def test_fractal_resolves_what_the_reference_cannot(toy):
-    model = fractal2d("B")
-    faded = np.isneginf(toy["B_logp"]) & (toy["sigma"] == toy["sigma"].min())
-    assert faded.sum() > 20
-    x = torch.from_numpy(toy["points"][faded]).double()
-    density = model.log_density(x, float(toy["sigma"].min()))
-    assert density.isfinite().all() and float(density.max()) < -87
-
-
 def test_fractal_labels_choose_the_tree():
     both, trees = fractal2d(), [fractal2d("A"), fractal2d("B")]
     assert both.num_classes == 2 and trees[0].num_classes == trees[1].num_classes == 1

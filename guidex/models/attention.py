@@ -1,9 +1,5 @@
 """Self-attention, and what perturbed-attention guidance does to it (Ahn et al. 2024, arXiv
-2403.17377).
-
-A perturbation is an argument of a network's call, for some rows of the batch; the network itself is
-never changed, so nothing has to be put back.
-"""
+2403.17377): an argument of a network's call, for some rows of the batch."""
 
 import hashlib
 from collections.abc import Collection, Sequence

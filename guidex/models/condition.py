@@ -69,11 +69,7 @@ class Conditions:
 
 def parse_labels(text: Any, count: int) -> list[int | str] | None:
     """Conditions as people write them, one for each of `count` images: random (None), 3, circle,
-    or a list, repeated as needed.
-
-    Raises:
-        UsageError: not of this form.
-    """
+    or a list, repeated as needed; a UsageError where they are not of this form."""
     if text == "random":
         return None
     labels = text if isinstance(text, list) else [text]

@@ -56,15 +56,13 @@ class StabilityVAE(Decoder):
     [0, 1], multiplied by 255 and truncated (Karras et al. 2024, arXiv 2312.02696).
 
     Arguments:
-        path: folder with the VAE as diffusers saves it (config.json and
-            diffusion_pytorch_model.safetensors), or its name on huggingface.co.
+        path: folder with the VAE as diffusers saves it, or its name on huggingface.co.
         dtype: of the VAE. EDM2's numbers are of float32; float16 is faster, and can overflow.
         batch: latents that are decoded at once, 1 or more; halved when memory is too small.
         compile: use torch.compile, which takes its time once: smaller batches are filled up.
 
     Raises:
-        UsageError: no diffusers, or no VAE of 4 latent channels at the path or under the name.
-        GuidexError: the files are damaged.
+        UsageError, GuidexError: no diffusers, or no VAE of 4 latent channels at the path.
     """
 
     space = "latents"

@@ -43,9 +43,8 @@ class Denoiser(nn.Module, ABC):
         space: what a sample is.
         gflops: 10^9 floating-point operations of one evaluation (one image), 2 per multiply-add.
         attention_layers: names of the self-attention layers that can be perturbed.
-        origin: of the file that it was made from, "source" (its name, or that of what it was
-            converted from), "path" (or URL, as given), "sha256", and "original", the SHA-256 of
-            what it was converted from; empty where there is none.
+        origin: of the file that it was made from, if any, "source" (its name, or that of what it
+            was converted from), "path" (as given), "sha256", and "original", that before.
         compiled: whether every new size of batch costs a compilation.
     """
 

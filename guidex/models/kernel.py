@@ -167,8 +167,7 @@ def kernel(
     """The ideal denoiser of the images in a folder, zip or npz (class = subfolder), or of "digits".
 
     Arguments:
-        data: path of the images, or "digits" for scikit-learn's handwritten digits (1797 of 8x8,
-            grey; ./digits is a folder of that name).
+        data: path of the images, or "digits" for scikit-learn's (./digits: a folder of that name).
         h: bandwidth of the kernels, in units of [-1, 1] pixels.
         conditional: use the classes.
         resize: side in pixels to which images are resized, or None to require equal sizes.

@@ -28,11 +28,7 @@ class Halving:
     size: int
 
     def fit(self, work: Callable[[int], Result]) -> Result:
-        """What work(size) returns, for the largest size that fits.
-
-        Raises:
-            GuidexError: not even one image does.
-        """
+        """What work(size) returns, for the largest size that fits; GuidexError: not one image."""
         while True:
             size = self.size
             try:

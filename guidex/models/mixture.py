@@ -61,10 +61,8 @@ class _Components(NamedTuple):
 
 
 class GaussianMixture(ExactDenoiser):
-    """The ideal denoiser of a mixture of Gaussians with full covariances, with or without classes.
-
-    All is computed in float64 and returned in the dtype of `x`. The density, the denoiser and its
-    derivatives are valid at any sigma >= 0, and far from the data.
+    """The ideal denoiser of a mixture of Gaussians with full covariances, with or without classes,
+    in float64; valid at any sigma >= 0, and far from the data.
 
     Arguments:
         weights: mixture weights [K], positive, of any sum (they are normalised).
@@ -221,6 +219,6 @@ def _array(
         array = torch.as_tensor(given, dtype=dtype, device="cpu").detach().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{name} must be an array of numbers: {error}") from error
-    if shape not in (None, list(array.shape)) or not bool(array.isfinite().all()):
+    if shape not in (None, list(array.shape)) or not array.isfinite().all():
         raise UsageError(f"{name} must be finite, {shape or '[K, d]'}, not {list(array.shape)}")
     return array

@@ -1,8 +1,5 @@
-"""Recipes of models: what is known of a network before its weights are there.
-
-Planning, costs and checks need no more than a recipe. Models that are small enough to be made at
-once (exact denoisers) are their own recipes.
-"""
+"""Recipes of models: what is known of a network before its weights are there, enough for planning,
+costs and checks. Models that are made at once (exact denoisers) are their own recipes."""
 
 import math
 from collections.abc import Callable

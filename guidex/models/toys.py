@@ -28,8 +28,7 @@ def mixture1d(conditional: bool = True, blur: float = 0.0) -> GaussianMixture:
 
     Arguments:
         conditional: means 0.5 and 1.5, standard deviation 0.25, both in class 0 (the only one); if
-            not, means -1 and 1, standard deviation 0.5. Equal weights; modes 0 and 1, left to
-            right.
+            not, means -1 and 1, standard deviation 0.5. Equal weights; modes 0 and 1, in order.
         blur: standard deviation of extra blur, for a weaker model.
     """
     means, deviation = ([[0.5], [1.5]], 0.25) if conditional else ([[-1.0], [1.0]], 0.5)

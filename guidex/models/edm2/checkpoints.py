@@ -48,11 +48,7 @@ class Checkpoint:
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read PATH.safetensors with PATH.json beside it, or (any other suffix) an EDM2 snapshot.
-
-    Raises:
-        UsageError: no such file, or not of these kinds.
-        GuidexError: damaged, or refused because it holds more than data.
-    """
+    Raises UsageError, GuidexError: there is none, or it is damaged or holds more than data."""
     path = Path(path)
     return _read_pair(path) if path.suffix == ".safetensors" else _read_snapshot(path)
 

@@ -1,8 +1,7 @@
 """The inference form of an EDM2 network: the same function with everything constant worked out.
 
 Into the weights of plain layers go the normalisation and the gains of `MPConv`, `out_gain`, and the
-order of q, k and v; the modulations of all blocks become one linear layer with a bias. Convolutions
-are channels-last in the network's dtype; the embedding stays in float32.
+order of q, k and v; the modulations of all blocks become one linear layer with a bias.
 """
 
 import torch

@@ -38,8 +38,8 @@ a second, which a plan should not."""
 def edm2(
     checkpoint: str, sha256: str | None = None, dtype: Dtype = "float16", compile: bool = False
 ) -> ModelSpec:
-    """The recipe of a checkpoint's network; see `load_network`. Without its weights all is known
-    of a converted checkpoint on this machine, and nothing of others."""
+    """The recipe of a checkpoint's network; see `load_network`. All is known of a converted one on
+    this machine, and nothing of others."""
     build = partial(load_network, checkpoint, sha256, dtype, compile)
     sources = (Source(checkpoint, sha256),)
     values = read_config(checkpoint)
@@ -98,9 +98,6 @@ def load_network(
         sha256: that the file must have, or None.
         dtype: in which the U-Net computes.
         compile: use torch.compile, which takes its time once for every size of batch that occurs.
-
-    Returns:
-        The network on the CPU; 1 or 3 channels are pixels in [-1, 1], other numbers latents.
 
     Raises:
         UsageError: no such file, or not of these kinds.

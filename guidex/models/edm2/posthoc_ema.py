@@ -24,11 +24,8 @@ MAX_SIGMA_REL = float(sigma_rel_of_gamma(0.0))
 
 def gamma_of_sigma_rel(sigma_rel: ArrayLike) -> NDArray[np.float64]:
     """Relative width -> exponent gamma >= 0: the largest root of the cubic
-    (gamma + 2)^2 (gamma + 3) - (gamma + 1) / sigma_rel^2 (appendix C).
-
-    Raises:
-        UsageError: where sigma_rel is not in (0, 12^-1/2].
-    """
+    (gamma + 2)^2 (gamma + 3) - (gamma + 1) / sigma_rel^2 (appendix C); a UsageError where sigma_rel
+    is not in (0, 12^-1/2]."""
     sigma_rel = np.asarray(sigma_rel, dtype=np.float64)
     if not np.all((sigma_rel > 0) & (sigma_rel <= MAX_SIGMA_REL)):
         raise UsageError(
