@@ -138,7 +138,7 @@ def tol(standard_deviation: float) -> dict[str, float]:
     return {"rtol": 0.0, "atol": 5 * standard_deviation / math.sqrt(30_000)}
 
 
-@pytest.mark.parametrize("sigma", [0.0, *SIGMAS])
+@pytest.mark.parametrize("sigma", [0.0, 0.03, 80.0])
 @pytest.mark.parametrize("distance", [1e2, 1e6])
 def test_far_points_are_pulled_to_the_data(sigma, distance):
     model = make_mixture()

@@ -58,19 +58,6 @@ def test_fractal_density_and_score_are_the_reference(toy, classes):
         torch.testing.assert_close(denoised, score, rtol=1e-8, atol=1e-8)
 
 
-def test_fractal_labels_choose_the_tree():
-    both, trees = fractal2d(), [fractal2d("A"), fractal2d("B")]
-    assert both.num_classes == 2 and trees[0].num_classes == trees[1].num_classes == 1
-    x = both.sample(None, 40, torch.Generator().manual_seed(0))
-    for label, tree in enumerate(trees):
-        labels = torch.full((40,), label)
-        torch.testing.assert_close(both(x, 0.1, labels), tree(x, 0.1, torch.zeros_like(labels)))
-        own = both.sample(labels, 40, torch.Generator().manual_seed(1))
-        other = torch.full((40,), 1 - label)
-        closer = both.log_density(own, 0.01, labels) > both.log_density(own, 0.01, other)
-        assert closer.double().mean() > 0.95
-
-
 def test_fractal_facts():
     both = fractal2d()
     assert both.shape == (2,) and both.sigma_data == 0.5
