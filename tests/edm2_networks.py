@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from helpers import GOLDEN, golden
 
@@ -54,3 +55,20 @@ def tiny_model(config: Config = TINY, dtype: torch.dtype = torch.float32) -> EDM
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     """The largest relative error of a sample."""
     return ((a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)).max().item()
+
+
+def captured_graphs(monkeypatch: pytest.MonkeyPatch) -> list:
+    """Modules that are compiled from now on only have their graphs captured, in this list."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    def compile_eagerly(module: torch.nn.Module, **options: object) -> None:
+        assert options == {"dynamic": False}
+        call = torch.compile(module._call_impl, backend=backend, fullgraph=True, **options)
+        module._compiled_call_impl = call
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+    return graphs

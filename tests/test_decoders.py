@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from edm2_networks import captured_graphs
 from helpers import golden
 
 from guidex.errors import GuidexError, UsageError
@@ -118,24 +119,13 @@ def test_float16_agrees(folder, decoder):
 
 def test_a_compiled_decoder_meets_one_size_of_batch(folder, decoder, monkeypatch):
     """With a compiler that only captures; what fills up a batch is cut off again."""
-    seen = []
-
-    def backend(graph, inputs):
-        seen.append([tuple(value.shape) for value in inputs if value.ndim == 4][-1])
-        return graph
-
-    def compile_eagerly(module, **options):
-        assert options == {"dynamic": False}
-        call = torch.compile(module._call_impl, backend=backend, fullgraph=True, **options)
-        module._compiled_call_impl = call
-
-    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+    graphs = captured_graphs(monkeypatch)
     compiled = StabilityVAE(str(folder), batch=2, compile=True)
     for count in (5, 1, 2):
         x = latents(count)
         assert (compiled(x).int() - decoder(x).int()).abs().max() <= 1
         assert compiled(x).shape == decoder(x).shape
-    assert len(seen) == 1
+    assert len(graphs) == 1
 
 
 def test_infinite_values_are_told(folder, decoder):

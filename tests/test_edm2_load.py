@@ -7,7 +7,14 @@ from typing import get_args
 
 import pytest
 import torch
-from edm2_networks import TINY, golden_tensors, golden_x0, relative, tiny_model
+from edm2_networks import (
+    TINY,
+    captured_graphs,
+    golden_tensors,
+    golden_x0,
+    relative,
+    tiny_model,
+)
 from helpers import GOLDEN
 from pickle_builder import recorded_module, snapshot
 
@@ -97,18 +104,7 @@ def test_weights_without_a_recorded_hash_are_told_by_that_of_their_file(tmp_path
 def test_the_network_compiles_as_one_graph(monkeypatch):
     """With a compiler that only captures; one graph per size of batch, whatever the noise level
     and however many sizes there are."""
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph
-
-    def compile_eagerly(module, **options):
-        assert options == {"dynamic": False}
-        call = torch.compile(module._call_impl, backend=backend, fullgraph=True, **options)
-        module._compiled_call_impl = call
-
-    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+    graphs = captured_graphs(monkeypatch)
     small = replace(TINY, img_resolution=8, channel_mult=(1,), attn_resolutions=())
     compiled, plain = (fold(tiny_model(small)) for _ in range(2))
     compile_network(compiled)
