@@ -20,7 +20,6 @@ from pickle_builder import recorded_module, snapshot
 
 from guidex.errors import GuidexError, UsageError
 from guidex.files.cache import file_sha256
-from guidex.files.progress import download_bar
 from guidex.models.edm2 import load
 from guidex.models.edm2.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from guidex.models.edm2.folded import fold
@@ -162,17 +161,6 @@ def test_a_recipe_tells_what_can_be_known_without_weights(snapshots):
         spec = edm2(str(path))
         assert spec.shape is spec.attention_layers is None and math.isnan(spec.gflops)
         assert [source.place for source in spec.sources] == [str(path)]
-
-
-def test_downloads_are_told_of_where_there_is_no_terminal(capsys):
-    with download_bar("net.pkl"):
-        pass  # it was in the cache
-    assert capsys.readouterr().err == ""
-    for total, told in ((1_250_000, " (1.2 MB)"), (None, "")):
-        with download_bar("net.pkl") as progress:
-            progress(0, total)
-            progress(1_250_000, total)
-        assert capsys.readouterr().err == f"downloading net.pkl{told}\n"
 
 
 # Published networks by name

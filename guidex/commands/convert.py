@@ -11,21 +11,10 @@ from guidex.models.edm2.load import network_of, obtain
 
 
 def convert_command(words: Sequence[str]) -> None:
-    """Run the command. Nothing that the snapshot holds is run.
-
-    Arguments:
-        words: a path or URL, out=PATH.safetensors, and maybe overwrite=true.
-
-    Raises:
-        UsageError, GuidexError: there is no such checkpoint, `out` cannot be written (told before
-            the checkpoint is read), or guidex could not compute the network.
-    """
+    """Run the command: a path or URL, out=PATH.safetensors, and maybe overwrite=true."""
     files, settings = split_words(words, ("out", "overwrite"))
     if len(files) != 1:
-        raise UsageError(
-            f"convert takes one checkpoint, not {len(files)}: "
-            "guidex convert FILE.pkl out=FILE.safetensors"
-        )
+        raise UsageError(f"convert takes one checkpoint, not {len(files)}")
     out = str(required(settings, "out", "network.safetensors"))
     overwrite = flag(settings, "overwrite")
     require_free(out, overwrite)

@@ -1,11 +1,6 @@
 """Guidance methods of one direction, as the YAMLs name them."""
 
-from guidex.guidance.directions import (
-    ClassifierGradient,
-    Difference,
-    Direction,
-    PerturbedAttention,
-)
+from guidex.guidance.directions import ClassifierGradient, Difference, Direction, PerturbedAttention
 from guidex.guidance.guidance import Guidance, Term
 from guidex.guidance.rules import Extrapolate, Rule
 from guidex.guidance.schedules import Schedule
@@ -20,11 +15,7 @@ def none() -> Guidance:
 
 
 def difference(
-    reference: Model,
-    schedule: Schedule,
-    rule: Rule,
-    k: float = 1.0,
-    drop_labels: bool = False,
+    reference: Model, schedule: Schedule, rule: Rule, k: float = 1.0, drop_labels: bool = False
 ) -> Guidance:
     """Away from a reference: CFG, autoguidance, sigma scaling (see directions.Difference)."""
     return single(Difference(reference, k, drop_labels), schedule, rule)
