@@ -279,8 +279,7 @@ def test_a_reconstructed_network_loads(place):
         path = place / f"network-snapshot-0000100-{length:.3f}.safetensors"
         write_checkpoint(Checkpoint(asdict(TINY), tensors, about), path)
     ema_command([".", "ema=0.075", "out=net.safetensors"])
-    model = load_network("net.safetensors", folded=False)
-    assert model.unet.out_gain.dtype == torch.float16 and len(model.origin["sha256"]) == 64
+    assert len(load_network("net.safetensors").origin["sha256"]) == 64
 
 
 # The tiny networks, all the way to images

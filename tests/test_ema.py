@@ -6,13 +6,17 @@ from helpers import golden
 
 from guidex.errors import UsageError
 from guidex.models.edm2.posthoc_ema import (
-    decay,
     gamma_of_sigma_rel,
     images_of,
     profile_product,
     reconstruction_coefficients,
     sigma_rel_of_gamma,
 )
+
+
+def decay(gamma, t, dt=1.0):
+    """beta of one update, theta_gamma(t) = beta theta_gamma(t - dt) + (1 - beta) theta(t)."""
+    return (1 - dt / t) ** (gamma + 1)
 
 
 def test_the_golden_numbers():

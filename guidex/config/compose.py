@@ -252,7 +252,7 @@ def _method(part: Any) -> Any:
     """A part, but for arithmetic and the place of files."""
     if not isinstance(part, dict):
         return part
-    aside = ("dtype", "root", "folded", "compile", "references")
+    aside = ("dtype", "root", "compile", "references")
     return {key: _method(value) for key, value in part.items() if key not in aside}
 
 
