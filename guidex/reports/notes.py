@@ -62,7 +62,7 @@ def notes(rows: Sequence[Row], remarks: Sequence[str]) -> list[str]:
 
 def origin(rows: Sequence[Row]) -> list[str]:
     """The version, the date and the command that made the rows, for tables that travel."""
-    made = [row.provenance for row in rows if "command" in row.provenance]
+    made = [row.provenance for row in rows if {"guidex", "command"} <= row.provenance.keys()]
     return list(dict.fromkeys("guidex {guidex}, {date}: {command}".format(**m) for m in made))
 
 
