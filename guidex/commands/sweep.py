@@ -8,6 +8,7 @@ all points of a cohort run together and share the steps they agree in -> feature
 import functools
 import json
 from collections.abc import Hashable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 
@@ -26,7 +27,6 @@ from guidex.runs.folder import require_same_inputs, run_folder
 from guidex.runs.measure import (
     Measure,
     Measures,
-    are_metrics_chosen,
     detectors_of,
     repeats_of,
     settings_of,
@@ -47,6 +47,8 @@ from guidex.runs.provenance import digest, made_by, merged, output_folder, prove
 from guidex.runs.ranks import Rank, this_rank
 from guidex.runs.settings import VOLATILE
 
+SHOWN = (".csv", ".jsonl", ".md", ".tex", ".png", ".pdf", ".svg", ".html")  # of what a sweep writes
+
 
 def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_EXPERIMENT) -> None:
     """Run the command. Words with several values are the axes; of `default`, see `plan_table`."""
@@ -57,25 +59,48 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
     if plan_only:
         print_plans(table)
         return
+    folder = output_folder(table.base.config["out"], "sweep", table.name, _identity(table))
+    made = made_by("sweep" if default else "sample eval=true", words)
+    rows = fill(table, folder, made, bool(table.base.config["overwrite"]))
+    if rows is not None:
+        files = sorted(file for file in folder.glob("[!.]*") if file.suffix in SHOWN)
+        print("", terminal_table(rows), "", *files, sep="\n")
+
+
+def _identity(table: Table) -> Config:
     config = table.base.config
-    identity = {
+    return {
         "command": "sweep",
         **{key: value for key, value in config.items() if key not in VOLATILE},
         "points": {words_of(entry.values): entry.identity for entry in table.entries},
     }
-    folder = output_folder(config["out"], "sweep", table.name, identity)
-    made = made_by("sweep" if default else "sample eval=true", words)
-    with run_folder(folder, identity, bool(config["overwrite"]), rank) as held:
-        tasks = _prepare(table, rank, are_metrics_chosen(words))
+
+
+def fill(
+    table: Table, folder: Path, made: dict[str, str], overwrite: bool = False
+) -> list[Row] | None:
+    """Make what is missing of a table in its folder, measure it, and write tables and figures.
+
+    Arguments:
+        made: what goes into the provenance of all rows: command and date.
+        overwrite: delete what the folder holds first.
+
+    Returns:
+        A row for each entry of the table; None where another process finishes.
+    """
+    rank = this_rank()
+    with run_folder(folder, _identity(table), overwrite, rank) as held:
+        tasks = _prepare(table, rank, table.are_metrics_chosen)
         require_same_inputs(folder, _inputs(tasks))
         cohorts = grouped(tasks, held)
         with run(cohorts, rank, folder / "table.csv") as is_last:
             if not is_last:
-                return
+                return None
             rows = _rows(table.entries, cohorts, made)
             held.check()
-            files = [*write_tables(rows, folder), *draw(rows, cohorts, folder)]
-    print("", terminal_table(rows), "", *files, sep="\n")
+            write_tables(rows, folder)
+            draw(rows, cohorts, folder)
+    return rows
 
 
 def _print_size(table: Table) -> None:
