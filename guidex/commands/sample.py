@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from guidex.commands.launch import launch
 from guidex.commands.sweep import sweep
 from guidex.config.compose import compose, parse
 from guidex.config.instantiate import Models
@@ -52,6 +53,8 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
         return
     identity = {"command": "sample", **settings.identity}
     folder = output_folder(settings.out, "sample", planned.method, identity)
+    if launch(["sample", *words], planned.config, folder):
+        return
     lasting = {key: value for key, value in identity.items() if key not in ("seeds", "block")}
     with run_folder(folder, lasting, settings.overwrite, rank, shared=True) as held:
         lost = seeds_asked(folder) - set(settings.seeds)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from guidex.commands.launch import launch
 from guidex.config.instantiate import Models
 from guidex.errors import GuidexError
 from guidex.features.detectors import detect_all
@@ -70,7 +71,10 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
         "points": {words_of(entry.values): entry.identity for entry in table.entries},
     }
     folder = output_folder(table.base.config["out"], "sweep", table.name, identity)
-    made = made_by("sweep" if default else "sample eval=true", words)
+    asked = ["sweep"] if default else ["sample", "eval=true"]
+    if launch([*asked, *words], table.base.config, folder):
+        return
+    made = made_by(" ".join(asked), words)
     rows = fill(table, folder, made, bool(table.base.config["overwrite"]))
     if rows is not None:
         show(rows, folder)
@@ -113,7 +117,7 @@ def fill(
             require_same_inputs(folder / "points" / task.name, _inputs(task))
         cohorts = grouped(tasks, held)
         if not sampling:
-            return _finish(table.entries, cohorts, made, figures, token)
+            return _finish(table.entries, cohorts, made, figures, None)
         chosen = table.are_metrics_chosen
         ask(held, table.entries, tasks, command="sweep", made=made, chosen=chosen)
         with run(cohorts, rank, folder / "table.csv") as state:
@@ -131,7 +135,7 @@ def _finish(
     cohorts: Sequence[Cohort],
     made: dict[str, str],
     figures: bool,
-    token: str,
+    token: str | None,
 ) -> list[Row]:
     """Measure what has all its samples, and write tables and figures."""
     folder = cohorts[0].folder

@@ -115,9 +115,18 @@ class Cohort:
     def work(self, part: tuple[int, int]) -> list[Work]:
         """What is missing, block by block, of this part of the blocks."""
         pairs, lacks = self.lacks()
-        some = np.array([output.seeds is not None for _, output in pairs])
-        # To keep the samples of some seeds cuts no block, unless there is nothing else to do.
-        patterns = lacks & (~some[:, None] | ~lacks[~some].any(axis=0))
+        # To keep the samples of some seeds cuts no block, unless a task lacks nothing else there.
+        patterns = lacks.copy()
+        for task in self.tasks:
+            some, rest = (
+                [
+                    k
+                    for k, (own, o) in enumerate(pairs)
+                    if own is task and (o.seeds is None) == all_of
+                ]
+                for all_of in (False, True)
+            )
+            patterns[some] &= ~lacks[rest].any(axis=0)
         size, work = self.settings.block, []
         for number, first in enumerate(range(0, lacks.shape[1], size)):
             if number % part[1] != part[0]:
@@ -205,10 +214,12 @@ def _sample(cohorts: Sequence[Cohort], rank: Rank) -> None:
                 titles = [output.title for output in outputs]
                 for title in () if "labels" in titles else titles:
                     again[title] = again.get(title, 0) + len(block.seeds)
-    if left < total and rank.first:
-        print(f"{total - left} of {total} {unit} are there already")
-        for title, count in again.items():
-            print(f"{count} {unit} have been sampled without {title}; they are sampled again")
+    said = [f"{total - left} of {total} {unit} are there already"] if left < total else []
+    said += [
+        f"{n} {unit} were sampled without {title}, and are again" for title, n in again.items()
+    ]
+    for line in said if rank.first else ():
+        print(line)
     if not left:
         return
     require_space(folder, needed)

@@ -29,7 +29,7 @@ from guidex.runs.ranks import ALONE, Rank
 
 _MARK, _INPUTS = "run.json", "inputs.json"
 _LOCK, _WORKER, _TEMPORARY = ".lock", ".worker-", ".guidex-"
-_OWN = (_LOCK, _WORKER, _TEMPORARY, ".claims")  # what says nothing of results
+_OWN = (_LOCK, _WORKER, _TEMPORARY, ".claims", ".jobs")  # what says nothing of results
 
 
 # Of a file that is written together with its record: name, size and SHA-256.
