@@ -1,14 +1,16 @@
-"""Results belong to points: a table that grows computes what is new, and ends as one made at once."""
+"""Results belong to points: a table that grows computes what is new, and ends as a fresh one."""
 
 import json
+import multiprocessing
 import os
 import random
+import re
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ import pytest
 from guidex.cli import main
 from guidex.runs import engine, outputs
 from guidex.runs.blocks import Block, Store
-from guidex.runs.folder import run_folder
+from guidex.runs.folder import read_json, run_folder
 
 SWEEP = ["sweep", "guidance=cfg", "block=16", "sampler.grid.steps=4", "gallery=3"]
 Said = pytest.CaptureFixture[str]
@@ -237,35 +239,50 @@ def test_failures_are_told_until_the_rest_is_made(
 # Several processes
 
 
-def test_processes_that_are_killed_end_with_the_same_table(tmp_path: Path) -> None:
-    """Jobs of submitit and ranks of torchrun on one folder, of which some die."""
+def as_rank(rank: int, words: list[str]) -> None:
+    """The target of child processes: one of two that torchrun starts."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    sys.exit(main(words))
+
+
+# Submitit lets go of its processes by and by.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_processes_that_are_killed_end_with_the_same_table(tmp_path: Path, capsys: Said) -> None:
+    """Three jobs of submitit and two ranks on one folder, of which three die."""
     pytest.importorskip("submitit", reason="jobs take submitit")
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["guidex.commands.sweep", "sklearn.datasets"])
     words = [*SWEEP, "seeds=0-159", "block=8", "metrics=[frechet]", "guidance.schedule.w=1,2,3"]
     assert main([*words, f"out={tmp_path / 'whole'}"]) == 0
-    out = f"out={tmp_path / 'shared'}"
-    assert main([*words, out, "launcher=local", "launcher.jobs=3"]) == 0
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    ranks = subprocess.Popen(
-        [sys.executable, *launch, "-m", "guidex", *words, out],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    chance, killed, deadline = random.Random(3), 0, time.monotonic() + 120
-    while killed < 3 and ranks.poll() is None and time.monotonic() < deadline:
-        at_work = list((tmp_path / "shared").glob(".worker-*"))
-        if len(list((tmp_path / "shared").glob("points/*/*.labels.record"))) > 6 * (killed + 1):
-            worker = chance.choice(at_work)
-            process = json.loads(worker.read_text())["process"]
-            try:
-                os.kill(process, signal.SIGKILL)
-            except OSError:
-                continue
-            killed += 1
+    shared, chance, killed = tmp_path / "shared", random.Random(3), 0
+    words.append(f"out={shared}")
+    capsys.readouterr()
+    assert main([*words, "launcher=local", "launcher.jobs=3"]) == 0
+    jobs = [int(job) for job in re.findall(r"\d+", capsys.readouterr().out.partition(" fill")[0])]
+    ranks = [server.Process(target=as_rank, args=(rank, words)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    deadline = time.monotonic() + 60
+    while killed < 3 and time.monotonic() < deadline:
+        workers = [read_json(path) for path in shared.glob(".worker-*")]
+        if workers and (shared / "points").exists():
+            time.sleep(chance.uniform(0, 0.3))
+            with suppress(ProcessLookupError, TypeError):
+                os.kill(chance.choice(workers)["process"], signal.SIGKILL)
+                killed += 1
+        if not any(rank.is_alive() for rank in ranks) and len(workers) == 0:
+            break
         time.sleep(0.02)
-    ranks.wait(120)
-    assert main([*words, out]) == 0
-    assert rows_of(tmp_path / "shared") == rows_of(tmp_path / "whole")
-    assert not list((tmp_path / "shared").rglob(".guidex-*"))
-    kept = list((tmp_path / "shared").glob("points/*/*.labels.record"))
-    assert len(kept) == 3 * 20 and killed > 0
+    for rank in ranks:
+        rank.join()
+    for job in jobs:
+        with suppress(ChildProcessError):
+            os.waitpid(job, 0)
+    assert main(words) == 0 and killed > 0
+    assert rows_of(shared) == rows_of(tmp_path / "whole")
+    assert not list(shared.rglob(".guidex-*"))
+    assert len(list(shared.glob("points/*/*.labels.record"))) == 3 * 20
