@@ -79,7 +79,7 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
     if rows is not None:
         show(rows, folder)
     elif rank.first:
-        print(f"others make the rest; guidex status {folder} tells how far they are")
+        print(f"another process writes the table; guidex status {folder} tells more")
 
 
 def show(rows: Sequence[Row], folder: Path) -> None:
@@ -142,7 +142,7 @@ def _finish(
     whole = [
         dataclasses.replace(cohort, tasks=tasks)
         for cohort in cohorts
-        if (tasks := [task for task in cohort.tasks if cohort.is_whole(task)])
+        if (tasks := [task for task in cohort.tasks if task.is_whole(cohort.store)])
     ]
     if not whole:
         raise GuidexError(f"no point of {folder.path} has all its samples yet")
