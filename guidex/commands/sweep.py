@@ -275,7 +275,7 @@ def _row(cohort: Cohort, made: dict[str, str], task: Task, tick: Tick) -> Row:
         unit=cohort.unit,
         note="not guided: no step of the sampler is in its interval" if plan.idle else None,
         provenance={
-            **provenance(planned.config),
+            **provenance({**planned.config, "device": planned.settings.device}),
             **made_with,
             "origins": task.point.origins,
             "presets": planned.choices,
