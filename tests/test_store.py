@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from guidex.cli import main
 from guidex.runs import engine, outputs
