@@ -1,5 +1,7 @@
 """`launcher=slurm`: jobs that fill one folder together, by way of submitit."""
 
+import runpy
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +21,14 @@ class Job:
     words: list[str]
 
     def __call__(self) -> None:
-        from guidex.cli import main
-
-        code = main(self.words)
-        if code != 0:
-            raise GuidexError(f"guidex {self.words[0]} ended with exit code {code}")
+        sys.argv = ["guidex", *self.words]
+        try:
+            runpy.run_module("guidex", run_name="__main__")
+        except SystemExit as end:
+            if end.code:
+                raise GuidexError(
+                    f"guidex {self.words[0]} ended with exit code {end.code}"
+                ) from end
 
     def checkpoint(self) -> Any:
         """What submitit puts back into the queue."""
