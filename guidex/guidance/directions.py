@@ -68,12 +68,23 @@ class Difference(Direction):
         k: factor on the reference's noise level; positive.
         drop_labels: ask the reference without a condition: classifier-free guidance by one network
             that has been trained both ways.
+        channels: how many, from the first, are guided, as in the code of DiT, SiT and LightningDiT;
+            None: all.
     """
 
-    def __init__(self, reference: Model, k: float = 1.0, drop_labels: bool = False) -> None:
+    def __init__(
+        self,
+        reference: Model,
+        k: float = 1.0,
+        drop_labels: bool = False,
+        channels: int | None = None,
+    ) -> None:
+        if channels is not None and channels < 1:
+            raise UsageError(f"channels is {channels}; at least 1 must be guided, null: all")
         if not k > 0:
             raise UsageError(f"k scales the reference's noise level and must be positive, not {k}")
         self.k = k
+        self.channels = channels
         self.gflops = reference.gflops
         self.queries = (Query(reference, k, drop_labels),)
 
@@ -81,8 +92,12 @@ class Difference(Direction):
         self, x: Tensor, sigma: float, condition: Condition, main: Tensor, reference: Tensor
     ) -> Tensor:
         if self.k == 1:
-            return main - reference
-        return (main - x) - (reference - x) / self.k**2
+            direction = main - reference
+        else:
+            direction = (main - x) - (reference - x) / self.k**2
+        if self.channels is not None:
+            direction[:, self.channels :] = 0
+        return direction
 
 
 class PerturbedAttention(Direction):

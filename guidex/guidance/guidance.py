@@ -100,6 +100,7 @@ class Guided:
         step: int,
         stage: int,
         state: Any = None,
+        extras: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Any]:
         """D_w(x; sigma, condition) at an evaluation of the plan.
 
@@ -109,6 +110,7 @@ class Guided:
             condition: of the batch.
             step, stage: which evaluation of the plan this is.
             state: the rule's memory, as returned by the evaluation before; None at first.
+            extras: filled with what the main model says beside x0, see `View`.
 
         Returns:
             The guided prediction x0 [B, *shape] in the dtype of x, and the rule's memory.
@@ -119,7 +121,7 @@ class Guided:
         terms = zip(omegas.tolist(), self.guidance.terms.values(), strict=True)
         active = [(k, omega, term.direction) for k, (omega, term) in enumerate(terms) if omega != 0]
         queries = [query for _, _, direction in active for query in direction.queries]
-        main, *rest = answer([Query(self.main), *queries], x, sigma, condition)
+        main, *rest = answer([Query(self.main, extras=extras), *queries], x, sigma, condition)
         if not active:
             return main, state
         predictions = iter(rest)

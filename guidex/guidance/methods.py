@@ -25,9 +25,10 @@ def difference(
     rule: Rule,
     k: float = 1.0,
     drop_labels: bool = False,
+    channels: int | None = None,
 ) -> Guidance:
     """Away from a reference: CFG, autoguidance, sigma scaling (see directions.Difference)."""
-    return single(Difference(reference, k, drop_labels), schedule, rule)
+    return single(Difference(reference, k, drop_labels, channels), schedule, rule)
 
 
 def perturbed_attention(

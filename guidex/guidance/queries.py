@@ -20,16 +20,19 @@ class Query:
         k: factor on the noise level.
         drop_labels: whether it is made without the condition.
         perturbation: of the network's self-attention, or None.
+        extras: see `View`.
     """
 
     network: Model
     k: float = 1.0
     drop_labels: bool = False
     perturbation: Perturbation | None = None
+    extras: dict[str, Tensor] | None = None
 
     def view(self, sigma: float, condition: Condition) -> View:
         """What it is at a noise level, for a batch's condition."""
-        return View(self.k * sigma, None if self.drop_labels else condition, self.perturbation)
+        condition = None if self.drop_labels else condition
+        return View(self.k * sigma, condition, self.perturbation, self.extras)
 
 
 def answer(queries: Sequence[Query], x: Tensor, sigma: float, condition: Condition) -> list[Tensor]:

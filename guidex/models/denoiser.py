@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from guidex.errors import UsageError
 from guidex.models.attention import NO_LAYERS, Perturbation
 from guidex.models.condition import Condition, Conditions
+from guidex.models.native_time import NativeUnit
 
 Space = Literal["pixels", "latents", "points"]
 """What a sample is: pixels in [-1, 1] of an image, latents of a decoder, coordinates of a toy."""
@@ -30,11 +31,14 @@ class View:
         sigma: noise level.
         condition: of the batch, or None for the prediction without one.
         perturbation: of its self-attention, or None.
+        extras: filled with what the network says beside x0, if it does: "variance" (see
+            `learned_variance`).
     """
 
     sigma: float
     condition: Condition
     perturbation: Perturbation | None = None
+    extras: dict[str, Tensor] | None = None
 
 
 class Denoiser(nn.Module, ABC):
@@ -48,6 +52,9 @@ class Denoiser(nn.Module, ABC):
         space: what a sample is.
         gflops: 10^9 floating-point operations of one evaluation (one image), 2 per multiply-add.
         attention_layers: names of the self-attention layers that can be perturbed.
+        native_unit: of the time that its network is told, see guidex.models.native_time; None for
+            sigma.
+        learned_variance: whether it also predicts the variance of ancestral steps.
         origin: of the file that it was made from, "source" (its name, or that of what it was
             converted from), "path" (or URL, as given), "sha256", and "original", the SHA-256 of
             what it was converted from; empty where there is none.
@@ -62,6 +69,8 @@ class Denoiser(nn.Module, ABC):
     gflops: float
     space: Space = "pixels"
     attention_layers: tuple[str, ...] = ()
+    native_unit: NativeUnit | None = None
+    learned_variance: bool = False
     origin: Mapping[str, str] = MappingProxyType({})
     compiled: bool = False
 

@@ -14,6 +14,7 @@ import torch
 from guidex.errors import GuidexError
 from guidex.models.condition import Conditions
 from guidex.models.denoiser import Denoiser, Space
+from guidex.models.native_time import NativeUnit
 
 
 class Source(NamedTuple):
@@ -35,8 +36,8 @@ class ModelSpec:
     Attributes:
         build: makes the network, on the CPU.
         sources: files that it is made of.
-        shape, conditions, sigma_min, sigma_max, gflops, space, attention_layers: of the network,
-            see `Denoiser`.
+        shape, conditions, sigma_min, sigma_max, gflops, space, attention_layers, native_unit,
+            learned_variance: of the network, see `Denoiser`.
         ema: length of the averaged weights (sigma_rel), or None where it is not recorded.
     """
 
@@ -49,6 +50,8 @@ class ModelSpec:
     gflops: float = math.nan
     space: Space | None = None
     attention_layers: tuple[str, ...] | None = None
+    native_unit: NativeUnit | None = None
+    learned_variance: bool | None = None
     ema: float | None = None
     _loaded: dict[str, Denoiser] = field(default_factory=dict)
 
@@ -64,6 +67,7 @@ class ModelSpec:
         """The recipe of networks like this one, which may be without weights (device "meta"), of
         this cost where it is given, counted otherwise."""
         names = ("shape", "conditions", "sigma_min", "sigma_max", "space", "attention_layers")
+        names += ("native_unit", "learned_variance")
         facts: dict[str, Any] = {name: getattr(model, name) for name in names}
         facts["gflops"] = model.gflops if gflops is None else gflops
         return cls(build, sources, **facts, ema=ema)

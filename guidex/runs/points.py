@@ -129,6 +129,8 @@ def check(composed: Composed, values: dict[str, str], models: Models | None = No
     labels = parse_labels(settings.labels, len(settings.seeds))
     plan = guidance.plan(solver.timeline())
     _check_models(model, guidance, plan)
+    if solver.learned_variance and model.learned_variance is False:
+        raise UsageError("sampler: this model has not learned a variance; use sampler=ddim")
     labels = _numbered(labels, model)
     return Planned(settings, composed.choices, values, model, guidance, solver, plan, labels)
 
