@@ -24,13 +24,13 @@ class Transformer(Denoiser):
     """
 
     sigma_data = 1.0  # nearly: latents are scaled to it
-    space = "latents"
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         shape = network.shape
         self.network = network
         self.shape = (shape.channels, shape.side, shape.side)
+        self.space = "pixels" if shape.channels in (1, 3) else "latents"
         self.conditions = Conditions(shape.classes)
         self.gflops = shape.gflops
         self.attention_layers = tuple(f"blocks.{i}.attn" for i in range(shape.depth))

@@ -64,9 +64,7 @@ def transformer(
             _denoiser(_outline(kind, size, side, patch, channels), kind), build, sources
         )
     made = Noise if kind == "dit" else Velocity
-    facts = {
-        name: getattr(made, name) for name in ("sigma_min", "sigma_max", "native_unit", "space")
-    }
+    facts = {name: getattr(made, name) for name in ("sigma_min", "sigma_max", "native_unit")}
     return ModelSpec(build, sources, **facts)
 
 
