@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from guidex.guidance.timeline import Timeline
+from guidex.models.native_time import NATIVE, NativeUnit
 
 
 @dataclass(frozen=True)
@@ -55,20 +56,22 @@ class Plan:
         """Steps with a guided evaluation."""
         return np.flatnonzero(self.guided.any(axis=(0, 2))).tolist()
 
-    def describe(self) -> str:
+    def describe(self, unit: NativeUnit | None = None) -> str:
         """One line, such as "guided steps 17–22 of 32, sigma 1.609 → 0.189; 63 + 12 evaluations
-        per image; w 2"."""
+        per image; w 2", with noise levels also in the unit of a network's own time."""
         steps, sigmas = self.guided_steps, self.timeline.sigmas
         total = len(sigmas) - 1
         if not steps:
-            return f"no guided step of {total}; {self.evaluations_main} evaluations per image"
+            ends = "" if unit is None else f", {unit} {_native(sigmas[0], unit)} → 0"
+            return f"no guided step of {total}{ends}; {self.evaluations_main} evaluations per image"
         start, end = sigmas[steps[0]], sigmas[steps[-1] + 1]
+        times = "" if unit is None else f", {unit} {_native(start, unit)} → {_native(end, unit)}"
         weights = self.weights[self.guided]
         low, high = weights.min(), weights.max()
         w = f"w {low:.4g}" if low == high else f"w {low:.3g} … {high:.3g}"
         cost = " + ".join(str(count) for count in [self.evaluations_main, *self.evaluations_ref])
         return (
-            f"guided steps {ranges(steps)} of {total}, sigma {level(start)} → {level(end)}; "
+            f"guided steps {ranges(steps)} of {total}, sigma {level(start)} → {level(end)}{times}; "
             f"{cost} evaluations per image; {w}"
         )
 
@@ -89,6 +92,10 @@ class Plan:
 def level(sigma: float) -> str:
     """A noise level for people: three decimals as in the papers, more where that would be 0.00…"""
     return f"{sigma:.3f}".rstrip("0").rstrip(".") if sigma >= 0.01 or sigma == 0 else f"{sigma:.2g}"
+
+
+def _native(sigma: float, unit: NativeUnit) -> str:
+    return f"{float(NATIVE[unit](np.float64(sigma))):.4g}"
 
 
 def ranges(values: Sequence[int]) -> str:

@@ -72,7 +72,7 @@ class Planned:
     def describe(self) -> str:
         """The plan in one line, what an image costs where that is known and not next to nothing,
         and its networks."""
-        parts = [self.plan.describe()]
+        parts = [self.plan.describe(self.model.native_unit)]
         if self.gflops >= 0.5:
             parts.append(f"{self.gflops:,.0f} GFLOP per image (2 per multiply-add)")
         files = [
