@@ -63,9 +63,9 @@ def transformer(
         return ModelSpec.of(
             _denoiser(_outline(kind, size, side, patch, channels), kind), build, sources
         )
-    made = Noise if kind == "dit" else Velocity
+    made, variance = (Noise, None) if kind == "dit" else (Velocity, False)
     facts = {name: getattr(made, name) for name in ("sigma_min", "sigma_max", "native_unit")}
-    return ModelSpec(build, sources, **facts)
+    return ModelSpec(build, sources, **facts, learned_variance=variance)
 
 
 def load_network(
