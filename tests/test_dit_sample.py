@@ -3,13 +3,17 @@
 import runpy
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from guidex.cli import main
+from guidex.errors import UsageError
+from guidex.models.condition import Conditions, parse_labels
 from guidex.models.dit.denoiser import Velocity
+from guidex.reports.published import published_notes
 from guidex.runs.points_table import plan_table
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "make_tiny_sit.py"
@@ -65,6 +69,24 @@ def test_every_format_and_a_run_that_was_interrupted(monkeypatch, capsys):
 def test_every_kind_of_guidance(guidance):
     assert main([*WORDS, f"guidance={guidance}", f"out={guidance}"]) == 0
     assert guidance == "none" or images(guidance) != images("none")
+
+
+def test_balanced_labels_are_seeds_modulo_classes(capsys):
+    words = ["labels=balanced", "seeds=[8,9,10,21]", "format=npz"]
+    assert main([*WORDS, *words, "guidance=none", "out=balanced"]) == 0
+    assert np.load("balanced/images.npz")["arr_1"].tolist() == [8, 9, 0, 1]
+    with pytest.raises(UsageError, match="labels=balanced: the classes of this model are none"):
+        Conditions().numbers(parse_labels("balanced", [3]))
+
+
+def test_published_values_say_which_labels_they_are_of():
+    about = {"fid": 1.12, "source": "arXiv 2504.10483"}
+    row = {"images": 50000, "repeats": 1, "unit": "images", "provenance": {}}
+    row["metrics"] = {"fd_inception": 1.2}
+    for labels, here in (("balanced", "random"), ("random", "balanced")):
+        config = {"labels": here, "published": {**about, "labels": labels}}
+        [note] = published_notes([SimpleNamespace(**row, config=config)])
+        assert note.endswith(f"published with {labels} labels, these are {here}.")
 
 
 def test_what_does_not_fit_is_refused_before_anything_runs(capsys):

@@ -66,7 +66,10 @@ def test_plain_data_stays_plain():
         ({"hi": ".inf"}, "guidance.schedule.hi must be a number, not '.inf'"),
         ({"hi": False}, "guidance.schedule.hi must be a number, not False"),
         ({"gate": "stp"}, "guidance.schedule.gate must be 'step' or 'evaluation', not 'stp'"),
-        ({"unit": 3}, "unit must be 'sigma' or 'step' or 'fraction', not 3"),
+        (
+            {"unit": 3},
+            "unit must be 'sigma' or 'step' or 'fraction' or 'time' or 'timestep', not 3",
+        ),
         ({"low": 1}, "there is no key guidance.schedule.low; did you mean lo"),
         ({"zzz": 1}, "there is no key guidance.schedule.zzz; there are gate, hi, lo, unit, w"),
         ({"lo": -1}, "guidance.schedule: bounds must be numbers >= 0, not lo=-1, hi=1"),

@@ -10,7 +10,7 @@ from guidex.config.presets import nearest, options
 from guidex.errors import UsageError
 from guidex.files.cache import cache_dir, cached
 from guidex.files.progress import megabytes
-from guidex.models.spec import ModelSpec
+from guidex.models.spec import ModelSpec, Source
 
 
 def models_command(words: Sequence[str]) -> None:
@@ -30,18 +30,18 @@ def models_command(words: Sequence[str]) -> None:
         print(f"{label:<{max(len(row[0]) for row in rows)}}  {state:>9}  {source}")
 
 
-def presets() -> dict[str, dict[str, str]]:
+def presets() -> dict[str, dict[str, Source]]:
     """The checkpoints of every model preset that has any, by preset and role."""
     found = {name: checkpoints(name) for name in options("model")}
     return {name: roles for name, roles in found.items() if roles}
 
 
-def checkpoints(name: str) -> dict[str, str]:
+def checkpoints(name: str) -> dict[str, Source]:
     """The checkpoints of a model preset: "main", and under each guidance what it loads instead.
 
     Empty for other names, and where no file is named (model=edm2).
     """
-    roles: dict[str, str] = {}
+    roles: dict[str, Source] = {}
     for guidance in ("none", "cfg", "autoguidance"):
         try:
             config = compose("sample", [f"model={name}", f"guidance={guidance}"]).config
@@ -51,14 +51,15 @@ def checkpoints(name: str) -> dict[str, str]:
         for role, part in ((guidance, main), (f"{guidance} reference", reference)):
             model = instantiate(part, "model", Models(), nn.Module | ModelSpec)
             for source in getattr(model, "sources", ()):
-                if source.place not in roles.values():
-                    roles["main" if role == "none" else role] = source.place
+                if source not in roles.values():
+                    roles["main" if role == "none" else role] = source
     return roles
 
 
-def _rows(name: str, roles: dict[str, str]) -> Iterator[tuple[str, str, str]]:
+def _rows(name: str, roles: dict[str, Source]) -> Iterator[tuple[str, str, str]]:
     """A preset's lines: what, how large on this machine or "-", from where."""
     for role, source in roles.items():
-        path = cached(source)
+        path = cached(source.place)
         state = "-" if path is None else megabytes(path.stat().st_size)
-        yield (name if role == "main" else f"  {role}"), state, source
+        licence = f"  ({source.licence})" if source.licence else ""
+        yield (name if role == "main" else f"  {role}"), state, source.place + licence

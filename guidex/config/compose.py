@@ -176,7 +176,7 @@ def _set_published(cfg: DictConfig, choices: dict[str, str]) -> Config:
     for key, value in published.get(guidance, {}).items():
         (settings if "." in key else results)[key] = value
     # An interpolation takes the settings of another guidance, of which nothing came out.
-    about = {"source", "protocol", "images", "repeats", "statistic"}
+    about = {"source", "protocol", "images", "repeats", "statistic", "labels"}
     if OmegaConf.is_interpolation(published, guidance) or results.keys() <= about:
         results = {}
     for key, value in settings.items():

@@ -23,10 +23,12 @@ class Source(NamedTuple):
     Attributes:
         place: path or URL.
         sha256: that the file must have, or None.
+        licence: of code and weights, where it is told.
     """
 
     place: str
     sha256: str | None = None
+    licence: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,6 +58,10 @@ def published_notes(rows: Sequence[Row]) -> list[str]:
             note += f"; {count} needed, these are {row.repeats} × {row.images:,}"
         if about.get("protocol", here := _protocol(row)) != here:
             note += f"; published under protocol={about['protocol']}, measured without it"
+        balanced = {"balanced": "balanced"}
+        there, ours = (balanced.get(one.get("labels"), "random") for one in (about, row.config))
+        if there != ours:
+            note += f"; published with {there} labels, these are {ours}"
         notes[f"{note}."] = None
     return list(notes)
 

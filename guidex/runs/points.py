@@ -126,7 +126,7 @@ def check(composed: Composed, values: dict[str, str], models: Models | None = No
     solver = instantiate(config["sampler"], "sampler", models, Solver)
     guidance = instantiate(config["guidance"], "guidance", models, Guidance)
     settings = Settings.of(config)
-    labels = parse_labels(settings.labels, len(settings.seeds))
+    labels = parse_labels(settings.labels, settings.seeds)
     plan = guidance.plan(solver.timeline())
     _check_models(model, guidance, plan)
     if solver.learned_variance and model.learned_variance is False:

@@ -34,6 +34,7 @@ def transformer(
     sha256: str | None = None,
     dtype: Dtype = "float32",
     compile: bool = False,
+    licence: str | None = None,
 ) -> ModelSpec:
     """The recipe of a checkpoint's network. Nothing that the file holds is run.
 
@@ -51,6 +52,7 @@ def transformer(
         sha256: that the file must have, or None.
         dtype: in which the blocks compute. Published numbers are of float32 (on a GPU in TF32).
         compile: use torch.compile, which takes its time once for every size of batch.
+        licence: of code and weights, to be told to people.
 
     Raises:
         UsageError: latents that cannot be cut into such patches.
@@ -58,7 +60,7 @@ def transformer(
     if side < 1 or patch < 1 or side % patch != 0:
         raise UsageError(f"side={side} cannot be cut into patches of patch={patch}")
     build = partial(load_network, checkpoint, kind, heads, sha256, dtype, compile)
-    sources = (Source(checkpoint, sha256),)
+    sources = (Source(checkpoint, sha256, licence),)
     if size is not None:
         return ModelSpec.of(
             _denoiser(_outline(kind, size, side, patch, channels), kind), build, sources
