@@ -152,12 +152,14 @@ def test_hostile_and_damaged_files_are_refused(tmp_path, capsys):
 def test_other_networks_are_refused(tmp_path):
     state = read_state(GOLDEN / "sit.pt")
     for change, text in {
-        "blocks.1.attn.qkv.bias": "it lacks blocks.1.attn.qkv.bias",
+        "blocks.1.attn.qkv.bias": "Missing key.*blocks.1.attn.qkv.bias",
         "x_embedder.proj.weight": "x_embedder.proj.weight",
     }.items():
         torch.save({k: v for k, v in state.items() if k != change}, tmp_path / "x.pt")
         with pytest.raises(GuidexError, match=text):
             read_network(tmp_path / "x.pt")
+    with pytest.raises(UsageError, match="width 48 has no 5 heads: give model.heads"):
+        read_network(GOLDEN / "sit.pt", heads=5)
 
 
 def test_a_recipe_is_planned_with_and_then_held_to_its_word():

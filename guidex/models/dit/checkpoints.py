@@ -80,19 +80,19 @@ def read_network(path: str | Path, heads: int | None = None) -> Network:
     Raises:
         UsageError, GuidexError: as `read_state`; GuidexError: it is of another network.
     """
-    state = _counted_through(read_state(path))
     try:
+        state = _counted_through(read_state(path))
         if "pos_embed" not in state:
             state["pos_embed"] = _positions(path, state["x_embedder.proj.weight"])
         shape = Shape.of(state, heads)
-    except (GuidexError, KeyError) as error:
-        raise GuidexError(f"{path}: {error}") from None
-    with torch.device("meta"):
-        network = Network(shape)
-    kept = {k: v.float() for k, v in state.items() if not k.startswith(IGNORED)}
-    _require_same(kept, network.state_dict(), str(path))
-    network.load_state_dict(kept, assign=True)
-    return network
+        with torch.device("meta"):
+            network = Network(shape)
+        kept = {k: v.float() for k, v in state.items() if not k.startswith(IGNORED)}
+        network.load_state_dict(kept, assign=True)
+        return network
+    except (LookupError, ValueError, RuntimeError) as error:  # what it lacks, or has beside
+        reason = printable(" ".join(str(error).split()).partition("for Network: ")[2] or str(error))
+        raise GuidexError(f"{path}: not the weights of a DiT: {reason}") from None
 
 
 def _counted_through(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -131,16 +131,3 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
         elif not (block and block[2].startswith(("norm1.emb.", "attn1.to_"))):
             result[name] = tensor
     return result
-
-
-def _require_same(given: dict[str, Tensor], wanted: dict[str, Tensor], where: str) -> None:
-    faults = [f"{printable(name)} is unknown" for name in given if name not in wanted]
-    faults += [f"it lacks {name}" for name in wanted if name not in given]
-    faults += [
-        f"{name} is {list(given[name].shape)} instead of {list(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in given and given[name].shape != tensor.shape
-    ]
-    if faults:
-        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise GuidexError(f"{where}: not the weights of a DiT: {'; '.join(faults[:3])}{more}")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from guidex.errors import GuidexError
+from guidex.errors import UsageError
 from guidex.models.attention import Parts, attention
 
 EPSILON = 1e-6  # of all norms
@@ -56,30 +56,28 @@ class Shape:
                 width 1152 (XL), else of 64.
 
         Raises:
-            GuidexError: it is not of this network.
+            KeyError: it lacks a tensor.
+            UsageError: as many heads do not fit.
         """
-        try:
-            tokens, width = state["pos_embed"].shape[1:]
-            _, channels, patch, _ = state["x_embedder.proj.weight"].shape
-            depth = sum(name.endswith("attn.qkv.weight") for name in state)
-            gated = "blocks.0.mlp.w12.weight" in state
-            mlp = "w3" if gated else "fc2"
-            return cls(
-                side=patch * round(tokens**0.5),
-                patch=patch,
-                channels=channels,
-                outputs=len(state["final_layer.linear.bias"]) // patch**2,
-                width=width,
-                depth=depth,
-                heads=heads or (16 if width == 1152 else max(width // 64, 1)),
-                hidden=state[f"blocks.0.mlp.{mlp}.weight"].shape[1],
-                classes=len(state["y_embedder.embedding_table.weight"]) - 1,
-                rms="blocks.0.norm1.weight" in state,
-                gated=gated,
-                rotary="feat_rope.freqs_cos" in state,
-            )
-        except (KeyError, ValueError, TypeError) as error:
-            raise GuidexError(f"not the weights of a DiT: {error} is missing or odd") from None
+        width, channels, patch, _ = state["x_embedder.proj.weight"].shape
+        heads = heads or (16 if width == 1152 else max(width // 64, 1))
+        if width % (4 * heads) != 0:
+            raise UsageError(f"width {width} has no {heads} heads: give model.heads")
+        gated = "blocks.0.mlp.w12.weight" in state
+        return cls(
+            side=patch * round(state["pos_embed"].shape[1] ** 0.5),
+            patch=patch,
+            channels=channels,
+            outputs=len(state["final_layer.linear.bias"]) // patch**2,
+            width=width,
+            depth=sum(name.endswith("attn.qkv.weight") for name in state),
+            heads=heads,
+            hidden=state[f"blocks.0.mlp.{'w3' if gated else 'fc2'}.weight"].shape[1],
+            classes=len(state["y_embedder.embedding_table.weight"]) - 1,
+            rms="blocks.0.norm1.weight" in state,
+            gated=gated,
+            rotary="feat_rope.freqs_cos" in state,
+        )
 
     @property
     def tokens(self) -> int:
@@ -223,13 +221,9 @@ class GatedMLP(nn.Module):
 
 def positions(tokens: int, width: int) -> Tensor:
     """The table of positions [1, tokens, width], float32: sine and cosine of the column, then of
-    the row, for checkpoints that leave it out."""
-    side, count = round(tokens**0.5), width // 4
-    frequency = PERIOD ** (-torch.arange(count, dtype=torch.float64) / count)
-    angle = torch.outer(torch.arange(side, dtype=torch.float64), frequency)
-    waves = torch.cat([angle.sin(), angle.cos()], dim=1)
-    column, row = waves.repeat(side, 1), waves.repeat_interleave(side, dim=0)
-    return torch.cat([column, row], dim=1)[None].float()
+    the row; for checkpoints that leave it out."""
+    row, column = _angles(tokens, width // 4)
+    return torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], dim=1)[None].float()
 
 
 def _norm(shape: Shape) -> nn.Module:
@@ -251,13 +245,19 @@ def _waves(time: Tensor) -> Tensor:
 
 def _turns(shape: Shape) -> Tensor:
     """Cosines and sines of the angles by which pairs of a head's numbers turn, [2, N, d / 2],
-    float32 on the CPU; the first half of the pairs by the row, the second by the column."""
-    side, count = shape.side // shape.patch, shape.width // shape.heads // 4
-    frequency = PERIOD ** (-torch.arange(count, dtype=torch.float64, device="cpu") / count)
-    angle = torch.outer(torch.arange(side, dtype=torch.float64, device="cpu"), frequency)
-    row, column = angle.repeat_interleave(side, dim=0), angle.repeat(side, 1)
-    both = torch.cat([row, column], dim=1)
-    return torch.stack([both.cos(), both.sin()]).float()
+    float32; the first half of the pairs by the row, the second by the column."""
+    angles = torch.cat(_angles(shape.tokens, shape.width // shape.heads // 4), dim=1)
+    return torch.stack([angles.cos(), angles.sin()]).float()
+
+
+def _angles(tokens: int, count: int) -> tuple[Tensor, Tensor]:
+    """Row and column of each token times `count` frequencies, float64 [tokens, count]; on the CPU,
+    also where a network without weights is made."""
+    side = round(tokens**0.5)
+    options = {"dtype": torch.float64, "device": "cpu"}
+    frequency = PERIOD ** (-torch.arange(count, **options) / count)
+    angle = torch.outer(torch.arange(side, **options), frequency)
+    return angle.repeat_interleave(side, dim=0), angle.repeat(side, 1)
 
 
 def _turned(q: Tensor, turns: Tensor) -> Tensor:
