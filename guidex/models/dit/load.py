@@ -50,7 +50,8 @@ def transformer(
         channels: of a latent.
         heads: of attention, where they are not as published.
         sha256: that the file must have, or None.
-        dtype: in which the blocks compute. Published numbers are of float32 (on a GPU in TF32).
+        dtype: in which the blocks compute. Published numbers are of TF32, which is between float32
+            and bfloat16.
         compile: use torch.compile, which takes its time once for every size of batch.
         licence: of code and weights, to be told to people.
 
