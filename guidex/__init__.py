@@ -10,6 +10,6 @@ import os
 
 __version__ = "0.1.0"
 
-if os.environ.get("GUIDEX_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+if os.environ.get("GUIDEX_OFFLINE", "").lower() not in ("", "0", "false", "no", "off"):
     # The libraries of Hugging Face read it once, when they are imported.
     os.environ["HF_HUB_OFFLINE"] = "1"

@@ -3,6 +3,7 @@
 from guidex.api import Heun, Interval, Karras, difference, kernel, sample
 """
 
+# ruff: noqa: F401
 from guidex.data.pixels import to_float, to_uint8
 from guidex.features.detectors import Coordinates, Pixels, detect
 from guidex.features.features import FeatureSet
@@ -37,63 +38,3 @@ from guidex.models.toys import fractal2d, mixture1d
 from guidex.sampling.grids import DDPM, IDDPM, VP, Karras, Log
 from guidex.sampling.solvers import DDIM, DPMpp2M, Euler, Heun
 from guidex.sampling.trajectories import sample
-
-__all__ = [
-    "APG",
-    "DDIM",
-    "DDPM",
-    "IDDPM",
-    "PRDC",
-    "VP",
-    "ClassifierGradient",
-    "Condition",
-    "Conditions",
-    "Constant",
-    "Coordinates",
-    "Cosine",
-    "DPMpp2M",
-    "Denoiser",
-    "Difference",
-    "Direction",
-    "Euler",
-    "ExactDenoiser",
-    "Extrapolate",
-    "FeatureSet",
-    "Frechet",
-    "GaussianMixture",
-    "Guidance",
-    "Guided",
-    "Heun",
-    "Hole",
-    "Interval",
-    "KNNAccuracy",
-    "Karras",
-    "KernelDenoiser",
-    "Linear",
-    "Log",
-    "Offset",
-    "PerturbedAttention",
-    "Pixels",
-    "Plan",
-    "Product",
-    "Query",
-    "Rescale",
-    "Rule",
-    "Schedule",
-    "Term",
-    "ToyQuality",
-    "classifier",
-    "detect",
-    "difference",
-    "fractal2d",
-    "frechet_distance",
-    "kernel",
-    "mixture1d",
-    "model_features",
-    "none",
-    "perturbed_attention",
-    "sample",
-    "single",
-    "to_float",
-    "to_uint8",
-]

@@ -24,11 +24,9 @@ Sample images under guidance, one per seed, into a folder: images/, labels.csv, 
 
 {_OVERRIDES}
 examples:
-  guidex sample
   guidex sample guidance=cfg guidance.schedule.w=2 seeds=0-255 labels=7
   guidex sample guidance=interval guidance.schedule.lo=0.2 guidance.schedule.hi=2 --plan
   guidex sample model=kernel model.data=MY_IMAGES guidance=autoguidance out=samples
-  guidex sample model=fractal2d guidance=autoguidance sampler.grid.sigma_max=5
   guidex sample eval=true guidance=cfg seeds=0-1799
 """
 
@@ -42,18 +40,16 @@ is run.
 
 examples:
   guidex sweep
-  guidex sweep guidance=cfg guidance.schedule.w=1,1.5,2,3
   guidex sweep guidance=interval guidance.schedule.lo=0,0.1,0.3 guidance.schedule.hi=0.6,1,2
-  guidex sweep guidance=cfg guidance/schedule=constant,linear,cosine guidance.schedule.w=2
   guidex sweep experiment=interval/fig2
 """
 
 
-def _protocols() -> str:
-    """What `guidex list protocols` shows, for the help of eval."""
-    rows = listing("protocols")
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)
+def _rows(kind: str, indent: str = "") -> str:
+    """A line for each preset of a kind."""
+    rows = listing(kind)
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{indent}{name:<{width}}  {text}" for name, text in rows)
 
 
 _EVAL = f"""\
@@ -62,13 +58,11 @@ Measure images (a folder, zip or npz) against a reference: images, or a model th
 examples:
   guidex eval outputs/sample/cfg-1a2b3c4d ref=digits
   guidex eval fakes.zip ref=reals/ detector=pixels metrics=[frechet,prdc] metrics.prdc.k=5
-  guidex eval samples.npz ref=fractal2d detector=coordinates metrics=[frechet,toy]
   guidex eval fakes/ ref=img512.pkl protocol=edm2
-  guidex eval fakes/ detector=inception_logits metrics=[inception_score]
 
 To compare with a paper, choose its protocol, which is a set of detectors and metrics:
 
-{_protocols()}
+{_rows("protocols", "  ")}
 """
 
 _REF = """\
@@ -101,37 +95,6 @@ example:
   guidex ema SNAPSHOT_FOLDER ema=0.1 out=edm2-ema-0.100.safetensors
 """
 
-
-class Command(NamedTuple):
-    """What the command line knows of a command.
-
-    Attributes:
-        text: its help.
-        words: what its words are called.
-        configured: whether it has a configuration to print.
-        planned: whether it has a plan to print.
-        function: module and name of what runs it, imported when it does.
-    """
-
-    text: str
-    words: str
-    configured: bool
-    planned: bool
-    function: str
-
-
-_COMMANDS = {
-    "sample": Command(_SAMPLE, "OVERRIDE", True, True, "guidex.commands.sample:sample"),
-    "sweep": Command(_SWEEP, "OVERRIDE", True, True, "guidex.commands.sweep:sweep"),
-    "eval": Command(_EVAL, "IMAGES|OVERRIDE", True, False, "guidex.commands.evaluate:evaluate"),
-    "ref": Command(
-        _REF, "IMAGES|OVERRIDE", True, False, "guidex.commands.reference:make_reference"
-    ),
-    "models": Command(_MODELS, "PRESET", False, False, "guidex.commands.models:models_command"),
-    "convert": Command(_CONVERT, "WORD", False, False, "guidex.commands.convert:convert_command"),
-    "ema": Command(_EMA, "WORD", False, False, "guidex.commands.ema:ema_command"),
-}
-
 _LIST = f"""\
 List presets, with one line on each: {", ".join(KINDS)}.
 
@@ -143,14 +106,40 @@ examples:
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run guidex; returns the exit code: 0 done, 1 failed, 2 asked for something impossible.
+class Command(NamedTuple):
+    """Help, name of its words, module and name of what runs it, and options of a command."""
 
-    Arguments:
-        arguments: words of the command line; None for those of the process.
-    """
+    text: str
+    words: str
+    function: str
+    options: tuple[str, ...] = ()
+
+
+_COMMANDS = {
+    "sample": Command(_SAMPLE, "OVERRIDE", "sample:sample", ("cfg", "config-dir", "plan")),
+    "sweep": Command(_SWEEP, "OVERRIDE", "sweep:sweep", ("cfg", "config-dir", "plan")),
+    "eval": Command(_EVAL, "IMAGES|OVERRIDE", "evaluate:evaluate", ("cfg", "config-dir")),
+    "ref": Command(_REF, "IMAGES|OVERRIDE", "reference:make_reference", ("cfg", "config-dir")),
+    "models": Command(_MODELS, "PRESET", "models:models_command"),
+    "convert": Command(_CONVERT, "WORD", "convert:convert_command"),
+    "ema": Command(_EMA, "WORD", "ema:ema_command"),
+    "list": Command(_LIST, "KIND|OVERRIDE", "", ("config-dir",)),
+}
+_OPTIONS = {
+    "cfg": {"action": "store_true", "help": "print the configuration and stop"},
+    "config-dir": {
+        "metavar": "DIR",
+        "help": "find presets also in DIR (DIR/model/NAME.yaml, …); plugin=FILE.py holds what they "
+        "name",
+    },
+    "plan": {"action": "store_true", "help": "print the plan and stop"},
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run guidex with the words given, or those of the process; returns the exit code: 0 done, 1
+    failed, 2 asked for something impossible."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    debug = os.environ.get("GUIDEX_DEBUG") == "1"
     try:
         options = _parsed(words)
         use(getattr(options, "config_dir", None))
@@ -162,14 +151,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (head, say) went away. Python would complain once more when flushing at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except GuidexError as error:
-        if debug:
-            raise
-        print(f"guidex: {error}", file=sys.stderr)
-        return error.exit_code
     except Exception as error:
-        if debug:
+        if os.environ.get("GUIDEX_DEBUG") == "1":
             raise
+        if isinstance(error, GuidexError):
+            print(f"guidex: {error}", file=sys.stderr)
+            return error.exit_code
         kind = type(error).__name__
         print(f"guidex: {kind}: {error}\n(GUIDEX_DEBUG=1 shows where)", file=sys.stderr)
         return 1
@@ -177,19 +164,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parsed(words: list[str]) -> argparse.Namespace:
-    """The words of the command line, taken apart.
-
-    Raises:
-        UsageError: no such command or option, with the nearest.
-    """
-    command = next((word for word in words if not word.startswith("-")), None)
-    if command not in (None, "list", *_COMMANDS):
-        raise UsageError(f"there is no command {command}{nearest(command, ['list', *_COMMANDS])}")
+    """The words of the command line, taken apart."""
+    name = next((word for word in words if not word.startswith("-")), None)
+    if name is not None and name not in _COMMANDS:
+        raise UsageError(f"there is no command {name}{nearest(name, _COMMANDS)}")
     options, others = _parser().parse_known_args(words)
     for word in others:
         if word.startswith("-"):
-            known = [name for name in ("cfg", "plan", "config_dir") if hasattr(options, name)]
-            allowed = ["--help", *(f"--{name.replace('_', '-')}" for name in known)]
+            allowed = ["--help", *(f"--{known}" for known in _COMMANDS[name].options)]
             raise UsageError(f"there is no option {word}{nearest(word, allowed)}")
     options.words += others  # argparse stops at an option among them
     return options
@@ -203,80 +185,44 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"guidex {guidex.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, known in _COMMANDS.items():
-        command = commands.add_parser(
+    for name, command in _COMMANDS.items():
+        added = commands.add_parser(
             name,
-            help=re.split(r"\. |\.$|[:;]", known.text.splitlines()[0])[0],
-            description=known.text,
+            help=re.split(r"\. |\.$|[:;]", command.text.splitlines()[0])[0],
+            description=command.text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.add_argument("words", nargs="*", metavar=known.words)
-        if known.configured:
-            text = "print the configuration and stop"
-            command.add_argument("--cfg", action="store_true", help=text)
-            _add_config_dir(command)
-        if known.planned:
-            command.add_argument("--plan", action="store_true", help="print the plan and stop")
-    command = commands.add_parser(
-        "list",
-        help="List presets",
-        description=_LIST,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_config_dir(command)
-    command.add_argument("kind", nargs="?", metavar="KIND")
-    command.add_argument("words", nargs="*", metavar="OVERRIDE")
+        added.add_argument("words", nargs="*", metavar=command.words)
+        for option in command.options:
+            added.add_argument(f"--{option}", **_OPTIONS[option])
     return parser
 
 
-def _add_config_dir(command: argparse.ArgumentParser) -> None:
-    text = "find presets also in DIR (DIR/model/NAME.yaml, …); plugin=FILE.py holds what they name"
-    command.add_argument("--config-dir", metavar="DIR", help=text)
-
-
 def _dispatch(options: argparse.Namespace) -> None:
+    command, words = _COMMANDS[options.command], options.words
     if options.command == "list":
-        _list(options.kind, options.words)
+        _list(words)
         return
-    command = _COMMANDS[options.command]
-    if command.configured and options.cfg:
-        _print_config(options.command, options.words)
-        return
-    if command.configured:
-        _check_words(options.command, options.words)
+    if "cfg" in command.options:
+        from guidex.config.compose import check_words, show
+
+        if options.cfg:
+            print(show(options.command, words), end="")
+            return
+        check_words(options.command, words)
     module, _, name = command.function.partition(":")
-    run = getattr(importlib.import_module(module), name)
-    if command.planned:
-        run(options.words, options.plan)
-    else:
-        run(options.words)
+    run = getattr(importlib.import_module(f"guidex.commands.{module}"), name)
+    run(words, options.plan) if "plan" in command.options else run(words)
 
 
-def _list(kind: str | None, words: Sequence[str]) -> None:
-    if kind == "layers":
+def _list(words: Sequence[str]) -> None:
+    if words[:1] == ["layers"]:
         from guidex.commands.layers import layers
 
-        print("\n".join(layers(words)))
-        return
-    if words:
-        raise UsageError(f"guidex list {kind} takes no overrides, but {' '.join(words)} is given")
-    for name in KINDS if kind is None else [kind]:
-        rows = listing(name)
-        if kind is None:
-            print(f"{name}:")
-        indent = "" if kind is not None else "  "
-        width = max((len(preset) for preset, _ in rows), default=0)
-        for preset, text in rows:
-            print(f"{indent}{preset:<{width}}  {text}")
-
-
-def _check_words(command: str, words: Sequence[str]) -> None:
-    from guidex.config.compose import check_words
-
-    check_words(command, words)
-
-
-def _print_config(command: str, words: Sequence[str]) -> None:
-    from guidex.config.compose import show
-
-    print(show(command, words), end="")
+        print("\n".join(layers(words[1:])))
+    elif len(words) > 1:
+        raise UsageError(f"guidex list {words[0]} takes no overrides, but {words[1]} is given")
+    elif words:
+        print(_rows(words[0]))
+    else:
+        print("\n".join(f"{kind}:\n{_rows(kind, '  ')}" for kind in KINDS))

@@ -40,11 +40,12 @@ from torch import Tensor
 from guidex.data.codec import from_pixels
 from guidex.data.image_set import map_ahead
 from guidex.features.dinov2 import dinov2
+from guidex.features.features import FeatureSet
 from guidex.features.inception import inception
 from guidex.features.networks import NetworkDetector
 from guidex.features.statistics import GaussianStatistics
 from guidex.metrics.frechet import frechet_distance
-from guidex.metrics.prdc import prdc
+from guidex.metrics.prdc import PRDC
 
 SECTIONS = ("end", "frechet", "prdc", "precision")
 K = 3  # neighbours
@@ -502,7 +503,8 @@ def torch_fidelity_features(device: str, real: str, fake: str) -> Callable[[], V
 
 def guidex_features(device: str, real: str, fake: str) -> Callable[[], Values]:
     reals, fakes = _features(device, real), _features(device, fake)
-    return lambda: prdc(real=reals, fake=fakes, k=K, rule="<=")
+    real, fake = (FeatureSet.from_values(detector="d", values=values) for values in (reals, fakes))
+    return lambda: PRDC(k=K, rule="<=").compute(real, fake)
 
 
 # Precision of detectors
@@ -566,7 +568,7 @@ def looked_at(
 
     def measure() -> Values:
         for side, values in images.items():
-            torch.save(detector(values)[1].cpu(), f"{path}-{side}.pt")
+            torch.save(detector(values).cpu(), f"{path}-{side}.pt")
         return {}
 
     return measure

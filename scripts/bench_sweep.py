@@ -11,7 +11,8 @@ import time
 import torch
 
 from guidex.config.instantiate import Models
-from guidex.runs.blocks import Batch, cut, run_block
+from guidex.models.memory import Halving
+from guidex.runs.blocks import cut, run_block
 from guidex.runs.points import load
 from guidex.runs.points_table import plan_table
 from guidex.sampling.trajectories import shared_steps
@@ -25,7 +26,7 @@ def main(images: int) -> None:
     block = cut(points[0].planned.seeds, None, images)[0]
 
     def sample(chosen: list) -> list[torch.Tensor]:
-        [(_, _, outcomes)] = run_block(chosen, block, Batch(images), 0, lambda amount: None)
+        [(_, _, outcomes)] = run_block(chosen, block, Halving(images), 0, lambda amount: None)
         return [outcome.x for outcome in outcomes]
 
     sample(points[:1])

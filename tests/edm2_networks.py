@@ -2,9 +2,9 @@
 
 import json
 
-import numpy as np
+import pytest
 import torch
-from helpers import GOLDEN
+from helpers import GOLDEN, golden
 
 from guidex.models.edm2.checkpoints import read_checkpoint
 from guidex.models.edm2.network import EDM2, Config
@@ -23,18 +23,22 @@ TINY = Config(
 
 
 def golden_tensors(name: str) -> dict[str, torch.Tensor]:
-    with np.load(GOLDEN / name, allow_pickle=False) as data:
-        return {key: torch.from_numpy(data[key]) for key in data}
+    return {key: torch.from_numpy(array) for key, array in golden(name).items()}
 
 
 def golden_model(name: str) -> EDM2:
     config = json.loads((GOLDEN / f"edm2-tiny-{name}.config.json").read_text())
     with torch.device("meta"):
-        model = EDM2(Config.from_mapping(config))
+        model = EDM2(Config.from_mapping(config, name))
     # The numbers were made with the float16 weights of the snapshot; its rounding is part of them.
     weights = read_checkpoint(GOLDEN / f"edm2-tiny-{name}.pkl").tensors
     model.load_state_dict(weights, assign=True)
     return model
+
+
+def golden_x0(model: EDM2, io: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What a model makes of the golden input; a network without classes takes none."""
+    return model.predict(io["x"], io["sigma"], io.get("labels", torch.zeros(len(io["x"]), 0)))
 
 
 def tiny_model(config: Config = TINY, dtype: torch.dtype = torch.float32) -> EDM2:
@@ -51,3 +55,20 @@ def tiny_model(config: Config = TINY, dtype: torch.dtype = torch.float32) -> EDM
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     """The largest relative error of a sample."""
     return ((a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)).max().item()
+
+
+def captured_graphs(monkeypatch: pytest.MonkeyPatch) -> list:
+    """Modules that are compiled from now on only have their graphs captured, in this list."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    def compile_eagerly(module: torch.nn.Module, **options: object) -> None:
+        assert options == {"dynamic": False}
+        call = torch.compile(module._call_impl, backend=backend, fullgraph=True, **options)
+        module._compiled_call_impl = call
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+    return graphs

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from guidex.data.codec import write_png
+from guidex.features.features import FeatureSet
 from guidex.models.mixture import GaussianMixture
 from guidex.sampling.grids import Bounded
 from guidex.sampling.seeds import Start, start
@@ -37,6 +38,18 @@ def concrete(base: type) -> Iterator[type]:
         if not inspect.isabstract(child) and child.__module__.startswith("guidex."):
             yield child
         yield from concrete(child)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Standard normal numbers, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def feature_set(
+    values: torch.Tensor, labels: torch.Tensor | None = None, detector: str = "d"
+) -> FeatureSet:
+    return FeatureSet.from_values(detector=detector, values=values, labels=labels)
 
 
 def one_image_per_class(folder: Path) -> str:

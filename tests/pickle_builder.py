@@ -4,7 +4,6 @@ import dataclasses
 import io
 import itertools
 import pickle
-import struct
 import warnings
 from typing import Any
 
@@ -25,14 +24,12 @@ class Name:
 
 
 @dataclasses.dataclass
-class Call:
-    path: str
+class Call(Name):
     args: tuple[Any, ...] = ()
 
 
 @dataclasses.dataclass
-class New:
-    path: str
+class New(Name):
     state: Any = None
 
 
@@ -41,40 +38,32 @@ class Raw:
     code: bytes
 
 
+class Assembler(pickle._Pickler):
+    """Writes what a pickler writes, but for the classes above."""
+
+    def save(self, value: Any, save_persistent_id: bool = True) -> None:
+        match value:
+            case Raw():
+                self.write(value.code)
+            case Call():
+                self.write(many([Name(value.path), value.args]) + pickle.REDUCE)
+            case New():
+                state = b"" if value.state is None else assemble(value.state) + pickle.BUILD
+                new = assemble(Name(value.path)) + pickle.EMPTY_TUPLE + pickle.NEWOBJ
+                self.write(new + state)
+            case Name():
+                self.write(many(value.path.split(":")) + pickle.STACK_GLOBAL)
+            case _:
+                super().save(value, save_persistent_id)
+
+
 def assemble(value: Any) -> bytes:
     """The instructions that push a value."""
-    match value:
-        case None:
-            return pickle.NONE
-        case bool():
-            return pickle.NEWTRUE if value else pickle.NEWFALSE
-        case int():
-            return pickle.LONG1 + b"\x10" + value.to_bytes(16, "little", signed=True)
-        case float():
-            return pickle.BINFLOAT + struct.pack(">d", value)
-        case str():
-            return pickle.BINUNICODE + struct.pack("<I", len(value.encode())) + value.encode()
-        case bytes():
-            return pickle.BINBYTES + struct.pack("<I", len(value)) + value
-        case list():
-            return pickle.EMPTY_LIST + pickle.MARK + many(value) + pickle.APPENDS
-        case tuple():
-            return pickle.MARK + many(value) + pickle.TUPLE
-        case set():
-            return pickle.EMPTY_SET + pickle.MARK + many(value) + pickle.ADDITEMS
-        case dict():
-            items = itertools.chain.from_iterable(value.items())
-            return pickle.EMPTY_DICT + pickle.MARK + many(items) + pickle.SETITEMS
-        case Name():
-            return many(value.path.split(":")) + pickle.STACK_GLOBAL
-        case Call():
-            return assemble(Name(value.path)) + assemble(value.args) + pickle.REDUCE
-        case New():
-            state = b"" if value.state is None else assemble(value.state) + pickle.BUILD
-            return assemble(Name(value.path)) + pickle.EMPTY_TUPLE + pickle.NEWOBJ + state
-        case Raw():
-            return value.code
-    raise TypeError(value)
+    file = io.BytesIO()
+    assembler = Assembler(file, 4)
+    assembler.fast = True  # no memo
+    assembler.save(value)
+    return file.getvalue()
 
 
 def many(values: Any) -> bytes:

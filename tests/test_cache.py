@@ -1,7 +1,6 @@
 """Fetching files, from a server on this machine that behaves as badly as it is told to."""
 
 import hashlib
-import json
 import os
 import random
 import re
@@ -16,9 +15,9 @@ from types import SimpleNamespace
 import pytest
 
 import guidex.files.cache as cache
-import guidex.files.download as downloading
 from guidex import __version__
 from guidex.errors import GuidexError, UsageError
+from guidex.files import progress
 from guidex.files.cache import cache_dir, cached, fetch, file_sha256
 
 DATA = random.Random(0).randbytes(300_000)
@@ -27,10 +26,7 @@ HALF = 150_000
 SHA256 = hashlib.sha256(DATA).hexdigest()
 OTHER_SHA256 = hashlib.sha256(OTHER).hexdigest()
 DATE = "Wed, 21 Oct 2026 07:28:00 GMT"
-PAGE = b"\xef\xbb\xbf \r\n<!DOCTYPE HTML><html>Please sign in</html>"
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 HTML = {"Content-Type": "text/html; charset=utf-8"}
-CHUNKED = {"Transfer-Encoding": "chunked", "ETag": '"one"'}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -111,7 +107,7 @@ def waits(monkeypatch, tmp_path):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("GUIDEX_CACHE", str(tmp_path / "cache"))
     waits = []
-    monkeypatch.setattr(downloading, "sleep", waits.append)
+    monkeypatch.setattr(cache, "sleep", waits.append)
     return waits
 
 
@@ -125,7 +121,13 @@ def place(url):
 
 
 def record_of(path):
-    return path.with_name(path.name + ".json")
+    return path.with_name(path.name + ".sha256")
+
+
+def command(code, url):
+    """Another process, which runs some code."""
+    head = "import sys; from guidex.files.cache import fetch; "
+    return [sys.executable, "-c", head + code, url]
 
 
 def interrupted(server):
@@ -150,14 +152,9 @@ def test_local_path(tmp_path, monkeypatch):
     assert fetch("a file.pkl") == cached("a file.pkl") == Path("a file.pkl")
     with pytest.raises(GuidexError, match=f"(?s)file.pkl.*{SHA256}.*{OTHER_SHA256}"):
         fetch(str(path), sha256=OTHER_SHA256)
-    assert file_sha256(path) == SHA256
     with pytest.raises(GuidexError, match="cannot read"):
         file_sha256(tmp_path)
-    with pytest.raises(UsageError, match="64 hexadecimal"):
-        fetch(str(path), sha256="abc")
-    absent = ("absent", "x" * 5000, "~nobody-of-this-name/net.pkl")
-    for other in (*absent, ".", "pipe", "/dev/zero"):
-        message = "does not exist" if other in absent else "is not a file"
+    for other, message in (("absent", "does not exist"), ("pipe", "is not a file")):
         with pytest.raises(UsageError, match=message):
             fetch(other, sha256=SHA256)
         assert cached(other) is None
@@ -178,7 +175,7 @@ def test_unusable_addresses_are_refused():
 
 def test_cache_dir(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    home = (("~/own", "/y", tmp_path / "own"), ("", "relative", tmp_path / ".cache/guidex"))
+    home = (("~/own", "/y", tmp_path / "own"), ("", "", tmp_path / ".cache/guidex"))
     for named, xdg, folder in (("/x", "/y", "/x"), ("", "/y", "/y/guidex"), *home):
         monkeypatch.setenv("GUIDEX_CACHE", named)
         monkeypatch.setenv("XDG_CACHE_HOME", xdg)
@@ -187,7 +184,7 @@ def test_cache_dir(monkeypatch, tmp_path):
 
 def test_names_are_readable_distinct_and_stay_in_the_cache():
     first = place("https://one.org/net-0.135.pkl")
-    assert re.fullmatch(r"net-0\.135-[0-9a-f]{10}\.pkl", first.name)
+    assert re.fullmatch(r"[0-9a-f]{10}-net-0\.135\.pkl", first.name)
     assert place("https://two.org/net-0.135.pkl").name != first.name
     assert place("https://one.org/net-0.135.pkl?v=2").name != first.name
     assert place("https://one.org/net-0.135.pkl#part") == first
@@ -198,33 +195,31 @@ def test_names_are_readable_distinct_and_stay_in_the_cache():
 
 
 def test_download_once_then_from_the_cache(server):
-    # A length, '["' and six zeros, as it may stand at the head of .safetensors: no JSON.
-    server.data = 0x225B.to_bytes(8, "little") + DATA
-    sha256 = hashlib.sha256(server.data).hexdigest()
-    size, seen = len(server.data), []
+    size, seen = len(DATA), []
     assert cached(server.url) is None
     path = fetch(server.url, progress=lambda done, total: seen.append((done, total)))
-    assert path.read_bytes() == server.data
-    assert fetch(server.url) == path == fetch(server.url, sha256=sha256) == cached(server.url)
+    assert path.read_bytes() == DATA
+    assert fetch(server.url) == path == fetch(server.url, sha256=SHA256) == cached(server.url)
     assert len(server.requests) == 1
     assert server.requests[0][1]["User-Agent"] == f"guidex/{__version__}"
     assert seen[0] == (0, size) and seen[-1] == (size, size)
     assert seen == sorted(seen)
     assert listing() == [path.name, record_of(path).name]
-    record = json.loads(record_of(path).read_text())
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", record.pop("date"))
-    assert record == {"url": server.url, "sha256": sha256}
+    assert record_of(path).read_text() == f"{SHA256}  {path.name}\n"
 
 
-def test_chunked_body_and_proxy(server, monkeypatch):
-    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(DATA), DATA)
-    server.behaviours = [{"body": body, "headers": CHUNKED, "sized": False, "cut": HALF}]
-    assert fetch(server.url).read_bytes() == DATA
-    assert server.ranges[1] == (f"bytes={HALF - len('493e0') - 2}-", '"one"')
+def test_downloads_are_told_of_where_there_is_no_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0)
+    with progress.download_bar("net.pkl") as received:
+        assert capsys.readouterr().err == ""  # it may be in the cache
+        received(10, 1_250_000)
+    assert "downloading net.pkl 0/1 MB in 0 s" in capsys.readouterr().err
+
+
+def test_a_proxy_of_the_environment_is_asked(server, monkeypatch):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
-    server.behaviours = [{"body": body, "headers": CHUNKED, "sized": False}]
     assert fetch("http://guidex.invalid/net.pkl").read_bytes() == DATA
-    assert server.requests[2][0] == "http://guidex.invalid/net.pkl"
+    assert server.requests[0][0] == "http://guidex.invalid/net.pkl"
 
 
 @pytest.mark.parametrize(
@@ -240,41 +235,20 @@ def test_broken_connection(server, waits, etag, date, validator):
     assert waits == [1]
 
 
-@pytest.mark.parametrize("damage", [None, "page", "note"])
-def test_interrupted_run_is_resumed(server, damage):
-    interrupted(server)
-    part = next(cache_dir().glob("*.part"))
-    assert part.read_bytes() == DATA[:HALF]
-    if damage == "note":
-        record_of(part).write_text('{"size": 15')
-    elif damage == "page":
-        server.behaviours = [{"body": PAGE, "headers": HTML}]
-        with pytest.raises(GuidexError, match="web page"):
-            fetch(server.url)
-    path = fetch(server.url)
-    assert path.read_bytes() == DATA
-    resumed = (f"bytes={HALF}-", '"one"')
-    assert server.ranges[-1] == (resumed if damage in (None, "page") else (None, None))
-    assert listing() == [path.name, record_of(path).name]
-
-
 def test_killed_process_is_resumed(server):
     pause = threading.Event()
     server.behaviours = [{"pause": pause}]
-    code = (
-        "import sys;"
-        "from guidex.files.cache import fetch;"
-        "fetch(sys.argv[1], progress=lambda done, total: print(done, flush=True))"
-    )
-    command = [sys.executable, "-c", code, server.url]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    code = "fetch(sys.argv[1], progress=lambda done, total: print(done, flush=True))"
+    with subprocess.Popen(command(code, server.url), stdout=-1, text=True) as process:
         while int(process.stdout.readline()) < HALF:
             pass
         process.kill()
     pause.set()
     server.requests.clear()
-    assert fetch(server.url, sha256=SHA256).read_bytes() == DATA
+    path = fetch(server.url, sha256=SHA256)
+    assert path.read_bytes() == DATA
     assert server.ranges == [(f"bytes={HALF}-", '"one"')]
+    assert listing() == [path.name, record_of(path).name]
 
 
 WRONG_PART = {"status": 206, "body": DATA[HALF:]}  # without Content-Range
@@ -302,31 +276,20 @@ def test_attempts_that_bring_nothing_are_bounded(server, waits):
     server.behaviours = [{"cut": 30_000}] * 9  # the same bytes again and again
     with pytest.raises(GuidexError, match="after 30000 of 300000 bytes; 5 attempts failed"):
         fetch(server.url + "?two")
-    assert not list(cache_dir().glob("*.part*"))
-    server.behaviours = [{"status": 502, "body": b""}] * 9
-    with pytest.raises(GuidexError, match=r"HTTP 502 \(Bad Gateway\); 5 attempts") as caught:
-        fetch(server.url + "?three")
-    assert caught.value.exit_code == 1
-    assert waits == [1, 2, 4, 8] * 2
+    assert waits == [1, 2, 4, 8]
 
 
 @pytest.mark.parametrize(
     "behaviour, message",
     [
-        ({"body": PAGE}, "web page"),
-        ({"headers": HTML}, "web page"),
-        ({"body": b'<?xml version="1.0"?><Error/>'}, "XML"),
-        ({"body": b'{"error": "no such model"}'}, "JSON"),
-        ({"body": POINTER, "headers": {"Content-Type": "text/plain"}}, "Git LFS pointer"),
-        ({"body": b""}, "empty"),
-        ({"sized": False}, "does not say how long"),
+        ({"headers": HTML}, "text/html. Is it a sign-in"),
+        ({"body": b"", "headers": {"Content-Type": "application/json"}}, "json"),
+        ({"body": b""}, "how long"),
+        ({"sized": False}, "how long"),
         ({"status": 204, "body": b""}, "HTTP 204"),
-        ({"status": 403, "body": b"no"}, r"HTTP 403 \(Forbidden\)"),
-        ({"status": 499, "body": b"no"}, "HTTP 499"),
         ({"status": 404, "body": b"no"}, r"HTTP 404 \(Not Found\)"),
         ({"status": 302, "headers": {"Location": "file:///etc/passwd"}}, "HTTP 302.*redirect"),
         ({"status": 302, "headers": {"Location": "ftp://127.0.0.1/a"}}, "HTTP 302.*redirect"),
-        ({"status": 302}, "HTTP 302.*redirect"),
     ],
 )
 def test_answers_that_are_no_file(server, behaviour, message):
@@ -338,7 +301,7 @@ def test_answers_that_are_no_file(server, behaviour, message):
     assert len(server.requests) == 1 and listing() == []
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("status", [302, 308])
 def test_redirect_is_followed_with_the_range(server, status):
     interrupted(server)
     moved = {"Location": "/moved here.pkl?a=1"}
@@ -347,9 +310,9 @@ def test_redirect_is_followed_with_the_range(server, status):
     assert server.requests[1][0] == "/moved%20here.pkl?a=1"
     assert server.ranges == [(f"bytes={HALF}-", '"one"')] * 2
     server.behaviours = [{"status": status, "headers": {"Location": "?again"}}] * 99
-    with pytest.raises(GuidexError, match="in a circle"):
+    with pytest.raises(GuidexError, match="a redirect that cannot be followed"):
         fetch(server.url + "?again")
-    secure, target = downloading.Request("https://a/b"), downloading._Redirects().redirect_request
+    secure, target = cache.Request("https://a/b"), cache._Redirects().redirect_request
     assert target(secure, None, status, "", {}, "https://b/").full_url == "https://b/"
     assert target(secure, None, status, "", {}, "http://b/") is None
 
@@ -362,25 +325,21 @@ def test_offline(server, monkeypatch):
     assert server.requests == [] and listing() == []
     monkeypatch.setenv("GUIDEX_OFFLINE", "0")
     path = fetch(server.url)
-    monkeypatch.setenv("GUIDEX_OFFLINE", "true")
+    monkeypatch.setenv("GUIDEX_OFFLINE", "1")
     assert fetch(server.url) == path
-    monkeypatch.setenv("GUIDEX_OFFLINE", "perhaps")
-    with pytest.raises(UsageError, match="perhaps"):
-        fetch(server.url + "2")
 
 
 def test_unreachable_servers(server, monkeypatch):
-    with pytest.raises(GuidexError, match="cannot reach 127.0.0.1.*SSL"):
+    with pytest.raises(GuidexError, match="cannot download .*SSL"):
         fetch(server.url.replace("http:", "https:"))
     monkeypatch.setattr(Handler, "do_GET", lambda self: self.wfile.write(b"\x1b[31mSSH-2.0\r\n"))
-    with pytest.raises(GuidexError, match="no proper answer") as caught:
+    with pytest.raises(GuidexError, match="SSH-2.0.*5 attempts") as caught:
         fetch(server.url)
     assert "\x1b" not in str(caught.value)
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/net.pkl"
-    with pytest.raises(GuidexError, match="cannot reach 127.0.0.1.*refused.*put it at") as caught:
+    with pytest.raises(GuidexError, match="refused.*put it at"):
         fetch(url)
-    assert caught.value.exit_code == 1
 
 
 def test_given_hash_is_checked(server):
@@ -393,35 +352,23 @@ def test_given_hash_is_checked(server):
     assert len(server.requests) == 2
 
 
-def test_corrupt_file_is_never_used(server):
+def test_what_differs_from_its_record_is_never_used(server):
     path = fetch(server.url)
-    stat = path.stat()
     path.write_bytes(OTHER)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # same size, same date
     for sha256 in (None, SHA256):
         message = f"{path} is corrupt.*{OTHER_SHA256}.*{SHA256}.*Delete it"
         with pytest.raises(GuidexError, match=message):
             fetch(server.url, sha256=sha256)
-    path.unlink()
-    assert fetch(server.url).read_bytes() == DATA
-    assert len(server.requests) == 2
-    path.write_bytes(OTHER)  # on purpose
-    assert fetch(server.url, sha256=OTHER_SHA256) == path == fetch(server.url)
-
-
-def test_records(server):
-    path = fetch(server.url)
-    for text in ("", "{", "[]", "{}", '{"sha256": 1}', "\xff"):
-        record_of(path).write_text(text, encoding="latin-1")
-        with pytest.raises(GuidexError, match="recorded in .*delete that record"):
-            fetch(server.url)
-    record_of(path).unlink()
-    assert fetch(server.url) == path
     path.unlink()  # it has to come back the same
     server.data, server.etag = OTHER, '"two"'
     with pytest.raises(GuidexError, match=f"{OTHER_SHA256}.*{SHA256}.*delete that record"):
         fetch(server.url)
     assert listing() == [record_of(path).name]
+    assert fetch(server.url, sha256=OTHER_SHA256) == path == fetch(server.url)
+    for text in ("", "\xff", record_of(path).read_text()[:63]):
+        record_of(path).write_text(text, encoding="latin-1")
+        with pytest.raises(GuidexError, match="recorded in .*delete that record"):
+            fetch(server.url)
     record_of(path).unlink()
     assert fetch(server.url).read_bytes() == OTHER
 
@@ -430,15 +377,11 @@ def test_hand_placed_file(server, monkeypatch):
     monkeypatch.setenv("GUIDEX_OFFLINE", "1")
     path = place(server.url)
     path.parent.mkdir()
-    path.write_bytes(POINTER)
-    with pytest.raises(GuidexError, match="web page.*LFS.*Delete it"):
-        fetch(server.url)
-    assert listing() == [path.name]
     path.write_bytes(DATA)
     assert cached(server.url) == path == fetch(server.url)
     with monkeypatch.context() as read_only:  # a cache that an administrator has filled
         read_only.delattr(cache, "FileLock")
-        read_only.delattr(cache, "write_json")
+        read_only.delattr(cache, "atomic_write")
         assert fetch(server.url) == path == fetch(server.url, sha256=SHA256)
     path.write_bytes(OTHER)
     with pytest.raises(GuidexError, match="corrupt"):
@@ -450,37 +393,29 @@ def test_disk_that_refuses(server, monkeypatch):
     interrupted(server)
     disk = SimpleNamespace(free=HALF - 1)
     with monkeypatch.context() as patch:
-        patch.setattr(downloading.shutil, "disk_usage", lambda _: disk)
+        patch.setattr(cache.shutil, "disk_usage", lambda _: disk)
         with pytest.raises(GuidexError, match="0.1 MB are free.*GUIDEX_CACHE"):
             fetch(server.url)
         disk.free = HALF
         assert fetch(server.url).read_bytes() == DATA  # only the missing half needs space
     code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (150_000,) * 2);"
-        "from guidex.files.cache import fetch; fetch(sys.argv[1])"
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (150_000,) * 2); fetch(sys.argv[1])"
     )
-    command = [sys.executable, "-c", code, server.url + "?two"]
-    error = subprocess.run(command, capture_output=True, text=True).stderr.splitlines()[-1]
-    assert re.match(r"guidex.errors.GuidexError: .*File too large.*Free some space", error)
+    done = subprocess.run(command(code, server.url + "?two"), stderr=-1, text=True)
+    assert re.search(r"\nguidex.errors.GuidexError: .*File too large.*Free some", done.stderr)
     assert fetch(server.url + "?two").read_bytes() == DATA
-    monkeypatch.setenv("GUIDEX_CACHE", str(Path(__file__) / "cache"))
-    with pytest.raises(GuidexError, match="set GUIDEX_CACHE"):
-        fetch(server.url)
 
 
 def test_processes_download_once(server):
     pause = threading.Event()
     server.behaviours = [{"pause": pause}]
-    code = "import sys; from guidex.files.cache import fetch; print(fetch(sys.argv[1]))"
-    command = [sys.executable, "-c", code, server.url]
-    begun = threading.Event()
-    thread = threading.Thread(
-        target=lambda: fetch(server.url, progress=lambda done, total: begun.set())
-    )
+    code, begun = "print(fetch(sys.argv[1]))", threading.Event()
+    how = {"progress": lambda done, total: begun.set()}
+    thread = threading.Thread(target=fetch, args=(server.url,), kwargs=how)
     thread.start()
     assert begun.wait(20)
-    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
+    with subprocess.Popen(command(code, server.url), stdout=-1, stderr=-1, text=True) as process:
         assert "Waiting for another process" in process.stderr.readline()
         pause.set()
         output = process.stdout.read()

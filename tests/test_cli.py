@@ -12,7 +12,6 @@ from PIL import Image
 import guidex
 from guidex.cli import main
 from guidex.config.presets import KINDS, config_dir
-from guidex.data.codec import write_png
 
 
 def fails(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
@@ -37,9 +36,7 @@ def test_help_has_examples(words: list[str], capsys: pytest.CaptureFixture[str])
 
 def examples() -> list[list[str]]:
     """The commands shown in the help texts."""
-    from guidex import cli
-
-    texts = (cli._SAMPLE, cli._SWEEP)
+    texts = (guidex.cli._SAMPLE, guidex.cli._SWEEP)
     lines = [line.strip() for text in texts for line in text.splitlines()]
     return [line.split()[1:] for line in lines if line.startswith("guidex ")]
 
@@ -51,38 +48,27 @@ def test_examples_of_the_help_can_be_planned(words: list[str], tmp_path: Path) -
     assert main([*words, "--plan"]) == 0
 
 
-def test_light_commands_do_not_import_torch() -> None:
+def test_light_commands_and_typing_errors_do_not_import_torch() -> None:
+    typo = [sys.executable, "-X", "importtime", "-m", "guidex", "sweep", "guidance.schedule.ww=1,2"]
+    out = subprocess.run(typo, capture_output=True, text=True)
+    assert out.returncode == 2 and "did you mean guidance.schedule.w" in out.stderr
+    assert not any(line.endswith(" torch") for line in out.stderr.splitlines())
     code = (
         "import sys; from guidex.cli import main\n"
         "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
         "print(sorted({'torch', 'hydra', 'numpy', 'omegaconf'} & set(sys.modules)))"
     )
-    for words in (["--help"], ["list"], ["list", "models"], ["sweep", "--help"]):
+    for words in (["--version"], ["list"], ["sweep", "--help"]):
         out = subprocess.run(
             [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
         )
         assert out.stdout.splitlines()[-1] == "[]"
 
 
-def test_typing_errors_do_not_import_torch() -> None:
-    code = (
-        "import sys; from guidex.cli import main; code = main(sys.argv[1:])\n"
-        "print(code, 'torch' in sys.modules)"
-    )
-    out = subprocess.run(
-        [sys.executable, "-c", code, "sweep", "guidance=cfg", "guidance.schedule.ww=1,2"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert out.stdout == "2 False\n" and "did you mean guidance.schedule.w" in out.stderr
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["smaple"], "there is no command smaple; did you mean sample?"),
-        (["zzz"], "there is no command zzz; there are convert, ema, eval, "),
         (["sample", "--pln"], "there is no option --pln; did you mean --plan?"),
         (["convert", "--plan"], "there is no option --plan; there are --help"),
     ],
@@ -93,19 +79,8 @@ def test_mistakes_in_commands_and_options(
     assert said in fails(words, capsys)
 
 
-def test_options_may_stand_between_words(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sample", "seeds=0-1", "--plan", "guidance=cfg"]) == 0
-    assert "w 2" in capsys.readouterr().out
-
-
-def test_module_and_version() -> None:
-    out = subprocess.run(
-        [sys.executable, "-m", "guidex", "--version"], capture_output=True, text=True, check=True
-    )
-    assert out.stdout.strip() == f"guidex {guidex.__version__}"
-
-
 def test_list_names_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "models" in fails(["list", "modles"], capsys)
     assert main(["list"]) == 0
     everything = capsys.readouterr().out
     for kind, group in KINDS.items():
@@ -118,34 +93,20 @@ def test_list_names_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(line in everything for line in lines)
 
 
-def test_list_of_something_else(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "models" in fails(["list", "modles"], capsys)
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["seeeds=0-3"], "did you mean seeds?"),
-        (["guidance=intervall"], "did you mean interval?"),
-        (["guidance.schedule.ww=3"], "guidance.schedule.w"),
         (["guidance.schedule.w=abc"], "guidance.schedule.w must be a number"),
-        (["guidance.schedule.w=nan"], "finite"),
         (["guidance.schedule.lo=2", "guidance.schedule.hi=1"], "lo must be below hi"),
         (["seeds=5-2"], "must increase"),
         (["seeds=ten"], "whole numbers"),
         (["labels=[0,-1]"], "labels must be"),
-        (["labels=[0,random]"], "labels must be"),
         (["labels=[0,x]"], "labels=x: the classes of this model are 0 … 9; there are 0, 1, 2"),
         (["labels=10"], "0 … 9"),
         (["batch=0"], "batch must be"),
         (["device=tpu"], "device"),
         (["sampler.grid.steps=0"], "at least one step"),
-        (["sampler.grid.sigma_min=90"], "sigma_min"),
-        (["guidance=cfg,none"], "guidex sweep"),
-        (["model=kernel"], "model.data must be given"),
         (["model=kernel", "model.data=/no/such/folder"], "/no/such/folder"),
-        (["+new=1"], "without '+'"),
-        (["word"], "key=value"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -159,18 +120,12 @@ def test_mistakes_in_sample(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (
-            ["guidance.schedule.w=1,2", "guidance.schedule.hi=1,2,3", "sweep.mode=zip"],
-            "equal lengths",
-        ),
         (["guidance.schedule.w=1,abc"], "at the point"),
         (["guidance.schedule.w=1,2", "ref=nowhere"], "ref=nowhere"),
         (["guidance.schedule.w=1,2", "ref=mixture1d"], "detector"),
         (["guidance.schedule.w=1,2", "metrics=[frechet,toy]"], "closed form"),
         (["guidance.schedule.w=1,2", "metrics=[fid]"], "there is no metrics=fid"),
-        (["guidance.schedule.w=interval(1,2)"], "range("),
         (["sweep.mode=random", "guidance.schedule.w=1,2"], "grid or zip"),
-        (["experiment=interval/digit"], "interval/digits"),
         (["repeats=0", "guidance.schedule.w=1,2"], "repeats must be"),
         (["guidance.schedule.lo=3,4", "guidance.schedule.hi=1,2"], "lo must be below hi"),
     ],
@@ -184,7 +139,6 @@ def test_mistakes_in_sweep(
 
 
 def test_mistakes_in_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "empty").mkdir()
     fakes = tmp_path / "fakes"
     fakes.mkdir()
     grey = np.zeros((8, 8), np.uint8)
@@ -193,30 +147,14 @@ def test_mistakes_in_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     out = f"out={tmp_path / 'run'}"
     assert "nothing at" in fails(["eval", str(tmp_path / "nowhere"), "ref=digits", out], capsys)
     assert "ref must be given" in fails(["eval", str(fakes), out], capsys)
+    assert "no metrics chosen" in fails(["eval", str(fakes), "ref=digits", "metrics=[]"], capsys)
     assert "coordinates" in fails(["eval", str(fakes), "ref=fractal2d", out], capsys)
-    assert main(["eval", str(tmp_path / "empty"), "ref=digits", out]) in (1, 2)
-    assert "image" in capsys.readouterr().err
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(fakes / "larger.png")
     assert "9x9" in fails(["eval", str(fakes), "ref=digits", out], capsys, code=1)
     (fakes / "larger.png").write_bytes((fakes / "0.png").read_bytes()[:40])
     assert "larger.png" in fails(["eval", str(fakes), "ref=digits", out], capsys, code=1)
     words = ["eval", str(fakes), "ref=digits", "bad=skip", "metrics=[frechet,prdc]", out]
     assert main(words) == 0
-
-
-def test_wrong_size_is_told_before_measuring(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for k in range(3):
-        Image.fromarray(np.full((9, 9), k, np.uint8)).save(tmp_path / f"{k}.png")
-    words = ["eval", str(tmp_path), "ref=digits", f"out={tmp_path / 'run'}", "metrics=[frechet]"]
-    assert "64 dimensions, fake ones 81" in fails(words, capsys)
-
-
-def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GUIDEX_DEBUG", "1")
-    with pytest.raises(guidex.errors.UsageError):
-        main(["sample", "seeeds=3"])
 
 
 @pytest.mark.parametrize("words", [["eval", "."], ["ref", ".", "dest=x.npz"]])
@@ -228,29 +166,18 @@ def test_cfg_takes_the_path_that_the_command_takes(
     assert f"\n{key}: .  # folder, zip or npz" in capsys.readouterr().out
 
 
-def test_eval_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_png(tmp_path / "a.png", np.zeros((1, 8, 8), np.uint8))
-    assert main(["eval", str(tmp_path), "ref=digits", "metrics=[]"]) == 2
-    assert "no metrics chosen; there are accuracy" in capsys.readouterr().err
-
-
-def test_cfg_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sample", "--cfg", "guidance=cfg", "guidance.reference.h=0.7"]) == 0
-    out = capsys.readouterr().out
-    assert "h: 0.7" in out and "${" not in out
-
-
 def test_plan_of_the_published_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    """Options may stand between the words."""
     words = ["guidance.schedule.lo=0.19", "guidance.schedule.hi=1.61", "guidance.schedule.w=2"]
-    assert main(["sample", "--plan", "guidance=interval", *words]) == 0
+    assert main(["sample", *words, "--plan", "guidance=interval"]) == 0
     expected = "guided steps 17–22 of 32, sigma 1.609 → 0.189; 63 + 12 evaluations per image; w 2\n"
     assert capsys.readouterr().out == expected
 
 
 def test_missing_points_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["guidance=interval", "guidance.schedule.lo=0.1,2", "guidance.schedule.hi=1,3"]
-    out = f"out={tmp_path / 'run'}"
-    assert main(["sweep", *words, "seeds=0-19", "sampler.grid.steps=6", out]) == 0
+    words += ["metrics=[frechet]", "sampler.grid.steps=6", f"out={tmp_path / 'run'}"]
+    assert main(["sweep", *words, "seeds=0-19"]) == 0
     assert "lo must be below hi" in capsys.readouterr().out
     table = (tmp_path / "run" / "table.csv").read_text().splitlines()
     assert len(table) == 5

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from omegaconf import OmegaConf
+import yaml
 
 from guidex.config.compose import (
     Axis,
@@ -20,48 +20,24 @@ from guidex.config.compose import (
 from guidex.errors import UsageError
 
 
-def test_presets_and_values():
-    found = compose("sample", ["model=fractal2d", "guidance=cfg", "guidance.schedule.w=3"])
-    assert found.choices["model"] == "fractal2d" and found.choices["guidance"] == "cfg"
-    assert found.config["model"]["_target_"] == "guidex.models.toys.fractal2d"
-    assert found.config["guidance"]["schedule"]["w"] == 3
-    assert "hydra" not in found.config and "hydra" not in str(found.choices)
-    # What a preset takes from the model is there as plain data.
-    weaker = found.config["model"]["references"]["unconditional"]
-    assert found.config["guidance"]["reference"] == weaker
-
-
-def test_several_metrics_can_be_chosen():
-    config = compose("sweep", ["metrics=[prdc,accuracy]"]).config
-    assert set(config["metrics"]) == {"prdc", "accuracy"}
-
-
-def test_the_last_of_several_values_counts():
-    assert compose("sample", ["batch=2", "batch=3"]).config["batch"] == 3
-
-
 @pytest.mark.parametrize(
     ("word", "value"),
     [
         ("out=a=b", "a=b"),
-        ("out=/tmp/my runs/x", "/tmp/my runs/x"),
         ("out=/tmp/a b=c,d", "/tmp/a b=c,d"),
-        ("out='a,b'", "a,b"),
         ("out=C:\\runs\\it's", "C:\\runs\\it's"),
-        ("out=x y (1)", "x y (1)"),
         ("out=it's \\'so\\\\' \\", "it's \\'so\\\\' \\"),
         ("out=null", None),
         ("seeds=0-63", "0-63"),
         ("seeds=[0-9,20]", ["0-9", 20]),
-        ("batch=7", 7),
-        ("overwrite=true", True),
         ("guidance.schedule.hi=inf", math.inf),
         ("guidance.schedule.w=1e-3", 0.001),
         ("guidance.schedule.w=${model.h}", 0.25),
     ],
 )
 def test_values(word, value):
-    config = compose("sample", [word]).config
+    """Of several, the last one counts."""
+    config = compose("sample", [f"{word.partition('=')[0]}=5", word]).config
     for name in word.partition("=")[0].split("."):
         config = config[name]
     assert config == value and type(config) is type(value)
@@ -71,19 +47,11 @@ def test_values(word, value):
     ("words", "match"),
     [
         (["guidance=cfgg"], "there is no guidance=cfgg; did you mean cfg"),
-        (["guidance=zzz"], "there is no guidance=zzz; there are autoguidance, cfg, "),
         (["model=../model/digits"], "there is no model=../model/digits; "),
         (["model=null"], "there is no model=null; there are .*digits"),
-        (["sampler/grid=karas"], "there is no sampler/grid=karas; did you mean karras"),
-        (
-            ["experiment=interval/digit"],
-            "there is no experiment=interval/digit; did you mean inter",
-        ),
-        (["guidanc=cfg"], "there is no key guidanc; did you mean guidance"),
         (["seed=3"], "there is no key seed; did you mean seeds"),
         (["zzz=3"], "there is no key zzz; there are batch, block, "),
         (["guidance.schedul.w=3"], "no key guidance.schedul .*did you mean guidance.schedule.w"),
-        (["guidance.scale=3"], "no key guidance.scale with guidance=interval; "),
         (["sampler.steps=3"], "no key sampler.steps .*; did you mean sampler.grid.steps"),
         (["guidance=cfg", "guidance.schedule.lo=3"], "schedule.lo with guidance=cfg; "),
         (["seeds.x=3"], "there is no key seeds.x"),
@@ -92,16 +60,26 @@ def test_values(word, value):
         (["guidance=[cfg,none]"], "choose one guidance"),
         (["guidance=cfg", "guidance/rule@x=apg"], "guidance/rule@x=apg: the presets chosen here"),
         (["sampler.grid=log"], "to choose a preset, write sampler/grid=log"),
-        (["guidance.schedule=linear"], "to choose a preset, write guidance/schedule=linear"),
-        (["+seeds=3"], "write seeds=3 without '\\+'|write seeds=… without '\\+'"),
-        (["~seeds=3"], "keys are fixed"),
+        (["+seeds=3"], "keys are fixed; write seeds=… without '\\+'"),
         (["seeds"], "'seeds' is not an override; they look like key=value"),
-        (["=3"], "'=3' is not an override"),
-        (["guidance.schedule.w=1,2"], "several values make a sweep \\(guidex sweep\\)"),
-        (["guidance=cfg,none"], "several values make a sweep"),
-        (["guidance.schedule.w=range(1,3)"], "several values make a sweep"),
+        (["guidance.schedule.w=1,2"], "several values make a sweep"),
         (["model=kernel"], "model.data must be given, for example model.data=…"),
-        (["guidance.schedule.w=${model.hh}"], "guidance.schedule.w: .*'model.hh' not found"),
+        (["overwrite=1"], "overwrite must be true or false"),
+        (["model.conditional=null"], "model.conditional must be true or false"),
+        (
+            ["model=edm2-tiny", "guidance=classifier"],
+            "classifier, which is not there; there are unc",
+        ),
+        (["guidance=classifier", "model=edm2-tiny", "guidance.reference.h=2"], "is not there"),
+        (
+            ["model=edm2-img512", "guidance=autoguidance"],
+            "size=… guidance.reference.kimg=… .*no net",
+        ),
+        (["out=${seeds}${out}"], "a reference leads back to itself"),
+        (
+            ["guidance.schedule.w=${model.hh}"],
+            "guidance.schedule.w refers to model.hh, which is not there; did",
+        ),
     ],
 )
 def test_complaints_name_what_is_nearest(words, match):
@@ -110,17 +88,9 @@ def test_complaints_name_what_is_nearest(words, match):
     assert "\n" not in str(caught.value)
 
 
-def test_every_complaint_comes_again_whatever_was_composed_before():
-    for _ in range(2):
-        compose("sample", ["model=fractal2d"])
-        with pytest.raises(UsageError, match="there is no guidance=cfgg"):
-            compose("sample", ["guidance=cfgg"])
-        with pytest.raises(UsageError, match="no key guidance.schedule.lo"):
-            compose("sample", ["guidance=cfg", "guidance.schedule.lo=1"])
-
-
 def test_a_reference_can_be_changed_without_the_model():
     plain = compose("sample", ["guidance=cfg"]).config
+    assert plain["guidance"]["reference"] == plain["model"]["references"]["unconditional"]
     found = compose("sample", ["guidance=cfg", "guidance.reference.h=0.7"]).config
     assert found["guidance"]["reference"]["h"] == 0.7
     assert found["guidance"]["reference"] == {**plain["guidance"]["reference"], "h": 0.7}
@@ -138,14 +108,6 @@ def test_a_changed_reference_follows_the_model_in_all_else():
         assert (reference["h"], reference["conditional"]) == (0.1, False)
         assert reference["data"] == "/a b"
     assert found[0] == found[1]
-
-
-def test_parts_that_refer_to_parts_can_be_changed():
-    words = ["guidance=classifier", "guidance.reference.conditional.h=0.9"]
-    config = compose("sample", words).config
-    assert config["guidance"]["reference"]["conditional"]["h"] == 0.9
-    assert config["model"]["references"]["classifier"]["conditional"]["h"] == 0.5
-    assert config["model"]["references"]["weaker"]["h"] == 0.5
 
 
 def test_composing_leaves_nothing_behind():
@@ -167,13 +129,10 @@ def test_schedules_of_single_terms_can_be_chosen():
 @pytest.mark.parametrize(
     ("text", "values"),
     [
-        ("1,2", ["1", "2"]),
         ("1,1.50,1e-3", ["1", "1.5", "0.001"]),
-        ("range(1,4)", ["1", "2", "3"]),
         ("range(0,1,0.25)", ["0.0", "0.25", "0.5", "0.75"]),
         ("choice(a,b)", ["a", "b"]),
         ("null,1", ["null", "1"]),
-        ("inf,2", ["inf", "2"]),
         ("[1,2],[3]", ["[1,2]", "[3]"]),
         ("sort(3,1,2)", ["1", "2", "3"]),
     ],
@@ -183,6 +142,12 @@ def test_axes(text, values):
     assert fixed == ["model=digits", "seeds=0-3"]
     assert axes == [Axis("guidance.schedule.w", tuple(values))]
     assert axes_from_yaml({"guidance.schedule.w": text}) == axes
+    table = {"a": [1, 2.5, "x", None, True, [1, 2]], "d": None, "e": 0.1}
+    assert [axis.values for axis in axes_from_yaml(table)] == [
+        ("1", "2.5", "x", "null", "true", "[1,2]"),
+        ("null",),
+        ("0.1",),
+    ]
 
 
 def test_axes_of_presets():
@@ -203,54 +168,35 @@ def test_values_of_axes_are_overrides_again():
         assert found == [value, "x"]
 
 
-def test_axes_from_yaml():
-    table = {"a": [1, 2.5, "x", None, True, [1, 2]], "b": 3, "c": "cfg", "d": None, "e": 0.1}
-    assert axes_from_yaml(table) == [
-        Axis("a", ("1", "2.5", "x", "null", "true", "[1,2]")),
-        Axis("b", ("3",)),
-        Axis("c", ("cfg",)),
-        Axis("d", ("null",)),
-        Axis("e", ("0.1",)),
-    ]
-
-
 @pytest.mark.parametrize(
-    "word", ["guidance.schedule.w=glob(*)", "guidance=glob(zzz*)", "guidance.schedule.w=[]"]
+    ("text", "match"),
+    [
+        ("glob(*)", "the axis guidance.schedule.w has no values"),
+        ("interval(1,2)", "an interval has no values to try; use range"),
+        ("shuffle(1,2,3)", "another at each start"),
+        ("shuffle(range(1,3))", "another at each start"),
+    ],
 )
-def test_an_axis_without_values_is_refused(word):
-    key, _, text = word.partition("=")
-    with pytest.raises(UsageError, match=f"the axis {key} has no values"):
-        if text == "[]":
-            axes_from_yaml({key: []})
-        else:
-            split_axes([word])
-
-
-def test_an_interval_is_no_axis():
-    with pytest.raises(UsageError, match="an interval has no values to try; use range"):
-        split_axes(["guidance.schedule.w=interval(1,2)"])
+def test_what_is_no_axis(text, match):
+    with pytest.raises(UsageError, match=match):
+        split_axes([f"guidance.schedule.w={text}"])
+    with pytest.raises(UsageError, match="the axis a has no values"):
+        axes_from_yaml({"a": []})
 
 
 def test_what_a_protocol_replaces_is_changed_in_the_protocol():
-    with pytest.raises(UsageError, match=r"there \(protocol.pr.metrics.prdc.k\), or say"):
-        compose("eval", ["images=x", "protocol=fbg", "metrics.prdc.k=7"])
-    with pytest.raises(UsageError, match=r"protocol.fid.detector.weights or protocol.fd_dinov2"):
-        compose("eval", ["images=x", "protocol=edm2", "detector.weights=x"])
+    for word in ("metrics.prdc.k=7", "detector.weights=x", "detector=inception"):
+        with pytest.raises(UsageError, match="protocol=fbg has detectors and metrics of its own"):
+            compose("eval", ["images=x", "protocol=fbg", word])
     changed = compose("eval", ["images=x", "protocol=fbg", "protocol.pr.metrics.prdc.k=7"])
     assert changed.config["protocol"]["pr"]["metrics"]["prdc"]["k"] == 7
 
 
-@pytest.mark.parametrize("value", ["no", "1", "null", "'true'", "[true]"])
-def test_what_is_true_or_false_stays_so(value):
-    for key in ("overwrite", "model.conditional"):
-        with pytest.raises(UsageError, match=f"{key} must be true or false"):
-            compose("sample", ["model=digits", f"{key}={value}"])
-
-
-@pytest.mark.parametrize("values", ["1,2,3", "range(1,3)", "choice(1,2)"])
-def test_an_axis_has_one_order(values):
-    with pytest.raises(UsageError, match="another at each start"):
-        split_axes([f"guidance.schedule.w=shuffle({values})"])
+def test_typing_errors_are_found_by_words_alone():
+    for command, word in (("sample", "seeeds=3"), ("sweep", "zzz=1,2"), ("eval", "detectr=pixels")):
+        with pytest.raises(UsageError, match="there is no key"):
+            check_words(command, [word] if command != "eval" else ["images", word])
+    check_words("sample", ["eval=true", "repeats=2"])  # the points of others have other keys
 
 
 @pytest.mark.parametrize(
@@ -262,49 +208,25 @@ def test_an_axis_has_one_order(values):
     ],
 )
 def test_the_last_word_counts(words, chosen):
-    assert compose("eval", ["images=x", *words]).choices["protocol"] == chosen
+    found = compose("eval", ["images=x", *words])
+    assert found.choices["protocol"] == chosen and ("protocol" in found.config) == (
+        chosen != "None"
+    )
 
 
 W, LO, HI = Axis("w", ("1", "2")), Axis("lo", ("0", "0.1", "0.2")), Axis("hi", ("3", "4"))
 
 
-def test_a_grid_is_every_combination_the_last_axis_fastest():
+def test_grids_and_pairs():
+    """Of a grid, the last axis is the fastest."""
     found = points([W, LO], "grid")
-    assert [tuple(point.values()) for point in found] == [
-        *(("1", "0"), ("1", "0.1"), ("1", "0.2")),
-        *(("2", "0"), ("2", "0.1"), ("2", "0.2")),
+    assert [list(point.items()) for point in found[:4]] == [
+        [("w", w), ("lo", lo)] for w, lo in (("1", "0"), ("1", "0.1"), ("1", "0.2"), ("2", "0"))
     ]
-    assert list(found[0]) == ["w", "lo"]
-
-
-def test_zip_pairs():
+    assert points([], "zip") == points([], "grid") == [{}]
     assert points([W, HI], "zip") == [{"w": "1", "hi": "3"}, {"w": "2", "hi": "4"}]
-    with pytest.raises(UsageError, match="axes need equal lengths; they have w 2, lo 3"):
+    with pytest.raises(UsageError, match="axes need equal lengths; not w 2, lo 3"):
         points([W, LO], "zip")
-
-
-@pytest.mark.parametrize("mode", ["grid", "zip"])
-def test_no_axes_make_one_point(mode):
-    assert points([], mode) == [{}]
-
-
-def test_show_prints_what_can_be_set():
-    text = show("sample", ["guidance=cfg", "guidance.schedule.w=1.5,2"])
-    assert "w: 1.5" in text and "seeds: 0-63" in text
-
-
-def test_a_protocol_replaces_detector_and_metrics():
-    table, words = "experiment=interval/table1", ["detector=inception"]
-    parts = compose("sweep", [table]).config["protocol"]
-    assert [name for name, part in parts.items() if part is not None] == ["fid", "fd_dinov2"]
-    with pytest.raises(UsageError, match="protocol=interval has detectors and metrics of its own"):
-        compose("sweep", [table, *words])
-    freed = compose("sweep", [table, "protocol=null", *words])
-    assert "protocol" not in freed.config and freed.choices["protocol"] == "None"
-    assert freed.config["detector"]["features"] == "pool3"
-    assert "protocol" in compose("sweep", [table]).config
-    with pytest.raises(UsageError, match="there is no protocol=edm; did you mean edm2"):
-        compose("eval", ["protocol=edm", "images=a"])
 
 
 @pytest.mark.parametrize(
@@ -333,36 +255,6 @@ def test_offline_is_offline_for_the_libraries_too():
         assert out.stdout.strip() == told
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (
-            ["model=edm2-img512-s", "guidance=classifier"],
-            "guidance=classifier is measured against a reference 'classifier', which "
-            "model=edm2-img512-s does not have; it has unconditional, weaker",
-        ),
-        (
-            ["model=edm2-img512-s", "guidance=classifier", "guidance.reference.h=2"],
-            "guidance=classifier is measured against a reference 'classifier', which",
-        ),
-        (
-            ["model=edm2-img512-xs", "guidance=autoguidance"],
-            "model=edm2-img512-xs comes with no network of its own for guidance=autoguidance",
-        ),
-        (
-            ["model=edm2-img512-xs", "guidance=autoguidance"],
-            "guidance.reference.size=… guidance.reference.kimg=… guidance.reference.ema=…",
-        ),
-    ],
-)
-def test_references_that_are_not_there(words, said):
-    with pytest.raises(UsageError, match="^model.data must be given, for example model.data=…"):
-        show("sample", ["model=kernel"])
-    with pytest.raises(UsageError) as caught:
-        compose("sample", words)
-    assert said in str(caught.value)
-
-
 def test_cfg_shows_the_comments_of_the_yamls():
     lines = show("sample", ["guidance=interval", "guidance/schedule=cosine_interval"]).splitlines()
     assert (
@@ -374,35 +266,4 @@ def test_cfg_shows_the_comments_of_the_yamls():
     assert "  references:  # what guidance can be measured against; not a constructor argument" in (
         show("sample", ["model=fractal2d"]).splitlines()
     )
-    assert OmegaConf.create(show("sweep", [])) == compose("sweep", []).config
-
-
-@pytest.mark.parametrize("command", ["eval", "ref"])
-def test_cfg_needs_no_images(command):
-    key = {"eval": "images", "ref": "data"}[command]
-    assert f"\n{key}: ???" in f"\n{show(command, [])}"
-
-
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
-        ("sample", ["seeeds=3"]),
-        ("sample", ["seeds=0-3,5"]),
-        ("sweep", ["seeeds=3"]),
-        ("sweep", ["guidance.schedul.w=1,2"]),
-        ("sweep", ["guidance=cfg,intervall"]),
-        ("eval", ["images", "detectr=pixels"]),
-        ("ref", ["images", "dets=x.npz"]),
-    ],
-)
-def test_typing_errors_are_found_by_words_alone(command, words):
-    with pytest.raises(UsageError):
-        check_words(command, words)
-
-
-def test_words_that_only_points_understand_are_let_be():
-    check_words("sample", ["eval=true", "repeats=2"])
-    check_words("sample", ["experiment=interval/fig6", "sweep.mode=zip"])
-    check_words("sweep", ["experiment=interval/digits", "guidance.schedule.lo=0,1"])
-    check_words("sweep", ["guidance=cfg,interval", "guidance.schedule.w=1,2"])
-    check_words("eval", ["there", "ref=digits"])
+    assert yaml.safe_load(show("sweep", [])) == compose("sweep", []).config

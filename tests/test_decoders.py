@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from edm2_networks import captured_graphs
 from helpers import golden
 
 from guidex.errors import GuidexError, UsageError
@@ -58,10 +59,10 @@ def test_pixels_are_the_golden_ones():
     assert Pixels().image_shape((3, 16, 16)) == (3, 16, 16)
 
 
-@pytest.mark.parametrize("shape", [(4, 16, 16), (2,), (16, 16)])
-def test_pixels_of_something_else(shape):
-    with pytest.raises(UsageError, match="decoder=sd_vae decodes latents"):
-        Pixels()(torch.zeros(2, *shape))
+def test_pixels_of_something_else():
+    for shape in ((4, 16, 16), (2,)):
+        with pytest.raises(UsageError, match="decoder=sd_vae decodes latents"):
+            Pixels().image_shape(shape)
 
 
 # Latents
@@ -94,68 +95,50 @@ def test_decoding_in_parts_changes_nothing(decoder):
 
 
 def test_too_little_memory_halves_the_batch(folder, decoder, monkeypatch, capsys):
-    small = StabilityVAE(str(folder), batch=4)
+    small, most = StabilityVAE(str(folder), batch=4), 1
     decode = small.vae.decode
 
-    def scarce(most):
-        def decoded(latents):
-            if len(latents) > most:
-                raise torch.OutOfMemoryError("for the test")
-            return decode(latents)
+    def scarce(latents):
+        if len(latents) > most:
+            raise torch.OutOfMemoryError("for the test")
+        return decode(latents)
 
-        return decoded
-
-    monkeypatch.setattr(small.vae, "decode", scarce(1))
+    monkeypatch.setattr(small.vae, "decode", scarce)
     assert torch.equal(small(latents()), torch.cat([decoder(one) for one in latents().split(1)]))
     assert small.batch.size == 1
     assert "going on with batches of 1" in capsys.readouterr().err
-    monkeypatch.setattr(small.vae, "decode", scarce(0))
+    most = 0
     with pytest.raises(GuidexError, match="for a single image: for the test"):
         small(latents())
 
 
 def test_float16_agrees(folder, decoder):
-    half = StabilityVAE(str(folder), dtype="float16")
-    assert next(half.vae.parameters()).dtype == torch.float16
-    difference = half(latents(1)).int() - decoder(latents(1)).int()
+    difference = StabilityVAE(str(folder), dtype="float16")(latents(1)).int() - decoder(latents(1))
     assert difference.abs().max() <= 2
 
 
 def test_a_compiled_decoder_meets_one_size_of_batch(folder, decoder, monkeypatch):
     """With a compiler that only captures; what fills up a batch is cut off again."""
-    seen = []
-
-    def backend(graph, inputs):
-        seen.append([tuple(value.shape) for value in inputs if value.ndim == 4][-1])
-        return graph
-
-    def compile_eagerly(module, **options):
-        assert options == {"dynamic": False}
-        call = torch.compile(module._call_impl, backend=backend, fullgraph=True, **options)
-        module._compiled_call_impl = call
-
-    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+    graphs = captured_graphs(monkeypatch)
     compiled = StabilityVAE(str(folder), batch=2, compile=True)
     for count in (5, 1, 2):
         x = latents(count)
         assert (compiled(x).int() - decoder(x).int()).abs().max() <= 1
         assert compiled(x).shape == decoder(x).shape
-    assert len(seen) == 1
+    assert len(graphs) == 1
 
 
 def test_infinite_values_are_told(folder, decoder):
-    with pytest.raises(GuidexError, match="not a number$"):
-        decoder(latents(1) * float("nan"))
     with pytest.raises(GuidexError, match="not a number$"):
         decoder(torch.cat([latents(1) * float("nan"), latents(3)]))  # not only in the last part
     with pytest.raises(GuidexError, match="use decoder.dtype=float32"):
         StabilityVAE(str(folder), dtype="float16")(latents(1) * float("nan"))
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 4), (4, 4), (2,)])
-def test_samples_that_are_no_latents(decoder, shape):
-    with pytest.raises(UsageError, match="decodes latents"):
-        decoder(torch.zeros(1, *shape))
+def test_samples_that_are_no_latents(decoder):
+    for shape in ((3, 4, 4), (4, 4)):
+        with pytest.raises(UsageError, match="decodes latents"):
+            decoder.image_shape(shape)
 
 
 # What can be wrong with a VAE
@@ -177,21 +160,15 @@ def test_a_folder_without_safetensors(folder, tmp_path):
         StabilityVAE(str(tmp_path))
 
 
-def test_a_damaged_vae(folder, tmp_path):
+def test_other_vaes_are_refused(folder, tmp_path):
+    with pytest.raises(UsageError, match="has 8 latent channels"):
+        StabilityVAE(str(write_vae(tmp_path / "wide", latent_channels=8)))
+    with pytest.raises(UsageError, match="at least 1"):
+        StabilityVAE(str(folder), batch=0)
     shutil.copy(folder / "config.json", tmp_path)
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"\xff" * 64)
     with pytest.raises(GuidexError, match="VAE"):
         StabilityVAE(str(tmp_path))
-
-
-def test_a_vae_of_other_latents(tmp_path):
-    with pytest.raises(UsageError, match="has 8 latent channels"):
-        StabilityVAE(str(write_vae(tmp_path, latent_channels=8)))
-
-
-def test_a_batch_of_nothing(folder):
-    with pytest.raises(UsageError, match="at least 1"):
-        StabilityVAE(str(folder), batch=0)
 
 
 def test_without_diffusers(monkeypatch):

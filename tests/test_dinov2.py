@@ -1,105 +1,65 @@
-"""DINOv2 as a detector: golden features, and a plain ViT written from the paper beside timm's."""
+"""DINOv2 as a detector: golden features, and timm's own way to load weights beside ours."""
 
-import importlib.util
+import importlib
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from PIL import Image
+from helpers import golden as golden_file
 from torch import Tensor
 
 from guidex.errors import GuidexError, UsageError
 from guidex.features import dinov2 as module
-from guidex.features.dinov2 import SIDE, Architecture, DINOv2, dinov2, swiglu_width
-from guidex.features.networks import NetworkDetector, resize_by_pillow
+from guidex.features import networks
+from guidex.features.dinov2 import DINOv2, dinov2
+from guidex.features.networks import NetworkDetector
 from guidex.features.weights import Weights
 
-pytest.importorskip("timm", reason="timm is not installed")
+timm = pytest.importorskip("timm", reason="timm is not installed")
 
-GOLDEN = Path(__file__).parent / "golden" / "dinov2-tiny.npz"
+
+class Architecture(NamedTuple):
+    """The size of a ViT: D, number of blocks, heads of the attention, and whether its MLPs are
+    SwiGLU."""
+
+    width: int
+    depth: int
+    heads: int
+    gated: bool = False
+
+
+SMALL = Architecture(384, 12, 6)
 TINY = Architecture(48, 2, 3)
 GATED = Architecture(48, 2, 3, gated=True)
 
 
 def golden() -> dict[str, Tensor]:
-    if not GOLDEN.exists():
-        pytest.skip(f"no golden file {GOLDEN}")
-    with np.load(GOLDEN, allow_pickle=False) as file:
-        return {name: torch.from_numpy(file[name]) for name in file.files}
+    return {name: torch.from_numpy(array) for name, array in golden_file("dinov2-tiny.npz").items()}
 
 
 def hub_tensors(architecture: Architecture, seed: int = 0, grid: int = 37) -> dict[str, Tensor]:
     """Random weights by torch.hub's names, such that every one of them is seen in the features."""
+    width, depth, heads, gated = architecture
+    with torch.device("meta"):
+        network = timm.create_model(
+            f"vit_{'giant' if gated else 'small'}_patch14_dinov2",
+            num_classes=0,
+            img_size=14 * grid,
+            embed_dim=width,
+            depth=depth,
+            num_heads=heads,
+        )
     generator = torch.Generator().manual_seed(seed)
-    width = architecture.width
-
-    def normal(*shape: int, scale: float) -> Tensor:
-        return torch.randn(shape, generator=generator) * scale
-
-    tensors = {
-        "cls_token": normal(1, 1, width, scale=1),
-        "pos_embed": normal(1, 1 + grid**2, width, scale=1),
-        "mask_token": normal(1, width, scale=1),
-        "patch_embed.proj.weight": normal(width, 3, 14, 14, scale=0.05),
-        "patch_embed.proj.bias": normal(width, scale=0.1),
-        "norm.weight": 1 + normal(width, scale=0.2),
-        "norm.bias": normal(width, scale=0.2),
-    }
-    inside = swiglu_width(width)
-    mlp = {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
-    if architecture.gated:
-        mlp = {"mlp.w12": (2 * inside, width), "mlp.w3": (width, inside)}
-    for index in range(architecture.depth):
-        block = f"blocks.{index}."
-        for name, shape in {
-            "attn.qkv": (3 * width, width),
-            "attn.proj": (width, width),
-            **mlp,
-        }.items():
-            tensors[f"{block}{name}.weight"] = normal(*shape, scale=2 * shape[1] ** -0.5)
-            tensors[f"{block}{name}.bias"] = normal(shape[0], scale=0.2)
-        for name in ("norm1", "norm2"):
-            tensors[f"{block}{name}.weight"] = 1 + normal(width, scale=0.2)
-            tensors[f"{block}{name}.bias"] = normal(width, scale=0.2)
-        for name in ("ls1", "ls2"):
-            tensors[f"{block}{name}.gamma"] = 1 + normal(width, scale=0.2)
+    tensors = {"mask_token": torch.zeros(1, width)}
+    for name, like in network.state_dict().items():
+        if gated:
+            name = name.replace("fc1", "w12").replace("fc2", "w3")
+        scale = {1: 0.2, 2: 2 * like.shape[-1] ** -0.5, 3: 1, 4: 0.05}[like.ndim]
+        around = like.ndim == 1 and not name.endswith("bias")  # of norms and layer scales
+        tensors[name] = around + scale * torch.randn(like.shape, generator=generator)
     return tensors
-
-
-def plain_vit(tensors: dict[str, Tensor], architecture: Architecture, x: Tensor) -> Tensor:
-    """Class token of a pre-norm ViT with layer scale, from normalised images, in float64."""
-    w = {name: tensor.double() for name, tensor in tensors.items()}
-    width, heads = architecture.width, architecture.heads
-
-    def linear(name: str, x: Tensor) -> Tensor:
-        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
-
-    def norm(name: str, x: Tensor) -> Tensor:
-        return F.layer_norm(x, (width,), w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-6)
-
-    def attention(name: str, x: Tensor) -> Tensor:
-        q, k, v = linear(f"{name}.qkv", x).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        weights = (q @ k.mT / (width // heads) ** 0.5).softmax(dim=-1)
-        return linear(f"{name}.proj", (weights @ v).transpose(1, 2).flatten(2))
-
-    def mlp(name: str, x: Tensor) -> Tensor:
-        if not architecture.gated:
-            return linear(f"{name}.fc2", F.gelu(linear(f"{name}.fc1", x)))
-        gate, value = linear(f"{name}.w12", x).chunk(2, dim=-1)
-        return linear(f"{name}.w3", F.silu(gate) * value)
-
-    patches = F.conv2d(
-        x.double(), w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=14
-    )
-    tokens = patches.flatten(2).mT
-    x = torch.cat([w["cls_token"].expand(len(x), -1, -1), tokens], dim=1) + w["pos_embed"]
-    for index in range(architecture.depth):
-        block = f"blocks.{index}."
-        x = x + w[f"{block}ls1.gamma"] * attention(f"{block}attn", norm(f"{block}norm1", x))
-        x = x + w[f"{block}ls2.gamma"] * mlp(f"{block}mlp", norm(f"{block}norm2", x))
-    return norm("norm", x)[:, 0]
 
 
 def detector_of(
@@ -109,10 +69,13 @@ def detector_of(
     monkeypatch: pytest.MonkeyPatch,
     resize: str = "torch",
 ) -> NetworkDetector:
-    """The detector with a small network of the user's in place of S."""
+    """The detector with a small network of the user's in place of S, or of g."""
     torch.save(tensors, folder / "w.pth")
-    monkeypatch.setitem(module.ARCHITECTURES, "s", architecture)
-    return dinov2(str(folder / "w.pth"), size="s", resize=resize)
+    sizes = {"embed_dim": architecture.width, "depth": architecture.depth}
+    make = partial(timm.create_model, **sizes, num_heads=architecture.heads)
+    monkeypatch.setattr(timm, "create_model", make)
+    size = "g" if architecture.gated else "s"
+    return dinov2(str(folder / "w.pth"), size=size, resize=resize)
 
 
 def golden_detector(folder: Path, monkeypatch: pytest.MonkeyPatch, resize: str) -> NetworkDetector:
@@ -132,10 +95,8 @@ def images(count: int, height: int = 60, width: int = 50, channels: int = 3) -> 
 
 @pytest.mark.parametrize("resize", ["torch", "pil"])
 def test_golden_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resize: str) -> None:
-    arrays = golden()
-    name, values = golden_detector(tmp_path, monkeypatch, resize)(arrays["images"])
-    assert name == ("dinov2_s" if resize == "torch" else "dinov2_s_pil")
-    expected = arrays[f"features_{resize}"]
+    arrays, detector = golden(), golden_detector(tmp_path, monkeypatch, resize)
+    values, expected = detector(arrays["images"]), arrays[f"features_{resize}"]
     error = (values - expected).abs().max()
     # The golden layer scales are small, so that all images have nearly the same features: errors
     # must be small against what one way of resizing and the other differ by, too.
@@ -143,7 +104,7 @@ def test_golden_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resize
     assert error < 0.1 * (arrays["features_torch"] - arrays["features_pil"]).abs().max()
 
 
-@pytest.mark.parametrize("change", ["no offset", "antialias", "timm"])
+@pytest.mark.parametrize("change", ["no offset", "timm"])
 def test_golden_features_need_the_hubs_interpolation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
@@ -151,104 +112,44 @@ def test_golden_features_need_the_hubs_interpolation(
     detector = golden_detector(tmp_path, monkeypatch, "torch")
     if change == "no offset":
         monkeypatch.setattr(module, "_OFFSET", 0.0)
-    elif change == "antialias":
-        interpolate = F.interpolate
-        monkeypatch.setattr(
-            F, "interpolate", lambda *a, **k: interpolate(*a, **{**k, "antialias": True})
-        )
     else:
         from timm.layers import resample_abs_pos_embed
 
         monkeypatch.setattr(module, "_interpolated", lambda e: resample_abs_pos_embed(e, [16, 16]))
-    values = detector(arrays["images"])[1]
-    expected = arrays["features_torch"]
+    values, expected = detector(arrays["images"]), arrays["features_torch"]
     assert (values - expected).abs().max() > 2e-6 * expected.abs().max()
 
 
 @pytest.mark.parametrize("architecture", [TINY, GATED], ids=["mlp", "swiglu"])
-def test_timms_network_is_the_papers(
+def test_tensors_are_renamed_as_by_timm(
     architecture: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
     tensors = hub_tensors(architecture, grid=16)  # as many patches as there are: used as they are
     detector = detector_of(tensors, architecture, tmp_path, monkeypatch)
+    word = "giant" if architecture.gated else "small"
+    network = timm.create_model(f"vit_{word}_patch14_dinov2", img_size=224, num_classes=0).eval()
+    network.load_state_dict(checkpoint_filter_fn(tensors, network))
     samples = images(3, 224, 224)
-    x = (samples / 255 - torch.tensor(module.MEAN)[:, None, None]) / torch.tensor(module.STD)[
-        :, None, None
-    ]
-    expected = plain_vit(tensors, architecture, x)
+    # The mean and deviation of ImageNet's pixels.
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
+    with torch.no_grad():
+        expected = network((samples / 255 - mean) / std)
     assert (expected[0] - expected[1]).abs().max() > 0.1
-    torch.testing.assert_close(detector(samples)[1].double(), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_position_embeddings_are_sampled_by_the_scale_factor() -> None:
-    # On a plane, patch i of 16 shows where it was sampled: at (i + 0.5) * 37 / 16.1 - 0.5 of 37,
-    # but for the 0.05 by which this bicubic kernel (a = -0.75) bends planes.
-    rows = torch.arange(37.0)[:, None].expand(37, 37).reshape(1, -1, 1)
-    embedding = torch.cat([torch.full((1, 1, 1), 9.0), rows], dim=1)
-    found = module._interpolated(embedding)
-    assert found.shape == (1, 257, 1)
-    assert found[0, 0, 0] == 9
-    sampled = found[0, 1:].reshape(16, 16)[1:-1, 5]
-    patches = torch.arange(1, 15) + 0.5
-    assert (sampled - (patches * 37 / 16.1 - 0.5)).abs().max() < 0.06
-    assert (sampled - (patches * 37 / 16.0 - 0.5)).abs().max() > 0.15
-
-
-# Images in
-
-
-def test_pillows_resize_is_pillows() -> None:
-    samples = images(3, 300, 100)
-    for found, pixels in zip(resize_by_pillow(samples, SIDE), samples, strict=True):
-        image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-        resized = np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC))
-        assert np.array_equal(found.permute(1, 2, 0).numpy(), resized)
-    same = images(2, 224, 224)
-    assert torch.equal(resize_by_pillow(same, SIDE), same)
-
-
-def test_the_two_resizes_differ_in_features_and_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tensors = hub_tensors(TINY)
-    by_torch = detector_of(tensors, TINY, tmp_path, monkeypatch)
-    by_pillow = detector_of(tensors, TINY, tmp_path, monkeypatch, "pil")
-    one, other = by_torch(images(2))[1], by_pillow(images(2))[1]
-    assert 1e-4 < (one - other).abs().max() < 1
-    assert by_torch.identity != by_pillow.identity
-    assert by_torch.identity.weights == by_pillow.identity.weights
+    torch.testing.assert_close(detector(samples), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_names_and_sizes() -> None:
-    built = {
-        (size, resize): dinov2(size=size, resize=resize)
-        for size in module.ARCHITECTURES
-        for resize in ("torch", "pil")
-    }
-    names = {key: detector.name for key, detector in built.items()}
-    assert names["l", "torch"] == "dinov2"
-    assert names["l", "pil"] == "dinov2_pil"
-    assert names["g", "pil"] == "dinov2_g_pil"
-    assert len(set(names.values())) == len(names)
-    urls = {detector._weights.url for detector in built.values()}
-    assert "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth" in urls
-    assert len(urls) == 4
-    assert {a.width // a.heads for a in module.ARCHITECTURES.values()} == {64}
-    assert swiglu_width(1536) == 4096
-
-
-def test_the_published_sizes_are_timms() -> None:
-    import timm
-
-    names = {"s": "small", "b": "base", "l": "large", "g": "giant"}
-    for size, name in names.items():
-        with torch.device("meta"):
-            ours = module._vit(module.ARCHITECTURES[size])
-            theirs = timm.create_model(
-                f"vit_{name}_patch14_dinov2", pretrained=False, num_classes=0, img_size=224
-            )
-        shapes = [{k: v.shape for k, v in net.state_dict().items()} for net in (ours, theirs)]
-        assert shapes[0] == shapes[1]
+    for size, (word, dim) in module.SIZES.items():
+        detector, name = dinov2(size=size, resize="pil"), f"dinov2_vit{size}14"
+        assert detector.name == f"dinov2{'' if size == 'l' else f'_{size}'}_pil"
+        assert dinov2(size=size).name == detector.name.removesuffix("_pil")
+        folder = "https://dl.fbaipublicfiles.com/dinov2"
+        assert detector.weights.url == f"{folder}/{name}/{name}_pretrain.pth"
+        defaults = networks.timm_vit(f"vit_{word}_patch14_dinov2", depth=1)
+        assert defaults.num_features == detector.dim == dim
+        assert defaults.pretrained_cfg["mean"] == (0.485, 0.456, 0.406)
 
 
 def test_compiled_features_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,60 +157,46 @@ def test_compiled_features_are_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     compiled = dinov2(str(tmp_path / "w.pth"), size="s", compile=True)
     asked = []
     monkeypatch.setattr(torch, "compile", lambda network: asked.append(network) or network)
-    assert torch.equal(compiled(images(2))[1], plain(images(2))[1])
+    assert torch.equal(compiled(images(2)), plain(images(2)))
     assert isinstance(asked[0], DINOv2)
-    assert compiled.identity != plain.identity
+    by_pillow = dinov2(str(tmp_path / "w.pth"), size="s", resize="pil")
+    assert len({each.identity for each in (plain, compiled, by_pillow)}) == 3
 
 
 # Weights
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (hub_tensors(GATED), "blocks.0.mlp.fc1.weight"),
+        ({"register_tokens": torch.zeros(1, 4, 48)}, "register_tokens"),
+        (hub_tensors(Architecture(96, 2, 3)), r"\[1, 257, 96\]"),
+        ({"pos_embed": torch.zeros(1, 100, 48)}, "no square"),
+    ],
+    ids=["gated", "registers", "width", "grid"],
+)
 def test_weights_of_other_networks_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Tensor], text: str
 ) -> None:
-    cases: dict[str, tuple[dict[str, Tensor], str]] = {
-        "gated": (hub_tensors(GATED), "blocks.0.mlp.fc1.weight"),
-        "registers": (
-            {**hub_tensors(TINY), "register_tokens": torch.zeros(1, 4, 48)},
-            "register_tokens",
-        ),
-        "width": (hub_tensors(Architecture(96, 2, 3)), r"is \[1, 1370, 96\]"),
-        "grid": ({**hub_tensors(TINY), "pos_embed": torch.zeros(1, 100, 48)}, "a square"),
-        "none": ({"a": torch.zeros(2)}, r"position embedding is \[0\]"),
-    }
-    for tensors, text in cases.values():
-        detector = detector_of(tensors, TINY, tmp_path, monkeypatch)
-        with pytest.raises(GuidexError, match=f"no weights of DINOv2 ViT-s/14 .*{text}"):
-            detector(images(1))
-
-
-def test_without_timm_the_message_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    detector = detector_of(hub_tensors(TINY), TINY, tmp_path, monkeypatch)
-    text = r"needs the Python package timm, .*pip install '\.\[eval\]'"
-
-    def missing(name: str) -> None:
-        raise ModuleNotFoundError(f"No module named {name!r}", name="timm")
-
-    monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(UsageError, match=text):
+    detector = detector_of(hub_tensors(TINY) | change, TINY, tmp_path, monkeypatch)
+    with pytest.raises(GuidexError, match=f"no weights of DINOv2 ViT-s/14 .*{text}"):
         detector(images(1))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=text):
-        detector.identity  # noqa: B018
 
 
-def test_a_torchvision_of_another_torch_is_told(
+def test_a_package_that_cannot_be_used_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     detector = detector_of(hub_tensors(TINY), TINY, tmp_path, monkeypatch)
+    detector.package = "none-such"
+    with pytest.raises(UsageError, match=r"package none-such, .*pip install '\.\[eval\]'"):
+        detector.identity  # noqa: B018
 
     def broken(name: str) -> None:
         raise RuntimeError("operator torchvision::nms does not exist\nmore")
 
     monkeypatch.setattr(importlib, "import_module", broken)
-    with pytest.raises(UsageError, match=r"nms does not exist\).*same index"):
+    with pytest.raises(UsageError, match=r"timm, .*nms does not exist\).*same index"):
         detector(images(1))
 
 

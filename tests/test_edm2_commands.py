@@ -12,10 +12,11 @@ import torch
 from edm2_networks import TINY, tiny_model
 from pickle_builder import recorded_module, snapshot
 
+from guidex.cli import main
 from guidex.commands import ema as ema_module
 from guidex.commands.convert import convert_command
-from guidex.commands.ema import ema_command, find_snapshots, profile_error
-from guidex.commands.models import models_command, presets
+from guidex.commands.ema import ema_command, find_snapshots
+from guidex.commands.models import checkpoints, models_command
 from guidex.commands.words import flag, split_words
 from guidex.config.presets import options
 from guidex.errors import GuidexError, UsageError
@@ -25,7 +26,6 @@ from guidex.models.edm2.posthoc_ema import (
     gamma_of_sigma_rel,
     images_of,
     profile_product,
-    reconstruction_coefficients,
 )
 
 
@@ -55,20 +55,13 @@ def test_words_are_files_and_settings(place):
     assert files == ["a=b.pkl"]
     assert settings == {"out": "x y.safetensors", "ema": 0.05, "overwrite": True}
     assert flag(settings, "overwrite") and not flag({}, "overwrite")
-
-
-@pytest.mark.parametrize(
-    "words, message",
-    [
+    for words, message in (
         (["otu=x"], "no key otu; did you mean out"),
         (["out=x", "out=y"], "out takes one value"),
         (["out=x,y"], "out takes one value"),
-        (["ovewrite=true", "x"], "did you mean overwrite"),
-    ],
-)
-def test_words_that_are_wrong(words, message):
-    with pytest.raises(UsageError, match=message):
-        split_words(words, ("out", "overwrite"))
+    ):
+        with pytest.raises(UsageError, match=message):
+            split_words(words, ("out", "overwrite"))
     with pytest.raises(UsageError, match="overwrite must be true or false, not 'yes'"):
         flag({"overwrite": "yes"}, "overwrite")
 
@@ -88,6 +81,11 @@ def test_convert(place, capsys):
     with pytest.raises(UsageError, match="already there"):
         convert_command(["net.pkl", "out=net.safetensors"])
     convert_command(["net.pkl", "out=net.safetensors", "overwrite=true"])
+    network = recorded_module(tiny_model().half(), **asdict(TINY), resample_filter=[1, 3, 3, 1])
+    (place / "bad.pkl").write_bytes(snapshot(ema=network))
+    with pytest.raises(UsageError, match=r"bad.pkl: EDM2 resample_filter is \[1, 3, 3, 1\]"):
+        convert_command(["bad.pkl", "out=bad.safetensors"])
+    assert not Path("bad.safetensors").exists()
 
 
 @pytest.mark.parametrize(
@@ -95,7 +93,6 @@ def test_convert(place, capsys):
     [
         ([], "convert takes one checkpoint, not 0"),
         (["a.pkl", "b.pkl", "out=c.safetensors"], "not 2"),
-        (["a.pkl"], "out must be given"),
         (["a.pkl", "out=c.safetensors"], "a.pkl does not exist"),
         (["https://example.org/a.pkl", "out=c.safetensors"], "GUIDEX_OFFLINE"),
     ],
@@ -103,14 +100,6 @@ def test_convert(place, capsys):
 def test_convert_refuses(words, message):
     with pytest.raises(UsageError, match=message):
         convert_command(words)
-
-
-def test_a_network_that_cannot_be_computed_is_not_converted(place):
-    network = recorded_module(tiny_model().half(), **asdict(TINY), resample_filter=[1, 3, 3, 1])
-    (place / "net.pkl").write_bytes(snapshot(ema=network))
-    with pytest.raises(UsageError, match=r"net.pkl: EDM2 resample_filter is \[1, 3, 3, 1\]"):
-        convert_command(["net.pkl", "out=net.safetensors"])
-    assert sorted(path.name for path in place.iterdir() if path.is_file()) == ["net.pkl"]
 
 
 # models
@@ -128,15 +117,20 @@ def test_models_tell_what_is_on_this_machine(place, capsys):
     (place / "outputs").mkdir()
     (place / "outputs/edm2-tiny.safetensors").write_bytes(bytes(1_250_000))
     models_command(["edm2-tiny"])
-    assert "edm2-tiny                    1.2 MB  outputs" in capsys.readouterr().out
+    assert "1.2 MB  outputs/edm2-tiny.safetensors" in capsys.readouterr().out
 
 
 def test_models_are_all_presets_with_checkpoints(capsys):
+    for name, said in (("edm2-img512-xx", "; did you mean edm2-img512-xx?l"), ("digits", "")):
+        with pytest.raises(
+            UsageError, match=f"no preset with checkpoints is called '{name}'{said}"
+        ):
+            models_command([name])
     models_command([])
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "edm2-" in line]
     names = {name for name in options("model") if name.startswith("edm2-")}
-    assert names == {name for name in listed if name.startswith("edm2")} <= set(found := presets())
-    roles = found["edm2-img512-s"]
+    assert names == {name for name in listed if name.startswith("edm2")}
+    roles = checkpoints("edm2-img512-s")
     assert {role: source.place.partition("edm2-img512-")[2] for role, source in roles.items()} == {
         "main": "s-2147483-0.130.pkl",
         "cfg": "s-2147483-0.025.pkl",
@@ -144,13 +138,6 @@ def test_models_are_all_presets_with_checkpoints(capsys):
         "autoguidance": "s-2147483-0.070.pkl",
         "autoguidance reference": "xs-0134217-0.125.pkl",
     }
-
-
-def test_models_refuse_other_names():
-    with pytest.raises(UsageError, match="'edm2-img512-xx'; did you mean edm2-img512-xx?l"):
-        models_command(["edm2-img512-xx"])
-    with pytest.raises(UsageError, match="no preset with checkpoints is called 'digits'"):
-        models_command(["digits"])
 
 
 # ema: a training run whose weights are known, theta(tau) = a + b tau / T + c (tau / T)^2
@@ -197,19 +184,11 @@ def test_any_average_is_made_of_those_stored(run, length, capsys):
         assert error < {0.05: 1e-6, 0.075: 3e-3, 0.15: 1e-2}[length]
     out = capsys.readouterr().out
     assert "of 16 snapshots" in out and "differs from the exact one by" in out
-
-
-def test_the_sum_is_recorded(run):
-    ema_command(["run", "ema=0.075", "out=net.safetensors"])
-    about = read_checkpoint("net.safetensors").metadata
-    assert about["source"] == "post-hoc EMA 0.075 at 1000 kimg of 16 snapshots"
+    about = made.metadata
+    assert about["source"] == f"post-hoc EMA {length} at 1000 kimg of 16 snapshots"
     assert about["network"] == "Precond" and "sha256" not in about
     rows = about["ema"]["snapshots"]
     assert [(row["kimg"], row["length"]) for row in rows] == STORED
-    times, lengths = zip(*STORED, strict=True)
-    images = [images_of(time) for time in times]
-    expected = reconstruction_coefficients(images, lengths, [images_of(END)], [0.075])[:, 0]
-    np.testing.assert_array_equal([row["coefficient"] for row in rows], expected)
     assert rows[0]["file"] == "network-snapshot-0000125-0.050.safetensors"
     assert json.loads(Path("net.json").read_text())["metadata"] == about
 
@@ -245,24 +224,6 @@ def test_one_snapshot_at_a_time_is_in_memory(run, monkeypatch):
     assert len(seen) == len(STORED) * len(TENSORS)
 
 
-def test_profile_error_is_the_distance_of_profiles():
-    """By sums over a fine grid of training times."""
-    times, lengths = [500, 1000, 1000], [0.1, 0.05, 0.1]
-    coefficients = reconstruction_coefficients(times, lengths, [1000], [0.15])[:, 0]
-    tau = (np.arange(200_000) + 0.5) / 200
-
-    def profile(t, length):
-        gamma = float(gamma_of_sigma_rel(length))
-        return np.where(tau <= t, (gamma + 1) * tau**gamma / t ** (gamma + 1), 0)
-
-    stored = [profile(t, length) for t, length in zip(times, lengths, strict=True)]
-    wanted = profile(1000, 0.15)
-    distance = np.linalg.norm(coefficients @ stored - wanted) / np.linalg.norm(wanted)
-    error = profile_error(times, lengths, coefficients, 1000, 0.15)
-    assert error == pytest.approx(distance, rel=1e-4) and 0.01 < error < 0.5
-    assert profile_error(times, lengths, np.array([0.0, 0, 1]), 1000, 0.1) < 1e-7
-
-
 def test_snapshots_are_told_by_their_names(run, place):
     found = find_snapshots(["run"])
     assert [(s.kimg, s.ema) for s in found] == STORED
@@ -284,15 +245,12 @@ def test_snapshots_are_told_by_their_names(run, place):
     "words, message",
     [
         (["out=n.safetensors"], "ema must be given"),
-        (["ema=0.1"], "out must be given"),
         (["ema=long", "out=n.safetensors"], "a number, not 'long'"),
-        (["ema=true", "out=n.safetensors"], "a number, not True"),
         (["ema=0.5", "out=n.safetensors"], "must be above 0 and at most 0.2887"),
         (["ema=0.1", "out=n.pkl"], "must be PATH.safetensors"),
         (["ema=0.1", "out=nowhere/n.safetensors"], "in a folder that exists"),
         (["ema=0.1", "out=n.safetensors", "kimg=early"], "a whole number .*, not 'early'"),
         (["ema=0.1", "out=n.safetensors", "kimg=1001"], "at most the last snapshot's 1000"),
-        (["ema=0.1", "out=n.safetensors", "kimg=0"], "above 0"),
         (["run", "ema=0.1", "out=n.safetensors"], "same time and length"),
         (["ema=0.1", "out=old.safetensors"], "old.safetensors is already there"),
     ],
@@ -321,16 +279,13 @@ def test_a_reconstructed_network_loads(place):
         path = place / f"network-snapshot-0000100-{length:.3f}.safetensors"
         write_checkpoint(Checkpoint(asdict(TINY), tensors, about), path)
     ema_command([".", "ema=0.075", "out=net.safetensors"])
-    model = load_network("net.safetensors", folded=False)
-    assert model.unet.out_gain.dtype == torch.float16 and len(model.origin["sha256"]) == 64
+    assert len(load_network("net.safetensors").origin["sha256"]) == 64
 
 
 # The tiny networks, all the way to images
 
 
 def test_tiny_networks_go_all_the_way(place, capsys):
-    from guidex.cli import main
-
     script = Path(__file__).parents[1] / "scripts" / "make_tiny_edm2.py"
     spec = importlib.util.spec_from_file_location("make_tiny_edm2", script)
     module = importlib.util.module_from_spec(spec)
@@ -339,20 +294,17 @@ def test_tiny_networks_go_all_the_way(place, capsys):
         module.main(Path("outputs/edm2-tiny.safetensors"))
     words = ["model=edm2-tiny", "sampler.grid.steps=3", "seeds=0-2", "device=cpu"]
     images = {}
-    for guidance in ("none", "interval", "cfg", "autoguidance", "sigma_scaling"):
+    for guidance in ("none", "cfg", "autoguidance"):
         assert main(["sample", *words, f"guidance={guidance}", f"out={guidance}"]) == 0
         files = sorted(Path(guidance).rglob("images/**/*.png"))
         assert len(files) == 3
         images[guidance] = [file.read_bytes() for file in files]
-    distinct = {tuple(files) for name, files in images.items() if name != "interval"}
-    assert len(distinct) == 4
+    assert len(set(map(tuple, images.values()))) == 3
     assert main(["sample", *words, "labels=10", "out=wrong"]) == 2
     assert "classes of this model are 0 … 9" in capsys.readouterr().err
 
 
 def test_a_reference_or_decoder_for_other_samples_is_refused(place, capsys):
-    from guidex.cli import main
-
     for name, changes in {"net": {}, "rgb": {"img_channels": 3}, "few": {"label_dim": 2}}.items():
         config = replace(TINY, **changes)
         checkpoint = Checkpoint(asdict(config), tiny_model(config).state_dict(), {"source": name})

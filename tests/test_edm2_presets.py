@@ -194,10 +194,8 @@ def test_networks_of_imagenet_64(size):
         (["sampler.dtype=float32", "model.dtype=float32", "model.root=/data", "seeds=0-3"], True),
         (["guidance.schedule.w=1.4", "guidance.reference.ema=0.025"], True),
         (["guidance.schedule.w=1.5"], False),
-        (["model.ema=0.05"], False),
         (["guidance.reference.ema=0.05"], False),
         (["guidance/schedule=linear"], False),
-        (["sampler.grid.steps=16"], False),
         (["labels=7"], False),
     ],
 )
@@ -221,13 +219,22 @@ def test_what_is_given_goes_before_what_was_published():
     # Other schedules take what they have keys for.
     ramp = compose("sample", [*words[:1], "guidance=interval", "guidance/schedule=linear"]).config
     assert ramp["guidance"]["schedule"]["w"] == 2.1 and "lo" not in ramp["guidance"]["schedule"]
+    words = [*words[:1], "model.ema=0.05", "model.root=/data", "guidance=cfg"]
+    assert checkpoints(compose("sample", [*words, "guidance.reference.ema=0.1"]).config) == (
+        "/data/edm2-img512-s-2147483-0.050.pkl",
+        "/data/edm2-img512-xs-uncond-2147483-0.100.pkl",
+    )
     # And so does an experiment: figure 6 says the EMA, and its points say the rest.
     config = compose("sweep", ["experiment=interval/fig6", "guidance=none"]).config
     assert checkpoints(config)[0] == url("edm2-img512-xxl-0939524-0.015")
     assert "published" not in config["model"]
 
 
-def test_unequal_ema_is_doubted():
+def test_plans_name_the_networks_and_unequal_ema_is_doubted():
+    text = sampled("model=edm2-img512-s", "guidance=cfg").describe()
+    assert text.endswith(
+        "; edm2-img512-s-2147483-0.025 against edm2-img512-xs-uncond-2147483-0.025"
+    )
     words = ["model=edm2-img512-s", "guidance=cfg", "guidance.reference.ema=0.045"]
     [doubt] = sampled(*words).doubts
     assert "main network is 0.025, that of the unconditional reference 0.045" in doubt
@@ -239,30 +246,16 @@ def test_unequal_ema_is_doubted():
     assert sampled(*words[:1], "guidance=autoguidance").doubts == []
 
 
-def test_plans_name_the_networks():
-    text = sampled("model=edm2-img512-s", "guidance=cfg").describe()
-    assert text.endswith(
-        "; edm2-img512-s-2147483-0.025 against edm2-img512-xs-uncond-2147483-0.025"
-    )
-    alone = sampled("model=edm2-img512-s", "guidance=pag").describe()
-    assert alone.endswith("; edm2-img512-s-2147483-0.130")
-
-
 def test_a_preset_for_every_network_and_no_other():
     sizes = [f"img512-{size}{suffix}" for size in IMG512 for suffix in ("", "-dino")]
     sizes += ["img512-xs-uncond", "img512-s-uncond", "img512-s-uncond-dino"]
     sizes += [f"img64-{size}" for size in IMG64] + ["img64-s-dino"]
     expected = {"edm2", "edm2-tiny", "edm2-img512", "edm2-img64", *(f"edm2-{s}" for s in sizes)}
     assert {name for name in options("model") if name.startswith("edm2")} == expected
-
-
-def test_any_other_ema_and_place():
-    words = ["model=edm2-img512-s", "model.ema=0.05", "model.root=/data", "guidance=cfg"]
-    config = compose("sample", [*words, "guidance.reference.ema=0.1"]).config
-    assert checkpoints(config) == (
-        "/data/edm2-img512-s-2147483-0.050.pkl",
-        "/data/edm2-img512-xs-uncond-2147483-0.100.pkl",
-    )
+    for name in expected - {"edm2"}:  # each chooses guidance and decoder that it can have
+        settings = sampled(f"model={name}")
+        assert settings.choices["decoder"] == ("sd_vae" if "img512" in name else "auto")
+        assert (checkpoints(settings.config)[1] is None) == (settings.method == "none")
 
 
 def test_a_network_of_ones_own():
@@ -281,7 +274,6 @@ def test_a_network_of_ones_own():
     [
         ("edm2-img512-m", "autoguidance"),
         ("edm2-img512-xs-uncond", "autoguidance"),
-        ("edm2-img64-m", "autoguidance"),
         ("edm2-img64-s", "cfg"),
     ],
 )
@@ -289,14 +281,6 @@ def test_a_reference_that_is_not_published_is_asked_for(model, guidance):
     with pytest.raises(UsageError, match="guidance.reference.size must be given"):
         compose("sample", [f"model={model}", f"guidance={guidance}"])
     assert compose("sample", [f"model={model}", "guidance=none"]).config
-
-
-@pytest.mark.parametrize("name", [name for name in options("model") if name.startswith("edm2-")])
-def test_models_choose_guidance_and_decoder_that_they_can_have(name):
-    settings = sampled(f"model={name}")
-    decoder = "sd_vae" if "img512" in name else "auto"
-    assert settings.choices["decoder"] == decoder
-    assert (checkpoints(settings.config)[1] is None) == (settings.method == "none")
 
 
 # Experiments
@@ -328,6 +312,10 @@ def test_published_tables(name):
         check_protocol(entry.planned, data, "float64" if name.startswith("int") else "float32")
     parts = table.base.config["protocol"]
     assert [part for part, content in parts.items() if content] == ["fid", "fd_dinov2"]
+    [one] = plan_table(
+        [f"experiment={name}", *(f"{k}={v}" for k, v in entry.values.items())]
+    ).entries
+    assert checkpoints(one.planned.config) == checkpoints(entry.planned.config)
 
 
 def check_protocol(settings: Planned, data: str, dtype: str) -> None:
@@ -336,13 +324,6 @@ def check_protocol(settings: Planned, data: str, dtype: str) -> None:
     assert settings.seeds == list(range(150_000)) and config["repeats"] == 3
     assert settings.solver.dtype == dtype and settings.plan.evaluations_main == 63
     assert config["ref"].endswith(f"/dataset-refs/{data}.pkl")
-
-
-def test_one_row_of_a_published_table():
-    words = ["model=edm2-img512-m", "guidance=cfg"]
-    [entry] = plan_table(["experiment=edm2/img512", *words]).entries
-    assert checkpoints(entry.planned.config) == checkpoints(sampled(*words).config)
-    assert len(entry.planned.seeds) == 150_000
 
 
 def test_ablations_of_autoguidance():
@@ -365,6 +346,7 @@ def test_figures_of_the_interval_paper(number):
     columns = []
     for entry in table.entries:
         settings = entry.planned
+        # The published code seeds by Python's hash, the same since CPython 3.8, on 64 bits.
         assert settings.seeds == [hash(pair) % 2**31 for pair in FIGURES[number]]
         assert settings.labels == [label for label, _ in FIGURES[number]]
         assert source(settings.config["model"]) == url("edm2-img512-xxl-0939524-0.015")
@@ -375,13 +357,7 @@ def test_figures_of_the_interval_paper(number):
     assert table.base.config["gallery"] == len(FIGURES[number])
 
 
-def test_how_python_hashes_pairs():
-    """The published code seeds by it; it has been the same since CPython 3.8, on 64 bits."""
-    pairs = {(483, 8): 914211673, (933, 9): 1654522224, (64, 6): 523176147}
-    assert {pair: hash(pair) % 2**31 for pair in pairs} == pairs
-
-
-def test_figure_3():
+def test_figures_3_to_5():
     entries = plan_table(["experiment=interval/fig3"]).entries
     assert len(entries) == 4 * 13
     for k, (_, network, ema, _, _, steps) in enumerate(INTERVAL.values()):
@@ -392,18 +368,11 @@ def test_figure_3():
             plan = entry.planned.plan
             assert plan.guided_steps == list(range(32) if j < 6 else steps)
             assert set(plan.weights[plan.guided]) == {1.5 + 0.5 * (j % 6)}
-
-
-def test_figure_4():
     entries = plan_table(["experiment=interval/fig4"]).entries
     weights = [entry.planned.plan.weights[entry.planned.plan.guided] for entry in entries]
-    expected = [round(1 + 0.1 * k, 1) for k in range(1, 31)]
-    assert [w[0] for w in weights[1:]] == 2 * expected and len(weights[0]) == 0
-    assert list(entries[0].planned.config["metrics"]) == ["prdc"]
-
-
-def test_figure_5():
-    """The bounds that its axes show are boundaries between steps."""
+    assert [w[0] for w in weights[1:]] == 2 * [round(1 + 0.1 * k, 1) for k in range(1, 31)]
+    assert list(entries[0].planned.config["metrics"]) == ["prdc"] and len(weights[0]) == 0
+    # The bounds that the axes of figure 5 show are boundaries between steps.
     entries = plan_table(["experiment=interval/fig5"]).entries
     steps = [entry.planned.plan.guided_steps for entry in entries]
     assert [(s[0], s[-1] + 1) for s in steps[:5]] == [(i, 22) for i in (20, 15, 10, 5, 0)]

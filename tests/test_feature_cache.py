@@ -2,6 +2,7 @@
 several processes share."""
 
 import os
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,42 +14,41 @@ from torch import Tensor, nn
 
 from guidex.commands.reference import make_reference
 from guidex.data.image_set import ImageSet, array_images
-from guidex.errors import GuidexError, UsageError
+from guidex.errors import UsageError
 from guidex.features import feature_cache
 from guidex.features import samples as sources
 from guidex.features.detectors import Identity, Pixels
-from guidex.features.feature_cache import FeatureStore
+from guidex.features.feature_cache import FeatureStore, blocks_of, place_of
 from guidex.features.networks import NetworkDetector
-from guidex.features.samples import PassSettings, image_features, model_features, open_samples
+from guidex.features.samples import PassSettings, image_features, open_samples
 from guidex.features.weights import Weights
-from guidex.models.kernel import KernelDenoiser
 
 IDENTITY = Identity("inception", 4, "halves", "ab" * 32, "float32", False)
+VALUES = torch.arange(1.0, 25.0).view(6, 4)
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GUIDEX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(feature_cache, "BLOCK", 4)
     return tmp_path / "cache" / "features"
 
 
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (feature_cache, sources):
-        monkeypatch.setattr(module, "BLOCK", 4)
+def opened(images: str = "f") -> FeatureStore:
+    return FeatureStore(6, 4, place_of(images, IDENTITY))
 
 
-ONES = torch.ones(3, 4)
+def filled(store: FeatureStore, values: Tensor = VALUES) -> FeatureStore:
+    for block in blocks_of(6):
+        store.keep(block, values[block.start : block.stop])
+    return store
 
 
-def test_kept_once(cache: Path) -> None:
-    assert FeatureStore("f", IDENTITY, 3).read() is None
-    assert torch.equal(FeatureStore("f", IDENTITY, 3).keep({0: ONES}), ONES)
-    assert torch.equal(FeatureStore("f", IDENTITY, 3).read(), ONES)
-    assert [file.name[:10] for file in cache.iterdir()] == ["inception-"]
+def there(store: FeatureStore) -> list[bool]:
+    return [store.has(block) for block in blocks_of(6)]
 
 
-def test_everything_that_features_depend_on_is_in_the_key() -> None:
+def test_everything_that_features_depend_on_is_in_the_name(cache: Path) -> None:
     others: dict[str, Any] = {
         "name": "dinov2",
         "dim": 5,
@@ -59,37 +59,46 @@ def test_everything_that_features_depend_on_is_in_the_key() -> None:
         "versions": "timm 2",
     }
     assert others.keys() == {field.name for field in fields(Identity)}
-    FeatureStore("f", IDENTITY, 3).keep({0: ONES})
-    for name, value in others.items():
-        assert FeatureStore("f", replace(IDENTITY, **{name: value}), 3).read() is None
-    assert FeatureStore("g", IDENTITY, 3).read() is None
-    assert FeatureStore("f", IDENTITY, 3).read() is not None
+    places = {place_of("f", replace(IDENTITY, **{key: value})) for key, value in others.items()}
+    assert len(places | {place_of("g", IDENTITY), place_of("f", IDENTITY)}) == 9
+    assert {place.parent for place in places} == {cache}
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "another", "rows", "bit"])
-def test_a_damaged_file_is_made_again(
-    cache: Path, damage: str, caplog: pytest.LogCaptureFixture
+def test_blocks_are_kept_and_mapped(cache: Path) -> None:
+    first, blocks = opened(), blocks_of(6)
+    assert there(first) == [False, False]
+    first.keep(blocks[1], VALUES[4:])
+    other = opened()  # another process
+    assert there(other) == [False, True]
+    other.keep(blocks[0], VALUES[:4])
+    assert there(first) == [True, True]  # which is still at work
+    for store in (first, other, opened()):
+        assert there(store) == [True, True]
+        assert torch.equal(store.values, VALUES)
+    assert [file.name[:10] for file in cache.iterdir()] == ["inception-"]
+
+
+def cut(data: bytes) -> bytes:
+    return data[:-7]
+
+
+def flipped(data: bytes) -> bytes:
+    at = 4 * 4 * 4 + 3  # 17.0 becomes -17.0
+    return data[:at] + bytes([data[at] ^ 0x80]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("damage", [cut, flipped])
+def test_a_damaged_block_is_made_again(
+    cache: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = FeatureStore("f", IDENTITY, 3)
-    if damage == "rows":
-        FeatureStore("f", IDENTITY, 2).keep({0: ONES[:2]})
-    else:
-        store.keep({0: ONES})
+    filled(opened())
     (file,) = cache.iterdir()
-    if damage == "another":  # copied over by someone, say
-        FeatureStore("g", IDENTITY, 3).keep({0: ONES})
-        (other,) = set(cache.iterdir()) - {file}
-        file.write_bytes(other.read_bytes())
-    elif damage == "bit":
-        data = bytearray(file.read_bytes())
-        data[-1] ^= 1  # 1.0 becomes 0.5
-        file.write_bytes(data)
-    elif damage != "rows":
-        file.write_bytes(file.read_bytes()[:-7] if damage == "cut" else b"")
-    assert store.read() is None
-    assert "making it again" in caplog.text
-    store.keep({0: 2 * ONES})
-    assert torch.equal(store.read(), 2 * ONES)
+    file.write_bytes(damage(file.read_bytes()))
+    assert there(opened()) == [True, False]
+    assert "is damaged" in caplog.text
+    filled(opened(), 2 * VALUES)
+    assert there(opened()) == [True, True]
+    assert torch.equal(opened().values, 2 * VALUES)
 
 
 def test_a_cache_that_cannot_be_written_costs_a_warning(
@@ -97,67 +106,35 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(
 ) -> None:
     cache.parent.mkdir()
     cache.write_bytes(b"a file where the folder should be")
-    assert torch.equal(FeatureStore("f", IDENTITY, 3).keep({0: ONES}), ONES)
-    assert "not kept" in caplog.text
+    store = filled(opened())
+    assert there(store) == [True, True] and torch.equal(store.values, VALUES)
+    assert caplog.text.count("not kept") == 1
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_vanishes_takes_nothing_with_it(cache: Path, replaced: bool) -> None:
+    store, blocks = opened(), blocks_of(6)
+    store.keep(blocks[0], VALUES[:4])
+    next(cache.iterdir()).unlink()
+    if replaced:
+        assert there(opened()) == [False, False]
+    store.keep(blocks[1], VALUES[4:])
+    assert there(store) == [True, True] and torch.equal(store.values, VALUES)
 
 
 def test_beyond_a_limit_the_longest_unused_are_deleted(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stores = [FeatureStore(name, IDENTITY, 3) for name in "abc"]
-    for age, store in enumerate(reversed(stores[:2])):
-        store.keep({0: ONES})
-        os.utime(store._path, (1000 - age, 1000 - age))
-    assert stores[0].read() is not None  # used just now
-    monkeypatch.setattr(feature_cache, "LIMIT", 2 * stores[0]._path.stat().st_size)
-    stores[2].keep({0: ONES})
-    assert [store.read() is not None for store in stores] == [True, False, True]
+    for age, name in enumerate("ba"):
+        filled(opened(name))
+        os.utime(place_of(name, IDENTITY), (1000 - age, 1000 - age))
+    opened("a")  # used just now
+    monkeypatch.setattr(feature_cache, "LIMIT", 2 * place_of("a", IDENTITY).stat().st_size)
+    opened("c")
+    assert [place_of(name, IDENTITY).exists() for name in "abc"] == [True, False, True]
     monkeypatch.setattr(feature_cache, "LIMIT", 1)
-    FeatureStore("d", IDENTITY, 3).keep({0: ONES})
-    assert len(list(cache.iterdir())) == 1  # the newest stays, however large
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_blocks_become_one_file(cache: Path) -> None:
-    store, values = FeatureStore("f", IDENTITY, 6), torch.arange(24.0).view(6, 4)
-    assert store.read_block(0) is None
-    store.keep_block(1, values[4:])
-    assert torch.equal(FeatureStore("f", IDENTITY, 6).read_block(1), values[4:])
-    assert store.read() is None
-    store.keep({1: values[4:], 0: values[:4]})
-    assert torch.equal(store.read(), values)
-    assert torch.equal(store.read_block(0), values[:4])  # a process that is still at work
-    assert [path.suffix for path in cache.iterdir()] == [".safetensors"]
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_every_block_has_a_checksum_of_its_own(cache: Path) -> None:
-    store, values = FeatureStore("f", IDENTITY, 10), torch.arange(40.0).view(10, 4)
-    store.keep({0: values[:4], 1: values[4:8], 2: values[8:]})
-    (file,) = cache.iterdir()
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-    assert torch.equal(store.read_block(1), values[4:8])
-    assert store.read_block(2) is None
-
-
-def test_blocks_are_never_joined_in_memory(
-    cache: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "cat", lambda *_: pytest.fail("a copy of all features"))
-    store, values = FeatureStore("f", IDENTITY, 6), torch.arange(24.0).view(6, 4)
-    assert store.keep_block(1, values[4:]) and store.keep_block(0, values[:4])
-    assert torch.equal(store.keep({1: None, 0: None}), values)
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_a_block_that_vanishes_is_told(cache: Path) -> None:
-    store = FeatureStore("f", IDENTITY, 6)
-    store.keep_block(0, torch.zeros(4, 4))
-    with pytest.raises(GuidexError, match="000001.safetensors was deleted or damaged"):
-        store.keep({0: None, 1: None})
-    assert store.read() is None
+    opened("d")
+    assert list(cache.iterdir()) == [place_of("d", IDENTITY)]  # the newest stays, however large
 
 
 # In use
@@ -215,6 +192,7 @@ def test_a_second_look_at_the_same_images_needs_no_network(tmp_path: Path, cache
 
     first = look("a.npz")
     assert detector.seen == 10
+    assert f"torch {torch.__version__.partition('+')[0]}" in detector.identity.versions
     second = look("copy.npz")  # the content counts, not the path
     assert detector.seen == 10
     assert second.detector == first.detector == "means"
@@ -227,16 +205,7 @@ def test_a_second_look_at_the_same_images_needs_no_network(tmp_path: Path, cache
     assert len(list(cache.iterdir())) == 2
 
 
-@pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("batch", [1, 3, 4, 100])
-def test_the_batch_changes_nothing(tmp_path: Path, batch: int) -> None:
-    how = PassSettings(batch=batch, cache=False)
-    [features] = image_features(array_images(pixels(10)), [Watched(tmp_path)], how)
-    torch.testing.assert_close(features.values, means(pixels(10)))
-
-
-@pytest.mark.parametrize(("limit", "most"), [(3 * 48, 3), (4 * 48 - 1, 3), (47, 1), (10**9, 4)])
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(("limit", "most"), [(4 * 48 - 1, 3), (47, 1), (10**9, 4)])
 def test_batches_are_bounded_in_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, most: int
 ) -> None:
@@ -251,14 +220,14 @@ def test_batches_are_bounded_in_bytes(
     assert [index for group in groups for index in group] == list(range(10))
 
 
-@pytest.mark.usefixtures("small_blocks")
-def test_images_are_decoded_once_for_all_detectors(tmp_path: Path) -> None:
+def test_images_are_decoded_once_for_all_detectors(tmp_path: Path, cache: Path) -> None:
     decoded: list[int] = []
     images: ImageSet = array_images(pixels(10))
     load = images.load
     images.load = lambda index: decoded.append(index) or load(index)
     detectors = [Watched(tmp_path), Pixels(), Watched(tmp_path, "others")]
     sets = image_features(images, detectors, PassSettings(batch=3))
+    assert len(list(cache.iterdir())) == 2  # nothing of Pixels
     assert sorted(decoded) == list(range(10))
     assert [features.detector for features in sets] == ["means", "pixels", "others"]
     for features in (sets[0], sets[2]):
@@ -270,8 +239,7 @@ def test_images_are_decoded_once_for_all_detectors(tmp_path: Path) -> None:
     assert (detectors[0].seen, added.seen, len(decoded)) == (10, 10, 20)
 
 
-@pytest.mark.usefixtures("small_blocks")
-def test_a_pass_that_was_stopped_goes_on(tmp_path: Path, cache: Path) -> None:
+def test_a_pass_that_was_stopped_goes_on(tmp_path: Path) -> None:
     images, detector = array_images(pixels(18)), Watched(tmp_path)
     detector.most = 11
     with pytest.raises(KeyboardInterrupt):
@@ -281,11 +249,9 @@ def test_a_pass_that_was_stopped_goes_on(tmp_path: Path, cache: Path) -> None:
     [features] = image_features(images, [again], PassSettings(batch=2))
     assert again.seen == 10  # two blocks of four are there
     torch.testing.assert_close(features.values, means(pixels(18)))
-    assert [path.suffix for path in cache.iterdir()] == [".safetensors"]
 
 
-@pytest.mark.usefixtures("small_blocks")
-def test_several_processes_share_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_share_blocks(tmp_path: Path) -> None:
     images = array_images(pixels(18))
     others = [Watched(tmp_path) for _ in range(2)]
     for rank, detector in enumerate(others, start=1):
@@ -314,58 +280,13 @@ def test_a_rank_that_starts_late_finds_the_reference_written(
         make_reference(words)
 
 
-def test_without_a_network_nothing_is_kept(cache: Path) -> None:
-    image_features(array_images(pixels(5)), [Pixels()], PassSettings(batch=2))
-    assert not cache.exists()
-
-
-def test_the_versions_of_what_computes_are_told(tmp_path: Path) -> None:
-    version = torch.__version__.partition("+")[0]
-    assert Watched(tmp_path).identity.versions == f"torch {version}, torch {version}"
-
-
-def test_weights_that_are_replaced_while_they_are_read_are_refused(tmp_path: Path) -> None:
-    torch.save({"a": torch.ones(2)}, tmp_path / "w.pth")
-    weights = Weights("it", str(tmp_path / "w.pth"), "https://example.org/w")
-    assert list(weights.read()) == ["a"]
-    torch.save({"a": torch.zeros(2)}, tmp_path / "w.pth")
-    with pytest.raises(GuidexError, match="w.pth was replaced while it was being read"):
-        weights.read()
-
-
-@pytest.mark.parametrize("content", [b"junk", b"\x80\x02e", b"", b"\x93NUMPY"])
-def test_weights_that_are_none_are_refused_in_words_of_our_own(
-    tmp_path: Path, content: bytes
-) -> None:
-    (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(GuidexError) as caught:
-        Weights("it", str(tmp_path / "w.pth"), "https://example.org/w").read()
-    text = str(caught.value)
-    assert "neither a safetensors file nor a file of torch.save" in text
-    assert "weights_only" not in text and "(" not in text
-
-
-def test_references_that_models_know_are_kept(tmp_path: Path) -> None:
-    detector = Watched(tmp_path)
-    images = torch.from_numpy(pixels(6).transpose(0, 3, 1, 2).copy())
-    labels = torch.arange(6) % 2
-    found = [
-        model_features(KernelDenoiser(batch, labels, h=0.1), detector)
-        for batch in (images, images.clone(), 255 - images)
-    ]
-    assert detector.seen == 12
-    assert torch.equal(found[0].values, found[1].values)
-    assert torch.equal(found[0].labels, found[1].labels)
-    assert not torch.equal(found[0].values, found[2].values)
-
-
 def test_a_long_pass_says_how_far_it_is_without_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    look = PassSettings(batch=5, cache=False)
+    look = PassSettings(batch=2, cache=False)
     image_features(array_images(pixels(10)), [Watched(tmp_path)], look)
     assert capsys.readouterr().err == ""
     clock = iter(range(0, 10**6, 20))
     monkeypatch.setattr("guidex.files.progress.time.monotonic", lambda: next(clock))
     image_features(array_images(pixels(10)), [Watched(tmp_path)], look)
-    assert "features 5/10 images" in capsys.readouterr().err
+    assert "features 4/10 images" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from helpers import feature_set, normal
 
 from guidex.errors import UsageError
 from guidex.features.features import FeatureSet
@@ -13,21 +13,10 @@ from guidex.metrics.frechet_infinity import FrechetInfinity, limit
 DIM = 8
 
 
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def feature_set(values: Tensor, detector: str = "d") -> FeatureSet:
-    return FeatureSet.from_values(detector=detector, values=values)
-
-
 def exact_real() -> FeatureSet:
     """N(0, 1), of which mean and covariance are known exactly."""
     statistics = GaussianStatistics.from_moments(
-        count=10**6,
-        mean=torch.zeros(DIM, dtype=torch.float64),
-        covariance=torch.eye(DIM, dtype=torch.float64),
+        count=10**6, mean=torch.zeros(DIM), covariance=torch.eye(DIM)
     )
     return FeatureSet.from_statistics(detector="d", statistics=statistics)
 
@@ -41,43 +30,33 @@ def test_a_line_in_one_over_n_is_found() -> None:
 def test_the_bias_of_few_images_is_gone() -> None:
     # The true distance of N(0.1, 1) is 8 * 0.1^2 = 0.08; over 30 seeds, 400 fakes show about 0.13.
     real, true = exact_real(), DIM * 0.1**2
-    plain, extrapolated = [], []
+    plain, extrapolated, of_equals = [], [], []
     for seed in range(30):
+        metric = FrechetInfinity(sizes=8, smallest=50, seed=seed)
         fake = feature_set(normal(400, DIM, seed=seed) + 0.1)
         plain.append(frechet_distance(real=real.statistics, fake=fake.statistics))
-        metric = FrechetInfinity(sizes=8, smallest=50, seed=seed)
         extrapolated.append(metric(real=real, fake=fake)["fd_infinity_d"])
+        equal = feature_set(normal(400, DIM, seed=seed))
+        of_equals.append(metric(real=real, fake=equal)["fd_infinity_d"])
     error = torch.tensor(extrapolated).std().item() / 30**0.5
     assert error < 0.01
     assert abs(sum(extrapolated) / 30 - true) < 3.5 * error
     assert sum(plain) / 30 - true > 0.02
+    assert min(of_equals) < 0 < max(of_equals)
 
 
-def test_an_estimate_may_be_negative() -> None:
-    values = [
-        FrechetInfinity(sizes=8, smallest=50)(
-            real=exact_real(), fake=feature_set(normal(400, DIM, seed=seed))
-        )["fd_infinity_d"]
-        for seed in range(10)
-    ]
-    assert min(values) < 0 < max(values)
-
-
-def test_reproducible_and_by_seed() -> None:
+def test_reproducible_and_by_seed_and_the_real_side_is_decomposed_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decomposed, eigh = [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda a: decomposed.append(a) or eigh(a))
     fake = feature_set(normal(100, DIM))
     numbers = [
         FrechetInfinity(sizes=4, smallest=30, seed=seed)(real=exact_real(), fake=fake)
         for seed in (0, 0, 1)
     ]
     assert numbers[0] == numbers[1] != numbers[2]
-
-
-def test_the_real_side_is_decomposed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    decomposed, eigh = [], torch.linalg.eigh
-    monkeypatch.setattr(torch.linalg, "eigh", lambda a: decomposed.append(a) or eigh(a))
-    fake = feature_set(normal(100, DIM))
-    FrechetInfinity(sizes=4, smallest=30)(real=exact_real(), fake=fake)
-    assert len(decomposed) == 1
+    assert len(decomposed) == 3
 
 
 def test_dgm_eval_begins_with_a_tenth() -> None:
@@ -86,13 +65,14 @@ def test_dgm_eval_begins_with_a_tenth() -> None:
     assert found == FrechetInfinity(sizes=4, smallest=20)(real=exact_real(), fake=fake)
 
 
-def test_refusals() -> None:
-    real, fake = exact_real(), feature_set(normal(100, DIM))
-    with pytest.raises(UsageError, match="8 features need at least 16 images"):
-        FrechetInfinity(smallest=15)(real=real, fake=fake)
-    with pytest.raises(
-        UsageError, match="at least 5015 fake images, but there are 100.*16 or more"
-    ):
-        FrechetInfinity()(real=real, fake=fake)
-    with pytest.raises(UsageError, match="at least 105 fake images"):
-        FrechetInfinity(sizes=15, smallest=90)(real=real, fake=fake)
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"smallest": 15}, "8 features need at least 16 images"),
+        ({}, "at least 5015 fake images, but there are 100.*16 or more"),
+        ({"sizes": 15, "smallest": 90}, "at least 105 fake images"),
+    ],
+)
+def test_refusals(options: dict[str, int], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        FrechetInfinity(**options)(real=exact_real(), fake=feature_set(normal(100, DIM)))

@@ -44,25 +44,15 @@ def settings(request: pytest.FixtureRequest) -> Settings:
     return check(compose(request.param, ["device=cpu"]), {}).settings
 
 
-def test_every_key_is_of_the_identity_or_volatile(settings):
-    tops = set()
-    for path in leaves(settings.config):
-        tops.add(path[0])
-        differs = changed(settings, path).identity != settings.identity
-        assert differs == (path[0] not in VOLATILE), path
+def test_every_key_is_of_the_identity_of_run_cohort_and_point_or_not(settings):
+    tops = {path[0] for path in leaves(settings.config)}
     assert tops - VOLATILE and tops >= {"model", "guidance", "sampler", "labels", "seeds"}
-
-
-def test_every_key_is_of_the_cohort_where_it_decides_how_sampling_starts(settings):
     for path in leaves(settings.config):
+        other = changed(settings, path)
+        assert (other.identity != settings.identity) == (path[0] not in VOLATILE), path
         starts = path[0] in STARTS and path[:2] != ("model", "references")
-        assert (changed(settings, path).cohort != settings.cohort) == starts, path
-
-
-def test_every_key_is_of_the_name_of_a_points_results_but_its_extent(settings):
-    for path in leaves(settings.config):
-        named = path[0] not in VOLATILE | EXTENT
-        assert (changed(settings, path).name != settings.name) == named, path
+        assert (other.cohort != settings.cohort) == starts, path
+        assert (other.name != settings.name) == (path[0] not in VOLATILE | EXTENT), path
 
 
 def test_the_number_of_a_gpu_changes_nothing(settings):

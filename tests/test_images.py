@@ -3,7 +3,6 @@ import json
 import os
 import struct
 import threading
-import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,17 +11,15 @@ import numpy as np
 import PIL
 import pytest
 import torch
+from helpers import golden
 from PIL import Image
 
-from guidex.data import containers as sources
 from guidex.data.codec import decode, examine, write_png
 from guidex.data.digits import digits
 from guidex.data.image_set import array_images, default_workers
 from guidex.data.images import open_images
 from guidex.data.pixels import to_float, to_uint8
 from guidex.errors import GuidexError, UsageError
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 def random_pixels(*shape, seed=0):
@@ -71,9 +68,6 @@ def png_claiming(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
-# Folders
-
-
 def test_a_folder_comes_back_sorted_and_as_written(tmp_path):
     content = folder_of(tmp_path, ["b/2.png", "a/1.png", "b/10.png", "a/deep/er/3.PNG"])
     images = open_images(tmp_path)
@@ -91,36 +85,23 @@ def test_a_folder_comes_back_sorted_and_as_written(tmp_path):
 
 def test_all_formats_are_read_in_any_case(tmp_path):
     pixels = np.full((8, 8, 3), 128, dtype=np.uint8)
-    for name, kind in [
-        ("a.JPEG", "JPEG"),
-        ("b.jpg", "JPEG"),
-        ("c.Png", "PNG"),
-        ("d.webp", "WEBP"),
-        ("e.BMP", "BMP"),
-    ]:
+    kinds = {"a.JPEG": "JPEG", "b.jpg": "JPEG", "c.Png": "PNG", "d.webp": "WEBP", "e.BMP": "BMP"}
+    for name, kind in kinds.items():
         put(tmp_path / name, encoded(pixels, kind))
     put(tmp_path / "notes.txt", b"no image")
     put(tmp_path / ".hidden.png", b"no image")
     put(tmp_path / ".cache" / "f.png", b"no image")
     images = open_images(tmp_path)
-    assert images.names == ["a.JPEG", "b.jpg", "c.Png", "d.webp", "e.BMP"]
+    assert images.names == list(kinds)
     assert images.kinds == {"jpeg", "png", "webp", "bmp"}
     assert np.abs(images.read(range(5)).astype(int) - 128).max() <= 2
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        pytest.param(["1.png", "2.png"], id="flat"),
-        pytest.param(["images/1.png", "images/2.png"], id="one folder"),
-        pytest.param(["1.png", "a/2.png", "b/3.png"], id="one image outside"),
-    ],
-)
-def test_without_two_classes_there_are_no_labels(tmp_path, names):
-    folder_of(tmp_path, names)
-    images = open_images(tmp_path)
-    assert images.labels is None
-    assert images.class_names is None
+def test_without_two_classes_there_are_no_labels(tmp_path):
+    for name in ("a/1.png", "a/2.png", "3.png", "b/4.png"):  # the last beside one that is outside
+        folder_of(tmp_path, [name])
+        images = open_images(tmp_path)
+        assert images.labels is images.class_names is None
 
 
 def test_links_are_followed_and_loops_end(tmp_path):
@@ -131,8 +112,8 @@ def test_links_are_followed_and_loops_end(tmp_path):
     (root / "b" / "up").symlink_to(root)
     (root / "c").symlink_to(tmp_path / "elsewhere")
     images = open_images(root)
-    # "a" is another name of the real folder "b", "b/up" of the root.
-    assert images.names == ["b/1.png", "c/x.png"]
+    # "b" is another name of the folder "a", "a/up" of the root.
+    assert images.names == ["a/1.png", "c/x.png"]
     np.testing.assert_array_equal(images.read([1])[0], content["x.png"])
 
 
@@ -150,14 +131,14 @@ def test_what_is_no_file_is_told_and_not_opened(tmp_path):
     }
 
 
-@pytest.mark.parametrize("name", ["x.npz", "x.npy", "x.zip"])
-def test_pipes_are_not_waited_for(tmp_path, name):
+def test_pipes_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "run.json")
     folder_of(tmp_path, ["a.png"])
     assert len(open_images(tmp_path)) == 1
-    os.mkfifo(tmp_path / name)
-    with pytest.raises(UsageError, match="neither a folder nor a regular file"):
-        open_images(tmp_path / name)
+    for name in ("x.npz", "x.npy", "x.zip"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UsageError, match="is not a folder of images"):
+            open_images(tmp_path / name)
 
 
 def test_a_folder_that_may_not_be_entered_is_told(tmp_path, monkeypatch):
@@ -171,48 +152,25 @@ def test_a_folder_that_may_not_be_entered_is_told(tmp_path, monkeypatch):
 
     # By patch, since no folder is closed to the administrator who may run the tests.
     monkeypatch.setattr(os, "scandir", guarded)
-    with pytest.raises(GuidexError, match="\n  b: Permission denied"):
-        open_images(tmp_path)
-    images = open_images(tmp_path, bad="skip")
-    assert images.names == ["a/1.png"] and images.skipped == [("b", "Permission denied")]
+    with pytest.raises(GuidexError, match="cannot look into .*/b: Permission denied"):
+        open_images(tmp_path, bad="skip")
 
 
-def test_a_folder_without_images_is_told_with_what_is_there(tmp_path):
+def test_what_holds_no_images_is_told(tmp_path):
     put(tmp_path / "a" / "x.npy", b"")
     put(tmp_path / "b" / "README", b"")
-    with pytest.raises(UsageError, match=r"holds no images.*only files with \.npy, no suffix"):
+    with pytest.raises(UsageError, match=r"holds no images.*; there is a/x\.npy, b/README"):
         open_images(tmp_path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"sub-folders too\.$"):
-        open_images(tmp_path / "empty")
+    with pytest.raises(UsageError, match="absent does not exist; give a folder of images, a .zip"):
+        open_images(tmp_path / "absent")
+    with pytest.raises(UsageError, match="README is not a folder of images"):
+        open_images(tmp_path / "b" / "README")
 
 
-def test_a_missing_path_brings_the_nearest_name(tmp_path):
-    (tmp_path / "imagenet512").mkdir()
-    with pytest.raises(UsageError, match=r"has no imagnet512\. Did you mean imagenet512\?"):
-        open_images(tmp_path / "imagnet512" / "val" / "x")
-    with pytest.raises(UsageError, match="Check the path"):
-        open_images(tmp_path / "zzz")
-    (tmp_path / "link").symlink_to(tmp_path / "gone")
-    with pytest.raises(UsageError, match="link is a link to .*gone, which does not exist"):
-        open_images(tmp_path / "link")
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"bad": "ignore"}, "'error' and 'skip'"),
-        ({"resize": 0}, "resize is 0"),
-        ({"resize": 10**6}, "resize is 1000000"),
-        ({"crop": True}, "crop needs the side"),
-    ],
-)
-def test_options_out_of_range_are_usage_errors(tmp_path, options, match):
-    with pytest.raises(UsageError, match=match):
-        open_images(tmp_path, **options)
-
-
-# Damaged and dangerous image files
+def test_options_out_of_range_are_usage_errors(tmp_path):
+    for options in ({"bad": "ignore"}, {"resize": 0}, {"resize": 10**6}, {"crop": True}):
+        with pytest.raises(UsageError, match=f"{next(iter(options))} (is|needs)"):
+            open_images(tmp_path, **options)
 
 
 def damaged_folder(root):
@@ -230,23 +188,17 @@ def damaged_folder(root):
 BAD = ["a/half.png", "b/half.jpg", "b/nothing.png", "b/text.png", "c/huger.png"]
 
 
-def test_every_unreadable_image_is_listed_at_once(tmp_path):
-    with pytest.raises(GuidexError, match="5 of 7 images") as caught:
-        open_images(damaged_folder(tmp_path))
-    text = str(caught.value)
-    for name in BAD:
-        assert f"\n  {name}: " in text
-    assert "b/nothing.png: the file is empty" in text
-    assert "b/text.png: not a PNG, JPEG, WebP or BMP file" in text
-    assert "c/huger.png: " in text and "decompression bomb" in text
-    assert "bad=skip" in text
-
-
-def test_unreadable_images_can_be_skipped_without_moving_classes(tmp_path):
+def test_unreadable_images_are_listed_or_skipped_without_moving_classes(tmp_path):
     put(tmp_path / "d" / "good.png", encoded(random_pixels(32, 32, 3)))
-    images = open_images(damaged_folder(tmp_path), bad="skip")
+    with pytest.raises(GuidexError, match="5 of 8 images.*\n(.*\n)+.*bad=skip") as caught:
+        open_images(damaged_folder(tmp_path))
+    assert "b/nothing.png: the file is empty" in str(caught.value)
+    assert "b/text.png: not a PNG, JPEG, WebP or BMP file" in str(caught.value)
+    assert "decompression bomb" in str(caught.value)
+    images = open_images(tmp_path, bad="skip")
     assert images.names == ["a/good.png", "b/good.png", "d/good.png"]
     assert [name for name, _ in images.skipped] == BAD
+    assert all(f"\n  {name}: " in str(caught.value) for name in BAD)
     assert images.class_names == ["a", "b", "c", "d"]
     assert images.labels.tolist() == [0, 1, 3]
 
@@ -288,25 +240,13 @@ def test_names_are_printed_without_their_control_characters(tmp_path):
     assert text.replace("\n", "").isprintable()
 
 
-def test_damaged_metadata_neither_harms_nor_warns(tmp_path):
-    # An EXIF block whose directory lies beyond its end, without a JFIF density: Pillow looks there
-    # for the density and warns. Some files of ImageNet are like that.
-    plain = encoded(random_pixels(8, 8, 3), "JPEG")
-    exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x1a\x01\x05\0\x01\0\0\0\xff\xff\0\0"
-    block = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
-    (jfif_size,) = struct.unpack(">H", plain[4:6])
-    jpeg = plain[:2] + block + plain[4 + jfif_size :]
+def test_metadata_that_pillow_warns_of_is_no_damage(tmp_path):
     png = encoded(random_pixels(8, 8, 3))
     apng = png[:33] + chunk(b"acTL", struct.pack(">II", 0, 0)) + png[33:]
-    for data in (jpeg, apng):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            Image.open(io.BytesIO(data)).load()
-        assert len(caught) > 0, "Pillow no longer warns of this; the test needs another file"
-    put(tmp_path / "a.jpg", jpeg)
-    put(tmp_path / "b.png", apng)
-    images = open_images(tmp_path)
-    assert len(images.read([0, 1])) == 2
+    with pytest.warns(UserWarning, match="APNG"):
+        Image.open(io.BytesIO(apng)).load()
+    put(tmp_path / "a.png", apng)
+    assert len(open_images(tmp_path).read([0])) == 1
 
 
 def test_a_file_that_changes_later_is_noticed(tmp_path):
@@ -321,19 +261,14 @@ def test_a_file_that_changes_later_is_noticed(tmp_path):
         list(images.stacks([[0, 1]]))
 
 
-# Sizes
-
-
 def test_several_sizes_are_counted_with_examples(tmp_path):
     folder_of(tmp_path, ["a.png", "b.png", "d.png"])
     put(tmp_path / "c.png", encoded(random_pixels(7, 6, 3)))
     with pytest.raises(GuidexError) as caught:
         open_images(tmp_path)
     text = str(caught.value)
-    assert "2 sizes (width x height)" in text
-    assert "4x5: 3 images, such as a.png" in text
-    assert "6x7: 1 images, such as c.png" in text
-    assert "resize=N" in text
+    assert "2 sizes (width x height)" in text and "resize=N" in text
+    assert "4x5: 3 images, such as a.png" in text and "6x7: 1 images, such as c.png" in text
 
 
 def test_resize_is_pillows_bicubic_of_the_whole_image(tmp_path):
@@ -344,9 +279,7 @@ def test_resize_is_pillows_bicubic_of_the_whole_image(tmp_path):
     assert images.shape == (3, 8, 8)
     expected = Image.fromarray(pixels).resize((8, 8), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(images.read([0])[0], np.asarray(expected).transpose(2, 0, 1))
-    np.testing.assert_array_equal(
-        images.read([1])[0], random_pixels(8, 8, 3).transpose(2, 0, 1), "the right size is kept"
-    )
+    np.testing.assert_array_equal(images.read([1])[0], random_pixels(8, 8, 3).transpose(2, 0, 1))
 
 
 def central_square(image, side):
@@ -371,51 +304,40 @@ def test_crop_takes_the_central_square(tmp_path, size):
     assert images.fingerprint() != open_images(tmp_path, resize=8).fingerprint()
 
 
-# Colours
-
-
-def only(tmp_path, data, name="a.png", **options):
-    """The pixels [C,H,W] of a set of one image."""
-    put(tmp_path / name, data)
-    return open_images(tmp_path, **options).read([0])[0]
-
-
-def test_16_bit_grey_is_rounded_to_8(tmp_path):
-    values = np.array([[0, 128, 129, 257], [32767, 32768, 65406, 65535]], dtype=np.uint16)
-    pixels = only(tmp_path, encoded(values))
-    assert pixels.tolist() == [[[0, 0, 1, 1], [127, 128, 254, 255]]]
-
-
-@pytest.mark.parametrize("transparency", [b"\x00\x80", 0], ids=["by bytes", "by index"])
-def test_palettes_are_expanded_and_their_transparency_dropped(tmp_path, transparency):
+def palette():
     image = Image.fromarray(np.array([[0, 1]], dtype=np.uint8)).convert("P")
     image.putpalette([10, 20, 30, 40, 50, 60])
-    pixels = only(tmp_path, encoded(image, transparency=transparency))
-    assert pixels.tolist() == [[[10, 40]], [[20, 50]], [[30, 60]]]
+    return image
 
 
-def test_alpha_is_dropped_and_not_composited(tmp_path):
-    rgba = random_pixels(4, 4, 4)
-    np.testing.assert_array_equal(
-        only(tmp_path, encoded(rgba)), rgba[..., :3].transpose(2, 0, 1), "RGBA"
-    )
-    grey = random_pixels(4, 4, 2)
-    image = Image.merge("LA", [Image.fromarray(grey[..., index]) for index in range(2)])
-    np.testing.assert_array_equal(only(tmp_path, encoded(image)), grey[None, ..., 0], "LA")
+BRIGHT = np.array([[0, 128, 129, 257], [32767, 32768, 65406, 65535]], dtype=np.uint16)
+RGBA = np.array([[[1, 2, 3, 0]]], dtype=np.uint8)
+ORIENTED = Image.Exif()
+ORIENTED[0x0112] = 6
 
 
-def test_cmyk_jpegs_become_rgb(tmp_path):
-    red = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
-    pixels = only(tmp_path, encoded(red, "JPEG", quality=95), "a.jpg")
-    assert pixels.shape == (3, 8, 8)
+@pytest.mark.parametrize(
+    ("image", "options", "expected"),
+    [
+        pytest.param(BRIGHT, {}, [[[0, 0, 1, 1], [127, 128, 254, 255]]], id="16 bits"),
+        pytest.param(palette(), {"transparency": 0}, [[[10, 40]], [[20, 50]], [[30, 60]]], id="P"),
+        pytest.param(palette(), {"transparency": b"\0\x80"}, [[[10, 40]], [[20, 50]], [[30, 60]]]),
+        pytest.param(RGBA, {}, [[[1]], [[2]], [[3]]], id="alpha is dropped"),
+        pytest.param(Image.new("LA", (2, 1), (7, 0)), {}, [[[7, 7]]], id="grey with alpha"),
+        pytest.param(Image.new("1", (1, 1), 1), {}, [[[255]]], id="1 bit"),
+    ],
+)
+def test_every_mode_becomes_8_bits(tmp_path, image, options, expected):
+    put(tmp_path / "a.png", encoded(image, **options))
+    assert open_images(tmp_path).read([0])[0].tolist() == expected
+
+
+def test_cmyk_jpegs_become_rgb_and_exif_orientation_is_ignored(tmp_path):
+    red = Image.new("CMYK", (8, 4), (0, 255, 255, 0))
+    put(tmp_path / "a.jpg", encoded(red, "JPEG", quality=95, exif=ORIENTED))
+    pixels = open_images(tmp_path).read([0])[0]
+    assert pixels.shape == (3, 4, 8)
     assert np.abs(pixels.astype(int) - np.array([255, 0, 0])[:, None, None]).max() <= 3
-
-
-def test_exif_orientation_is_ignored(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    data = encoded(random_pixels(4, 8, 3), "JPEG", exif=exif)
-    assert only(tmp_path, data, "a.jpg").shape == (3, 4, 8)
 
 
 def test_a_set_of_grey_and_colour_is_of_colour(tmp_path):
@@ -424,9 +346,6 @@ def test_a_set_of_grey_and_colour_is_of_colour(tmp_path):
     assert open_images(tmp_path).shape == (1, 4, 4)
     put(tmp_path / "b.png", encoded(random_pixels(4, 4, 3)))
     np.testing.assert_array_equal(open_images(tmp_path).read([0])[0], [grey] * 3)
-
-
-# Labels
 
 
 def labels_csv(rows):
@@ -462,8 +381,6 @@ def test_a_table_may_lie_beside_the_images_or_in_the_zip(tmp_path):
 def test_folders_of_seeds_are_no_classes_even_without_the_table(tmp_path):
     folder_of(tmp_path, ["000000/000000.png", "000000/000999.png", "001000/001000.png"])
     assert open_images(tmp_path).labels is None
-    folder_of(tmp_path, ["001000/000001.png"])
-    assert open_images(tmp_path).labels.tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -471,10 +388,9 @@ def test_folders_of_seeds_are_no_classes_even_without_the_table(tmp_path):
     [
         (ROWS[:2], "no label for 1 of 3 images, the first of them images/001000/001000.png"),
         ([*ROWS[:2], "1000,,images/001000/001000.png"], "no label for 1 of 3"),
-        ([*ROWS[:2], "1000,-1,images/001000/001000.png"], "line 4.*'-1', which is not a class"),
-        ([*ROWS[:2], "1000,cat,images/001000/001000.png"], "'cat', which is not a class"),
-        ([*ROWS[:2], "1000"], "line 4.*None"),
-        ([*ROWS, f"1,5,{SAMPLED[0]}"], "line 5.*two different labels"),
+        ([*ROWS[:2], "1000,-1,images/001000/001000.png"], "'-1', which is not a class"),
+        ([*ROWS[:2], "1000"], "has the label None"),
+        ([*ROWS, f"1,5,{SAMPLED[0]}"], "two different labels"),
         ([*ROWS, '"'], "cannot be read as CSV"),
     ],
 )
@@ -483,6 +399,13 @@ def test_a_damaged_table_is_an_error(tmp_path, rows, match):
     put(tmp_path / "labels.csv", labels_csv(rows))
     with pytest.raises(GuidexError, match=match):
         open_images(tmp_path)
+
+
+def test_an_unreadable_table_beside_a_folder_is_told(tmp_path):
+    folder_of(tmp_path / "set", ["a/1.png", "b/2.png"])
+    os.mkfifo(tmp_path / "labels.csv")
+    with pytest.raises(GuidexError, match="labels.csv cannot be read as CSV: not a regular file"):
+        open_images(tmp_path / "set")
 
 
 def test_tables_of_others_are_left_alone(tmp_path):
@@ -512,9 +435,9 @@ def test_labels_of_edm2_data_sets(tmp_path):
     [
         ([["00000/img0.png", 1]], "no label for 1 of 2"),
         ([["00000/img0.png", True]], "not a class"),
-        ([["00000/img0.png", -1]], "not a class"),
-        ([["00000/img0.png"]], "not as expected"),
-        ({"00000/img0.png": 1}, "not as expected"),
+        ([["00000/img0.png"]], "cannot be read as JSON"),
+        ({"00000/img0.png": 1}, "cannot be read as JSON"),
+        (1, "cannot be read as JSON"),
     ],
 )
 def test_damaged_labels_of_data_sets_are_errors(tmp_path, labels, match):
@@ -524,9 +447,6 @@ def test_damaged_labels_of_data_sets_are_errors(tmp_path, labels, match):
     put(tmp_path / "set" / "dataset.json", b"[" * 100_000)
     with pytest.raises(GuidexError, match="cannot be read as JSON"):
         open_images(tmp_path / "set")
-
-
-# Zips
 
 
 def test_a_zip_is_the_folder_it_was_made_of(tmp_path):
@@ -561,63 +481,30 @@ def test_entries_below_the_folder_itself_are_no_hidden_files(tmp_path):
     assert images.names == ["a.png"] and images.labels.tolist() == [3]
     np.testing.assert_array_equal(images.read([0])[0], pixels.transpose(2, 0, 1))
     twice = [(name, encoded(pixels)) for name in ("a.png", "./a.png")]
-    with pytest.raises(GuidexError, match="'./a.png': the name comes twice"):
+    with pytest.raises(
+        GuidexError, match="'./a.png': its name is absolute, has '..', or comes twice"
+    ):
         open_images(zip_of(tmp_path / "twice.zip", twice))
 
 
-def test_a_zip_bomb_is_refused_by_its_declared_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_BYTES", 2**20)
-    path = zip_of(tmp_path / "set.zip", [("a.png", bytes(2**20 + 1))])
-    assert path.stat().st_size < 5000
-    with pytest.raises(GuidexError, match=r"a\.png: larger than the 1 MiB allowed"):
-        open_images(path)
-
-
-def test_a_zip_bomb_that_lies_about_its_size_is_never_inflated(tmp_path, monkeypatch):
-    path = zip_of(tmp_path / "set.zip", [("a.png", bytes(2**26))])
+def test_a_zip_bomb_that_lies_about_its_size_is_refused(tmp_path):
+    path = zip_of(tmp_path / "set.zip", [("a.png", bytes(2**20))])
     data = bytearray(path.read_bytes())
     # The uncompressed size, in the local header and in the central directory.
     central = data.index(b"PK\x01\x02")
     data[22:26] = data[central + 24 : central + 28] = struct.pack("<I", 1000)
     path.write_bytes(data)
-    largest = 0
-    inflate = zlib.decompressobj
-
-    class Watched:
-        def __init__(self, *arguments):
-            self._inflate = inflate(*arguments)
-
-        def decompress(self, *arguments):
-            nonlocal largest
-            result = self._inflate.decompress(*arguments)
-            largest = max(largest, len(result))
-            return result
-
-        def __getattr__(self, name):
-            return getattr(self._inflate, name)
-
-    monkeypatch.setattr(zlib, "decompressobj", Watched)
     with pytest.raises(GuidexError, match=r"a\.png: the zip entry is damaged: Bad CRC"):
         open_images(path)
-    assert 0 < largest < 2**16
 
 
 def test_a_zip_bomb_of_overlapping_entries_is_refused(tmp_path):
-    names = [f"{index}.png" for index in range(9)]
-    path = zip_of(tmp_path / "set.zip", [(name, bytes(2**20)) for name in names])
-    data = path.read_bytes()
-    first, central = data.index(b"PK\x03\x04", 1), data.index(b"PK\x01\x02")
-    directory = bytearray(data[central:])
-    position = 0
-    for _ in names:
-        position = directory.index(b"PK\x01\x02", position)
-        directory[position + 42 : position + 46] = struct.pack("<I", 0)
-        position += 4
-    directory[-6:-2] = struct.pack("<I", first)
-    path.write_bytes(data[:first] + directory)
-    with pytest.raises(
-        GuidexError, match="1.png: the zip entry is damaged: File name in directory"
-    ):
+    path = zip_of(tmp_path / "set.zip", [(f"{index}.png", bytes(2**20)) for index in range(3)])
+    data = bytearray(path.read_bytes())
+    second = data.rindex(b"PK\x01\x02")  # made to begin where the first one does
+    data[second + 42 : second + 46] = struct.pack("<I", 0)
+    path.write_bytes(data)
+    with pytest.raises(GuidexError, match="2.png: the zip entry is damaged: File name in dir"):
         open_images(path)
 
 
@@ -632,16 +519,12 @@ def test_damaged_zips_are_told(tmp_path):
     path.write_bytes(data[:-10])
     with pytest.raises(GuidexError, match="cannot read .*a.zip as a zip"):
         open_images(path)
-    path = zip_of(tmp_path / "c.zip", [("a.npy", b"")])
-    with pytest.raises(UsageError, match="holds no images.*only files with .npy"):
-        open_images(path)
 
 
-# Arrays
-
-
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-@pytest.mark.parametrize(("first", "second"), [("arr_0", "arr_1"), ("images", "labels")])
+@pytest.mark.parametrize(
+    ("save", "first", "second"),
+    [(np.savez, "arr_0", "arr_1"), (np.savez_compressed, "images", "labels")],
+)
 def test_npz_files_hold_images_and_labels(tmp_path, save, first, second):
     pixels, labels = random_pixels(6, 5, 4, 3), np.array([3, 0, 0, 9, 1, 2], dtype=np.int32)
     save(tmp_path / "a.npz", **{"mu": np.zeros(4), first: pixels, second: labels})
@@ -655,17 +538,6 @@ def test_npz_files_hold_images_and_labels(tmp_path, save, first, second):
         save(tmp_path / "b.npz", **{first: pixels, second: wrong})
         with pytest.raises(GuidexError, match="its labels are|Python objects"):
             open_images(tmp_path / "b.npz")
-
-
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_a_flipped_bit_of_an_npz_is_told(tmp_path, save):
-    save(tmp_path / "set.npz", images=random_pixels(3, 4, 5, 3), labels=np.arange(3))
-    assert len(open_images(tmp_path / "set.npz")) == 3
-    data = bytearray((tmp_path / "set.npz").read_bytes())
-    data[data.index(b"images.npy") + 200] ^= 1
-    (tmp_path / "set.npz").write_bytes(data)
-    with pytest.raises(GuidexError, match="set.npz"):
-        open_images(tmp_path / "set.npz")
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -691,12 +563,9 @@ class Evil:
     [
         (np.array([Evil()], dtype=object), "Python objects, which are never loaded"),
         (random_pixels(2, 4, 4, 3).astype(np.float32), r"float32 \(2, 4, 4, 3\).*Convert"),
-        (random_pixels(2, 3, 4, 4), r"looks like \[N,C,H,W\]"),
-        (random_pixels(2, 4, 4), "add the last axis"),
-        (random_pixels(2, 4, 4, 4), "C = 1 or 3"),
-        (random_pixels(4), "C = 1 or 3"),
+        (random_pixels(2, 3, 4, 4), r"\[N,C,H,W\] by transpose"),
+        (random_pixels(2, 4, 4), "C = 1 or 3"),
         (random_pixels(0, 4, 4, 3), "at least one"),
-        (random_pixels(2, 0, 4, 3), "at least 1x1"),
     ],
 )
 def test_arrays_of_another_kind_are_refused(tmp_path, array, match):
@@ -715,26 +584,11 @@ def test_damaged_arrays_are_told(tmp_path, name):
     np.savez(tmp_path / "a.npz", pixels)
     np.savez_compressed(tmp_path / "b.npz", pixels)
     whole = (tmp_path / name).read_bytes()
-    for part in (whole[:-50], whole[:20], b""):
-        (tmp_path / name).write_bytes(part)
+    flipped = whole[:300] + bytes([whole[300] ^ 1]) + whole[301:]
+    for damaged in (whole[:-50], b"", whole + b"more" if name == "a.npy" else flipped):
+        (tmp_path / name).write_bytes(damaged)
         with pytest.raises(GuidexError, match=rf"{name}"):
             open_images(tmp_path / name)
-
-
-def test_an_array_larger_than_its_file_is_refused_before_it_is_made(tmp_path):
-    header = np.lib.format.header_data_from_array_1_0(random_pixels(1, 4, 4, 3))
-    header["shape"] = (10**9, 512, 512, 3)
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, header)
-    file.write(bytes(100))
-    put(tmp_path / "a.npy", file.getvalue())
-    zip_of(tmp_path / "a.npz", [("arr_0.npy", file.getvalue())])
-    for name in ("a.npy", "a.npz"):
-        with pytest.raises(GuidexError, match="greater than file size|Unable to allocate"):
-            open_images(tmp_path / name)
-
-
-# Reading
 
 
 def test_batches_can_be_left_early_and_run_only_a_little_ahead(tmp_path):
@@ -751,6 +605,15 @@ def test_batches_can_be_left_early_and_run_only_a_little_ahead(tmp_path):
     assert 4 <= len(loaded) <= 4 + 4 + default_workers()
 
 
+def test_an_array_that_changes_while_it_is_read_is_noticed():
+    array = random_pixels(3, 4, 5, 3)
+    images = array_images(array)
+    images.fingerprint()
+    array[1] ^= 1
+    with pytest.raises(GuidexError, match="000001 has changed since the images were opened"):
+        images.read([0, 1])
+
+
 def test_the_fingerprint_is_of_content_alone(tmp_path):
     pixels = random_pixels(3, 5, 4, 3)
     labels = np.array([0, 1, 1])
@@ -758,16 +621,11 @@ def test_the_fingerprint_is_of_content_alone(tmp_path):
         for index, name in enumerate(["x/0.png", "y/1.png", "y/2.png"]):
             path = put(tmp_path / folder / name, encoded(pixels[index]))
             os.utime(path, (1, 1) if folder == "a" else None)
-    assert len({open_images(tmp_path / name).fingerprint() for name in ("a", "b")}) == 1
-    assert (
-        open_images(tmp_path / "a", resize=6).fingerprint()
-        != open_images(tmp_path / "a").fingerprint()
-    )
-
+    prints = {open_images(tmp_path / name).fingerprint() for name in ("a", "b")}
+    assert len(prints) == 1 and open_images(tmp_path / "a", resize=6).fingerprint() not in prints
     np.savez(tmp_path / "c.npz", pixels, labels)
     prints = {open_images(tmp_path / "c.npz").fingerprint()}
-    prints.add(array_images(pixels, labels=labels).fingerprint())
-    assert len(prints) == 1
+    assert array_images(pixels, labels=labels).fingerprint() in prints
     other = pixels.copy()
     other[2, 4, 3, 2] ^= 1
     for changed in (
@@ -775,26 +633,20 @@ def test_the_fingerprint_is_of_content_alone(tmp_path):
         array_images(other, labels=labels),
         array_images(pixels, labels=labels[::-1]),
         array_images(pixels[[1, 0, 2]], labels=labels),
-        array_images(pixels[:2], labels=labels[:2]),
         array_images(pixels.reshape(3, 4, 5, 3), labels=labels),
         array_images(pixels, labels=labels, resize=4),
-        array_images(pixels.reshape(3, 4, 5, 3), labels=labels, resize=4),
     ):
         prints.add(changed.fingerprint())
-    assert len(prints) == 9
+    assert len(prints) == 7
 
 
 def test_a_change_of_decoder_changes_the_fingerprint_of_jpegs(tmp_path, monkeypatch):
-    pixels = random_pixels(5, 4, 3)
-    put(tmp_path / "png" / "a.png", encoded(pixels))
-    put(tmp_path / "jpeg" / "a.jpg", encoded(pixels, "JPEG"))
+    for kind in ("png", "jpeg"):
+        put(tmp_path / kind / f"a.{kind}", encoded(random_pixels(5, 4, 3), kind))
     before = [open_images(tmp_path / kind).fingerprint() for kind in ("png", "jpeg")]
     monkeypatch.setattr(PIL, "__version__", "another")
-    after = [open_images(tmp_path / kind).fingerprint() for kind in ("png", "jpeg")]
-    assert [x == y for x, y in zip(before, after, strict=True)] == [True, False]
-
-
-# Pixels and files
+    assert open_images(tmp_path / "png").fingerprint() == before[0]
+    assert open_images(tmp_path / "jpeg").fingerprint() != before[1]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -807,45 +659,23 @@ def test_png_round_trip(tmp_path, channels):
 
 
 def test_pixels_are_those_of_edm2():
-    path = GOLDEN / "encoders.npz"
-    if not path.exists():
-        pytest.skip("tests/golden/encoders.npz is absent")
-    with np.load(path) as golden:
-        x, expected = golden["rgb_in"], golden["rgb_out"]
-    np.testing.assert_array_equal(to_uint8(torch.from_numpy(x)).numpy(), expected)
-
-
-def test_an_array_that_changes_while_it_is_read_is_noticed():
-    array = random_pixels(3, 4, 5, 3)
-    images = array_images(array)
-    before = images.fingerprint()
-    array[1] ^= 1
-    images.read([0, 2])
-    with pytest.raises(GuidexError, match="000001 has changed since the images were opened"):
-        images.read([1])
-    assert array_images(array).fingerprint() != before
+    arrays = golden("encoders.npz")
+    x = torch.from_numpy(arrays["rgb_in"])
+    np.testing.assert_array_equal(to_uint8(x).numpy(), arrays["rgb_out"])
 
 
 def test_every_pixel_value_survives_the_way_to_a_model_and_back():
     values = torch.arange(256, dtype=torch.uint8)
-    x = to_float(values)
-    assert x.min() == -1 and x.max() == 1
-    assert torch.equal(to_uint8(x), values)
-
-
-# Digits
+    assert to_float(values)[[0, 255]].tolist() == [-1, 1]
+    assert torch.equal(to_uint8(to_float(values)), values)
 
 
 def test_digits_are_scikit_learns():
     images = digits()
     assert len(images) == 1797
     assert images.shape == (1, 8, 8)
-    assert np.bincount(images.labels).tolist() == [
-        178, 182, 177, 183, 181, 182, 181, 179, 174, 180,
-    ]  # fmt: skip
+    assert np.bincount(images.labels)[:3].tolist() == [178, 182, 177]
     assert images.class_names == list("0123456789")
     pixels = images.read(range(1797))
-    values = np.unique(pixels)
-    assert len(values) == 17
-    assert [values[0], values[8], values[16]] == [0, 128, 255]
+    assert np.unique(pixels)[[0, 8, 16]].tolist() == [0, 128, 255]
     assert pixels[0, 0, 0].tolist() == [0, 0, 80, 207, 143, 16, 0, 0]

@@ -1,5 +1,7 @@
 """Inception-v3 as a detector: torch-fidelity's features, from weights that are data only."""
 
+import functools
+import hashlib
 import io
 import os
 import pickle
@@ -7,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from guidex.errors import GuidexError, UsageError
@@ -16,11 +17,11 @@ from guidex.features.detectors import Pixels, run_detectors
 from guidex.features.inception import PREFIX, URL, inception
 from guidex.features.networks import NetworkDetector
 from guidex.features.weights import Weights
-from guidex.metrics.frechet import frechet_distance
 
 pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed")
 
 
+@functools.cache  # for other test files, too
 def random_weights(seed: int = 0) -> dict[str, Tensor]:
     """Weights in the published layout that keep signals at the same size from layer to layer."""
     from torch_fidelity import feature_extractor_inceptionv3 as module
@@ -47,14 +48,9 @@ def random_weights(seed: int = 0) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def tensors() -> dict[str, Tensor]:
-    return random_weights()
-
-
-@pytest.fixture(scope="module")
-def file(tensors: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    torch.save(tensors, path)
+    torch.save(random_weights(), path)
     return path
 
 
@@ -66,53 +62,24 @@ def images(count: int, size: int = 40, channels: int = 3, seed: int = 0) -> Tens
 
 
 @pytest.fixture(scope="module")
-def reference(file: Path) -> tuple[Tensor, Tensor]:
-    """What torch-fidelity itself makes of three images: pool3 and logits."""
+def detectors(file: Path) -> dict[str, NetworkDetector]:
+    """One for each output."""
+    outputs = ("pool3", "logits", "spatial")
+    return {output: inception(str(file), features=output) for output in outputs}
+
+
+@pytest.fixture(scope="module")
+def detector(detectors: dict[str, NetworkDetector]) -> NetworkDetector:
+    return detectors["pool3"]
+
+
+def test_one_pass_gives_the_features_of_torch_fidelity_and_adm(
+    file: Path, detectors: dict[str, NetworkDetector]
+) -> None:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     extractor = FeatureExtractorInceptionV3(
         "reference", ["2048", "logits_unbiased"], feature_extractor_weights_path=file
-    )
-    with torch.no_grad():
-        return extractor(images(3))
-
-
-@pytest.fixture(scope="module")
-def detector(file: Path) -> NetworkDetector:
-    return inception(str(file))
-
-
-def test_pool3_is_that_of_torch_fidelity(
-    detector: NetworkDetector, reference: tuple[Tensor, Tensor]
-) -> None:
-    name, values = detector(images(3))
-    assert name == detector.identity.name == "inception"
-    assert values.dtype == torch.float32
-    assert values.shape == (3, detector.identity.dim) == (3, 2048)
-    assert reference[0].std() > 0.1  # the random network tells images apart
-    torch.testing.assert_close(values, reference[0], rtol=1e-6, atol=1e-6)
-
-
-def test_logits_are_those_of_torch_fidelity(file: Path, reference: tuple[Tensor, Tensor]) -> None:
-    detector = inception(str(file), features="logits")
-    name, values = detector(images(3))
-    assert name == detector.identity.name == "inception_logits"
-    assert values.shape == (3, detector.identity.dim) == (3, 1008)
-    torch.testing.assert_close(values, reference[1], rtol=1e-6, atol=1e-6)
-
-
-@pytest.fixture(scope="module")
-def spatial(file: Path) -> NetworkDetector:
-    return inception(str(file), features="spatial")
-
-
-def test_spatial_features_are_seven_channels_of_mixed_6(
-    file: Path, spatial: NetworkDetector
-) -> None:
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    extractor = FeatureExtractorInceptionV3(
-        "reference", ["2048"], feature_extractor_weights_path=file
     )
     # The TensorFlow graph's blocks by its own names, in the order in which images pass them.
     blocks = [name for name, _ in extractor.named_children() if name.startswith("Mixed")]
@@ -121,134 +88,70 @@ def test_spatial_features_are_seven_channels_of_mixed_6(
     seen = []
     block.branch1x1.register_forward_hook(lambda module, inputs, output: seen.append(output))
     with torch.no_grad():
-        extractor(images(3))
+        pool3, logits = extractor(images(3))
     assert seen[0].shape == (3, 192, 17, 17)
-    expected = seen[0].permute(0, 2, 3, 1)[..., :7].reshape(3, 2023)  # as ADM: NHWC, [..., :7]
+    spatial = seen[0].permute(0, 2, 3, 1)[..., :7].reshape(3, 2023)  # as ADM: NHWC, [..., :7]
+    assert spatial[1, 7 * (17 * 4 + 5) + 6] == seen[0][1, 6, 4, 5]
 
-    name, values = spatial(images(3))
-    assert name == spatial.identity.name == "inception_spatial"
-    assert values.dtype == torch.float32
-    assert values.shape == (3, spatial.identity.dim) == (3, 2023)
-    assert values[1, 7 * (17 * 4 + 5) + 6] == pytest.approx(float(seen[0][1, 6, 4, 5]), rel=1e-5)
-    assert (values >= 0).all() and values.std() > 0.1
-    torch.testing.assert_close(values, expected, rtol=1e-6, atol=1e-6)
+    outputs = run_detectors([*detectors.values(), Pixels()], images(3))
+    assert len(outputs) == 4
+    for settings in ({"precision": "bfloat16"}, {"compile": True}, {"weights": None}):
+        other = inception(**{"weights": str(file), **settings})
+        assert other.group != detectors["pool3"].group == detectors["logits"].group
+    expected = {
+        "pool3": ("inception", pool3),
+        "logits": ("inception_logits", logits),
+        "spatial": ("inception_spatial", spatial),
+    }
+    for output, (name, values) in expected.items():
+        detector = detectors[output]
+        found = outputs[detector]
+        assert name == detector.name == detector.identity.name
+        assert found.dtype == torch.float32
+        assert found.shape == (3, detector.identity.dim)
+        assert values.std() > 0.1  # the random network tells images apart
+        torch.testing.assert_close(found, values, rtol=1e-6, atol=1e-6)
+    assert all(one._network is None for one in detectors.values())  # but a network of all three
 
 
-def test_one_pass_gives_the_features_of_all_three(
-    file: Path, detector: NetworkDetector, spatial: NetworkDetector
+def test_half_precision_is_near_and_gives_float32(
+    file: Path, detectors: dict[str, NetworkDetector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logits = inception(str(file), features="logits")
-    others = [inception(str(file), precision="bfloat16"), Pixels()]
-    outputs = run_detectors([logits, *others, spatial, detector], images(2))
-    for one in (logits, spatial, detector):
-        name, values = outputs[one]
-        assert name == one.name
-        torch.testing.assert_close(values, one(images(2))[1], rtol=1e-6, atol=1e-6)
-    assert outputs[others[0]][1].shape == (2, 2048) and outputs[others[1]][0] == "pixels"
-    [joined] = logits._joined.values()
-    assert joined.name == "inception_logits+inception_spatial+inception"
-    assert not detector._joined and not spatial._joined
-
-
-def test_half_precision_of_a_single_image_keeps_its_shape(
-    file: Path, spatial: NetworkDetector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    exact = spatial(images(1))[1]
+    spatial = detectors["spatial"]
+    exact = spatial(images(1))
     half = inception(str(file), features="spatial", precision="bfloat16")
-    monkeypatch.setattr(half, "_network", spatial._network)
-    rounded = half(images(1))[1]
+    monkeypatch.setattr(half, "_network", spatial._network)  # spares building it again
+    rounded = half(images(1))
     assert (rounded.dtype, rounded.shape) == (torch.float32, (1, 2023))
     assert 1e-4 < (rounded - exact).norm() / exact.norm() < 0.05
+    assert half.identity != spatial.identity
 
 
-def test_the_same_folder_has_the_distance_that_torch_fidelity_tells(
-    file: Path, detector: NetworkDetector, tmp_path: Path
-) -> None:
-    from torch_fidelity import calculate_metrics
-
-    from guidex.features.samples import PassSettings, open_samples
-
-    for side, seed in (("real", 1), ("fake", 2)):
-        (tmp_path / side).mkdir()
-        batch = images(6, seed=seed)
-        if side == "fake":
-            batch[:, :, ::2] //= 2
-        for index, pixels in enumerate(batch.numpy()):
-            Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / side / f"{index}.png")
-    theirs = calculate_metrics(
-        input1=str(tmp_path / "fake"),
-        input2=str(tmp_path / "real"),
-        fid=True,
-        feature_extractor_weights_path=str(file),
-        cuda=False,
-        cache=False,
-        save_cpu_ram=True,  # no worker processes
-        verbose=False,
-    )["frechet_inception_distance"]
-    sets = {}
-    for side in ("real", "fake"):
-        samples = open_samples(str(tmp_path / side), resize=None, bad="error")
-        [sets[side]] = samples.features([detector], PassSettings(batch=4, cache=False))
-    ours = frechet_distance(real=sets["real"].statistics, fake=sets["fake"].statistics)
-    assert theirs > 1
-    assert ours == pytest.approx(theirs, rel=1e-6)
-
-
-def test_grey_images_are_repeated(detector: NetworkDetector) -> None:
-    grey = images(2, channels=1)
-    assert torch.equal(detector(grey)[1], detector(grey.repeat(1, 3, 1, 1))[1])
-
-
-def test_points_are_refused(detector: NetworkDetector) -> None:
+def test_grey_images_are_repeated_and_points_are_refused(detector: NetworkDetector) -> None:
+    grey = images(1, channels=1)
+    assert torch.equal(detector(grey), detector(grey.repeat(1, 3, 1, 1)))
     with pytest.raises(UsageError, match="detector=coordinates"):
         detector(torch.zeros(4, 2))
 
 
-def test_features_do_not_depend_on_how_many_images_come_at_once(
+def test_images_go_through_in_full_float32_so_many_at_once(
     detector: NetworkDetector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = detector(images(5))[1]
-    monkeypatch.setattr("guidex.features.networks.PASS", 2)
-    torch.testing.assert_close(detector(images(5))[1], whole, rtol=1e-5, atol=1e-6)
-
-
-def test_half_precision_is_near_and_gives_float32(
-    file: Path, detector: NetworkDetector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    exact = detector(images(2))[1]
-    half = inception(str(file), precision="bfloat16")
-    monkeypatch.setattr(half, "_network", detector._network)  # spares building it again
-    rounded = half(images(2))[1]
-    assert rounded.dtype == torch.float32
-    error = (rounded - exact).norm() / exact.norm()
-    assert 1e-4 < error < 0.05
-    assert half.identity != detector.identity
-
-
-def test_float32_is_not_tf32(detector: NetworkDetector, monkeypatch: pytest.MonkeyPatch) -> None:
-    detector(images(1))
     seen = []
 
     def network(batch: Tensor) -> Tensor:
-        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        allowed = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+        seen.append((len(batch), allowed))
         return batch.float().flatten(1)
 
     monkeypatch.setattr(detector, "_network", network)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    detector(images(1))
-    assert seen == [(False, False)]
+    detector(images(20))
+    assert seen == [(16, False), (4, False)]
     assert torch.backends.cudnn.allow_tf32 is True
 
 
 # Weights
-
-
-def test_identity_holds_the_hash_and_reads_no_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "any.pth").write_bytes(b"abc")
-    identity = inception(str(tmp_path / "any.pth")).identity
-    assert identity.weights == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 class Malicious:
@@ -272,45 +175,42 @@ def test_no_code_in_a_weights_file_is_run(tmp_path: Path) -> None:
     assert not target.exists()
 
 
-def faulty(kind: str, tensors: dict[str, Tensor]) -> object:
-    match kind:
-        case "missing":
-            return {name: value for name, value in tensors.items() if name != "fc.weight"}
-        case "shape":
-            return {**tensors, "fc.weight": torch.zeros(10, 2048)}
-        case "nested":
-            return {"model": {"a": torch.zeros(1)}}
-        case _:
-            return [torch.zeros(1)]
-
-
 @pytest.mark.parametrize(
-    ("kind", "text"),
+    ("content", "text"),
     [
-        ("missing", "fc.weight"),
-        ("shape", "fc.weight"),
-        ("nested", "not a table of tensors"),
-        ("list", "not a table of tensors"),
+        ({"fc.weight": torch.zeros(10, 2048)}, "no weights of Inception.*Missing key"),
+        ({"model": {"a": torch.zeros(1)}}, "a table of tensors alone"),
+        ([torch.zeros(1)], "a table of tensors alone"),
     ],
+    ids=["others", "nested", "list"],
 )
-def test_other_files_are_refused(
-    tensors: dict[str, Tensor], tmp_path: Path, kind: str, text: str
-) -> None:
-    torch.save(faulty(kind, tensors), tmp_path / "w.pth")
+def test_other_files_are_refused(tmp_path: Path, content: object, text: str) -> None:
+    torch.save(content, tmp_path / "w.pth")
     with pytest.raises(GuidexError, match=text):
         inception(str(tmp_path / "w.pth"))(images(1))
 
 
-def test_safetensors_are_read(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
+@pytest.mark.parametrize("content", [b"junk", b"\x80\x02e", b"", b"\x93NUMPY"])
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_weights_that_are_none_are_refused_in_words_of_our_own(
+    tmp_path: Path, content: bytes, name: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(GuidexError) as caught:
+        Weights("it", str(tmp_path / name), URL).read()
+    text = str(caught.value)
+    assert "neither a safetensors file nor a file of torch.save" in text
+    assert "weights_only" not in text and "(" not in text
 
-    tensors = {"a": torch.arange(3.0)}
-    save_file(tensors, tmp_path / "w.safetensors")
-    found = Weights("it", str(tmp_path / "w.safetensors"), URL).read()
-    assert torch.equal(found["a"], tensors["a"])
-    (tmp_path / "bad.safetensors").write_bytes(b"\xff" * 100)
-    with pytest.raises(GuidexError, match="not readable weights"):
-        Weights("it", str(tmp_path / "bad.safetensors"), URL).read()
+
+def test_weights_that_are_replaced_while_they_are_read_are_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "w.pth")
+    weights = Weights("it", str(tmp_path / "w.pth"), URL)
+    assert list(weights.read()) == ["a"]
+    assert weights.sha256 == hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
+    torch.save({"a": torch.zeros(2)}, tmp_path / "w.pth")
+    with pytest.raises(GuidexError, match="w.pth was replaced while it was being read"):
+        weights.read()
 
 
 def test_the_published_file_must_have_its_checksum(
@@ -318,16 +218,12 @@ def test_the_published_file_must_have_its_checksum(
 ) -> None:
     assert PREFIX in URL
     asked = []
-
-    def fetch(source: str, progress: object) -> Path:
-        asked.append(source)
-        return file
-
-    monkeypatch.setattr(weights_module, "fetch", fetch)
+    monkeypatch.setattr(weights_module, "fetch", lambda url, progress: asked.append(url) or file)
     with pytest.raises(GuidexError, match="not the published file"):
         inception()(images(1))
     assert asked == [URL]
-    assert Weights("it", None, URL, Weights("it", str(file), URL).sha256[:8]).path == file
+    sha256 = Weights("it", str(file), URL).sha256
+    assert Weights("it", None, URL, sha256[:8]).sha256 == sha256
 
 
 def test_without_network_the_message_says_what_to_do(

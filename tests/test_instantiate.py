@@ -2,11 +2,10 @@
 
 import math
 import sys
-from typing import Literal
 
 import pytest
 
-from guidex.config.instantiate import Models, _checked, content_key, instantiate
+from guidex.config.instantiate import Models, instantiate
 from guidex.errors import UsageError
 from guidex.features.detectors import Detector
 from guidex.guidance.directions import Difference
@@ -47,6 +46,9 @@ def test_objects_are_made_from_the_inside_out():
     [term] = guidance.terms.values()
     assert isinstance(term.direction, Difference) and term.schedule == Interval(w=3, lo=0.1, hi=1)
     assert isinstance(term.direction.queries[0].network, GaussianMixture)
+    factors = {"interval": {k: v for k, v in INTERVAL.items() if k != "w"}}
+    product = {"_target_": "guidex.guidance.schedules.Product", "w": 2, "factors": factors}
+    assert make(product) == Product(w=2.0, factors={"interval": Interval(lo=0.1, hi=1.0)})
 
 
 def test_plain_data_stays_plain():
@@ -60,18 +62,11 @@ def test_plain_data_stays_plain():
     [
         ({"w": "three"}, "guidance.schedule.w must be a number or null, not 'three'"),
         ({"w": True}, "guidance.schedule.w must be a number or null, not True"),
-        ({"w": [1, 2]}, "guidance.schedule.w must be a number or null, not \\[1, 2\\]"),
         ({"w": math.nan}, "guidance.schedule: w must be a finite number, not nan"),
         ({"lo": None}, "guidance.schedule.lo must be a number, not None"),
         ({"hi": ".inf"}, "guidance.schedule.hi must be a number, not '.inf'"),
-        ({"hi": False}, "guidance.schedule.hi must be a number, not False"),
         ({"gate": "stp"}, "guidance.schedule.gate must be 'step' or 'evaluation', not 'stp'"),
-        (
-            {"unit": 3},
-            "unit must be 'sigma' or 'step' or 'fraction' or 'time' or 'timestep', not 3",
-        ),
         ({"low": 1}, "there is no key guidance.schedule.low; did you mean lo"),
-        ({"zzz": 1}, "there is no key guidance.schedule.zzz; there are gate, hi, lo, unit, w"),
         ({"lo": -1}, "guidance.schedule: bounds must be numbers >= 0, not lo=-1, hi=1"),
     ],
 )
@@ -80,25 +75,21 @@ def test_errors_name_the_key(change, match):
         make({**INTERVAL, **change})
 
 
-def test_errors_deep_inside_are_named_once():
-    factors = {"ramp": {"_target_": "guidex.guidance.schedules.PowerCosine", "power": -1.0}}
-    product = {"_target_": "guidex.guidance.schedules.Product", "w": 2.0, "factors": factors}
-    with pytest.raises(UsageError) as caught:
-        make(product)
-    assert str(caught.value) == "guidance.schedule.factors.ramp: power must be positive, not -1.0"
-
-
-def test_errors_keep_their_kind():
+def test_errors_keep_their_kind_and_are_named_once():
     with pytest.raises(EmptyInterval, match="^guidance.schedule: lo must be below hi"):
         make({**INTERVAL, "lo": 2.0})
-
-
-def test_what_has_no_default_must_be_given():
-    with pytest.raises(UsageError, match="sampler.grid must be given"):
-        make({"_target_": "guidex.sampling.solvers.Euler"}, "sampler")
+    factors = {"ramp": {"_target_": "guidex.guidance.schedules.PowerCosine", "power": -1.0}}
+    product = {"_target_": "guidex.guidance.schedules.Product", "w": 2.0, "factors": factors}
+    with pytest.raises(UsageError, match="^guidance.schedule.factors.ramp: power must be positive"):
+        make(product)
 
 
 def test_objects_of_the_wrong_kind_are_refused():
+    with pytest.raises(UsageError, match="metrics.k.reals must be a whole number or null"):
+        prdc = {"_target_": "guidex.metrics.prdc.PRDC", "reals": True}
+        make({"k": prdc}, "metrics", dict[str, Metric])
+    with pytest.raises(UsageError, match="sampler.grid must be given"):
+        make({"_target_": "guidex.sampling.solvers.Euler"}, "sampler")
     with pytest.raises(UsageError, match="sampler.grid must be Grid, not 'karras'"):
         make({**HEUN, "grid": "karras"}, "sampler")
     with pytest.raises(UsageError, match="sampler.grid must be Grid, not "):
@@ -118,40 +109,19 @@ def test_whole_numbers_are_numbers():
 
 
 @pytest.mark.parametrize(
-    ("value", "hint", "fits"),
-    [
-        (None, int | None, True),
-        (3, int | None, True),
-        ("a", Literal["a", "b"] | None, True),
-        (None, Literal["a", "b"] | None, True),
-        ("c", Literal["a", "b"] | None, False),
-        (1, bool, False),
-        (["a"], list[str], True),
-        ("a", list[str], False),
-        (3, float | Literal["auto"], True),
-    ],
-)
-def test_types(value, hint, fits):
-    if fits:
-        assert _checked(value, hint, "key") == value
-    else:
-        with pytest.raises(UsageError, match="^key must be "):
-            _checked(value, hint, "key")
-
-
-@pytest.mark.parametrize(
     ("target", "match"),
     [
         ("os.system", "must name something in guidex, not os.system"),
-        ("guidexx.evil", "must name something in guidex"),
         ("guidex.guidance.schedules.Intervall", "there is no guidex.guidance.schedules.Intervall"),
         ("guidex.nowhere.Thing", "there is no guidex.nowhere.Thing"),
         ("guidex.config.instantiate.importlib", "is no class or function of guidex"),
         ("guidex.models.kernel.checkpoint", "is no class or function of guidex"),
-        ("guidex.config.presets.Path", "is no class or function of guidex"),
         ("guidex.models.kernel.CHUNK_BYTES", "is no class or function of guidex"),
+        ("guidex.guidance.schedules.Schedule", "Schedule is an interface"),
+        ("guidex.__main__.sys", "must name something in guidex"),
+        ("guidex.models._x.y", "must name something in guidex"),
+        ("guidex.a-b.c", "must name something in guidex"),
         (3, "must name something in guidex, not 3"),
-        (None, "must name something in guidex, not None"),
     ],
 )
 def test_nothing_outside_guidex_is_called(target, match):
@@ -184,17 +154,6 @@ def test_only_what_makes_what_belongs_there_is_called(hint, config, monkeypatch)
     assert "antigravity" not in sys.modules
 
 
-@pytest.mark.parametrize("target", ["guidex.__main__.sys", "guidex.models._x.y", "guidex.a-b.c"])
-def test_hidden_modules_are_not_even_imported(target):
-    with pytest.raises(UsageError, match="must name something in guidex"):
-        make({"_target_": target})
-
-
-def test_interfaces_are_no_objects():
-    with pytest.raises(UsageError, match="guidex.guidance.schedules.Schedule is an interface"):
-        make({"_target_": "guidex.guidance.schedules.Schedule"})
-
-
 def test_equal_models_are_one_object():
     models = Models()
     first = instantiate(TOY, "model", models, Denoiser)
@@ -203,31 +162,8 @@ def test_equal_models_are_one_object():
     assert first is again is instantiate(with_references, "model", models, Denoiser)
     other = instantiate({**TOY, "conditional": False}, "model", models, Denoiser)
     assert other is not first
-    assert make(TOY, "model") is not first
-
-
-def test_models_inside_models_are_shared():
-    classifier = {
-        "_target_": "guidex.models.classifier.BayesClassifier",
-        "conditional": TOY,
-        "unconditional": {**TOY, "conditional": False},
-    }
-    models = Models()
-    made = instantiate(classifier, "x", models, BayesClassifier)
-    assert made.conditional is instantiate(TOY, "model", models, Denoiser)
-
-
-def test_schedules_are_not_shared():
+    classifier = {"_target_": "guidex.models.classifier.BayesClassifier", "conditional": TOY}
+    classifier["unconditional"] = {**TOY, "conditional": False}
+    inner = instantiate(classifier, "x", models, BayesClassifier)
+    assert inner.conditional is first and inner.unconditional is other
     assert make(INTERVAL) is not make(INTERVAL)
-
-
-def test_content_keys():
-    assert content_key({"a": 1, "b": [2]}) == content_key({"b": [2], "a": 1})
-    assert content_key({"a": 1}) != content_key({"a": "1"})
-    assert content_key({"a": None}) != content_key({})
-
-
-def test_a_product_from_configuration():
-    factors = {"interval": {k: v for k, v in INTERVAL.items() if k != "w"}}
-    config = {"_target_": "guidex.guidance.schedules.Product", "w": 2, "factors": factors}
-    assert make(config) == Product(w=2.0, factors={"interval": Interval(lo=0.1, hi=1.0)})

@@ -1,19 +1,16 @@
 """What all metrics have in common: columns, needs, smallest counts, options; and how to add one."""
 
 import math
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import helpers
 import numpy as np
 import pytest
 import torch
 
-import guidex
-from guidex.config.presets import config_dir
+import guidex.metrics
+from guidex.cli import main
 from guidex.errors import UsageError
 from guidex.features.features import FeatureSet
 from guidex.features.statistics import GaussianStatistics
@@ -34,7 +31,6 @@ DIM = 5
 METRICS: list[tuple[Metric, int, int]] = [
     (Frechet(), 2, 2),
     (Frechet(confidence="jackknife"), 2, 40),
-    (Frechet(confidence="bootstrap"), 2, 40),
     (FrechetInfinity(sizes=3, smallest=10), 2, 13),
     (FrechetInfinity(sizes=3, tenth=True), 2, 20),
     (PRDC(k=3), 4, 4),
@@ -47,18 +43,14 @@ METRICS: list[tuple[Metric, int, int]] = [
 
 
 def feature_set(count: int, detector: str = "inception_logits") -> FeatureSet:
-    return FeatureSet.from_values(
-        detector=detector,
-        values=torch.randn(count, DIM, generator=torch.Generator().manual_seed(count)),
-        labels=(torch.arange(count) % 3 == 0).long(),  # not balanced
-    )
+    labels = (torch.arange(count) % 3 == 0).long()  # not balanced
+    return helpers.feature_set(helpers.normal(count, DIM, seed=count), labels, detector)
 
 
 @pytest.mark.parametrize(("metric", "reals", "fakes"), METRICS)
 def test_too_few_images_are_refused_before_the_computation(
     metric: Metric, reals: int, fakes: int
 ) -> None:
-    metric.check_counts(real=reals, fake=fakes, dim=DIM)
     metric.check_counts(real=None, fake=fakes, dim=DIM)  # not recorded
     assert metric(real=feature_set(reals), fake=feature_set(fakes))
     for side, real, fake in (("real", reals - 1, fakes), ("fake", reals, fakes - 1)):
@@ -66,46 +58,38 @@ def test_too_few_images_are_refused_before_the_computation(
             continue
         there = real if side == "real" else fake
         expected = f"at least {there + 1} {side} images, but there (is|are) {there}; use more"
-        with pytest.raises(UsageError, match=expected) as before:
+        with pytest.raises(UsageError, match=expected):
             metric.check_counts(real=real, fake=fake, dim=DIM)
-        with pytest.raises(UsageError) as computed:
+        with pytest.raises(UsageError, match=expected):
             metric(real=feature_set(real), fake=feature_set(fake))
-        assert str(before.value) == str(computed.value)
 
 
 @pytest.mark.parametrize("metric", [metric for metric, *_ in METRICS])
 def test_sets_that_lack_something_are_refused(metric: Metric) -> None:
     whole, other = feature_set(60), feature_set(60, "dinov2")
-    given = FeatureSet.from_statistics(
-        detector="inception_logits", statistics=GaussianStatistics.from_features(whole.values)
-    )
-    unlabelled = FeatureSet.from_values(detector="inception_logits", values=whole.values)
+    detector, name = whole.detector, type(metric).__name__
+    statistics = GaussianStatistics.from_features(whole.values)
+    given = FeatureSet.from_statistics(detector=detector, statistics=statistics)
+    unlabelled = helpers.feature_set(whole.values, detector=detector)
+    narrow = helpers.feature_set(whole.values[:, 1:], detector=detector)
+    cases = []
     if metric.needs_reference:
-        with pytest.raises(UsageError, match="'dinov2', fake ones of 'inception_logits'"):
-            metric(real=other, fake=whole)
-        narrow = FeatureSet.from_values(detector=other.detector, values=other.values[:, 1:])
-        with pytest.raises(UsageError, match="5 dimensions, fake ones 4"):
-            metric(real=other, fake=narrow)
+        cases += [(other, whole, "'dinov2', fake ones of 'inception_logits'")]
+        cases += [(whole, narrow, "5 dimensions, fake ones 4")]
     else:
-        with pytest.raises(UsageError, match="dinov2; use detector=inception_logits"):
-            metric(real=None, fake=other)
-    name = type(metric).__name__
-    single = rf"{name} compares single images, but of the {{}} set .*inception_logits, 60 images\)"
+        cases += [(None, other, "use detector=inception_logits")]
     if metric.needs_fake_values:
-        with pytest.raises(UsageError, match=single.format("fake")):
-            metric(real=whole, fake=given)
+        cases += [(whole, given, f"{name} compares single images, but of the fake set")]
     if metric.needs_reference and metric.needs_values:
-        for refused in (metric.check_reference, lambda real: metric(real=real, fake=whole)):
-            with pytest.raises(UsageError, match=single.format("real")):
-                refused(given)
-    elif metric.needs_reference:
-        assert metric(real=given, fake=whole)
+        cases += [(given, whole, f"{name} compares single images, but of the real set")]
     if metric.needs_labels:
-        for real, fake, side in ((unlabelled, whole, "real"), (whole, unlabelled, "fake")):
-            with pytest.raises(UsageError, match=f"compares classes, but the {side} set .* has no"):
-                metric(real=real, fake=fake)
+        cases += [(unlabelled, whole, "compares classes, but the real set .* has no labels")]
+        cases += [(whole, unlabelled, "compares classes, but the fake set .* has no labels")]
     else:
         assert metric(real=unlabelled, fake=unlabelled)
+    for real, fake, text in cases:
+        with pytest.raises(UsageError, match=text):
+            metric(real=real, fake=fake)
 
 
 @pytest.mark.parametrize("metric", [metric for metric, *_ in METRICS])
@@ -119,46 +103,33 @@ def test_columns_are_those_declared(metric: Metric) -> None:
         assert not column.is_share or 0 <= numbers[name] <= 1
 
 
-def test_another_detector_is_refused_before_any_image() -> None:
+def test_another_detector_or_no_truth_is_refused_before_any_image() -> None:
     InceptionScore().check_detector("inception_logits")
     KID().check_detector("inception")
     for detector in ("inception", None):
         with pytest.raises(UsageError, match="InceptionScore.*use detector=inception_logits"):
             InceptionScore().check_detector(detector)
-
-
-def test_a_truth_that_is_needed_is_asked_for() -> None:
-    for refused in (ToyQuality().check_reference, lambda real: ToyQuality()(real=real, fake=real)):
-        with pytest.raises(UsageError, match="closed form"):
-            refused(feature_set(9))
+    with pytest.raises(UsageError, match="closed form"):
+        ToyQuality().check_reference(feature_set(9))
 
 
 @pytest.mark.parametrize(
     ("metric", "options", "message"),
     [
-        (Frechet, {"confidence": "percentile"}, "none, bootstrap or jackknife"),
         (Frechet, {"level": 95}, "above 0 and below 1"),
-        (Frechet, {"resamples": 200.5}, "resamples is 200.5; it must be a whole number"),
         (Frechet, {"seed": -1}, "seed is -1; it must be a whole number of at least 0"),
-        (Frechet, {"confidence": "bootstrap", "level": 0.99, "resamples": 199}, "at least 200"),
         (FrechetInfinity, {"sizes": 1}, "sizes is 1; it must be a whole number"),
         (PRDC, {"k": True}, "k is True; it must be a whole number"),
-        (PRDC, {"rule": ">"}, '"<" or "<="'),
-        (PRDC, {"arithmetic": "half"}, "it must be exact or adm"),
         (PRDC, {"reals": 3}, "reals is 3; it must be a whole number of at least 4"),
         (PRDC, {"fakes": 10.5}, "fakes is 10.5"),
-        (KID, {"subsets": 0}, "whole number"),
         (KID, {"subset_size": 1}, "whole number"),
         (MIND, {"projections": 0}, "whole number"),
         (CMMD, {"sigma": 0}, "must be a number above 0"),
         (CMMD, {"sigma": math.inf}, "must be a number above 0"),
-        (CMMD, {"sigma": "10"}, "must be a number above 0"),
         (KNNAccuracy, {"k": 0}, "whole number"),
         (InceptionScore, {"splits": 0}, "whole number"),
-        (ToyQuality, {"quantile": 0.0}, "quantile is 0.0"),
         (ToyQuality, {"quantile": 0.001, "draws": 5000}, "at least 10000 draws"),
         (ToyQuality, {"share": 1.5}, "share is 1.5"),
-        (ToyQuality, {"min_expected": 9.5}, "min_expected is 9.5"),
     ],
 )
 def test_impossible_options_are_refused(
@@ -169,31 +140,38 @@ def test_impossible_options_are_refused(
 
 
 def test_captions_tell_the_options() -> None:
-    assert Frechet().caption(real=9, recorded=9) == {}
-    interval = Frechet("jackknife").caption(real=9, recorded=9)
-    assert interval == {"FD interval without finite-sample bias": "jackknife 0.95"}
-    assert PRDC().caption(real=9, recorded=9) == {"precision/recall": "k=3, <"}
     most = PRDC(rule="<=", reals=10, fakes=20, equal=True, arithmetic="adm")
-    assert most.caption(real=50, recorded=None) == {
-        "precision/recall": "k=3, <=, 10 real, at most 20 fake, as many of each side, "
-        "float16 distances"
-    }
-    assert ToyQuality().caption(real=9, recorded=9) == {"outliers": "below the 0.01 quantile"}
+    for metric, captions in (
+        (Frechet(), {}),
+        (Frechet("jackknife"), {"FD interval without finite-sample bias": "jackknife 0.95"}),
+        (PRDC(), {"precision/recall": "k=3, <"}),
+        (
+            most,
+            {
+                "precision/recall": "k=3, <=, 10 real, at most 20 fake, as many of each side, "
+                "float16 distances"
+            },
+        ),
+        (ToyQuality(), {"outliers": "below the 0.01 quantile"}),
+    ):
+        assert metric.caption(real=50, recorded=50) == captions
 
 
 SHIFT = """
+from dataclasses import dataclass
+
 from guidex.features.features import FeatureSet
 from guidex.metrics.metric import Column, Fewest, Metric
 
 
+@dataclass(frozen=True)
 class Shift(Metric):
+    scale: float = 1.0
+
     columns = (Column("shift", "Shift", "lower", digits=1),)
 
-    def __init__(self, scale: float = 1.0) -> None:
-        self.scale = scale
-
-    def fewest(self, dim: int) -> list[Fewest]:
-        return [Fewest(real=3)]
+    def fewest(self, dim: int) -> Fewest:
+        return Fewest(real=3)
 
     def compute(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         shift = fake.values.mean(dim=0) - real.values.mean(dim=0)
@@ -201,26 +179,21 @@ class Shift(Metric):
 """
 
 
-def test_a_new_metric_is_one_class_and_one_yaml(tmp_path: Path) -> None:
-    shutil.copytree(Path(guidex.__file__).parent, tmp_path / "guidex")
-    shutil.copytree(config_dir(), tmp_path / "configs", dirs_exist_ok=True)
-    (tmp_path / "guidex/metrics/shift.py").write_text(SHIFT)
+def test_a_new_metric_is_one_class_and_one_yaml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As if the folders held them.
+    monkeypatch.setattr(guidex.metrics, "__path__", [*guidex.metrics.__path__, str(tmp_path)])
+    (tmp_path / "shift.py").write_text(SHIFT)
+    (tmp_path / "configs/metrics").mkdir(parents=True)
     (tmp_path / "configs/metrics/shift.yaml").write_text(
         "# How far the means are apart.\nshift:\n"
         "  _target_: guidex.metrics.shift.Shift\n  scale: 2.0\n"
     )
+    monkeypatch.chdir(tmp_path)
     for name, value in (("reals", 0), ("fakes", 255)):
-        np.savez(tmp_path / f"{name}.npz", np.full((4, 2, 2, 1), value, np.uint8))
-
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "guidex", "eval", "fakes.npz", "ref=reals.npz", *words]
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-        )
-
-    made = run("detector=pixels", "metrics=[shift]", "out=out")
-    assert made.returncode == 0, made.stderr
-    assert "Shift ↓" in made.stdout and "8.0" in made.stdout
-    refused = run("detector=pixels", "metrics=[shift]", "out=two", "metrics.shift.size=1")
-    assert "metrics.shift.size" in refused.stderr
+        np.savez(f"{name}.npz", np.full((4, 2, 2, 1), value, np.uint8))
+    words = ["eval", "fakes.npz", "ref=reals.npz", "detector=pixels", "metrics=[shift]"]
+    assert main([*words, "out=out", "--config-dir", "configs"]) == 0
+    printed = capsys.readouterr().out
+    assert "Shift ↓" in printed and "8.0" in printed

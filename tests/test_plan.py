@@ -26,23 +26,44 @@ def plan(*schedules: Schedule) -> Plan:
     return Guidance(terms, Extrapolate()).plan(HEUN)
 
 
-def test_the_interval_of_the_paper():
-    """EDM2-XXL: 6 of 32 steps, 63 + 12 evaluations instead of 63 + 63."""
-    found = plan(XXL)
-    assert found.describe() == (
-        "guided steps 17–22 of 32, sigma 1.609 → 0.189; 63 + 12 evaluations per image; w 2"
-    )
-    assert found.guided_steps == [17, 18, 19, 20, 21, 22]
-    assert (found.evaluations_main, found.evaluations_ref) == (63, [12])
-    assert plan(Constant(w=1.2)).evaluations_ref == [63]
-    assert plan(Constant(w=0.5)).evaluations_ref == [63]  # away from the main model, but guided
+@pytest.mark.parametrize(
+    ("schedules", "text", "evaluations"),
+    [
+        # EDM2-XXL: 6 of 32 steps, 63 + 12 evaluations instead of 63 + 63.
+        ([XXL], "17–22 of 32, sigma 1.609 → 0.189; 63 + 12 evaluations per image; w 2", [12]),
+        # Away from the main model, but guided.
+        ([Constant(w=0.5)], "0–31 of 32, sigma 80 → 0; 63 + 63 evaluations per image; w 0.5", [63]),
+        (
+            [XXL, Constant(w=1.5), Constant(w=1.0)],
+            "0–31 of 32, sigma 80 → 0; 63 + 12 + 63 + 0 evaluations per image; w 1.5 … 2",
+            [12, 63, 0],
+        ),
+        (
+            [Hole(w=2.0, lo=0.19, hi=1.61)],
+            "0–16, 23–31 of 32, sigma 80 → 0; 63 + 51 evaluations per image; w 2",
+            [51],
+        ),
+        (
+            [Interval(w=2.0, lo=0.19, hi=1.61, gate="evaluation")],
+            "16–22 of 32, sigma 2.174 → 0.189; 63 + 12 evaluations per image; w 2",
+            [12],
+        ),
+    ],
+)
+def test_what_a_plan_says(schedules, text, evaluations):
+    found = plan(*schedules)
+    assert found.describe() == f"guided steps {text}"
+    assert (found.evaluations_main, found.evaluations_ref) == (63, evaluations)
+    assert found.weights.shape == (len(schedules), 32, 2)
+    # The last step has one evaluation.
+    assert np.isnan(found.weights[0]).nonzero() == (np.array([31]), np.array([1]))
 
 
 def test_no_guidance():
     for nothing in (none().plan(HEUN), plan(Constant(w=1.0)), plan(Interval(w=2.0, lo=90, hi=99))):
         assert nothing.describe() == "no guided step of 32; 63 evaluations per image"
         assert nothing.guided_steps == [] and sum(nothing.evaluations_ref) == 0
-    assert none().plan(HEUN).weights.shape == (0, 32, 2)
+    assert none().plan(Euler(grid=Karras()).timeline()).evaluations_main == 32
 
 
 def test_terms_that_find_no_step():
@@ -51,34 +72,6 @@ def test_terms_that_find_no_step():
     assert found.idle == ("0", "2") and found.record()["idle"] == ["0", "2"]
     for meant in (Constant(w=1.0), Interval(w=1.0, lo=90, hi=99), XXL):
         assert plan(meant).idle == ()
-    assert none().plan(HEUN).idle == ()
-
-
-def test_several_terms():
-    found = plan(XXL, Constant(w=1.5), Constant(w=1.0))
-    assert found.weights.shape == (3, 32, 2)
-    assert found.evaluations_ref == [12, 63, 0]
-    assert found.describe() == (
-        "guided steps 0–31 of 32, sigma 80 → 0; 63 + 12 + 63 + 0 evaluations per image; w 1.5 … 2"
-    )
-
-
-def test_a_hole_has_two_ranges():
-    text = plan(Hole(w=2.0, lo=0.19, hi=1.61)).describe()
-    assert text.startswith("guided steps 0–16, 23–31 of 32, sigma 80 → 0; 63 + 51 ")
-
-
-def test_gating_evaluations_is_seen_in_the_plan():
-    found = plan(Interval(w=2.0, lo=0.19, hi=1.61, gate="evaluation"))
-    assert found.guided_steps == [16, 17, 18, 19, 20, 21, 22]
-    assert found.evaluations_ref == [12]
-
-
-def test_a_step_with_one_evaluation_has_one_weight():
-    weights = plan(XXL).weights
-    assert np.isnan(weights[0]).nonzero() == (np.array([31]), np.array([1]))
-    euler = Guidance({}, Extrapolate()).plan(Euler(grid=Karras()).timeline())
-    assert euler.evaluations_main == 32
 
 
 def test_records_are_plain_data():
@@ -90,18 +83,9 @@ def test_records_are_plain_data():
     assert record["summary"] == plan(XXL, Linear(w=3.0)).describe()
 
 
-@pytest.mark.parametrize(
-    ("values", "text"),
-    [
-        ([], ""),
-        ([0], "0"),
-        ([1, 2, 3, 7], "1–3, 7"),
-        ([0, 2, 4, 5], "0, 2, 4–5"),
-        (list(range(32)), "0–31"),
-    ],
-)
-def test_ranges(values, text):
-    assert ranges(values) == text
+def test_ranges():
+    for values, text in (([], ""), ([0], "0"), ([1, 2, 3, 7], "1–3, 7"), ([0, 2, 3], "0, 2–3")):
+        assert ranges(values) == text
 
 
 def test_costs_are_the_references():
@@ -123,11 +107,5 @@ def test_outside_guided_evaluations_it_is_the_main_model():
         assert after is state  # what a rule remembers outlasts a pause
         assert torch.equal(x0, main(x, 0.5)) != acts
     assert calls[reference] == 2 * 3
-
-
-def test_an_evaluation_that_the_plan_lacks_is_refused():
-    model = gaussian()
-    guidance = difference(model, XXL, Extrapolate())
-    guided = Guided(model, guidance, guidance.plan(HEUN))
     with pytest.raises(UsageError, match="no evaluation 1 in step 31"):
-        guided(torch.zeros(1, 1), 0.002, None, step=31, stage=1)
+        guided(x, 0.002, None, step=31, stage=1)

@@ -1,26 +1,25 @@
 """Precision, recall, density, coverage against golden numbers and plain definitions."""
 
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import feature_set, golden, normal
 from torch import Tensor
 
-from guidex.features.features import FeatureSet
 from guidex.metrics import prdc as module
-from guidex.metrics.prdc import PRDC, nearest_neighbours, prdc
-
-GOLDEN = Path(__file__).parent / "golden" / "prdc.npz"
+from guidex.metrics.prdc import PRDC, nearest_neighbours
 
 
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+def prdc(real: Tensor, fake: Tensor, **options: Any) -> dict[str, float]:
+    return PRDC(**options).compute(feature_set(real), feature_set(fake))
 
 
-def feature_set(values: Tensor) -> FeatureSet:
-    return FeatureSet.from_values(detector="d", values=values)
+@pytest.fixture(params=[37, 1024])
+def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles that cut all sets, and one that holds them."""
+    monkeypatch.setattr(module, "CPU_TILE", request.param)
 
 
 def by_definition(real: Tensor, fake: Tensor, k: int, rule: str) -> dict[str, float]:
@@ -43,15 +42,12 @@ def by_definition(real: Tensor, fake: Tensor, k: int, rule: str) -> dict[str, fl
     }
 
 
-@pytest.mark.parametrize("tile", [37, 1024])
 @pytest.mark.parametrize("k", [3, 5])
-def test_the_reference_numbers(k: int, tile: int) -> None:
-    if not GOLDEN.exists():
-        pytest.skip(f"no golden file {GOLDEN}")
-    golden = np.load(GOLDEN, allow_pickle=False)
-    real, fake = (torch.from_numpy(golden[name]) for name in ("real", "fake"))
-    for name, value in prdc(real=real, fake=fake, k=k, tile=tile).items():
-        assert value == pytest.approx(float(golden[f"k{k}_{name}"]), abs=1e-6)
+def test_the_reference_numbers(k: int, tile: None) -> None:
+    numbers = golden("prdc.npz")
+    real, fake = (torch.from_numpy(numbers[name]) for name in ("real", "fake"))
+    for name, value in prdc(real, fake, k=k).items():
+        assert value == pytest.approx(float(numbers[f"k{k}_{name}"]), abs=1e-6)
 
 
 def test_counted_by_hand() -> None:
@@ -60,26 +56,13 @@ def test_counted_by_hand() -> None:
     # edge of the second and fourth, -50 in none; 8 lies in no fake ball.
     real = torch.tensor([[0.0], [1], [2], [8]])
     fake = torch.tensor([[0.5], [2], [-50]])
-    strict = prdc(real=real, fake=fake, k=1, rule="<")
-    assert strict == {"precision": 2 / 3, "recall": 3 / 4, "density": 1.0, "coverage": 3 / 4}
-    closed = prdc(real=real, fake=fake, k=1, rule="<=")
-    assert closed == {"precision": 2 / 3, "recall": 3 / 4, "density": 5 / 3, "coverage": 1.0}
+    assert list(prdc(real, fake, k=1, rule="<").values()) == [2 / 3, 3 / 4, 1, 3 / 4]
+    assert list(prdc(real, fake, k=1, rule="<=").values()) == [2 / 3, 3 / 4, 5 / 3, 1]
 
 
-def test_a_lost_mode_costs_recall_and_coverage_but_no_precision() -> None:
-    modes = torch.tensor([[0.0, 0], [100, 0]]).double()
-    real = modes.repeat_interleave(200, 0) + normal(400, 2)
-    fake = modes[0] + normal(400, 2, seed=1)
-    result = prdc(real=real, fake=fake, k=5)
-    assert result["precision"] > 0.9
-    assert result["recall"] == pytest.approx(0.5, abs=0.05)
-    assert result["coverage"] == pytest.approx(0.5, abs=0.05)
-
-
-@pytest.mark.parametrize("tile", [7, 1024])
 @pytest.mark.parametrize("rule", ["<", "<="])
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
-def test_ties_and_duplicates_follow_the_rule(rule: str, offset: float, tile: int) -> None:
+def test_ties_and_duplicates_follow_the_rule(rule: str, offset: float, tile: None) -> None:
     # Points of a small grid: nearly every distance occurs as a radius, and many points twice. A
     # centre that is no grid point makes every product round.
     generator = torch.Generator().manual_seed(3)
@@ -88,18 +71,8 @@ def test_ties_and_duplicates_follow_the_rule(rule: str, offset: float, tile: int
     assert len(real.unique(dim=0)) < 50
     for k in (1, 4):
         expected = by_definition(real, fake, k, rule)
-        assert prdc(real=real, fake=fake, k=k, rule=rule, tile=tile) == pytest.approx(expected)
+        assert prdc(real, fake, k=k, rule=rule) == pytest.approx(expected)
     assert by_definition(real, fake, 1, "<") != by_definition(real, fake, 1, "<=")
-
-
-def test_near_duplicates_far_from_the_origin_keep_their_digits() -> None:
-    # Clusters of 2^-10 at 2^13 from each other: float32 products would see distance zero.
-    centres = 8192 * torch.randint(2, (8, 16), generator=torch.Generator().manual_seed(0))
-    real = (centres.repeat(10, 1) + 2.0**-10 * normal(80, 16).round()).float()
-    fake = (centres.repeat(9, 1) + 2.0**-10 * normal(72, 16, seed=1).round()).float()
-    expected = by_definition(real, fake, 3, "<")
-    assert 0.1 < expected["recall"] < 0.9
-    assert prdc(real=real, fake=fake, k=3, tile=32) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("doubts", [0.0, 1.0])
@@ -110,13 +83,14 @@ def test_products_in_float32_change_no_number(
     # Within a cluster, all comparisons are closer than float32 products: they are decided one by
     # one, or any of them sends its tiles to float64.
     monkeypatch.setattr(module, "_DOUBTS", doubts)
-    centres = 100 * normal(20, 64).repeat(20, 1)
-    real = (centres + 0.02 * normal(400, 64, seed=1)).float()
-    fake = (centres + 0.02 * normal(400, 64, seed=2)).float()
+    monkeypatch.setattr(module, "CPU_TILE", 70)
+    centres = 100 * normal(20, 64).repeat(10, 1)
+    real = (centres + 0.02 * normal(200, 64, seed=1)).float()
+    fake = (centres + 0.02 * normal(200, 64, seed=2)).float()
     expected = by_definition(real, fake, 3, rule)
     assert 0.1 < expected["precision"] < 1 and 0.1 < expected["recall"] < 1
-    assert prdc(real=real, fake=fake, k=3, rule=rule, tile=150) == pytest.approx(expected)
-    assert prdc(real=real.double(), fake=fake.double(), k=3, rule=rule) == pytest.approx(expected)
+    assert prdc(real, fake, rule=rule) == pytest.approx(expected)
+    assert prdc(real.double(), fake.double(), rule=rule) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("scale", [1e-22, 1e-3, 1e16])
@@ -124,38 +98,16 @@ def test_float32_features_of_any_size(scale: float) -> None:
     real, fake = (scale * normal(90, 12, seed=seed).float() for seed in (0, 1))
     expected = by_definition(real, fake, 3, "<")
     assert 0 < expected["precision"] < 1
-    assert prdc(real=real, fake=fake, k=3) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("apart", [0.0, 1000.0])
-def test_neighbours_of_float32_features_are_those_of_float64(apart: float) -> None:
-    # In two sets far apart, float32 products cannot tell the points of one set from each other.
-    points = (apart * (torch.arange(300) % 2)[:, None] + normal(300, 40)).float()
-    distances, indices = nearest_neighbours(queries=None, points=points, k=4, tile=128)
-    points = points.double()
-    table = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
-    expected = table.fill_diagonal_(torch.inf).sort(dim=1)
-    torch.testing.assert_close(distances, expected.values[:, :4].square())
-    assert torch.equal(indices, expected.indices[:, :4])
-
-
-@pytest.mark.parametrize(("rule", "density"), [("<", 1.0), ("<=", 4 / 3)])
-def test_a_set_against_itself(rule: str, density: float) -> None:
-    # The strict ball of each image holds itself and its k - 1 nearer neighbours.
-    values = normal(150, 7).float()
-    result = prdc(real=values, fake=values.clone(), k=3, rule=rule, tile=64)
-    assert result == pytest.approx(
-        {"precision": 1.0, "recall": 1.0, "density": density, "coverage": 1.0}
-    )
+    assert prdc(real, fake) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("rule", "precision", "density"), [("<", 0.0, 0.0), ("<=", 1.0, 2.0)])
 def test_balls_of_images_that_occur_twice_have_radius_zero(
-    rule: str, precision: float, density: float
+    rule: str, precision: float, density: float, tile: None
 ) -> None:
     twice = normal(30, 50).repeat(2, 1)
-    result = prdc(real=twice, fake=twice.clone(), k=1, rule=rule, tile=16)
-    assert result["precision"] == precision and result["density"] == density
+    numbers = prdc(twice, twice.clone(), k=1, rule=rule)
+    assert numbers["precision"] == precision and numbers["density"] == density
 
 
 @pytest.mark.parametrize(("rule", "precision"), [("<", 0.0), ("<=", 1.0)])
@@ -165,30 +117,39 @@ def test_distances_that_differ_by_rounding_are_equal(rule: str, precision: float
     real = torch.stack([torch.zeros(64).double(), far])
     fake = torch.stack([far.roll(turns) for turns in range(1, 64)])
     assert len(set(fake.square().sum(1).tolist())) > 1
-    assert prdc(real=real, fake=fake, k=1, rule=rule)["precision"] == precision
+    assert prdc(real, fake, k=1, rule=rule)["precision"] == precision
 
 
-@pytest.mark.parametrize("tile", [7, 1024])
-def test_nearest_neighbours_are_those_of_the_table_of_distances(tile: int) -> None:
-    queries, points = normal(25, 6) + 40, normal(33, 6, seed=1) + 40
-    table = torch.cdist(queries, points, compute_mode="donot_use_mm_for_euclid_dist").square()
-    expected = table.sort(dim=1)
-    distances, indices = nearest_neighbours(queries=queries, points=points, k=33, tile=tile)
-    torch.testing.assert_close(distances, expected.values)
-    assert torch.equal(indices, expected.indices)
-    _, others = nearest_neighbours(queries=None, points=points, k=32, tile=tile)
-    assert torch.equal(others.sort(dim=1).values[0], torch.arange(1, 33))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("apart", [0.0, 1000.0])
+def test_nearest_neighbours_are_those_of_the_table_of_distances(
+    apart: float, dtype: torch.dtype, tile: None
+) -> None:
+    # In two sets far apart, float32 products cannot tell the points of one set from each other.
+    points = (apart * (torch.arange(60) % 2)[:, None] + normal(60, 40)).to(dtype)
+    queries = (normal(25, 40, seed=1) + 4).to(dtype)
+    for asked, k in ((queries, 60), (queries, 4), (None, 4)):
+        starts = points if asked is None else asked
+        table = (starts.double()[:, None] - points.double()[None]).square().sum(2)
+        if asked is None:
+            table.fill_diagonal_(torch.inf)
+        expected = table.sort(dim=1)
+        distances, indices = nearest_neighbours(queries=asked, points=points, k=k)
+        torch.testing.assert_close(distances, expected.values[:, :k])
+        assert torch.equal(indices, expected.indices[:, :k])
 
 
-def test_at_most_so_many_images() -> None:
-    real, fake = feature_set(normal(60, 3)), feature_set(normal(50, 3, seed=1))
-    whole = PRDC()(real=real, fake=fake)
-    assert PRDC(reals=60, fakes=1000)(real=real, fake=fake) == whole
-    some = PRDC(reals=20, fakes=10)(real=real, fake=fake)
-    assert some == PRDC(reals=20, fakes=10)(real=real, fake=fake) != whole
-    assert some != PRDC(reals=20, fakes=10, seed=1)(real=real, fake=fake)
-    assert some["precision_d"] * 10 == pytest.approx(round(some["precision_d"] * 10))
-    assert some["recall_d"] * 20 == pytest.approx(round(some["recall_d"] * 20))
+def test_at_most_so_many_images_and_as_many_of_each_side() -> None:
+    real, fake = normal(60, 3), normal(50, 3, seed=1)
+    whole = prdc(real, fake)
+    assert prdc(real, fake, reals=60, fakes=1000) == whole
+    some = prdc(real, fake, reals=20, fakes=10)
+    assert some == prdc(real, fake, reals=20, fakes=10) != whole
+    assert some != prdc(real, fake, reals=20, fakes=10, seed=1)
+    assert some["precision"] * 10 == pytest.approx(round(some["precision"] * 10))
+    assert some["recall"] * 20 == pytest.approx(round(some["recall"] * 20))
+    equal = prdc(real, fake[:20], reals=50, equal=True)
+    assert equal == prdc(real, fake[:20], reals=20) != prdc(real, fake[:20], reals=50)
 
 
 # ADM's arithmetic
@@ -210,38 +171,21 @@ def brute_adm(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float]
     return precision, (across <= radii[1]).any(axis=1).mean()
 
 
-@pytest.mark.parametrize("tile", [7, 64])
-def test_adm_compares_distances_of_float16(tile: int) -> None:
+def test_adm_compares_distances_of_float16(tile: None) -> None:
     rng = np.random.default_rng(0)
     # Tightly packed, far from the origin: float16 leaves few different distances.
     real = (5 + 0.1 * rng.normal(size=(60, 16))).astype(np.float32)
     fake = (5.02 + 0.1 * rng.normal(size=(50, 16))).astype(np.float32)
-    found = prdc(
-        real=torch.from_numpy(real),
-        fake=torch.from_numpy(fake),
-        k=3,
-        rule="<=",
-        arithmetic="adm",
-        tile=tile,
-    )
+    sets = torch.from_numpy(real), torch.from_numpy(fake)
+    found = prdc(*sets, rule="<=", arithmetic="adm")
     assert (found["precision"], found["recall"]) == pytest.approx(brute_adm(real, fake, 3))
-    exact = prdc(real=torch.from_numpy(real), fake=torch.from_numpy(fake), k=3, rule="<=")
-    assert exact["precision"] != pytest.approx(found["precision"], abs=0.02)
+    assert prdc(*sets, rule="<=")["precision"] != pytest.approx(found["precision"], abs=0.02)
 
 
 def test_adm_falls_back_to_float32_beyond_float16() -> None:
-    values = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
-    near = prdc(real=values, fake=values.flip(0) * 0.9, k=3, rule="<=", arithmetic="adm")
-    far = prdc(real=400 * values, fake=360 * values.flip(0), k=3, rule="<=", arithmetic="adm")
-    exact = prdc(real=values, fake=values.flip(0) * 0.9, k=3, rule="<=")
+    real = normal(40, 4).float()
+    fake = real.flip(0) * 0.9
+    near = prdc(real, fake, rule="<=", arithmetic="adm")
+    far = prdc(400 * real, 400 * fake, rule="<=", arithmetic="adm")
+    exact = prdc(real, fake, rule="<=")
     assert near == pytest.approx(exact, abs=0.1) and far == pytest.approx(exact)
-
-
-def test_dgm_eval_takes_as_many_of_each_side() -> None:
-    values = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
-    real, fake = (
-        FeatureSet.from_values(detector="d", values=some) for some in (values, values[:20] + 0.1)
-    )
-    equal = PRDC(k=3, reals=50, equal=True)(real=real, fake=fake)
-    assert equal == PRDC(k=3, reals=20)(real=real, fake=fake)
-    assert equal != PRDC(k=3, reals=50)(real=real, fake=fake)

@@ -1,25 +1,23 @@
 """Protocols: several detectors on the same images, told apart in one row; and evaluation by several
-processes, and straight from sampling."""
+processes, and straight from sampling. Small stand-ins take the places of the published networks."""
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor, nn
 
 from guidex.cli import main
-from guidex.commands.evaluate import evaluate
 from guidex.config.compose import compose
 from guidex.config.presets import options
 from guidex.errors import UsageError
-from guidex.features.inception import Inception
+from guidex.features import dinov2, inception
 from guidex.features.networks import NetworkDetector
 from guidex.features.samples import PassSettings
 from guidex.runs.measure import Measures
@@ -27,21 +25,55 @@ from guidex.runs.measure import Measures
 pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed")
 pytest.importorskip("timm", reason="timm is not installed")
 
-from test_dinov2 import hub_tensors
-from test_inception import random_weights
+DIMS = {"pool3": 2048, "logits": 1008, "spatial": 2023, "dinov2": 384}
+Said = pytest.CaptureFixture[str]
 
-from guidex.features.dinov2 import ARCHITECTURES
+
+class StandIn(nn.Module):
+    """Random projections of 4x4 pixels, one for each output."""
+
+    def __init__(self, *given: object) -> None:
+        super().__init__()
+        lists = (each if isinstance(each, list | tuple) else [each] for each in given)
+        names = [name for each in lists for name in each if isinstance(name, str)]
+        self.outputs = [name for name in names if name in DIMS] or ["dinov2"]
+
+    def forward(self, images: Tensor) -> Tensor:
+        small = F.adaptive_avg_pool2d(images.float() / 255, 4).flatten(1)
+        parts = []
+        for output in self.outputs:
+            generator = torch.Generator().manual_seed(DIMS[output])
+            parts.append(small @ torch.randn(48, DIMS[output], generator=generator))
+        return torch.cat(parts, dim=1)
+
+
+@pytest.fixture(autouse=True)
+def passes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> list[tuple[str, int]]:
+    """Stand-ins, and a cache of each test's own; returns the passes: detector and images."""
+    monkeypatch.setenv("GUIDEX_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(inception, "Inception", StandIn)
+    monkeypatch.setattr(dinov2, "DINOv2", StandIn)
+    seen: list[tuple[str, int]] = []
+    called = NetworkDetector.__call__
+
+    def call(self: NetworkDetector, samples: Tensor) -> tuple[str, Tensor]:
+        seen.append((self.name, len(samples)))
+        return called(self, samples)
+
+    monkeypatch.setattr(NetworkDetector, "__call__", call)
+    return seen
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Words that give random weights to EDM2's two detectors, the second one small."""
-    folder = tmp_path_factory.mktemp("weights")
-    torch.save(random_weights(), folder / "inception.pth")
-    torch.save(hub_tensors(ARCHITECTURES["s"]), folder / "dinov2.pth")
+    """Words that name weights of EDM2's two detectors, which the stand-ins do not read."""
+    file = tmp_path_factory.mktemp("weights") / "any.pth"
+    file.write_bytes(b"weights")
     return [
-        f"protocol.fid.detector.weights={folder / 'inception.pth'}",
-        f"protocol.fd_dinov2.detector.weights={folder / 'dinov2.pth'}",
+        f"protocol.fid.detector.weights={file}",
+        f"protocol.fd_dinov2.detector.weights={file}",
         "protocol.fd_dinov2.detector.size=s",
     ]
 
@@ -60,28 +92,16 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folders[0], folders[1]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One cache for all tests here, so that images go through the networks once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GUIDEX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 def row_of(folder: Path) -> dict[str, Any]:
     (row,) = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     return json.loads(row)
 
 
-def test_both_distances_in_one_row(
-    sets: tuple[Path, Path],
-    weights: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_both_distances_in_one_row(sets, weights, tmp_path: Path, capsys: Said) -> None:
     reals, fakes = sets
-    words = [str(fakes), f"ref={reals}", "protocol=fbg", *weights, "protocol.pr.reals=11"]
-    evaluate([*words, f"out={tmp_path / 'both'}"])
+    words = ["eval", str(fakes), f"ref={reals}"]
+    protocol = ["protocol=fbg", *weights, "protocol.pr.reals=11"]
+    assert main([*words, *protocol, f"out={tmp_path / 'both'}"]) == 0
     row = row_of(tmp_path / "both")
     assert list(row["metrics"])[:3] == ["fd_inception", "fd_dinov2_s", "precision_dinov2_s"]
     assert row["settings"]["detector"] == "inception, dinov2_s"
@@ -93,37 +113,19 @@ def test_both_distances_in_one_row(
     assert captured.out.count("fake: ") == 1 and captured.out.count("real: ") == 3
     assert "11 images of 12, chosen at random" in captured.out
     assert "FD (inception)" in captured.out and "FD (dinov2_s)" in captured.out
-    assert "12 fake images and 384 features of dinov2_s" in captured.err
+    assert "12 fake images and 384 features" in captured.err
 
-    alone = [
-        str(fakes),
-        f"ref={reals}",
-        "detector=dinov2_s",
-        weights[1].replace("protocol.fd_dinov2.", ""),
-        "metrics=[frechet]",
-    ]
-    evaluate([*alone, f"out={tmp_path / 'alone'}"])
+    file = weights[1].replace("protocol.fd_dinov2.", "")
+    alone = ["detector=dinov2_s", file, "metrics=[frechet]", f"out={tmp_path / 'alone'}"]
+    assert main([*words, *alone]) == 0
     metrics = row_of(tmp_path / "alone")["metrics"]
     assert metrics == {name: row["metrics"][name] for name in metrics}
     assert metrics["fd_dinov2_s"] > 0
 
 
 def test_the_intervals_features_are_of_pillows_resize_with_references_of_their_own(
-    sets: tuple[Path, Path],
-    weights: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    sets, weights, tmp_path: Path, passes: list[tuple[str, int]], capsys: Said
 ) -> None:
-    monkeypatch.setenv("GUIDEX_CACHE", str(tmp_path / "cache"))
-    seen: list[tuple[str, int]] = []
-    called = NetworkDetector.__call__
-
-    def call(self: NetworkDetector, samples: torch.Tensor) -> tuple[str, torch.Tensor]:
-        seen.append((self.name, len(samples)))
-        return called(self, samples)
-
-    monkeypatch.setattr(NetworkDetector, "__call__", call)
     reals, fakes = sets
     edm2 = {"num_images": 50_000}
     for name, dim in (("fid", 2048), ("fd_dinov2", 384)):
@@ -132,38 +134,31 @@ def test_the_intervals_features_are_of_pillows_resize_with_references_of_their_o
     words = ["eval", str(fakes), f"ref={tmp_path / 'img512.pkl'}", "protocol=interval", *weights]
     words += [f"protocol.pr.ref={reals}", f"protocol.fd_dinov2.ref={reals}"]
     assert main([*words, "protocol.fid.fakes=5", f"out={tmp_path / 'out'}"]) == 0
-    assert sorted(seen) == [("dinov2_s_pil", 12), ("dinov2_s_pil", 12), ("inception", 12)]
+    assert sorted(passes) == [("dinov2_s_pil", 12), ("dinov2_s_pil", 12), ("inception", 12)]
     row = row_of(tmp_path / "out")
     expected = ["fd_inception", "fd_dinov2_s_pil", "precision_dinov2_s_pil", "recall_dinov2_s_pil"]
     assert list(row["metrics"])[:4] == expected
+    references = f"{tmp_path / 'img512.pkl'} (50000) (fid), {reals} (12) (fd_dinov2), "
+    assert row["settings"]["reference"].startswith(references)
     assert row["settings"]["fakes"] == "5, chosen at random (fid)"
     assert "5 fake images and 2,048 features" in capsys.readouterr().err
 
 
 def test_parts_and_metrics_of_a_protocol_can_be_left_out(
-    sets: tuple[Path, Path],
-    weights: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    sets, weights, tmp_path: Path, capsys: Said
 ) -> None:
     reals, fakes = sets
     words = ["eval", str(fakes), f"ref={reals}", "protocol=interval", *weights]
-    words += ["protocol.fd_dinov2=null", "protocol.pr=null", "overwrite=true"]
-    words += [f"out={tmp_path / 'out'}"]
+    words += ["protocol.fd_dinov2=null", "protocol.pr=null", f"out={tmp_path / 'out'}"]
     assert main(words) == 0
     assert list(row_of(tmp_path / "out")["metrics"]) == ["fd_inception"]
     for word, text in (
         ("protocol.fid=null", "no metrics chosen"),
         ("protocol.fid.metrics.frechet=null", "no metrics chosen"),
-        (
-            "protocol.fid.metrics=[frechet,prdc]",
-            "leave it out by protocol.fid.metrics.frechet=null",
-        ),
+        ("protocol.fid.metrics=[frechet]", "protocol.fid.metrics.frechet=null"),
         ("protocol.fid.detector=dinov2", "protocol.fid.detector.weights=FILE"),
         ("protocol.fid=frechet", "changed by its keys"),
         ("protocol.fid.fakes=0", "protocol.fid.fakes is 0; it must be a whole number"),
-        ("protocol=edm2,adm", "choose one protocol"),
-        ("protocol=[edm2,adm]", "choose one protocol"),
         ("protocol.fid.metrics.frechet.seed=null", "protocol.fid.metrics.frechet.seed"),
     ):
         assert main([*words, word]) == 2, word
@@ -183,48 +178,39 @@ def test_parts_and_metrics_of_a_protocol_can_be_left_out(
     assert "did you mean frechet?" in capsys.readouterr().err
 
 
+def test_no_metric_is_measured_twice_by_one_detector() -> None:
+    words = ["protocol=edm2", "images=a", "ref=b"]
+    config = compose("eval", words).config
+    config["protocol"]["fd_dinov2"]["detector"] = config["protocol"]["fid"]["detector"]
+    with pytest.raises(UsageError, match="two parts of the protocol measure frechet"):
+        Measures(PassSettings()).get(config | {"device": "cpu"}, count=9)
+
+
 def test_experiments_of_the_interval_paper_resize_as_it_does() -> None:
     for name in ("table1", "fig3"):
         protocol = compose("sweep", [f"experiment=interval/{name}"]).config["protocol"]
         assert protocol["fd_dinov2"]["detector"]["resize"] == "pil" and protocol["pr"] is None
 
 
-def test_parts_of_a_protocol_may_have_their_own_reference(
-    sets: tuple[Path, Path], weights: list[str], tmp_path: Path
-) -> None:
-    reals, fakes = sets
-    words = [f"ref={reals}", f"protocol.fid.ref={fakes}", "protocol=edm2", *weights]
-    evaluate([str(fakes), *words, f"out={tmp_path / 'own'}"])
-    row = row_of(tmp_path / "own")
-    assert row["metrics"]["fd_inception"] == pytest.approx(0, abs=1e-6)
-    assert row["metrics"]["fd_dinov2_s"] > 0
-    assert row["settings"]["reference"] == f"{fakes} (12) (inception), {reals} (12) (dinov2_s)"
-
-
-def test_adm(
-    sets: tuple[Path, Path],
-    weights: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_adm(sets, weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass of one network for all three detectors, against statistics and single images."""
     images = np.random.default_rng(2).integers(0, 256, (9, 16, 16, 3), dtype=np.uint8)
     moments = {"mu": np.zeros(2048), "sigma": np.eye(2048)}
     moments |= {"mu_s": np.zeros(2023), "sigma_s": np.eye(2023)}
     np.savez(tmp_path / "virtual.npz", **moments, arr_0=images)
-    file = weights[0].partition("=")[2]
-    words = [f"protocol.fid.detector.weights={file}"]  # for the three
-    words += ["protocol=adm", f"ref={tmp_path / 'virtual.npz'}", f"out={tmp_path / 'out'}"]
-    passed, forward = [], Inception.forward
+    words = ["eval", str(sets[1]), "protocol=adm", weights[0], "cache=false"]
+    passed, forward = [], StandIn.forward
 
-    def count(self: Inception, images: torch.Tensor) -> torch.Tensor:
+    def count(self: StandIn, images: Tensor) -> Tensor:
         if len(self.outputs) == 3:
             passed.append(len(images))
         return forward(self, images)
 
-    monkeypatch.setattr(Inception, "forward", count)
-    evaluate([str(sets[1]), *words, "cache=false"])
+    monkeypatch.setattr(StandIn, "forward", count)
+    ref, out = tmp_path / "virtual.npz", tmp_path / "out"
+    assert main([*words, f"ref={ref}", f"out={out}"]) == 0
     assert sum(passed) == 12
-    row = row_of(tmp_path / "out")
+    row = row_of(out)
     expected = "fd_inception precision_inception recall_inception density_inception"
     expected += " coverage_inception fd_inception_spatial is_inception_logits"
     expected += " is_std_inception_logits"
@@ -234,17 +220,17 @@ def test_adm(
 
 
 def test_the_inception_score_needs_no_reference(
-    sets: tuple[Path, Path], weights: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sets, weights, tmp_path: Path, capsys: Said
 ) -> None:
-    words = ["detector=inception_logits", weights[0].replace("protocol.fid.", "")]
-    evaluate([str(sets[1]), *words, "metrics=[inception_score]", f"out={tmp_path}"])
+    words = ["eval", str(sets[1]), f"out={tmp_path}", "detector=inception_logits"]
+    words.append(weights[0].replace("protocol.fid.", ""))
+    assert main([*words, "metrics=[inception_score]"]) == 0
     assert 1 <= row_of(tmp_path)["metrics"]["is_inception_logits"] <= 1008
     assert "against nothing" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="ref must be given"):
-        evaluate([str(sets[1]), *words, "metrics=[frechet]"])
-    wrong = [str(sets[1]), "detector=inception", "metrics=[inception_score]"]
-    with pytest.raises(UsageError, match="use detector=inception_logits"):
-        evaluate(wrong)
+    assert main([*words, "metrics=[frechet]"]) == 2
+    assert "ref must be given" in capsys.readouterr().err
+    assert main([*words, "metrics=[inception_score]", "detector=inception"]) == 2
+    assert "use detector=inception_logits" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", options("protocol"))
@@ -254,17 +240,15 @@ def test_every_protocol_is_made_without_its_weights(name: str) -> None:
         Measures(PassSettings()).get(config | {"device": "cpu"}, count=50_000)
 
 
-def test_by_default_what_is_possible_is_measured(
-    sets: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_by_default_what_is_possible_is_measured(sets, tmp_path: Path, capsys: Said) -> None:
     reals, fakes = sets
-    assert main(["eval", str(fakes), f"ref={reals}", f"out={tmp_path / 'a'}"]) == 0
+    words = ["eval", str(fakes), f"ref={reals}"]
+    assert main([*words, f"out={tmp_path / 'a'}"]) == 0
     assert "accuracy is left out" in capsys.readouterr().out
     row = row_of(tmp_path / "a")
     assert "fd_pixels" in row["metrics"] and "accuracy_pixels" not in row["metrics"]
     assert "accuracy" not in row["settings"]
-    words = ["eval", str(fakes), f"ref={reals}", "metrics=[frechet,accuracy]"]
-    assert main([*words, f"out={tmp_path / 'b'}"]) == 2
+    assert main([*words, "metrics=[frechet,accuracy]", f"out={tmp_path / 'b'}"]) == 2
     assert "has no labels" in capsys.readouterr().err
     # References that know their classes do not help samples that do not.
     np.savez(tmp_path / "reals.npz", images=np.zeros((9, 2, 2, 3), np.uint8), labels=np.arange(9))
@@ -272,92 +256,66 @@ def test_by_default_what_is_possible_is_measured(
     words = ["eval", str(tmp_path / "fakes.npz"), f"ref={tmp_path / 'reals.npz'}"]
     assert main([*words, f"out={tmp_path / 'c'}"]) == 0
     assert "needs classes of the samples" in capsys.readouterr().out
-    assert main([*words, "metrics=[accuracy]", f"out={tmp_path / 'd'}"]) == 2
 
 
 def test_images_of_another_size_are_refused_at_once(
-    sets: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
-    monkeypatch.setattr(
-        "guidex.commands.evaluate.Samples.features", lambda *_: pytest.fail("too late")
-    )
-    with pytest.raises(UsageError, match="64 dimensions, fake ones 768"):
-        evaluate([str(sets[1]), "ref=digits", f"out={tmp_path}"])
+    features = "guidex.commands.evaluate.Samples.features"
+    monkeypatch.setattr(features, lambda *_: pytest.fail("too late"))
+    assert main(["eval", str(sets[1]), "ref=digits", f"out={tmp_path}"]) == 2
+    assert "64 dimensions, fake ones 768" in capsys.readouterr().err
 
 
-SAMPLE = [
-    "sample",
-    "eval=true",
-    "guidance=cfg",
-    "seeds=0-11",
-    "block=3",
-    "batch=3",
-    "sampler.grid.steps=4",
-    "gallery=2",
-]
+SAMPLE = ["sample", "guidance=cfg", "seeds=0-11", "block=3", "batch=3", "sampler.grid.steps=4"]
 
 
-def test_samples_go_straight_to_all_detectors(
-    weights: list[str], sets: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = [*SAMPLE, "protocol=edm2", f"ref={sets[0]}", *weights]
+def test_samples_go_straight_to_all_detectors(weights, sets, tmp_path: Path, capsys: Said) -> None:
+    protocol = ["protocol=edm2", f"ref={sets[0]}", *weights]
+    words = [*SAMPLE, "eval=true", "gallery=2", *protocol]
     assert main([*words, f"out={tmp_path / 'straight'}"]) == 0
     row = row_of(tmp_path / "straight")
     assert list(row["metrics"]) == ["fd_inception", "fd_dinov2_s"]
     assert not (tmp_path / "straight" / "images").exists()
     assert "8x8x1" in capsys.readouterr().err  # a doubt, told before sampling
     # The same numbers as by way of files.
-    sampled = [word for word in SAMPLE if word.partition("=")[0] not in ("eval", "gallery")]
-    assert main([*sampled, f"out={tmp_path / 'files'}"]) == 0
-    evaluate(
-        [
-            str(tmp_path / "files"),
-            f"ref={sets[0]}",
-            "protocol=edm2",
-            *weights,
-            f"out={tmp_path / 'by-files'}",
-        ]
-    )
+    assert main([*SAMPLE, f"out={tmp_path / 'files'}"]) == 0
+    words = ["eval", str(tmp_path / "files"), *protocol, f"out={tmp_path / 'by-files'}"]
+    assert main(words) == 0
     by_files = row_of(tmp_path / "by-files")["metrics"]
     assert by_files == pytest.approx(row["metrics"], rel=1e-4)
 
 
-def torchrun(words: list[str]) -> subprocess.CompletedProcess[str]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    return subprocess.run(
-        [*launch, "-m", "guidex", *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def test_two_processes_measure_as_one(tmp_path: Path) -> None:
-    for out in ("one", "two"):
-        words = [*SAMPLE, f"out={tmp_path / out}"]
-        if out == "one":
-            assert main(words) == 0
-            continue
-        done = torchrun(words)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("1 point of 12 seeds") == 1
+@pytest.mark.parametrize("command", ["sample", "eval"])
+def test_several_processes_measure_as_one(
+    command: str,
+    weights,
+    sets,
+    tmp_path: Path,
+    passes: list[tuple[str, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Said,
+) -> None:
+    """One process after the other, as torchrun starts them; tests/test_writing.py has torchrun."""
+    words = {
+        "sample": [*SAMPLE, "eval=true", "gallery=2"],
+        "eval": ["eval", str(sets[1]), "metrics=[frechet]", "detector=inception"],
+    }[command]
+    words += [weights[0].replace("protocol.fid.", "")] if command == "eval" else []
+    words.append(f"ref={'digits' if command == 'sample' else sets[0]}")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert main([*words, f"out={tmp_path / 'two'}"]) == 0
+    assert "real: " not in capsys.readouterr().out
+    assert not (tmp_path / "two" / "rows.jsonl").exists()
+    passed = len(passes)
+    monkeypatch.setenv("RANK", "0")
+    assert main([*words, f"out={tmp_path / 'two'}"]) == 0
+    assert len(passes) == passed and "rows.jsonl" in capsys.readouterr().out
+    if command == "eval":
+        assert main([*words, "cache=false", f"out={tmp_path / 'none'}"]) == 2
+    monkeypatch.delenv("WORLD_SIZE")
+    assert main([*words, f"out={tmp_path / 'one'}"]) == 0
     # Other numbers of threads may round sums in another way.
     expected = pytest.approx(row_of(tmp_path / "one")["metrics"], rel=1e-9)
     assert row_of(tmp_path / "two")["metrics"] == expected
-
-
-def test_two_processes_evaluate_as_one(
-    sets: tuple[Path, Path], weights: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GUIDEX_CACHE", str(tmp_path / "cache"))
-    reals, fakes = sets
-    words = ["eval", str(fakes), f"ref={reals}", "detector=inception", "metrics=[frechet]"]
-    words += [weights[0].replace("protocol.fid.", "")]
-    done = torchrun([*words, f"out={tmp_path / 'two'}"])
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("real: ") == done.stdout.count("fake: ") == 1
-    assert done.stdout.count("rows.jsonl") == 1
-    assert main([*words, f"out={tmp_path / 'one'}"]) == 0
-    assert row_of(tmp_path / "one")["metrics"] == row_of(tmp_path / "two")["metrics"]
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main([*words, "cache=false", f"out={tmp_path / 'none'}"]) == 2

@@ -50,6 +50,12 @@ def quiet(words: list[str], out: Path) -> None:
     run(words, out)
 
 
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of the time, and are not what is tested here."""
+    monkeypatch.setattr("guidex.runs.drawings.write_plots", lambda *_: [])
+
+
 @pytest.fixture(scope="module")
 def server():
     """Starts processes quickly: they are forked from one that has imported everything."""
@@ -101,7 +107,7 @@ def kill_often(server, words: list[str], out: Path, kills: int) -> int:
 
 def test_killed_sweep_ends_with_the_same_table(server, tmp_path: Path) -> None:
     assert main([*SWEEP, f"out={tmp_path / 'whole'}"]) == 0
-    assert kill_often(server, SWEEP, tmp_path / "killed", 14) >= 3
+    assert kill_often(server, SWEEP, tmp_path / "killed", 8) >= 3
     assert main([*SWEEP, f"out={tmp_path / 'killed'}"]) == 0
     assert without_seconds(tmp_path / "whole") == without_seconds(tmp_path / "killed")
     grids = [(tmp_path / run / "grid.png").read_bytes() for run in ("whole", "killed")]
@@ -115,7 +121,7 @@ def test_killed_sweep_ends_with_the_same_table(server, tmp_path: Path) -> None:
 
 def test_killed_sample_ends_with_the_same_images(server, tmp_path: Path) -> None:
     assert main([*SAMPLE, f"out={tmp_path / 'whole'}"]) == 0
-    assert kill_often(server, SAMPLE, tmp_path / "killed", 10) >= 3
+    assert kill_often(server, SAMPLE, tmp_path / "killed", 8) >= 3
     assert main([*SAMPLE, f"out={tmp_path / 'killed'}"]) == 0
     whole = files(tmp_path / "whole")
     assert len(whole) == 40 + 2  # images, grid.png, labels.csv
@@ -125,7 +131,7 @@ def test_killed_sample_ends_with_the_same_images(server, tmp_path: Path) -> None
 def test_interrupt_leaves_a_resumable_folder(
     server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["sample", "seeds=0-1999", "block=20", "batch=20", *SAMPLE[4:]]
+    words = ["sample", "seeds=0-999", "block=10", "batch=10", *SAMPLE[4:]]
     process = server.Process(target=quiet, args=(words, tmp_path / "run"))
     process.start()
     deadline = time.monotonic() + 60
@@ -138,8 +144,8 @@ def test_interrupt_leaves_a_resumable_folder(
     done = len(list((tmp_path / "run").glob("points/*/*.record")))
     assert 1 <= done < 100
     assert main([*words, f"out={tmp_path / 'run'}"]) == 0
-    assert f"{20 * done} of 2000 images are there already" in capsys.readouterr().out
-    assert len(list((tmp_path / "run" / "images").rglob("*.png"))) == 2000
+    assert f"{10 * done} of 1000 images are there already" in capsys.readouterr().out
+    assert len(list((tmp_path / "run" / "images").rglob("*.png"))) == 1000
 
 
 def test_changed_settings_never_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,13 +190,6 @@ def test_a_run_does_not_go_on_with_other_files(
     assert "ref.npz" in said and "data.npz" not in said
 
 
-def test_foreign_folder_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "thesis.txt").write_text("do not delete")
-    assert main([*SAMPLE, f"out={tmp_path}", "overwrite=true"]) == 2
-    assert "thesis.txt" in capsys.readouterr().err
-    assert (tmp_path / "thesis.txt").read_text() == "do not delete"
-
-
 def test_a_run_that_another_process_marks_meanwhile_is_joined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,18 +206,6 @@ def test_a_run_that_another_process_marks_meanwhile_is_joined(
     monkeypatch.setattr(Path, "iterdir", marked_meanwhile)
     with run_folder(tmp_path / "run", {"command": "x"}, False, Rank(1, 2, 1)):
         assert (tmp_path / "run" / "run.json").exists()
-
-
-def test_a_process_that_fails_leaves_the_folder_to_the_others(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    with run_folder(folder, {"command": "x"}, False, Rank(0, 2, 0)):
-        (folder / "blocks").mkdir()
-        with (
-            pytest.raises(ZeroDivisionError),
-            run_folder(folder, {"command": "x"}, False, Rank(1, 2, 1)),
-        ):
-            raise ZeroDivisionError
-        assert (folder / "run.json").exists() and (folder / "blocks").is_dir()
 
 
 def test_a_run_is_finished_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,12 +228,9 @@ def test_a_run_is_finished_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ("word", "told"),
     [
         ("gallery=-1", "gallery must be a whole number of at least 0, not -1"),
-        ("gallery=1.5", "gallery must be a whole number"),
-        ("figure.x_range=3", "figure.x_range must be two finite numbers or null, not 3"),
-        ("figure.x_range=[1,1]", "figure.x_range must increase"),
-        ("figure.sigma_range=[-0.1,1]", "figure.sigma_range begins at 0"),
-        ("figure.center=[0,.nan]", "figure.center must be two finite numbers"),
-        ("figure.half_extent=0", "figure.half_extent must be a positive number"),
+        ("figure.x_range=3", "figure.x_range must be two increasing numbers or null, not 3"),
+        ("figure.x_range=[1,1]", "figure.x_range must be two increasing numbers"),
+        ("figure.sigma_range=[0,.nan]", "figure.sigma_range must be two increasing numbers"),
     ],
 )
 def test_what_cannot_be_shown_is_refused_at_once(
@@ -259,29 +243,35 @@ def test_what_cannot_be_shown_is_refused_at_once(
 
 
 def test_another_view_needs_no_new_samples(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["sweep", "experiment=interval/fig2", "seeds=0-19", f"out={tmp_path / 'run'}"]
-    assert main(words) == 0
-    before = (tmp_path / "run" / "toy.png").read_bytes()
-    assert main([*words, "figure.x_range=[-3,3]"]) == 0
-    assert (tmp_path / "run" / "toy.png").read_bytes() != before
+    ranges = []
+    drawn = "guidex.runs.drawings.figure_1d"
+    monkeypatch.setattr(drawn, lambda *_, x_range, **__: ranges.append(x_range))
+    words = ["sweep", "experiment=interval/fig2", "sampler.grid.steps=4", "seeds=0-19"]
+    assert main([*words, f"out={tmp_path}"]) == 0
+    assert main([*words, f"out={tmp_path}", "figure.x_range=[-3,3]"]) == 0
+    assert ranges == [[-1.5, 2.2], [-3, 3]]
     assert "are there already" in capsys.readouterr().out
 
 
 def test_second_process_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").mkdir()
-    with FileLock(tmp_path / "run" / ".lock"):
+    with FileLock(tmp_path / "run" / ".lock-0"):
         assert main([*SAMPLE, f"out={tmp_path / 'run'}"]) == 1
     assert "is in use by" in capsys.readouterr().err
     assert main([*SAMPLE, f"out={tmp_path / 'run'}"]) == 0
 
 
-def test_nonfinite_names_seed_and_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*SAMPLE, f"out={tmp_path / 'run'}", "guidance.schedule.w=1e308", "seeds=5-6"]
-    assert main(words) == 1
+def test_nonfinite_names_seed_step_and_point(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["model=mixture1d", "guidance=cfg", "guidance.schedule.w=2,1e300", "seeds=5-6"]
+    words += ["metrics=[]", "sampler.grid.steps=4", f"out={tmp_path / 'run'}"]
+    assert main(["sweep", *words]) == 1
     error = capsys.readouterr().err
     assert "seed 5 " in error and "step 0 " in error
+    assert "at the point guidance.schedule.w=1e+300" in error
     assert not list((tmp_path / "run").glob("points/*/*.record"))
 
 
@@ -331,12 +321,6 @@ def test_sample_writes_what_its_seeds_decide(tmp_path: Path) -> None:
         assert ours.dtype == np.uint8 and ours.shape == (8, 8)
 
 
-def test_labels_are_repeated_over_the_seeds(tmp_path: Path) -> None:
-    assert main([*SAMPLE, f"out={tmp_path / 'run'}", "seeds=0-4", "labels=[0,3]"]) == 0
-    rows = labels_of(tmp_path / "run")
-    assert [row["label"] for row in rows] == ["0", "3", "0", "3", "0"]
-
-
 def test_sample_then_eval_agrees_with_sweep(tmp_path: Path) -> None:
     common = ["seeds=0-59", "sampler.grid.steps=8", "guidance=cfg"]
     assert main(["sample", *common, f"out={tmp_path / 'sample'}"]) == 0
@@ -346,18 +330,6 @@ def test_sample_then_eval_agrees_with_sweep(tmp_path: Path) -> None:
     swept = json.loads((tmp_path / "sweep" / "rows.jsonl").read_text().splitlines()[0])["metrics"]
     assert measured == pytest.approx(swept, rel=1e-9)
     assert {"fd_pixels", "precision_pixels", "recall_pixels", "accuracy_pixels"} <= set(measured)
-
-
-def test_points_of_a_toy_are_sampled_and_measured(tmp_path: Path) -> None:
-    words = ["model=fractal2d", "guidance=autoguidance", "seeds=0-99"]
-    assert main(["sample", *words, f"out={tmp_path / 'run'}"]) == 0
-    with np.load(tmp_path / "run" / "samples.npz") as arrays:
-        assert arrays["samples"].shape == (100, 2) and arrays["labels"].shape == (100,)
-    assert (tmp_path / "run" / "grid.png").stat().st_size > 10_000
-    points, out = tmp_path / "run" / "samples.npz", f"out={tmp_path / 'eval'}"
-    assert main(["eval", str(points), "ref=fractal2d", "metrics=[frechet,toy]", out]) == 0
-    row = json.loads((tmp_path / "eval" / "rows.jsonl").read_text())
-    assert 0 <= row["metrics"]["outliers_coordinates"] < 0.5
 
 
 def test_repeats_show_median_and_spread(tmp_path: Path) -> None:
@@ -376,11 +348,3 @@ def test_repeats_show_median_and_spread(tmp_path: Path) -> None:
     assert metrics["fd_pixels_max"] == pytest.approx(max(singles))
     assert metrics["fd_pixels_mean"] == pytest.approx(np.mean(singles))
     assert metrics["fd_pixels_std"] == pytest.approx(np.std(singles, ddof=1))
-
-
-def test_a_failure_names_the_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["model=mixture1d", "guidance=cfg", "guidance.schedule.w=2,1e300", "seeds=0-3"]
-    words += ["metrics=[]", "sampler.grid.steps=4", f"out={tmp_path}"]
-    assert main(["sweep", *words]) == 1
-    assert "in step 0" in (error := capsys.readouterr().err)
-    assert "at the point guidance.schedule.w=1e+300" in error

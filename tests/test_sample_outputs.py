@@ -4,11 +4,11 @@ import csv
 import json
 import shutil
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from edm2_networks import TINY, tiny_model
 from pickle_builder import recorded_module, snapshot
 from PIL import Image
@@ -29,7 +29,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of the same samples in all forms, and one of a toy."""
     root = tmp_path_factory.mktemp("runs")
     for form in FORMS:
-        assert main([*SAMPLE, "guidance=cfg", f"format={form}", f"out={root / form}"]) == 0
+        words = [*SAMPLE, "guidance=cfg", f"format={form}", f"out={root / form}"]
+        assert main(words) == 0
+        assert main(words) == 0  # nothing left to do, and nothing spoilt
+        parts = {path.suffix for path in (root / form).glob("points/*/*")}
+        assert parts == {".record"}  # those of zip and npz are gone
     assert main([*SAMPLE, "model=fractal2d", "guidance=none", f"out={root / 'toy'}"]) == 0
     return root
 
@@ -61,6 +65,9 @@ def test_every_form_gives_the_same_pixels_and_labels(runs: Path) -> None:
     # A zip of files is known again as the folder of them, and their features with it.
     prints = {opened(runs / form).images.fingerprint() for form in ("png", "zip")}
     assert len(prints) == 1
+    assert len({(runs / form / "grid.png").read_bytes() for form in FORMS}) == 1
+    with np.load(runs / "npz" / "images.npz") as file:
+        assert file["arr_0"].shape == (20, 8, 8, 1) and file["arr_0"].dtype == np.uint8
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -76,11 +83,16 @@ def test_the_folder_of_a_run_is_measured(
 
 
 def test_the_folder_of_a_toy_is_its_points(runs: Path, tmp_path: Path) -> None:
-    (points, labels), images = opened(runs / "toy").points, opened(runs / "toy").images
+    samples = opened(runs / "toy")
+    points, labels, images = samples.content.values, samples.content.labels, samples.images
     assert images is None and points.shape == (20, 2)
     assert labels.tolist() == [int(label) for label in column(runs / "toy", "label")]
-    words = [f"ref={runs / 'toy'}", f"out={tmp_path / 'eval'}"]
+    assert (runs / "toy" / "grid.png").stat().st_size > 10_000
+    words = ["ref=fractal2d", "metrics=[frechet,toy]", "metrics.toy.min_expected=1"]
+    words.append(f"out={tmp_path / 'eval'}")
     assert main(["eval", str(runs / "toy"), *words]) == 0
+    row = json.loads((tmp_path / "eval" / "rows.jsonl").read_text())
+    assert 0 <= row["metrics"]["outliers_coordinates"] <= 1
 
 
 def test_a_run_that_was_copied_without_its_record_is_still_one(png: Path) -> None:
@@ -101,15 +113,12 @@ def test_a_run_that_is_not_finished(png: Path, capsys: pytest.CaptureFixture[str
     shutil.rmtree(png / "images")
     with pytest.raises(UsageError, match="not finished; give its command again$"):
         open_images(png)
-
-
-def test_a_run_whose_images_are_gone(png: Path) -> None:
-    shutil.rmtree(png / "images")
+    (png / "labels.csv").write_text("seed,label,file\n")
     with pytest.raises(UsageError, match="but has none of images, images.zip, images.npz"):
         opened(png)
 
 
-@pytest.mark.parametrize("content", [b"{", b"[1]", b'{"command": "eval"}', b"\xff", b"[" * 10**5])
+@pytest.mark.parametrize("content", [b"{", b'{"command": "eval"}', b"\xff", b"[" * 10**5])
 def test_a_run_json_of_others_is_left_alone(png: Path, content: bytes) -> None:
     (png / "labels.csv").unlink()
     (png / "run.json").write_bytes(content)
@@ -140,15 +149,20 @@ def test_latents_are_told_from_images(
     (tmp_path / "net.pkl").write_bytes(snapshot(ema=network))
     run = tmp_path / "run"
     words = ["model=edm2", f"model.checkpoint={tmp_path / 'net.pkl'}", "guidance=none"]
-    words += ["seeds=0-2", "sampler.grid.steps=2", "latents=true", "device=cpu", f"out={run}"]
-    assert main(["sample", *words, f"decoder.latents.path={tmp_path / 'no-vae'}"]) == 0
+    words += ["seeds=0-2", "sampler.grid.steps=2", "device=cpu", f"out={run}"]
+    words += ["sampler.dtype=float32", f"decoder.latents.path={tmp_path / 'no-vae'}"]
+    assert main(["sample", *words]) == 2
+    assert "decoder=sd_vae decoder.path=" in capsys.readouterr().err or not find_spec("diffusers")
+    assert main(["sample", *words, "latents=true"]) == 0
+    assert "images are not made, latents are" in capsys.readouterr().err
     with np.load(run / "latents.npz") as file:
-        assert torch.from_numpy(file["latents"]).shape == (3, 4, 16, 16)
-    capsys.readouterr()
+        assert file["latents"].shape == (3, 4, 16, 16) and file["latents"].dtype == np.float32
+        assert file["seeds"].tolist() == [0, 1, 2] and file["labels"].shape == (3,)
+    assert not (run / "grid.png").exists()
     for path in (run, run / "latents.npz"):
         assert main(["eval", str(path), "ref=digits"]) == 1
         error = capsys.readouterr().err
-        assert "latents.npz: holds latents and no images" in error and "decoder=sd_vae" in error
+        assert "latents.npz: it holds no images" in error and "decoder=sd_vae" in error
 
 
 def test_classes_have_the_names_of_folders(

@@ -9,8 +9,6 @@ from helpers import concrete
 from guidex.errors import UsageError
 from guidex.sampling.grids import DDPM, IDDPM, VP, Grid, Karras, Linear, Log
 
-ALL = list(concrete(Grid))
-
 # EDM's 32 steps (sigma 0.002 ... 80, rho 7), to four decimals.
 EDM = [
     *(80, 66.9309, 55.7362, 46.1864, 38.0749, 31.2164, 25.4454, 20.6141),
@@ -20,23 +18,17 @@ EDM = [
 ]
 
 
-@pytest.mark.parametrize("grid", ALL)
-@pytest.mark.parametrize("steps", [1, 2, 7, 32])
-def test_every_grid_decreases_to_0(grid, steps):
-    sigmas = grid(steps=steps).sigmas()
-    assert sigmas.shape == (steps + 1,) and sigmas.dtype == np.float64
-    assert (np.diff(sigmas) < 0).all() and sigmas[-1] == 0
-    # All start at the same noise level, whatever the number of steps.
-    assert sigmas[0] == grid(steps=5).sigmas()[0]
-
-
-@pytest.mark.parametrize("grid", ALL)
-@pytest.mark.parametrize("steps", [0, -3])
-def test_a_grid_has_steps(grid, steps):
-    with pytest.raises(UsageError, match="and at most 10000, not steps=100000000"):
-        Karras(steps=100_000_000)
-    with pytest.raises(UsageError, match="at least one step"):
-        grid(steps=steps)
+@pytest.mark.parametrize("grid", list(concrete(Grid)))
+def test_every_grid_decreases_to_0(grid):
+    for steps in (1, 2, 7, 32):
+        sigmas = grid(steps=steps).sigmas()
+        assert sigmas.shape == (steps + 1,) and sigmas.dtype == np.float64
+        assert (np.diff(sigmas) < 0).all() and sigmas[-1] == 0
+        # All start at the same noise level, whatever the number of steps.
+        assert sigmas[0] == grid(steps=5).sigmas()[0]
+    for steps in (0, -3, 100_000_000):
+        with pytest.raises(UsageError, match=f"at least one step and at most 10000, .*{steps}"):
+            grid(steps=steps)
 
 
 def test_karras():
@@ -72,20 +64,12 @@ def test_ddpm_with_linear_beta():
     # What the interval paper's timesteps of DiT are in noise levels.
     assert sigmas[502] == pytest.approx(3.48, abs=0.005)
     assert sigmas[205] == pytest.approx(0.745, abs=0.0005)
-
-
-@pytest.mark.parametrize(
-    ("steps", "first", "timesteps"),
-    [
+    for steps, first, timesteps in (
         (5, 0, [999, 749, 500, 250, 0]),  # 749.25, 499.5 and 249.75, rounded
         (50, 19, list(range(999, 0, -20))),  # trailing
         (1, 0, [999]),
-    ],
-)
-def test_ddpm_timesteps(steps, first, timesteps):
-    by_timestep = DDPM(steps=1000).sigmas()[-2::-1]
-    found = DDPM(steps=steps, first=first).sigmas()
-    assert np.array_equal(found[:-1], by_timestep[timesteps])
+    ):
+        assert np.array_equal(DDPM(steps=steps, first=first).sigmas()[:-1], sigmas[timesteps])
 
 
 def test_iddpm():
@@ -96,9 +80,8 @@ def test_iddpm():
     # Two levels of the full process are related by equation 1 - abar of the cosine.
     u = IDDPM(steps=1000).sigmas()
     abar = np.sin(np.pi / 2 * np.arange(1001) / 1008) ** 2
-    np.testing.assert_allclose(
-        (u[1:-1] ** 2 + 1) / (u[2:] ** 2 + 1), abar[2:] / abar[1:-1], rtol=1e-9
-    )
+    ratios = (u[1:-1] ** 2 + 1) / (u[2:] ** 2 + 1)
+    np.testing.assert_allclose(ratios, abar[2:] / abar[1:-1], rtol=1e-9)
     assert (u[0] ** 2 + 1) / (u[1] ** 2 + 1) == pytest.approx(1000)  # limited by c1
 
 
@@ -110,31 +93,15 @@ def test_iddpm():
         (Linear, {"sigma_max": math.inf}, "0 < sigma_min < sigma_max"),
         (Log, {"sigma_min": math.nan}, "0 < sigma_min < sigma_max"),
         (Karras, {"rho": 0.0}, "rho must be positive"),
-        (Karras, {"rho": math.inf}, "rho must be positive"),
         (DDPM, {"steps": 1001}, "do not fit in 1000 timesteps"),
-        (DDPM, {"steps": 50, "first": 960}, "do not fit"),
         (DDPM, {"first": -1}, "do not fit"),
         (IDDPM, {"steps": 1001}, "do not fit in 1000 levels"),
-        (IDDPM, {"j0": 1000}, "do not fit"),
+        (VP, {"epsilon": 0.0}, "do not decrease from step to step"),
+        (VP, {"beta_d": 1e9}, "do not decrease from step to step"),
+        (DDPM, {"beta_first": 1.0}, "do not decrease from step to step"),
+        (IDDPM, {"c1": 2.0}, "do not decrease from step to step"),
     ],
 )
 def test_impossible_grids_are_refused(grid, settings, match):
     with pytest.raises(UsageError, match=match):
-        grid(**settings)
-
-
-@pytest.mark.parametrize(
-    "grid",
-    [
-        VP(epsilon=0.0),
-        VP(epsilon=-1.0),
-        VP(epsilon=2.0),
-        VP(beta_d=1e9),
-        DDPM(beta_first=-0.1),
-        DDPM(beta_first=1.0),
-        IDDPM(c1=2.0),
-    ],
-)
-def test_noise_levels_that_do_not_decrease_are_refused(grid):
-    with pytest.raises(UsageError, match="do not decrease from step to step"):
-        grid.sigmas()
+        grid(**settings).sigmas()

@@ -12,7 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from guidex.guidance.guidance import Guidance, Guided
-from guidex.guidance.methods import difference, none, perturbed_attention
+from guidex.guidance.methods import difference, perturbed_attention
 from guidex.guidance.rules import APG, Extrapolate, Rescale
 from guidex.guidance.schedules import Constant, Interval
 from guidex.models.edm2.folded import fold
@@ -74,7 +74,7 @@ def sampled(main: EDM2, guidance: Guidance, solver: Solver, mode: FakeTensorMode
         )
 
 
-METHODS = ["none", "cfg", "interval, rescale", "apg", "pag"]
+METHODS = ["cfg", "interval, rescale", "apg", "pag"]
 SOLVERS = {
     "heun": Heun(grid=GRID),
     "churn": Heun(grid=GRID, s_churn=20),
@@ -92,7 +92,6 @@ SOLVERS = {
 def test_a_batch_is_waited_for_once(networks, solver, method, mode, monkeypatch):
     main, guide = networks
     guidance = {
-        "none": none(),
         "cfg": difference(guide, W, Extrapolate()),
         "interval, rescale": difference(guide, Interval(w=2.0, lo=0.1, hi=10), Rescale(phi=0.7)),
         "apg": difference(guide, W, APG(eta=0.5, norm_threshold=2.0, momentum=-0.5)),

@@ -5,7 +5,6 @@ import torch
 from helpers import CPU, golden
 
 from guidex.errors import UsageError
-from guidex.guidance.guidance import Guidance
 from guidex.guidance.methods import difference, none
 from guidex.guidance.rules import Extrapolate
 from guidex.guidance.schedules import Interval
@@ -24,18 +23,10 @@ def begin(seeds, labels=None, num_classes=10, keep_drawing=True, shape=(1, 8, 8)
     return start(seeds, shape, Conditions(num_classes), labels, CPU, CPU, keep_drawing)
 
 
-def cfg() -> Guidance:
-    reference = kernel("digits", 0.5, conditional=False)
-    return difference(reference, Interval(w=2.0, lo=0.1, hi=2.0), Extrapolate())
-
-
 def test_noise_and_then_class_are_those_of_the_reference_implementation():
     seeds = golden("seeds.npz")
-    found = begin(
-        seeds["seeds"].tolist(),
-        num_classes=int(seeds["num_classes"]),
-        shape=seeds["noise"].shape[1:],
-    )
+    num_classes, shape = int(seeds["num_classes"]), seeds["noise"].shape[1:]
+    found = begin(seeds["seeds"].tolist(), num_classes=num_classes, shape=shape)
     assert found.noise.dtype == torch.float32 and found.labels.dtype == torch.int64
     assert torch.equal(found.noise, torch.from_numpy(seeds["noise"]))
     assert found.labels.tolist() == seeds["classes"].tolist()
@@ -52,11 +43,8 @@ def test_labels_that_are_asked_for_change_no_noise():
     assert drawn.labels.tolist() != chosen.labels.tolist()
     assert torch.equal(drawn.noise, chosen.noise)
     assert torch.equal(drawn.draws.draw(drawn.noise)[0], chosen.draws.draw(drawn.noise)[0])
-
-
-def test_a_model_without_classes_has_no_labels():
-    assert begin(SEEDS, num_classes=0).labels is None
-    assert torch.equal(begin(SEEDS, num_classes=0).noise, begin(SEEDS).noise)
+    without = begin(SEEDS, num_classes=0)
+    assert without.labels is None and torch.equal(without.noise, drawn.noise)
 
 
 def test_later_noise_depends_on_the_seed_alone():
@@ -86,17 +74,17 @@ def test_later_noise_is_drawn_in_the_dtype_of_the_state(dtype):
 @pytest.mark.parametrize(
     "solver",
     [
-        pytest.param(Heun(grid=Karras(steps=8)), id="heun"),
         pytest.param(Heun(grid=Karras(steps=8), s_churn=4.0), id="churn"),
         pytest.param(DDIM(grid=Karras(steps=8), eta=1.0), id="ancestral"),
         pytest.param(Heun(grid=Karras(steps=8), dtype="float32"), id="float32"),
     ],
 )
 def test_samples_are_the_same_in_any_batch_and_order(solver: Solver):
-    model, guidance = kernel("digits", 0.25), cfg()
+    model, reference = kernel("digits", 0.25), kernel("digits", 0.5, conditional=False)
+    guidance = difference(reference, Interval(w=2.0, lo=0.1, hi=2.0), Extrapolate())
     whole, labels = sample(model, guidance, solver, SEEDS, batch=7)
     assert whole.shape == (7, 1, 8, 8) and len({tuple(x.flatten().tolist()) for x in whole}) == 7
-    for batch in (1, 2, 3):
+    for batch in (1, 3):
         found, again = sample(model, guidance, solver, SEEDS, batch=batch)
         assert again.tolist() == labels.tolist()
         torch.testing.assert_close(found, whole, rtol=0, atol=1e-6)
@@ -113,9 +101,8 @@ def test_labels_are_sampled_as_asked():
     assert (images - others).flatten(1).norm(dim=1).min() > 1
 
 
-@pytest.mark.parametrize(
-    ("text", "seeds"),
-    [
+def test_seeds_are_parsed():
+    for text, seeds in (
         (7, [7]),
         ("0-3", [0, 1, 2, 3]),
         ("5-5", [5]),
@@ -123,10 +110,8 @@ def test_labels_are_sampled_as_asked():
         (["0-2", 20, "30-31"], [0, 1, 2, 20, 30, 31]),
         (range(3), [0, 1, 2]),
         (f"{2**63 - 1}", [2**63 - 1]),
-    ],
-)
-def test_seeds_are_parsed(text, seeds):
-    assert parse_seeds(text) == seeds
+    ):
+        assert parse_seeds(text) == seeds
 
 
 @pytest.mark.parametrize(
@@ -137,13 +122,11 @@ def test_seeds_are_parsed(text, seeds):
         ("1-2-3", "whole numbers >= 0"),
         (1.5, "whole numbers >= 0"),
         (True, "whole numbers >= 0"),
-        ([[0, 1]], "whole numbers >= 0"),
         ("9-3", "must increase"),
         (f"{2**63}", "below 2\\^63"),
         ("1,2,1", "given twice"),
         (["0-5", 2**32 + 5], "seeds 5 and 4294967301 make the same image"),
         ("0-99999999999", "more than the 10000000 that a run may have"),
-        (["0-5", 3], "given twice"),
         ([], "no seeds given"),
     ],
 )

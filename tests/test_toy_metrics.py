@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers import feature_set
 from torch import Tensor
 
 from guidex.errors import GuidexError, UsageError
@@ -34,16 +35,15 @@ def draws(truth: ExactDenoiser, labels: Tensor | None, count: int, seed: int = 1
 def judge(
     truth: ExactDenoiser, values: Tensor, labels: Tensor | None, metric: ToyQuality | None = None
 ) -> dict[str, float]:
-    real = FeatureSet.from_values(detector="points", values=values[:1], truth=truth)
-    fake = FeatureSet.from_values(detector="points", values=values, labels=labels)
-    row = (metric or ToyQuality())(real=real, fake=fake)
-    assert list(row) == ["outliers_points", "mode_coverage_points", "log_density_points"]
+    real = FeatureSet.from_values(detector="points", values=values[:2], truth=truth)
+    row = (metric or ToyQuality())(real=real, fake=feature_set(values, labels, "points"))
     return {name.removesuffix("_points"): value for name, value in row.items()}
 
 
 def test_a_perfect_sampler() -> None:
     truth, labels = mixture(), torch.arange(10_000) % 2
     row = judge(truth, draws(truth, labels, 10_000), labels)
+    assert list(row) == ["outliers", "mode_coverage", "log_density"]
     # Binomial errors of 10,000 fakes and of the quantile from 20,000 draws, four of each together.
     assert row["outliers"] == pytest.approx(0.01, abs=4 * 0.0012)
     assert row["mode_coverage"] == 1.0
@@ -73,6 +73,7 @@ def test_outliers_are_judged_by_the_class_that_was_asked_for() -> None:
     half = torch.arange(1000) % 2
     assert judge(truth, x, half)["outliers"] == pytest.approx(0.5, abs=0.02)
     assert judge(truth, x, None)["outliers"] < 0.02
+    assert judge(mixture(conditional=False), x, labels + 7) == judge(truth, x, None)
 
 
 def test_a_class_is_judged_alike_whatever_other_classes_there_are() -> None:
@@ -84,18 +85,13 @@ def test_a_class_is_judged_alike_whatever_other_classes_there_are() -> None:
         assert both[name] == pytest.approx((alone[0][name] + alone[1][name]) / 2)
 
 
-@pytest.mark.parametrize(("kept", "coverage"), [(0, 0.5), (4, 0.5), (5, 1.0), (50, 1.0)])
-def test_a_mode_needs_its_share_of_the_expected_fakes(kept: int, coverage: float) -> None:
-    # 100 fakes of class 0 expect 50 in mode 1, of which a tenth makes it covered.
-    x = MEANS[0].repeat(100, 1)
-    x[:kept] = MEANS[2]
-    assert judge(mixture(), x, torch.zeros(100).long())["mode_coverage"] == coverage
-
-
-def test_components_of_one_mode_count_together() -> None:
-    # All of mode 0 in one of its two components.
-    x = MEANS[[1, 2]].repeat(50, 1)
-    assert judge(mixture(), x, torch.zeros(100).long())["mode_coverage"] == 1.0
+def test_a_mode_needs_its_share_of_the_expected_fakes() -> None:
+    # 100 fakes of class 0 expect 50 in mode 1, of which a tenth makes it covered; all of mode 0 are
+    # in one of its two components.
+    for kept, coverage in ((0, 0.5), (4, 0.5), (5, 1.0), (50, 1.0)):
+        x = MEANS[1].repeat(100, 1)
+        x[:kept] = MEANS[2]
+        assert judge(mixture(), x, torch.zeros(100).long())["mode_coverage"] == coverage
 
 
 def test_modes_of_classes_are_counted_apart() -> None:
@@ -116,39 +112,26 @@ def test_modes_that_expect_too_few_fakes_are_left_out() -> None:
         judge(mixture(), x[:11], labels[:11])
 
 
-def test_a_fake_belongs_to_the_most_responsible_component_not_the_nearest_mean() -> None:
-    wide = GaussianMixture(
-        weights=[0.5, 0.5],
-        means=[[0.0], [10.0]],
-        covariances=[[[0.01]], [[25.0]]],
-        classes=[0, 0],
-        modes=[0, 1],
+def two_modes(weights: list[float], means: list[float], variances: list[float]) -> GaussianMixture:
+    return GaussianMixture(
+        weights,
+        [[mean] for mean in means],
+        [[[variance]] for variance in variances],
+        [0, 0],
+        [0, 1],
         conditional=False,
     )
+
+
+def test_a_fake_belongs_to_the_most_responsible_component_not_the_nearest_mean() -> None:
+    wide = two_modes([0.5, 0.5], [0, 10], [0.01, 25])
     x = torch.full((40, 1), 2.0)
     assert judge(wide, x, None)["mode_coverage"] == 0.5
     x[::2] = 0.0
     assert judge(wide, x, None)["mode_coverage"] == 1.0
-
-
-def test_weights_are_part_of_the_responsibility() -> None:
-    truth = GaussianMixture(
-        weights=[0.9, 0.1],
-        means=[[0.0], [1.0]],
-        covariances=[[[1.0]], [[1.0]]],
-        classes=[0, 0],
-        modes=[0, 1],
-        conditional=False,
-    )
-    x = torch.full((100, 1), 0.6).double()
-    # Only mode 0 expects enough to be judged; 0.6 is nearer to the mean of mode 1.
-    assert judge(truth, x, None, ToyQuality(min_expected=50))["mode_coverage"] == 1.0
-
-
-def test_a_truth_without_classes_ignores_labels() -> None:
-    truth = mixture(conditional=False)
-    x = draws(truth, None, 500)
-    assert judge(truth, x, torch.full((500,), 7)) == judge(truth, x, None)
+    # Weights are part of it: only mode 0 expects enough, and 0.6 is nearer to the mean of mode 1.
+    rare, x = two_modes([0.9, 0.1], [0, 1], [1, 1]), torch.full((100, 1), 0.6).double()
+    assert judge(rare, x, None, ToyQuality(min_expected=50))["mode_coverage"] == 1.0
 
 
 class StandardNormal(ExactDenoiser):
@@ -174,32 +157,29 @@ class StandardNormal(ExactDenoiser):
 
 def test_a_truth_without_modes_has_no_mode_coverage() -> None:
     truth = StandardNormal()
-    x = draws(truth, None, 4000).flatten(1)
-    real = FeatureSet.from_values(detector="points", values=x[:1], truth=truth)
-    row = ToyQuality()(real=real, fake=FeatureSet.from_values(detector="points", values=x))
-    assert list(row) == ["outliers_points", "log_density_points"]
-    assert row["outliers_points"] == pytest.approx(0.01, abs=4 * 0.0018)
+    row = judge(truth, draws(truth, None, 4000).flatten(1), None)
+    assert list(row) == ["outliers", "log_density"]
+    assert row["outliers"] == pytest.approx(0.01, abs=4 * 0.0018)
     entropy = 3 * math.log(2 * math.pi * math.e)
-    assert row["log_density_points"] == pytest.approx(-entropy, abs=4 * (3 / 4000) ** 0.5)
+    assert row["log_density"] == pytest.approx(-entropy, abs=4 * (3 / 4000) ** 0.5)
 
 
 def test_the_quantile_and_the_seed_are_options() -> None:
     truth, labels = mixture(), torch.zeros(4000).long()
     x = draws(truth, labels, 4000)
-    median = judge(truth, x, labels, ToyQuality(quantile=0.5, draws=5000))
+    median, again, other = (
+        judge(truth, x, labels, ToyQuality(quantile=0.5, draws=5000, seed=seed))
+        for seed in (0, 0, 1)
+    )
     assert median["outliers"] == pytest.approx(0.5, abs=4 * 0.011)
-    assert median == judge(truth, x, labels, ToyQuality(quantile=0.5, draws=5000))
-    other = judge(truth, x, labels, ToyQuality(quantile=0.5, draws=5000, seed=1))
-    assert other["outliers"] != median["outliers"]
+    assert median == again and median["outliers"] != other["outliers"]
 
 
 def test_impossible_input_is_refused() -> None:
     x, labels = MEANS.repeat(20, 1), torch.zeros(100).long()
-    without = FeatureSet.from_values(detector="points", values=x)
-    with pytest.raises(UsageError, match="label 2; the truth's are 0 to 1"):
+    with pytest.raises(UsageError, match="2"):
         judge(mixture(), x, labels + 2)
     with pytest.raises(UsageError, match="2 features"):
-        real = FeatureSet.from_values(detector="points", values=x, truth=StandardNormal())
-        ToyQuality()(real=real, fake=without)
+        judge(StandardNormal(), x, None)
     with pytest.raises(GuidexError, match="far out"):
         judge(mixture(), x * 1e200, labels)

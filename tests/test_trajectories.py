@@ -39,8 +39,9 @@ class Table:
         self.runs: list[Run] = []
 
     def add(self, schedule: Schedule | None, rule: Rule | None = None, key: str = "cfg") -> None:
-        rule = Extrapolate() if rule is None else rule
-        guidance = none() if schedule is None else difference(self.reference, schedule, rule)
+        guidance = none()
+        if schedule is not None:
+            guidance = difference(self.reference, schedule, rule or Extrapolate())
         self.add_guidance(guidance, key)
 
     def add_guidance(self, guidance: Guidance, key: str) -> None:
@@ -116,18 +117,16 @@ def test_shared_steps_are_taken_once():
     assert table.calls[table.reference] == (2 * 3 + 1) * len(SEEDS)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_one_plan_costs_what_it_says(solver):
-    table = full_table(SOLVERS[solver])
+def test_one_plan_costs_what_it_says():
+    table = full_table(SOLVERS["churn"])
     for run in table.runs:
         plan = run.guided.plan
         table.calls.images.clear()
         table.sample([run])
         expected = Counter({id(table.main): plan.evaluations_main * len(SEEDS)})
-        for term, count in zip(
-            run.guided.guidance.terms.values(), plan.evaluations_ref, strict=True
-        ):
-            expected[id(term.direction.queries[0].network)] += count * len(SEEDS)
+        networks = run.guided.guidance.networks
+        for network, count in zip(networks, plan.evaluations_ref, strict=True):
+            expected[id(network)] += count * len(SEEDS)
         assert table.calls.images == expected
         assert shared_steps([run], 8) == 8
 
@@ -155,28 +154,21 @@ def test_the_path_is_recorded_at_every_boundary():
         assert torch.equal(outcome.path[-1], outcome.x[:2])
     assert torch.equal(found[0].path[:4], found[1].path[:4])
     assert not torch.equal(found[0].path[4], found[1].path[4])
-    assert table.sample(table.runs)[0].path is None
 
 
 def test_a_path_keeps_no_more_than_it_shows(monkeypatch):
     """A view of a few rows would keep the whole batch, of every step."""
-    table = Table(Heun(grid=GRID))
+    table, kept = Table(Heun(grid=GRID)), []
     table.add(interval(2, 3, 4))
-    kept = []
     recorded = walk._Tree.recorded
-
-    def watched(tree, state):
-        made = recorded(tree, state)
-        kept.extend((part, state.x) for part in made)
-        return made
-
-    monkeypatch.setattr(walk._Tree, "recorded", watched)
-    table.sample(table.runs)
-    assert kept == []
+    monkeypatch.setattr(
+        walk._Tree, "recorded", lambda *given: kept.append(recorded(*given)) or kept[-1]
+    )
+    (outcome,) = table.sample(table.runs)
+    assert outcome.path is None and kept == [[]] * 9
+    kept.clear()
     table.sample(table.runs, record=1)
-    assert len(kept) == 9
-    for part, x in kept:
-        assert part.untyped_storage().nbytes() == x[:1].nbytes < x.nbytes
+    assert [part.untyped_storage().nbytes() for (part,) in kept] == [outcome.x[:1].nbytes] * 9
 
 
 def test_ticks_add_up_to_the_images():
@@ -205,30 +197,24 @@ class Failing(Denoiser):
         return x0
 
 
-@pytest.mark.parametrize("value", [float("inf"), float("nan")])
-@pytest.mark.parametrize("row", [0, 2])
+@pytest.mark.parametrize(("row", "value"), [(0, float("inf")), (2, float("nan"))])
 def test_what_is_not_finite_is_named(row, value):
-    solver = Euler(grid=GRID)
-    main = Failing(row, float(GRID.sigmas()[5]), value)
-    with pytest.raises(NonFinite) as caught:
-        sample(main, none(), solver, SEEDS)
     sigmas = GRID.sigmas()
+    with pytest.raises(NonFinite) as caught:
+        sample(Failing(row, float(sigmas[5]), value), none(), Euler(grid=GRID), SEEDS)
     assert f"seed {SEEDS[row]} became infinite or not a number in step 5 " in str(caught.value)
     assert f"(sigma {sigmas[5]:.4g} → {sigmas[6]:.4g})" in str(caught.value)
 
 
 def test_the_first_failure_of_all_branches_is_named():
     """A branch walked later may fail at an earlier step."""
-    solver = Euler(grid=GRID)
-    good, sigmas = Failing(0, -1.0, 0.0), GRID.sigmas()
-    runs = []
+    table = Table(Euler(grid=GRID))
+    table.main = Failing(0, -1.0, 0.0)
     for step, row in ((6, 0), (3, 1)):
-        reference = Failing(row, float(sigmas[step]), float("inf"))
-        guidance = difference(reference, Constant(w=1 + 0.1 * step), Extrapolate())
-        plan = guidance.plan(solver.timeline())
-        runs.append(Run(Guided(good, guidance, plan), key=step))
+        table.reference = Failing(row, float(GRID.sigmas()[step]), float("inf"))
+        table.add(Constant(w=1 + 0.1 * step), key=f"{step}")
     with pytest.raises(NonFinite, match="seed 0 .* in step 3 "):
-        trajectories(runs, solver, starts(good, SEEDS, solver), SEEDS)
+        table.sample(table.runs)
 
 
 def test_sampling_leaves_no_gradients():

@@ -4,46 +4,18 @@ import os
 import subprocess
 import sys
 import threading
-from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from guidex.cli import main
-from guidex.config.compose import compose
-from guidex.config.instantiate import Models
-from guidex.data.images import open_images
 from guidex.errors import UsageError
 from guidex.models.kernel import KernelDenoiser
-from guidex.runs.blocks import Batch, cut, run_block
-from guidex.runs.points import check, load
 from guidex.runs.settings import resolve_device
 from guidex.runs.writers import WAITING, Writers
 
 SAMPLE = ["sample", "seeds=0-19", "block=6", "batch=4", "sampler.grid.steps=4", "guidance=cfg"]
-
-
-def test_every_form_holds_the_same_images(tmp_path: Path) -> None:
-    for form in ("png", "zip", "npz"):
-        words = [*SAMPLE, f"format={form}", f"out={tmp_path / form}"]
-        assert main(words) == 0
-        assert main(words) == 0  # nothing left to do, and nothing spoilt
-        parts = {path.suffix for path in (tmp_path / form).glob("points/*/*")}
-        assert parts == {".record"}  # those of zip and npz are gone
-    folder = open_images(tmp_path / "png")
-    archive = open_images(tmp_path / "zip" / "images.zip")
-    arrays = open_images(tmp_path / "npz" / "images.npz")
-    everything = range(20)
-    np.testing.assert_array_equal(folder.read(everything), archive.read(everything))
-    np.testing.assert_array_equal(folder.read(everything), arrays.read(everything))
-    np.testing.assert_array_equal(folder.labels, arrays.labels)
-    with np.load(tmp_path / "npz" / "images.npz") as file:
-        assert file["arr_0"].shape == (20, 8, 8, 1) and file["arr_0"].dtype == np.uint8
-    grids = [(tmp_path / form / "grid.png").read_bytes() for form in ("png", "zip", "npz")]
-    assert grids[0] == grids[1] == grids[2]
 
 
 def test_latents_of_a_model_without_any(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,9 +67,8 @@ def test_a_rank_takes_its_blocks_and_leaves_the_rest(tmp_path: Path, monkeypatch
     [
         torch.OutOfMemoryError("for the test"),
         RuntimeError("GET was unable to find an engine to execute this computation"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
-    ids=["torch", "cudnn", "cublas"],
+    ids=["torch", "cudnn"],
 )
 def test_out_of_memory_halves_the_batch(
     tmp_path: Path,
@@ -127,24 +98,15 @@ def test_out_of_memory_halves_the_batch(
     monkeypatch.setattr(KernelDenoiser, "forward", none)
     assert main([*SAMPLE, f"out={tmp_path / 'nothing'}"]) == 1
     assert f"single image: {error}" in capsys.readouterr().err
-
-
-def test_other_failures_are_no_lack_of_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def broken(self, x, sigma, labels=None):
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-    monkeypatch.setattr(KernelDenoiser, "forward", broken)
-    assert main([*SAMPLE, f"out={tmp_path / 'run'}"]) == 1
+    error = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    assert main([*SAMPLE, f"out={tmp_path / 'other'}"]) == 1
     assert "out of memory" not in capsys.readouterr().err
 
 
-def test_a_compiled_batch_is_no_longer_than_the_run_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_batch_is_no_longer_than_the_run_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a short batch is filled up with is computed for nothing."""
-    planned = check(compose("sample", ["batch=8", "seeds=0-9", "sampler.grid.steps=2"]), {})
-    point = load(planned, Models())
-    monkeypatch.setattr(point.model, "compiled", True)
     rows: list[int] = []
     forward = KernelDenoiser.forward
 
@@ -152,17 +114,16 @@ def test_a_compiled_batch_is_no_longer_than_the_run_needs(monkeypatch: pytest.Mo
         rows.append(len(x))
         return forward(self, x, sigma, labels)
 
+    monkeypatch.setattr(KernelDenoiser, "compiled", True)
     monkeypatch.setattr(KernelDenoiser, "forward", watched)
-    for block_size, expected in ((5, {5}), (7, {7}), (20, {8})):
-        blocks = cut(planned.seeds, None, block_size)
-        told: list[float] = []
-        batch = Batch.of(8, blocks)
-        for block in blocks:
-            made = list(run_block([point], block, batch, 0, told.append))
-            assert [seed for seeds, _, _ in made for seed in seeds] == block.seeds
-            assert sum(len(outcome.x) for _, _, [outcome] in made) == len(block.seeds)
-        assert set(rows) == expected and sum(told) == pytest.approx(10)
+    for block, expected in ((5, {5}), (7, {7}), (20, {8})):
+        words = ["seeds=0-9", "batch=8", f"block={block}", "sampler.grid.steps=2"]
+        assert main(["sample", *words, f"out={tmp_path / str(block)}"]) == 0
+        assert set(rows) == expected
         rows.clear()
+    for name in ("labels.csv", "images/000000/000009.png"):
+        made = {(tmp_path / block / name).read_bytes() for block in ("5", "7", "20")}
+        assert len(made) == 1
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,28 +174,3 @@ def test_a_job_waits_for_those_before_it_and_the_sampler_for_neither() -> None:
         assert not written.is_set() and not last.done()
         going_on.set()
     assert written.is_set()
-
-
-def test_latents_are_kept_where_nothing_can_decode_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from edm2_networks import TINY, tiny_model
-
-    from guidex.models.edm2.checkpoints import Checkpoint, write_checkpoint
-
-    monkeypatch.setenv("GUIDEX_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
-    network = Checkpoint(asdict(TINY), tiny_model(TINY).state_dict(), {"source": "test"})
-    write_checkpoint(network, tmp_path / "net.safetensors")
-    words = ["sample", "model=edm2", f"model.checkpoint={tmp_path / 'net.safetensors'}"]
-    words += ["model.dtype=float32", "seeds=0-4", "block=2", "sampler.grid.steps=3"]
-    words += ["sampler.dtype=float32"]
-    assert main([*words, f"out={tmp_path / 'run'}"]) == 2
-    assert "decoder=sd_vae decoder.path=" in capsys.readouterr().err or not find_spec("diffusers")
-    assert main([*words, "latents=true", f"out={tmp_path / 'run'}"]) == 0
-    assert "images are not made, latents are" in capsys.readouterr().err
-    with np.load(tmp_path / "run" / "latents.npz") as arrays:
-        assert arrays["latents"].shape == (5, *tiny_model(TINY).shape)
-        assert arrays["latents"].dtype == np.float32
-        assert arrays["seeds"].tolist() == [0, 1, 2, 3, 4] and arrays["labels"].shape == (5,)
-    assert not (tmp_path / "run" / "grid.png").exists()

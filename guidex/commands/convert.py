@@ -1,36 +1,26 @@
 """`guidex convert`: an EDM2 snapshot (.pkl) as weights (.safetensors) and description (.json)."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 
 from guidex.commands.words import flag, required, split_words
 from guidex.errors import UsageError
-from guidex.models.edm2.checkpoints import convert
+from guidex.models.edm2.checkpoints import read_checkpoint, require_free, write_checkpoint
 from guidex.models.edm2.load import network_of, obtain
 
 
 def convert_command(words: Sequence[str]) -> None:
-    """Run the command. Nothing that the snapshot holds is run.
-
-    Arguments:
-        words: a path or URL, out=PATH.safetensors, and maybe overwrite=true.
-
-    Raises:
-        UsageError, GuidexError: as `guidex.models.edm2.checkpoints.convert`; for a network that
-            guidex could not compute.
-    """
+    """Run the command: a path or URL, out=PATH.safetensors, and maybe overwrite=true."""
     files, settings = split_words(words, ("out", "overwrite"))
     if len(files) != 1:
-        raise UsageError(
-            f"convert takes one checkpoint, not {len(files)}: "
-            "guidex convert FILE.pkl out=FILE.safetensors"
-        )
+        raise UsageError(f"convert takes one checkpoint, not {len(files)}")
     out = str(required(settings, "out", "network.safetensors"))
     overwrite = flag(settings, "overwrite")
-    check = partial(network_of, where=files[0], dtype=torch.float32)
-    checkpoint = convert(obtain(files[0]), out, overwrite=overwrite, check=check)
+    require_free(out, overwrite)
+    checkpoint = read_checkpoint(obtain(files[0]))
+    network_of(checkpoint, files[0], torch.float32)  # which may refuse it
+    write_checkpoint(checkpoint, out, overwrite=overwrite)
     count = sum(tensor.numel() for tensor in checkpoint.tensors.values())
     about = checkpoint.metadata
     print(f"{out}: {len(checkpoint.tensors)} tensors, {count:,} numbers, {about['dtype']}")

@@ -8,7 +8,6 @@ sum of them.
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,11 +48,7 @@ def ema_command(words: Sequence[str]) -> None:
         words: snapshots, or folders of them, whose names end in -<kimg>-<length>.pkl (or
             .safetensors); ema=LENGTH, out=PATH.safetensors; maybe kimg=TIME (the last snapshot's
             if not given) and overwrite=true. Snapshots after the first one at or past this time
-            are not needed, and not read.
-
-    Raises:
-        UsageError: before any weights are read where possible.
-        GuidexError: a snapshot is damaged, or not of the same training run.
+            are not read.
     """
     files, settings = split_words(words, ("ema", "out", "kimg", "overwrite"))
     ema = required(settings, "ema", "0.1")
@@ -63,16 +58,14 @@ def ema_command(words: Sequence[str]) -> None:
     if out.suffix != ".safetensors" or not out.parent.is_dir():
         raise UsageError(f"out={out} must be PATH.safetensors in a folder that exists")
     overwrite = flag(settings, "overwrite")
-    for path in (out, out.with_suffix(".json")):
-        if path.exists() and not overwrite:
-            raise UsageError(f"{path} is already there; give another out, or overwrite=true")
+    if not overwrite and (out.exists() or out.with_suffix(".json").exists()):
+        raise UsageError(f"{out} is already there; give another out, or overwrite=true")
     snapshots = find_snapshots(files)
     last = max(snapshot.kimg for snapshot in snapshots)
     kimg = settings.get("kimg", last)
     if type(kimg) is not int or not 0 < kimg <= last:
         raise UsageError(
-            f"kimg is a training time, a whole number above 0 and at most the last snapshot's "
-            f"{last}, not {kimg!r}"
+            f"kimg must be a whole number above 0, at most the last snapshot's {last}, not {kimg!r}"
         )
     # Those after the first one at or past this time say nothing about it.
     last = min(snapshot.kimg for snapshot in snapshots if snapshot.kimg >= kimg)
@@ -81,78 +74,63 @@ def ema_command(words: Sequence[str]) -> None:
     write_checkpoint(checkpoint, out, overwrite=overwrite)
     about = checkpoint.metadata["ema"]
     print(f"{out}: length {ema} at {kimg} kimg, of {len(used)} snapshots")
-    print(
-        f"its profile differs from the exact one by {100 * about['error']:.2g} % (in the L2 norm)"
-    )
+    print(f"its profile differs from the exact one by {100 * about['error']:.2g} % (L2 norm)")
 
 
 def find_snapshots(paths: Sequence[str]) -> list[Snapshot]:
-    """Snapshots named one by one or by their folders, in order of time, then length.
-
-    Raises:
-        UsageError: nothing there, or a file whose name does not tell time and length.
-    """
+    """Snapshots named one by one or by their folders, in order of time, then length."""
     snapshots = []
     for path in map(Path, paths):
-        inside = path.is_dir()
-        for file in sorted(path.iterdir()) if inside else [path]:
+        for file in path.iterdir() if path.is_dir() else [path]:
             match = NAME.fullmatch(file.name)
             if match is not None and file.is_file():
                 snapshots.append(Snapshot(file, int(match[1]), float(match[2])))
-            elif not inside:
+            elif not path.is_dir():
                 raise UsageError(
-                    f"{file} is no file, or its name does not end in -<kimg>-<length>.pkl, such as "
-                    "network-snapshot-1342177-0.050.pkl, which tells what it holds"
+                    f"{file} is no file, or its name does not end in -<kimg>-<length>.pkl"
                 )
     if not snapshots:
-        raise UsageError(
-            "no snapshots given: guidex ema FOLDER ema=0.1 out=network.safetensors, where the "
-            "folder has files such as network-snapshot-1342177-0.050.pkl"
-        )
-    return sorted(snapshots, key=lambda snapshot: snapshot[1:])
+        raise UsageError("no snapshots given; their names end in -<kimg>-<length>.pkl")
+    return sorted(snapshots, key=lambda snapshot: (snapshot.kimg, snapshot.ema, snapshot.path))
 
 
 def reconstruct(snapshots: Sequence[Snapshot], kimg: int, ema: float) -> Checkpoint:
-    """The average of a length at a time, in the dtypes of the snapshots.
-
-    The sum is in float32, and one snapshot at a time is in memory.
-
-    Raises:
-        UsageError: a length or time out of range, or a snapshot given twice.
-        GuidexError: a snapshot cannot be read, or is of another network than the first.
-    """
+    """The average of a length at a time, in the dtypes of the snapshots. The sum is in float32, and
+    one snapshot at a time is in memory."""
     times, lengths = [images_of(s.kimg) for s in snapshots], [s.ema for s in snapshots]
     coefficients = reconstruction_coefficients(times, lengths, [images_of(kimg)], [ema])[:, 0]
-    first, total, records = None, {}, []
+    first, sums, records = None, {}, []
     with Progress("reading", len(snapshots), unit="snapshots") as progress:
         for snapshot, coefficient in zip(snapshots, coefficients.tolist(), strict=True):
             checkpoint = read_checkpoint(snapshot.path)
-            shapes = {name: tensor.to("meta") for name, tensor in checkpoint.tensors.items()}
-            if first is None:
-                first = replace(checkpoint, tensors=shapes)
-                total = {name: torch.zeros(shape.shape) for name, shape in shapes.items()}
-            _require_same(replace(checkpoint, tensors=shapes), first, snapshot.path)
-            for name in shapes:
-                total[name].add_(checkpoint.tensors[name].float(), alpha=coefficient)
-            records.append(
-                {
-                    "file": snapshot.path.name,
-                    "sha256": checkpoint.metadata.get("sha256"),
-                    "kimg": snapshot.kimg,
-                    "length": snapshot.ema,
-                    "coefficient": coefficient,
-                }
+            about = checkpoint.metadata
+            described = (
+                checkpoint.config,
+                {name: (t.shape, t.dtype) for name, t in checkpoint.tensors.items()},
+                {key: about[key] for key in SAME if key in about},
             )
-            del checkpoint  # before the next one is read
+            first = first or described
+            if described != first:
+                raise GuidexError(
+                    f"{snapshot.path} is not of the same training run as the snapshots before it: "
+                    "its network, tensors or data set differ"
+                )
+            for name, tensor in checkpoint.tensors.items():
+                part = sums.setdefault(name, torch.zeros(tensor.shape))
+                part.add_(tensor.float(), alpha=coefficient)
+            record = {"file": snapshot.path.name, "sha256": about.get("sha256")}
+            record |= {"kimg": snapshot.kimg, "length": snapshot.ema, "coefficient": coefficient}
+            records.append(record)
+            checkpoint = tensor = None  # before the next one is read
             progress.update(1)
     error = profile_error(times, lengths, coefficients, images_of(kimg), ema)
-    tensors = {name: value.to(first.tensors[name].dtype) for name, value in total.items()}
+    config, tensors, same = first
     about = {
         "source": f"post-hoc EMA {ema} at {kimg} kimg of {len(snapshots)} snapshots",
         "ema": {"kimg": kimg, "length": ema, "error": error, "snapshots": records},
+        **same,
     }
-    about |= {key: first.metadata[key] for key in SAME if key in first.metadata}
-    return Checkpoint(first.config, tensors, about)
+    return Checkpoint(config, {k: v.to(tensors[k][1]) for k, v in sums.items()}, about)
 
 
 def profile_error(
@@ -169,14 +147,3 @@ def profile_error(
     weights = np.append(coefficients, -1.0)
     squared = weights @ products @ weights / products[-1, -1]
     return float(np.sqrt(max(squared, 0.0)))
-
-
-def _require_same(checkpoint: Checkpoint, first: Checkpoint, path: Path) -> None:
-    """Refuse a snapshot of another network than the first one."""
-    shapes = [{k: (v.shape, v.dtype) for k, v in c.tensors.items()} for c in (checkpoint, first)]
-    about = [{key: c.metadata.get(key) for key in SAME} for c in (checkpoint, first)]
-    if checkpoint.config != first.config or shapes[0] != shapes[1] or about[0] != about[1]:
-        raise GuidexError(
-            f"{path} is not of the same training run as the snapshots before it: its network, "
-            "tensors or data set differ"
-        )

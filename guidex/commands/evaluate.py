@@ -17,7 +17,6 @@ from guidex.reports.rows import Row
 from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.folder import run_folder
 from guidex.runs.measure import (
-    Measure,
     Measures,
     are_metrics_chosen,
     repeats_of,
@@ -30,14 +29,7 @@ from guidex.runs.settings import VOLATILE, resolve_device, whole
 
 
 def evaluate(words: Sequence[str]) -> None:
-    """Run the command.
-
-    Arguments:
-        words: where the images are (unless given as images=PATH), then Hydra overrides.
-
-    Raises:
-        UsageError, GuidexError: before any work where possible.
-    """
+    """Run the command. The first word may be where the images are."""
     config = compose("eval", path_first("eval", words)).config
     images = str(Path(str(config["images"])).expanduser())
     check_images(config, images)
@@ -55,15 +47,27 @@ def evaluate(words: Sequence[str]) -> None:
     count = samples.count // repeats
     measured = Measures(settings)
     measures = measured.get(
-        config, count=count, chosen=are_metrics_chosen(words), labelled=samples.has_labels
+        config,
+        count=count,
+        chosen=are_metrics_chosen(words),
+        labelled=samples.has_labels,
+        points=samples.images is None,
     )
     if not any(measure.metrics for measure in measures):
-        if any(measure.config["metrics"] for measure in measures):
-            raise UsageError("none of the metrics can be computed: each is left out (see above)")
-        raise UsageError(f"no metrics chosen; there are {', '.join(options('metrics'))}")
-    doubts = _check(samples, measures, count)
+        known = ", ".join(options("metrics"))
+        raise UsageError(
+            f"no metrics chosen, or none of the metrics can be computed; there are {known}"
+        )
+    doubts = []
+    for measure in measures:
+        measure.check_samples(samples.blank())
+        doubts += measure.doubts({**samples.about, "count": count})
     if rank.first:
-        _tell(samples, measures, doubts)
+        for about in dict.fromkeys(describe(m.about_real) for m in measures if m.about_real):
+            print(f"real: {about}")
+        record = detector_record(measures[0].detector) if len(measures) == 1 else {}
+        print(f"fake: {describe(samples.about | record)}")
+        warn(doubts)
     volatile = (*VOLATILE, "device", "cache")
     identity = {"command": "eval", **{k: v for k, v in config.items() if k not in volatile}}
     folder = output_folder(config["out"], "eval", Path(images).resolve().name, identity)
@@ -90,41 +94,19 @@ def evaluate(words: Sequence[str]) -> None:
             evals_ref=0,
             gflops=0.0,
             seconds=time.perf_counter() - began,
-            missing=None,
-            plan={},
             config={
                 **config,
                 "reals": [measure.about_real for measure in measures],
                 "source": samples.about,
                 "detectors": [detector_record(measure.detector) for measure in measures],
-                "warnings": doubts,
+                "warnings": list(dict.fromkeys(doubts)),
             },
             provenance=provenance(config) | made_by("eval", words),
             unit="samples" if samples.images is None else "images",
         )
         files = write_tables([row], folder)
-    print(f"{images} against {row.settings.get('reference', 'nothing')}\n{terminal_table([row])}\n")
-    for file in files:
-        print(file)
-
-
-def _check(samples: Samples, measures: Sequence[Measure], count: int) -> list[str]:
-    """Refuse what cannot be compared, before any image goes through a network; returns what to
-    doubt."""
-    doubts: list[str] = []
-    for measure in measures:
-        measure.check_samples(samples.blank())
-        doubts += measure.doubts({**samples.about, "count": count})
-    return list(dict.fromkeys(doubts))
-
-
-def _tell(samples: Samples, measures: Sequence[Measure], doubts: Sequence[str]) -> None:
-    """Say what is compared, and what to doubt."""
-    for text in dict.fromkeys(describe(m.about_real) for m in measures if m.about_real):
-        print(f"real: {text}")
-    record = detector_record(measures[0].detector) if len(measures) == 1 else {}
-    print(f"fake: {describe(samples.about | record)}")
-    warn(doubts)
+    print(f"{images} against {row.settings.get('reference', 'nothing')}")
+    print(terminal_table([row]), "", *files, sep="\n")
 
 
 def _check_repeats(samples: Samples, repeats: int) -> None:
@@ -146,8 +128,7 @@ def _settings(config: Config, samples: Samples) -> dict[str, str]:
     if config["resize"] is not None:
         what = "central squares" if config["crop"] else "images"
         settings["read as"] = f"{what} resized to {config['resize']}x{config['resize']}"
-    if samples.about["skipped"]:
-        count = samples.about["skipped"]
+    if count := samples.about["skipped"]:
         settings["left out"] = f"{count} unreadable image{'s' * (count != 1)}"
     return settings
 

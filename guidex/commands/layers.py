@@ -9,15 +9,7 @@ from guidex.models.spec import Model, load
 
 
 def layers(words: Sequence[str]) -> list[str]:
-    """Names of a model's self-attention layers, in the order in which x passes them.
-
-    Arguments:
-        words: Hydra overrides that choose the model, such as "model=edm2-img512-s".
-
-    Raises:
-        UsageError: there are none, or no such model.
-        GuidexError: its checkpoint cannot be had or read.
-    """
+    """Names of a model's self-attention layers, in the order in which x passes them."""
     composed = compose("sample", ["guidance=none", *words])
     model = instantiate(composed.config["model"], "model", Models(), Model)
     if model.attention_layers is None:  # only its file knows

@@ -1,6 +1,6 @@
 """`guidex models`: which checkpoints the presets load, and which of them are on this machine."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -14,33 +14,24 @@ from guidex.models.spec import ModelSpec, Source
 
 
 def models_command(words: Sequence[str]) -> None:
-    """Print the checkpoints of all presets, or of those named.
-
-    Raises:
-        UsageError: no such preset, or one without checkpoints.
-    """
+    """Print the checkpoints of all presets, or of those named."""
     known = {name: checkpoints(name) for name in words or options("model")}
     for name in words:
         if not known[name]:
-            others = nearest(name, presets())
+            others = nearest(name, (name for name in options("model") if checkpoints(name)))
             raise UsageError(f"no preset with checkpoints is called {name!r}{others}")
     print(f"Checkpoints are kept in {cache_dir()} (GUIDEX_CACHE); sizes are of those on disk.\n")
-    rows = [row for name, roles in known.items() for row in _rows(name, roles)]
-    for label, state, source in rows:
-        print(f"{label:<{max(len(row[0]) for row in rows)}}  {state:>9}  {source}")
-
-
-def presets() -> dict[str, dict[str, Source]]:
-    """The checkpoints of every model preset that has any, by preset and role."""
-    found = {name: checkpoints(name) for name in options("model")}
-    return {name: roles for name, roles in found.items() if roles}
+    for name, roles in known.items():
+        for role, source in roles.items():
+            path = cached(source.place)
+            place = f"{source.place}  ({source.licence})" if source.licence else source.place
+            state = "-" if path is None else megabytes(path.stat().st_size)
+            print(f"{name if role == 'main' else f'  {role}':<26}  {state:>9}  {place}")
 
 
 def checkpoints(name: str) -> dict[str, Source]:
-    """The checkpoints of a model preset: "main", and under each guidance what it loads instead.
-
-    Empty for other names, and where no file is named (model=edm2).
-    """
+    """The checkpoints of a model preset: "main", and under each guidance what it loads instead;
+    empty where no file is named."""
     roles: dict[str, Source] = {}
     for guidance in ("none", "cfg", "autoguidance"):
         try:
@@ -54,12 +45,3 @@ def checkpoints(name: str) -> dict[str, Source]:
                 if source not in roles.values():
                     roles["main" if role == "none" else role] = source
     return roles
-
-
-def _rows(name: str, roles: dict[str, Source]) -> Iterator[tuple[str, str, str]]:
-    """A preset's lines: what, how large on this machine or "-", from where."""
-    for role, source in roles.items():
-        path = cached(source.place)
-        state = "-" if path is None else megabytes(path.stat().st_size)
-        licence = f"  ({source.licence})" if source.licence else ""
-        yield (name if role == "main" else f"  {role}"), state, source.place + licence

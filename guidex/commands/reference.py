@@ -17,21 +17,14 @@ from guidex.runs.settings import resolve_device
 
 
 def make_reference(words: Sequence[str]) -> None:
-    """Run the command.
-
-    Arguments:
-        words: where the images are (unless given as data=PATH), then Hydra overrides.
-
-    Raises:
-        UsageError, GuidexError: before any work where possible.
-    """
+    """Run the command. The first word may be where the images are."""
     config = compose("ref", path_first("ref", words)).config
     data = str(Path(str(config["data"])).expanduser())
     check_images(config, data)
     dest = _destination(config)
     config["device"] = resolve_device(config["device"])
-    settings, detector = pass_settings(config), Detectors().get(config)
-    samples = open_samples(data, **reading(config))
+    settings, samples = pass_settings(config), open_samples(data, **reading(config))
+    detector = Detectors().get(config, points=samples.images is None)
     if samples.count < 2:
         raise UsageError(f"{data} has one image; statistics need at least 2")
     [features] = samples.features([detector], settings)

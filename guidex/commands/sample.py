@@ -1,7 +1,5 @@
 """`guidex sample`: images of one point, to a folder."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,31 +17,28 @@ from guidex.runs.folder import require_same_inputs, run_folder, write_json
 from guidex.runs.measure import warn
 from guidex.runs.outputs import Labels, image_name
 from guidex.runs.points import Point, check, load
-from guidex.runs.points_table import plan_table, print_plans
 from guidex.runs.provenance import output_folder, provenance
 from guidex.runs.ranks import this_rank
+from guidex.runs.settings import View
 
 SHOWN = 64  # images, or trajectories of a toy, in grid.png
-AUTOMATIC_VIEW = dict.fromkeys(("x_range", "sigma_range", "center", "half_extent"))
 
 
 def sample(words: Sequence[str], plan_only: bool) -> None:
-    """Run the command.
-
-    Arguments:
-        words: Hydra overrides. With `eval=true`, samples are measured instead of kept, and the
-            other words are those of a sweep of one point.
-        plan_only: print the plan and stop.
-
-    Raises:
-        UsageError, GuidexError: before any work where possible.
-    """
-    if _is_measured(words):
+    """Run the command. With `eval=true`, the other words are those of a sweep of one point."""
+    given = [parse(word) for word in words if word.partition("=")[0] in ("eval", "experiment")]
+    is_measured = [one.value() for one in given if one.key_or_group == "eval"][-1:]
+    if is_measured not in ([], [True], [False]):
+        raise UsageError(f"eval must be true or false, not {is_measured[0]!r}")
+    if is_measured == [True]:
         others = [word for word in words if word.partition("=")[0] != "eval"]
         sweep(others, plan_only, default=None)
         return
-    if _names_a_table(words):
-        _plan_table(words, plan_only)
+    chosen = [one.input_line for one in given if one.key_or_group == "experiment"]
+    if chosen and compose("sweep", chosen).config["sweep"]["axes"]:
+        if not plan_only:
+            raise UsageError(f"{chosen[-1]} is a table; run it with guidex sweep, or add --plan")
+        sweep(words, plan_only)
         return
     planned = check(compose("sample", words), {})
     settings = planned.settings
@@ -67,33 +62,6 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
                 print(f"{len(settings.seeds)} {cohort.unit} in {folder}")
 
 
-def _is_measured(words: Sequence[str]) -> bool:
-    """Whether the words say eval=true."""
-    given = [parse(word).value() for word in words if word.partition("=")[0] == "eval"]
-    for value in given:
-        if not isinstance(value, bool):
-            raise UsageError(f"eval must be true or false, not {value!r}")
-    return given[-1:] == [True]
-
-
-def _names_a_table(words: Sequence[str]) -> bool:
-    """Whether the experiment asked for is a table of points, which is a sweep's to run."""
-    chosen = [word for word in words if word.partition("=")[0] == "experiment"]
-    return bool(chosen) and bool(compose("sweep", chosen).config["sweep"]["axes"])
-
-
-def _plan_table(words: Sequence[str], plan_only: bool) -> None:
-    """Plan a table as a sweep would; sampling it is refused."""
-    table = plan_table(words)
-    warn(table.doubts)
-    if not plan_only:
-        raise UsageError(
-            f"{table.name} is a table of {len(table.entries)} points; run it with guidex sweep, "
-            "or add --plan to see its plans"
-        )
-    print_plans(table)
-
-
 def _finish(cohort: Cohort, task: Task) -> None:
     """Everything that is made from all blocks together."""
     point, planned, held = task.point, task.point.planned, cohort.folder
@@ -109,30 +77,23 @@ def _finish(cohort: Cohort, task: Task) -> None:
     if "path" in arrays:
         method, plan = planned.method, planned.plan
         panel = toy_panel(method, plan, arrays["samples"], labels, arrays["path"])
-        draw_toy([panel], point.model, grid, view=AUTOMATIC_VIEW)
+        draw_toy([panel], point.model, grid, View())
     elif "gallery" in arrays:
         sample_grid(arrays["gallery"], captions(planned.seeds[:SHOWN], labels, point.model), grid)
-    write_json(
-        held.path / "summary.json",
-        {
-            "plan": planned.plan.record(),
-            "gflops": point.gflops,
-            "seconds": float(arrays["seconds"].sum()),
-            "config": planned.config,
-            "provenance": {
-                **provenance(planned.config),
-                **made_with,
-                "origins": point.origins,
-            },
-        },
-    )
+    made = {**provenance(planned.config), **made_with, "origins": point.origins}
+    summary = {
+        "plan": planned.plan.record(),
+        "gflops": point.gflops,
+        "seconds": float(arrays["seconds"].sum()),
+        "config": planned.config,
+        "provenance": made,
+    }
+    write_json(held.path / "summary.json", summary)
 
 
 def _write_labels(point: Point, labels: np.ndarray | None, path: Path) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["seed", "label", "file"])
+    lines = ["seed,label,file"]
     for number, seed in enumerate(point.planned.seeds):
         file = "" if point.decoder is None else f"images/{image_name(seed)}"
-        writer.writerow([seed, "" if labels is None else labels[number], file])
-    atomic_write(path, lambda file: file.write(text.getvalue().encode()))
+        lines.append(f"{seed},{'' if labels is None else labels[number]},{file}")
+    atomic_write(path, lambda file: file.write("\n".join([*lines, ""]).encode()))

@@ -5,7 +5,7 @@ all points of a cohort run together and share the steps they agree in -> feature
 -> rows -> table, plots and grids.
 """
 
-import dataclasses
+import functools
 import json
 from collections.abc import Hashable, Iterator, Sequence
 
@@ -22,10 +22,7 @@ from guidex.reports.rows import Row, counted
 from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.drawings import draw
 from guidex.runs.engine import Cohort, Task, grouped, run
-from guidex.runs.folder import (
-    require_same_inputs,
-    run_folder,
-)
+from guidex.runs.folder import require_same_inputs, run_folder
 from guidex.runs.measure import (
     Measure,
     Measures,
@@ -37,7 +34,7 @@ from guidex.runs.measure import (
 )
 from guidex.runs.outputs import Features, Labels, Output
 from guidex.runs.parallel import Tick, in_parallel
-from guidex.runs.points import Point, load
+from guidex.runs.points import Point, load, words_of
 from guidex.runs.points_table import (
     DEFAULT_EXPERIMENT,
     Entry,
@@ -52,16 +49,7 @@ from guidex.runs.settings import VOLATILE
 
 
 def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_EXPERIMENT) -> None:
-    """Run the command.
-
-    Arguments:
-        words: Hydra overrides; those with several values are the axes.
-        plan_only: print the plan of every point and stop.
-        default: see `plan_table`.
-
-    Raises:
-        UsageError, GuidexError: before any work where possible.
-    """
+    """Run the command. Words with several values are the axes; of `default`, see `plan_table`."""
     table, rank = plan_table(words, default), this_rank()
     if rank.first:
         _print_size(table)
@@ -73,12 +61,10 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
     identity = {
         "command": "sweep",
         **{key: value for key, value in config.items() if key not in VOLATILE},
-        "points": {
-            " ".join(f"{k}={v}" for k, v in entry.values.items()): entry.identity
-            for entry in table.entries
-        },
+        "points": {words_of(entry.values): entry.identity for entry in table.entries},
     }
     folder = output_folder(config["out"], "sweep", table.name, identity)
+    made = made_by("sweep" if default else "sample eval=true", words)
     with run_folder(folder, identity, bool(config["overwrite"]), rank) as held:
         tasks = _prepare(table, rank, are_metrics_chosen(words))
         require_same_inputs(folder, _inputs(tasks))
@@ -86,26 +72,18 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
         with run(cohorts, rank, folder / "table.csv") as is_last:
             if not is_last:
                 return
-            made = made_by("sweep" if default else "sample eval=true", words)
-            rows = [
-                dataclasses.replace(row, provenance=row.provenance | made)
-                for row in _rows(table.entries, cohorts)
-            ]
+            rows = _rows(table.entries, cohorts, made)
             held.check()
             files = [*write_tables(rows, folder), *draw(rows, cohorts, folder)]
-    print(f"\n{terminal_table(rows)}\n")
-    for file in files:
-        print(file)
+    print("", terminal_table(rows), "", *files, sep="\n")
 
 
 def _print_size(table: Table) -> None:
     planned = [entry.planned for entry in table.entries if entry.planned is not None]
-    counts = sorted({len(each.seeds) for each in planned})
+    seeds = "/".join(map(str, sorted({len(each.seeds) for each in planned})))
     missing = len(table.entries) - len(planned)
-    print(
-        f"{table.name}: {counted(len(planned), 'point')} of {'/'.join(map(str, counts))} seeds"
-        + (f", {missing} left out (see the table)" if missing else "")
-    )
+    left_out = f", {missing} left out (see the table)" if missing else ""
+    print(f"{table.name}: {counted(len(planned), 'point')} of {seeds} seeds{left_out}")
 
 
 def _prepare(table: Table, rank: Rank, chosen: bool) -> list[Task]:
@@ -116,16 +94,16 @@ def _prepare(table: Table, rank: Rank, chosen: bool) -> list[Task]:
     for index, entry in enumerate(table.entries):
         if entry.planned is None:
             continue
-        config, device = entry.planned.config, entry.planned.settings.device
+        device = entry.planned.settings.device
         point = load(entry.planned, decoders.setdefault(device, Models()))
-        name = entry.planned.choices["model"]
         found = measures.get(
-            config,
+            entry.planned.config,
             point.model,
-            name,
+            entry.planned.choices["model"],
             count=_count(point),
             chosen=chosen,
             labelled=point.model.num_classes > 0,
+            points=point.kind.image_shape is None,
         )
         tasks.append(Task(index, point, _outputs(point, found), found))
     _check_samples(tasks)
@@ -156,12 +134,7 @@ def _inputs(tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:
     for task in tasks:
         yield from task.point.inputs
         for one in task.measures:
-            if "path" in one.about_real:
-                yield f"ref {one.about_real['path']}", one.about_real["sha256"]
-            identity = one.detector.identity
-            if identity is not None and identity.weights is not None:
-                place = one.config["detector"].get("weights")
-                yield f"detector {identity.name} {place or ''}".strip(), identity.weights
+            yield from one.inputs
 
 
 def _check_samples(tasks: Sequence[Task]) -> None:
@@ -181,41 +154,33 @@ def _check_samples(tasks: Sequence[Task]) -> None:
 
 def _tell(tasks: Sequence[Task]) -> None:
     """Say what is compared with, where it comes from files, and what to doubt."""
-    told: dict[str, None] = {}
-    doubts: dict[str, None] = {}
+    told, doubts = [], []
     for task in tasks:
+        shape = task.point.kind.image_shape
         fake = {"count": _count(task.point), "formats": ["array"]}
-        if task.point.kind.image_shape is not None:
-            fake["shape"] = list(task.point.kind.image_shape)
+        fake |= {} if shape is None else {"shape": list(shape)}
         for one in task.measures:
-            if "path" in one.about_real:
-                told[f"real: {describe(one.about_real)}"] = None
-            if one.metrics:
-                doubts |= dict.fromkeys(one.doubts(fake))
-    for line in told:
+            told += [f"real: {describe(one.about_real)}"] if "path" in one.about_real else []
+            doubts += one.doubts(fake) if one.metrics else []
+    for line in dict.fromkeys(told):
         print(line)
-    warn(list(doubts))
+    warn(doubts)
 
 
-def _rows(entries: Sequence[Entry], cohorts: Sequence[Cohort]) -> list[Row]:
+def _rows(entries: Sequence[Entry], cohorts: Sequence[Cohort], made: dict[str, str]) -> list[Row]:
     """One row per entry, in the order of the table."""
-    made: dict[int, Row] = {}
+    rows = [_missing_row(index, entry, made) for index, entry in enumerate(entries)]
     total = sum(len(cohort.tasks) for cohort in cohorts)
     with Progress("measuring", total, unit="points") as progress:
         for cohort in cohorts:
-
-            def work(task: Task, tick: Tick, cohort: Cohort = cohort) -> Row:
-                row = _row(cohort, task)
-                tick(1)
-                return row
-
+            work = functools.partial(_row, cohort, made)
             model, device = cohort.tasks[0].point.model, cohort.settings.device
-            rows = in_parallel(work, cohort.tasks, model, device, progress.update)
-            made |= {row.point: row for row in rows}
-    return [made.get(index) or _missing_row(index, entry) for index, entry in enumerate(entries)]
+            for row in in_parallel(work, cohort.tasks, model, device, progress.update):
+                rows[row.point] = row
+    return rows
 
 
-def _row(cohort: Cohort, task: Task) -> Row:
+def _row(cohort: Cohort, made: dict[str, str], task: Task, tick: Tick) -> Row:
     planned, plan, folder = task.point.planned, task.point.planned.plan, cohort.folder
     repeats = planned.settings.repeats
     name = f"row-{digest([planned.seeds, repeats], 8)}.record"
@@ -227,6 +192,7 @@ def _row(cohort: Cohort, task: Task) -> Row:
     settings = settings_of(task.measures) if task.is_measured else {}
     if planned.config["labels"] == "balanced":  # FID is lower than with random ones
         settings["labels"] = "balanced"
+    tick(1)
     return Row(
         point=task.index,
         values=typed(planned.values),
@@ -239,7 +205,6 @@ def _row(cohort: Cohort, task: Task) -> Row:
         evals_ref=sum(plan.evaluations_ref),
         gflops=task.point.gflops,
         seconds=found["seconds"],
-        missing=None,
         plan=plan.record(),
         config=planned.config,
         unit=cohort.unit,
@@ -249,11 +214,12 @@ def _row(cohort: Cohort, task: Task) -> Row:
             **merged([found["versions"], made_with]),
             "origins": task.point.origins,
             "presets": planned.choices,
+            **made,
         },
     )
 
 
-def _missing_row(index: int, entry: Entry) -> Row:
+def _missing_row(index: int, entry: Entry, made: dict[str, str]) -> Row:
     counts = ("images", "repeats", "evals_main", "evals_ref", "gflops", "seconds")
     return Row(
         point=index,
@@ -262,6 +228,7 @@ def _missing_row(index: int, entry: Entry) -> Row:
         metrics={},
         settings={},
         missing=entry.missing,
+        provenance=made,
         **dict.fromkeys(counts, 0),
     )
 
@@ -269,18 +236,14 @@ def _missing_row(index: int, entry: Entry) -> Row:
 def _measured(cohort: Cohort, task: Task) -> Config:
     """All metrics of a point, from the blocks on disk, and what its samples took."""
     arrays, made_with = cohort.gathered(task, "seconds")
-    found = {"metrics": {}, "seconds": float(arrays["seconds"].sum()), "versions": made_with}
-    if task.is_measured:
-        detectors = detectors_of(task.measures)
-        for one in task.measures:
-            name = f"features{detectors.index(one.detector)}"
-            arrays, _ = cohort.gathered(task, "labels", name)
-            features = FeatureSet.from_values(
-                detector=one.name,
-                values=torch.from_numpy(arrays[name]),
-                labels=torch.from_numpy(arrays["labels"]) if "labels" in arrays else None,
-            )
-            found["metrics"] |= one.values(
-                repeats_of(features, task.point.planned.settings.repeats)
-            )
-    return found
+    metrics: dict[str, float] = {}
+    for one in task.measures if task.is_measured else ():
+        name = f"features{detectors_of(task.measures).index(one.detector)}"
+        kept, _ = cohort.gathered(task, "labels", name)
+        features = FeatureSet.from_values(
+            detector=one.name,
+            values=torch.from_numpy(kept[name]),
+            labels=torch.from_numpy(kept["labels"]) if "labels" in kept else None,
+        )
+        metrics |= one.values(repeats_of(features, task.point.planned.settings.repeats))
+    return {"metrics": metrics, "seconds": float(arrays["seconds"].sum()), "versions": made_with}

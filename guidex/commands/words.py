@@ -1,6 +1,6 @@
 """The words of commands that need no configuration: files, and a few key=value settings."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +9,12 @@ from guidex.config.presets import nearest
 from guidex.errors import UsageError
 
 
-def split_words(words: Sequence[str], keys: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
-    """Files and settings.
-
-    Arguments:
-        words: what was typed. A word with "=" is a setting, unless there is a file of that name.
-        keys: that may be set.
-
-    Returns:
-        The files as typed, and the settings by key, with values as the override grammar reads
-        them: numbers, true and false, null, lists, text.
+def split_words(words: Sequence[str], keys: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Files and settings: a word with "=" is a setting, unless there is a file of that name.
 
     Raises:
         UsageError: an unknown key, one that is set twice, or several values.
     """
-    allowed = list(keys)
     files: list[str] = []
     settings: dict[str, Any] = {}
     for word in words:
@@ -32,8 +23,8 @@ def split_words(words: Sequence[str], keys: Iterable[str]) -> tuple[list[str], d
             continue
         override = parse(word)
         key = override.key_or_group
-        if key not in allowed:
-            raise UsageError(f"there is no key {key}{nearest(key, allowed)}")
+        if key not in keys:
+            raise UsageError(f"there is no key {key}{nearest(key, keys)}")
         if key in settings or override.is_sweep_override():
             raise UsageError(f"{word}: {key} takes one value")
         settings[key] = override.value()

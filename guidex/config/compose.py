@@ -1,11 +1,12 @@
-"""From words on the command line to a configuration: Hydra's compose API and override grammar.
+"""From words on the command line to a configuration: Hydra's composition and override grammar.
 
 Groups (`model=digits`) are composed by Hydra. Values (`guidance.schedule.w=3`) are then set one by
 one, so that an unknown key can be answered with the nearest valid ones, and so that a key may
 reach into a part that a preset takes over from elsewhere (`guidance.reference.h=0.7`, where the
-reference is one of the model's).
+reference is one of the model's). References to other keys (`${model.h}`) are followed last.
 """
 
+import copy
 import functools
 import itertools
 import re
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -21,16 +23,16 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, ValueType
 from hydra.errors import HydraException
-from omegaconf import AnyNode, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 
 from guidex.config import plugin
 from guidex.config.presets import (
     config_dir,
-    folders,
     is_group,
     nearest,
     options,
+    own_folder,
+    preset,
     preset_text,
     table_rows,
 )
@@ -46,6 +48,7 @@ METRIC_NAMES = {  # what metrics are called elsewhere
     "is": "inception_score",
 }
 PATH_KEYS = {"eval": "images", "ref": "data"}  # what the first word of a command may be
+REFERENCE = re.compile(r"\$\{([\w.]+)\}")  # to another key
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Composed:
 
     Attributes:
         config: plain data (dict, list, str, int, float, bool, None), all references resolved.
-        choices: the preset chosen in each group, such as {"guidance": "cfg"}.
+        choices: the preset chosen in each group, such as {"guidance": "cfg"}; "None" for none.
     """
 
     config: Config
@@ -73,7 +76,7 @@ def compose(command: str, words: Sequence[str], complete: bool = True) -> Compos
     """The configuration of a command under overrides that each have one value.
 
     Arguments:
-        command: name of the root YAML: sample, sweep or eval.
+        command: name of the root YAML: sample, sweep, eval or ref.
         words: overrides such as "model=digits" and "guidance.schedule.w=3".
         complete: whether to refuse values that must be given, and are not.
 
@@ -82,38 +85,27 @@ def compose(command: str, words: Sequence[str], complete: bool = True) -> Compos
     """
     groups, values = [], []
     for override in map(parse, words):
+        key = override.key_or_group
         if override.is_sweep_override():
-            key = override.key_or_group
-            if command in PATH_KEYS and _is_group(override) and key not in LIST_GROUPS:
-                hint = f"choose one {key}, and run the command for each (features are kept)"
-            else:
-                hint = f"several values make a sweep (guidex sweep); for a list, write {key}=[…]"
-            raise UsageError(f"{override.input_line}: {hint}")
-        (groups if _is_group(override) else values).append(override)
-    # To choose none is what roots say by themselves; Hydra has no way to say it again.
-    last = {one.key_or_group: one for one in groups if one.key_or_group in OPTIONAL_GROUPS}
-    groups = [one for one in groups if last.get(one.key_or_group, one) is one]
-    none = [one for one in last.values() if one.value() is None]
-    groups = [one for one in groups if one not in none]
-    cfg, choices = _compose_groups(command, tuple(o.input_line for o in groups))
-    for group in {one.key_or_group for one in none} & {"protocol"}:  # an experiment may choose one
-        cfg.pop(group, None)
-        choices[group] = "None"
-    _require_one_way([*groups, *values], cfg, choices)
-    results = _set_published(cfg, choices)
-    if OmegaConf.is_interpolation(cfg, "plugin") or cfg.get("plugin") is not None:
+            raise UsageError(
+                f"{override.input_line}: choose one {key}; several values make a sweep (guidex "
+                f"sweep); for a list, write {key}=[…]"
+            )
+        (groups if is_group(key) else values).append(override)
+    config, choices = _choose(command, groups)
+    _require_one_way([*groups, *values], choices)
+    results = _set_published(config, choices)
+    if config.get("plugin") is not None:
         raise UsageError("a preset names a plugin, which runs code; say plugin=… yourself")
     # A part taken over from elsewhere is copied once a key inside it is set, so that comes last.
+    for override in sorted(values, key=lambda one: _is_taken_over(config, one)):
+        _set(config, override, choices)
+    if complete:
+        _require_all(config, choices)
     try:
-        for override in sorted(values, key=lambda one: _is_taken_over(cfg, one)):
-            _set(cfg, override, choices)
-        raw = OmegaConf.to_container(cfg, resolve=False)
-        _require_plain_references(raw)
-        if complete:
-            _require_all(raw, choices)
-        config = OmegaConf.to_container(cfg, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UsageError(_unresolved(error, cfg, choices)) from error
+        config = _resolved(config, config)
+    except RecursionError as error:
+        raise UsageError("a reference leads back to itself by way of others") from error
     if complete:
         _require_all(config, choices)
     if config.get("plugin") is not None:
@@ -124,130 +116,165 @@ def compose(command: str, words: Sequence[str], complete: bool = True) -> Compos
 
 
 def check_words(command: str, words: Sequence[str]) -> None:
-    """Refuse typing errors, as the command itself would; it imports torch first, which takes
-    seconds.
-
-    Raises:
-        UsageError: as `compose`.
-    """
+    """Refuse typing errors as the command itself would, after the seconds that torch takes."""
     if command in PATH_KEYS:
         compose(command, path_first(command, words))
-        return
-    overrides = list(map(parse, words))
-    if {"eval", "experiment"} & {one.key_or_group for one in overrides}:
-        return  # whose points may be of other keys
-    fixed, axes = split_axes(words)
-    if command == "sample" or not axes:
-        compose(command, words)
-        return
-    for word in (f"{axis.key}={value}" for axis in axes for value in axis.values):
-        if _is_group(override := parse(word)):
-            _check_choice(override)
-    compose(command, fixed)
-    compose(command, [*fixed, *(f"{axis.key}={axis.values[0]}" for axis in axes)])
+    elif not {"eval", "experiment"} & {word.partition("=")[0] for word in words}:
+        compose(command, _first_point(command, words))  # the points of others have other keys
 
 
-def _unresolved(error: OmegaConfBaseException, cfg: DictConfig, choices: dict[str, str]) -> str:
-    """The complaint about a reference to a key that is not there."""
-    text = str(error).splitlines()[0]
-    missing = re.search(r"Missing mandatory value: (\S+)", text)
-    if missing is not None:
-        return f"{missing[1]} must be given, for example {missing[1]}=…"
-    lacking = re.search(r"'model\.references\.(\w+)", text)
-    if lacking is None:
-        return f"{error.full_key}: {text}"
-    there = ", ".join(cfg.model.get("references", {})) or "none"
-    return (
-        f"guidance={choices['guidance']} is measured against a reference {lacking[1]!r}, which "
-        f"model={choices['model']} does not have; it has {there}"
-    )
+def _first_point(command: str, words: Sequence[str]) -> list[str]:
+    """The words of a command, of several values the first."""
+    fixed, axes = split_axes(path_first(command, words) if command in PATH_KEYS else words)
+    return [*fixed, *(f"{axis.key}={axis.values[0]}" for axis in axes)]
 
 
-def _set_published(cfg: DictConfig, choices: dict[str, str]) -> Config:
+def _choose(command: str, groups: Iterable[Override]) -> tuple[Config, dict[str, str]]:
+    """What the presets say that a command and its words choose, with references as they stand, and
+    the preset taken in each group."""
+    groups = list(groups)
+    for one in groups:
+        _check_choice(one.key_or_group, one.value())
+    # To choose none is what roots say by themselves; Hydra has no way to say it again.
+    last = {one.key_or_group: one for one in groups}
+    none = {key for key, one in last.items() if key in OPTIONAL_GROUPS and one.value() is None}
+    words = [
+        one.input_line
+        for one in groups
+        if one.key_or_group not in OPTIONAL_GROUPS
+        or (one is last[one.key_or_group] and one.key_or_group not in none)
+    ]
+    text, choices = _composed(command, tuple(words), own_folder())
+    config = copy.deepcopy(text)
+    if "protocol" in none:  # an experiment may choose one
+        config.pop("protocol", None)
+    return config, {**choices, **dict.fromkeys(none & {"protocol"}, "None")}
+
+
+@functools.cache
+def _store_rows(own: Path | None) -> None:
+    """Show Hydra the presets that are rows of tables, once for each folder of the user's own."""
+    for group, name, row in table_rows():
+        package = "_global_" if group == "experiment" else group.replace("/", ".")
+        *parents, last = f"{group}/{name}".split("/")
+        ConfigStore.instance().store(last, row, group="/".join(parents), package=package)
+
+
+@functools.lru_cache(maxsize=4096)
+def _composed(
+    command: str, words: tuple[str, ...], own: Path | None
+) -> tuple[Config, dict[str, str]]:
+    _store_rows(own)
+    overrides = list(words)
+    if own is not None:
+        path = str(own).replace("\\", "\\\\").replace("'", "\\'")
+        overrides.append(f"hydra.searchpath=['file://{path}']")
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
+            cfg = hydra_compose(command, overrides=overrides, return_hydra_config=True)
+    except HydraException as error:
+        first = str(error).splitlines()[0]
+        for word, key in ((word, word.partition("=")[0]) for word in words):
+            if f"Could not override '{key}'" in first:
+                first = f"{word}: the presets chosen here have no {key} to replace"
+        raise UsageError(first) from error
+    choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
+    config = OmegaConf.to_container(cfg, resolve=False)
+    del config["hydra"]
+    return config, {k: str(v) for k, v in choices.items() if not k.startswith("hydra")}
+
+
+def _own(root: Config, part: Config, key: str) -> None:
+    """Copy a part that is taken over from elsewhere, so that it can be changed."""
+    reference = REFERENCE.fullmatch(str(part.get(key)))
+    if reference and isinstance(found := _select(root, reference[1], key), dict):
+        part[key] = copy.deepcopy(found)
+
+
+def _select(root: Config, path: str, key: str) -> Any:
+    """What is at a path to which a key refers, all references on the way followed."""
+    node: Any = root
+    for name in path.split("."):
+        if not isinstance(node, dict) or name not in node:
+            there = nearest(name, node if isinstance(node, dict) else ())
+            raise UsageError(f"{key} refers to {path}, which is not there{there}")
+        node = node[name]
+        if reference := REFERENCE.fullmatch(str(node)):
+            node = _select(root, reference[1], key)
+    return node
+
+
+def _resolved(root: Config, node: Any, key: str = "") -> Any:
+    """A copy with all references followed: to keys of the configuration, and to nothing else."""
+    if isinstance(node, dict):
+        return {k: _resolved(root, v, f"{key}.{k}".strip(".")) for k, v in node.items()}
+    if isinstance(node, list):
+        return [_resolved(root, item, f"{key}[{n}]") for n, item in enumerate(node)]
+    if not isinstance(node, str) or "${" not in node:
+        return node
+    if "${" in REFERENCE.sub("", node):
+        raise UsageError(f"{key}: only references to other keys, as ${{model.h}}, are followed")
+    if whole := REFERENCE.fullmatch(node):
+        return _resolved(root, _select(root, whole[1], key), key)
+    return REFERENCE.sub(lambda part: str(_resolved(root, part[0], key)), node)
+
+
+def _set_published(config: Config, choices: dict[str, str]) -> Config:
     """Set what was published for the model under the guidance chosen (`model.published`: keys with
     dots), where there is such a key and an experiment says nothing about it; returns what came
     out."""
-    model, experiment = cfg.get("model", {}), choices.get("experiment", "None")
-    own: list[str] = []
-    if experiment != "None":
-        own = _keys(OmegaConf.create(preset_text("experiment", experiment)))
-    published, guidance = model.get("published", OmegaConf.create()), choices.get("guidance", "")
-    settings, results = {}, {}
-    for key, value in published.get(guidance, {}).items():
-        (settings if "." in key else results)[key] = value
-    # An interpolation takes the settings of another guidance, of which nothing came out.
+    published, guidance = config.get("model", {}).get("published", {}), choices.get("guidance")
+    known = guidance in published
+    found = _select(config, f"model.published.{guidance}", "model.published") if known else {}
+    config.get("model", {}).pop("published", None)
+    own = _keys(preset("experiment", choices.get("experiment", "None")))
+    for key, value in found.items():
+        if "." in key and key in _keys(config) and key not in own:
+            parent, _, name = key.rpartition(".")
+            _select(config, parent, key)[name] = value
+    results = {key: value for key, value in found.items() if "." not in key}
+    is_other = isinstance(published.get(guidance), str)  # the settings of another guidance
     about = {"source", "protocol", "images", "repeats", "statistic", "labels"}
-    if OmegaConf.is_interpolation(published, guidance) or results.keys() <= about:
-        results = {}
-    for key, value in settings.items():
-        parent, _, name = key.rpartition(".")
-        if name in (OmegaConf.select(cfg, parent) or ()) and key not in own:
-            OmegaConf.update(cfg, key, value)
-    model.pop("published", None)
-    return results
+    return {} if is_other or results.keys() <= about else results
 
 
 def _is_as_published(config: Config, choices: dict[str, str]) -> bool:
     """Whether model, guidance and sampler are what their presets alone make."""
-    words = tuple(f"{key}={choices[key]}" for key in ("model", "guidance"))
-    alone = _methods_of_presets(words, tuple(folders()[1:]))
-    return config["labels"] == "random" and _methods(config) == alone
+    alone = compose("sample", [f"{key}={choices[key]}" for key in ("model", "guidance")]).config
+    parts = [
+        [_method(each[p]) for p in ("model", "guidance", "sampler")] for each in (config, alone)
+    ]
+    return config["labels"] == "random" and parts[0] == parts[1]
 
 
-@functools.lru_cache(maxsize=256)
-def _methods_of_presets(words: tuple[str, ...], own: tuple[Path, ...]) -> Any:
-    del own  # folders of presets, which decide what the words mean
-    return _methods(compose("sample", words).config)
-
-
-def _methods(part: Any) -> Any:
-    """Model, guidance and sampler, but for arithmetic and the place of the files."""
+def _method(part: Any) -> Any:
+    """A part, but for arithmetic and the place of files."""
     if not isinstance(part, dict):
         return part
-    keys = ("model", "guidance", "sampler") if "sampler" in part else part
-    aside = ("dtype", "root", "folded", "compile", "references")
-    return {key: _methods(part[key]) for key in keys if key not in aside}
+    aside = ("dtype", "root", "compile", "references")
+    return {key: _method(value) for key, value in part.items() if key not in aside}
 
 
-def _require_one_way(
-    overrides: Sequence[Override], cfg: DictConfig, choices: dict[str, str]
-) -> None:
+def _require_one_way(words: Sequence[Override], choices: dict[str, str]) -> None:
     """Refuse to choose or change what a protocol replaces."""
     protocol = choices.get("protocol", "None")
-    if protocol == "None":
-        return
-    for override in overrides:
-        key = override.key_or_group
-        if key.partition(".")[0] in ("detector", "metrics"):
-            known = _keys(cfg.protocol, "protocol.")
-            parts = " or ".join(name for name in known if name.endswith(f".{key}"))
+    for word in words if protocol != "None" else ():
+        if word.key_or_group.partition(".")[0] in ("detector", "metrics"):
             raise UsageError(
-                f"{override.input_line}: protocol={protocol} has detectors and metrics of its own; "
-                f"change them there ({parts or 'protocol.…'}), or say protocol=null"
+                f"{word.input_line}: protocol={protocol} has detectors and metrics of its own; "
+                "change them there (protocol.…, as --cfg shows them), or say protocol=null"
             )
-
-
-def _require_plain_references(data: Any, key: str = "") -> None:
-    """Refuse resolvers, such as ${oc.env:…}: a YAML may take from itself, and from nowhere else."""
-    if isinstance(data, str) and "${" in re.sub(r"\$\{[\w.]+\}", "", data):
-        raise UsageError(f"{key}: only references to other keys, as ${{model.h}}, are followed")
-    if isinstance(data, dict | list):
-        for name, item in data.items() if isinstance(data, dict) else enumerate(data):
-            _require_plain_references(item, f"{key}.{name}" if key else str(name))
 
 
 def _require_all(data: Any, choices: dict[str, str]) -> None:
     """Refuse what must be given and is not, but in references that nothing takes over."""
-    missing = list(_missing(data))
-    if not missing:
-        return
-    text = f"{missing[0]} must be given, for example {' '.join(f'{key}=…' for key in missing)}"
-    if missing[0].startswith("guidance."):
-        text += (
-            f". model={choices['model']} comes with no network of its own for "
-            f"guidance={choices['guidance']}: where one is published, the preset names it"
-        )
-    raise UsageError(text)
+    if missing := list(_missing(data)):
+        text = f"{missing[0]} must be given, for example {' '.join(f'{key}=…' for key in missing)}"
+        if missing[0].startswith("guidance."):
+            model, guidance = choices["model"], choices["guidance"]
+            text += f"; model={model} comes with no network of its own for guidance={guidance}"
+        raise UsageError(text)
 
 
 def _missing(data: Any, key: str = "") -> Iterator[str]:
@@ -262,9 +289,10 @@ def split_axes(words: Sequence[str]) -> tuple[list[str], list[Axis]]:
     """Overrides with one value, and those with several (`w=1,2`, `range(1,5)`, `choice(a,b)`) as
     axes."""
     fixed, axes = [], []
-    for override in map(parse, words):
+    for word in words:
+        override = parse(word)
         if override.is_sweep_override():
-            axes.append(_axis(_full_key(override), _sweep_values(override)))
+            axes.append(_axis(word.partition("=")[0], _sweep_values(override)))
         else:
             fixed.append(override.input_line)
     return fixed, axes
@@ -275,11 +303,9 @@ def axes_from_yaml(table: dict[str, Any]) -> list[Axis]:
     value."""
     axes = []
     for key, values in table.items():
-        if isinstance(values, list):
-            axes.append(_axis(key, map(_as_text, values)))
-            continue
-        override = parse(f"{key}={_as_text(values)}")
-        texts = _sweep_values(override) if override.is_sweep_override() else [_as_text(values)]
+        texts = [_as_text(value) for value in (values if isinstance(values, list) else [values])]
+        if isinstance(values, str) and (override := parse(f"{key}={values}")).is_sweep_override():
+            texts = _sweep_values(override)
         axes.append(_axis(key, texts))
     return axes
 
@@ -293,6 +319,7 @@ def _axis(key: str, values: Iterable[str]) -> Axis:
     return axis
 
 
+@functools.lru_cache(maxsize=4096)
 def parse(word: str) -> Override:
     """One override in Hydra's grammar. A value that the grammar can't read (a path, say) is taken
     as text."""
@@ -300,9 +327,7 @@ def parse(word: str) -> Override:
     if not equals or not key:
         raise UsageError(f"{word!r} is not an override; they look like key=value")
     if key[0] in "+~":
-        raise UsageError(
-            f"{word}: keys are fixed, so write {key.lstrip('+~')}=… without {key[0]!r}"
-        )
+        raise UsageError(f"{word}: keys are fixed; write {key.lstrip('+~')}=… without {key[0]!r}")
     parser = OverridesParser.create()
     try:
         return parser.parse_override(word)
@@ -315,28 +340,15 @@ def parse(word: str) -> Override:
             raise UsageError(f"cannot read {word!r}: {str(error).splitlines()[0]}") from error
 
 
-def _full_key(override: Override) -> str:
-    package = f"@{override.package}" if override.package is not None else ""
-    return override.key_or_group + package
-
-
-def _is_group(override: Override) -> bool:
-    return is_group(override.key_or_group)
-
-
 def _sweep_values(override: Override) -> Iterator[str]:
-    value = override.value()
+    value, word = override.value(), override.input_line
     if isinstance(value, Glob):
-        yield from value.filter(options(override.key_or_group))
-        return
+        return iter(value.filter(options(override.key_or_group)))
     if isinstance(value, IntervalSweep) or override.value_type == ValueType.INTERVAL_SWEEP:
-        raise UsageError(f"{override.input_line}: an interval has no values to try; use range(…)")
+        raise UsageError(f"{word}: an interval has no values to try; use range(…)")
     if getattr(value, "shuffle", False):
-        raise UsageError(
-            f"{override.input_line}: the order would be another at each start, and so would the "
-            "table; write the values in the order that it is to have"
-        )
-    yield from override.sweep_string_iterator()
+        raise UsageError(f"{word}: the order would be another at each start; write the values")
+    return override.sweep_string_iterator()
 
 
 def _as_text(value: Any) -> str:
@@ -349,158 +361,86 @@ def _as_text(value: Any) -> str:
     return str(value)
 
 
-@functools.cache
-def _store_rows(own: tuple[Path, ...]) -> None:
-    """Show Hydra the presets that are rows of tables, once for each folder of the user's own."""
-    for group, name, row in table_rows():
-        package = "_global_" if group == "experiment" else group.replace("/", ".")
-        *parents, last = f"{group}/{name}".split("/")
-        ConfigStore.instance().store(last, row, group="/".join(parents), package=package)
-
-
-@functools.lru_cache(maxsize=4096)
-def _composed(
-    command: str, groups: tuple[str, ...], own: tuple[Path, ...]
-) -> tuple[Config, tuple[tuple[str, str], ...]]:
-    for word in groups:
-        _check_choice(parse(word))
-    _store_rows(own)
-    found = [str(folder).replace("\\", "\\\\").replace("'", "\\'") for folder in own]
-    overrides = [*groups, *(f"hydra.searchpath=['file://{folder}']" for folder in found)]
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
-            cfg = hydra_compose(command, overrides=overrides, return_hydra_config=True)
-            choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
-    except HydraException as error:
-        raise UsageError(_hydra_text(error, groups)) from error
-    with_hydra = OmegaConf.to_container(cfg, resolve=False)
-    del with_hydra["hydra"]
-    chosen = tuple((k, str(v)) for k, v in choices.items() if not k.startswith("hydra"))
-    return with_hydra, chosen
-
-
-def _compose_groups(command: str, groups: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
-    plain, choices = _composed(command, groups, tuple(folders()[1:]))
-    return OmegaConf.create(plain), dict(choices)
-
-
-def _check_choice(override: Override) -> None:
-    group = override.key_or_group
-    value = override.value()
+def _check_choice(group: str, value: Any) -> None:
+    """Refuse what is no preset of a group."""
     if isinstance(value, list) and group not in LIST_GROUPS:
-        raise UsageError(f"{override.input_line}: choose one {group}")
+        raise UsageError(f"{group}={_as_text(value)}: choose one {group}")
     for name in value if isinstance(value, list) else [value]:
-        if name is None and group in OPTIONAL_GROUPS:
-            continue
-        if str(name) not in options(group):
+        if str(name) not in options(group) and not (name is None and group in OPTIONAL_GROUPS):
             given = _as_text(name)
             meant = METRIC_NAMES.get(given.lower(), given) if group == "metrics" else given
             raise UsageError(f"there is no {group}={given}{nearest(meant, options(group))}")
 
 
-def _hydra_text(error: HydraException, groups: Sequence[str]) -> str:
-    """Hydra's complaint about a group, in the user's terms."""
-    first = str(error).splitlines()[0]
-    for word in groups:
-        key = word.partition("=")[0]
-        if f"Could not override '{key}'" in first:
-            return f"{word}: the presets chosen here have no {key} to replace"
-    return first
-
-
-def _set(cfg: DictConfig, override: Override, choices: dict[str, str]) -> None:
+def _set(config: Config, override: Override, choices: dict[str, str]) -> None:
     """Set one value; the key must exist."""
-    *parents, leaf = path = override.key_or_group.split(".")
-    node = cfg
-    for depth, name in enumerate(parents):
-        _check_key(cfg, node, name, path[: depth + 1], override, choices)
-        raw = node._get_node(name)
-        if raw is not None and raw._is_interpolation() and OmegaConf.is_config(node[name]):
-            node[name] = OmegaConf.to_container(node[name], resolve=False)
-        node = node[name]
-    _check_key(cfg, node, leaf, path, override, choices)
-    group, value = "/".join(path), override.value()
+    path = override.key_or_group.split(".")
+    node, value, leaf = config, override.value(), path[-1]
+    for depth, name in enumerate(path, 1):
+        _check_key(config, node, path[:depth], path, choices)
+        if depth < len(path):
+            _own(config, node, name)
+            node = node[name]
     if value in (".inf", "-.inf"):  # as YAML, and so --cfg, writes it
         value = float(value.replace(".", ""))
+    group = "/".join(path)
     if is_group(group) and not isinstance(value, dict):
         raise UsageError(f"{override.input_line}: to choose a preset, write {group}={value}")
-    raw = node._get_node(leaf)
-    if isinstance(raw, AnyNode) and isinstance(raw._value(), bool) and not isinstance(value, bool):
+    if isinstance(node[leaf], bool) and not isinstance(value, bool):
         raise UsageError(f"{'.'.join(path)} must be true or false, not {_as_text(value)!r}")
     node[leaf] = value
 
 
-def _is_taken_over(cfg: DictConfig, override: Override) -> bool:
+def _is_taken_over(config: Config, override: Override) -> bool:
     """Whether a key lies in a part that refers to another part."""
-    node = cfg
-    for name in override.key_or_group.split(".")[:-1]:
-        node = node._get_node(name) if OmegaConf.is_dict(node) else None
-        if node is None or node._is_interpolation():
-            return node is not None
+    node: Any = config
+    for name in override.key_or_group.split("."):
+        if isinstance(node, str):
+            return REFERENCE.fullmatch(node) is not None
+        node = node.get(name) if isinstance(node, dict) else None
     return False
 
 
 def _check_key(
-    cfg: DictConfig,
-    node: Any,
-    name: str,
-    path: list[str],
-    override: Override,
-    choices: dict[str, str],
+    config: Config, node: Any, path: list[str], whole: list[str], choices: dict[str, str]
 ) -> None:
-    if OmegaConf.is_dict(node) and name in node.keys():
+    """Refuse a path, the beginning of a whole key, whose last name is not in its part."""
+    if isinstance(node, dict) and path[-1] in node:
         return
-    given, group = ".".join(path), path[0]
-    preset = f" with {group}={choices[group]}" if group in choices else ""
-    same_leaf = [
-        key for key in _keys(cfg) if key.split(".")[-1] == override.key_or_group.split(".")[-1]
-    ]
-    hint = nearest(override.key_or_group, same_leaf)
-    if OmegaConf.is_dict(node) and not same_leaf:
-        prefix = ".".join(path[:-1])
-        allowed = [f"{prefix}.{key}" if prefix else str(key) for key in node if key != "_target_"]
-        hint = nearest(given, allowed)
-    raise UsageError(f"there is no key {given}{preset}{hint}")
+    preset = f" with {path[0]}={choices[path[0]]}" if path[0] in choices else ""
+    allowed = [key for key in _keys(config) if key.split(".")[-1] == whole[-1]]
+    if isinstance(node, dict) and not allowed:
+        allowed = [".".join([*path[:-1], key]) for key in node if key != "_target_"]
+        whole = path
+    raise UsageError(f"there is no key {'.'.join(path)}{preset}{nearest('.'.join(whole), allowed)}")
 
 
-def _keys(node: Any, prefix: str = "") -> list[str]:
-    """All keys of a config, as they are overridden."""
+def _keys(node: Config, prefix: str = "") -> list[str]:
+    """All keys of a configuration, as they are overridden."""
     found = []
-    for key in node:
-        if str(key) == "_target_":
-            continue
-        found.append(prefix + str(key))
-        child = node._get_node(key)
-        if OmegaConf.is_dict(child) and not child._is_interpolation():
-            found.extend(_keys(child, f"{prefix}{key}."))
+    for key, value in node.items():
+        if key != "_target_":
+            found.append(f"{prefix}{key}")
+            found += _keys(value, f"{prefix}{key}.") if isinstance(value, dict) else []
     return found
 
 
 def points(axes: Sequence[Axis], mode: str) -> list[dict[str, str]]:
-    """The points of a table: every combination of the axes' values, or the first, second, … of
-    each.
+    """The points of a table, as values by key.
 
     Arguments:
         axes: swept keys with their values.
         mode: "grid" for all combinations, the last axis fastest; "zip" to pair values of equal
-            position.
-
-    Raises:
-        UsageError: axes of unequal length in mode zip.
+            position, of which all axes need as many.
     """
-    if mode == "zip":
-        lengths = {axis.key: len(axis.values) for axis in axes}
-        if len(set(lengths.values())) > 1:
-            shown = ", ".join(f"{key} {length}" for key, length in lengths.items())
-            raise UsageError(
-                f"sweep.mode=zip pairs values, so axes need equal lengths; they have {shown}"
-            )
-        combinations = zip(*(axis.values for axis in axes), strict=True) if axes else iter([()])
-    else:
-        combinations = itertools.product(*(axis.values for axis in axes))
+    values = [axis.values for axis in axes]
+    if mode == "zip" and len(set(map(len, values))) > 1:
+        shown = ", ".join(f"{axis.key} {len(axis.values)}" for axis in axes)
+        raise UsageError(f"sweep.mode=zip pairs values, so axes need equal lengths; not {shown}")
+    paired = mode == "zip" and len(axes) > 0
+    combinations = zip(*values, strict=True) if paired else itertools.product(*values)
     keys = [axis.key for axis in axes]
-    return [dict(zip(keys, values, strict=True)) for values in combinations]
+    return [dict(zip(keys, combination, strict=True)) for combination in combinations]
 
 
 def path_first(command: str, words: Sequence[str]) -> list[str]:
@@ -515,38 +455,36 @@ def path_first(command: str, words: Sequence[str]) -> list[str]:
 def show(command: str, words: Sequence[str]) -> str:
     """The composed configuration as YAML, with the comments of the presets. Axes are shown with
     their first value, and what must be given and is not as ???."""
-    fixed, axes = split_axes(path_first(command, words) if command in PATH_KEYS else words)
-    first = [f"{axis.key}={axis.values[0]}" for axis in axes]
-    composed = compose(command, [*fixed, *first], complete=False)
+    composed = compose(command, _first_point(command, words), complete=False)
     comments = _comments("", command, "")
-    metrics = [("metrics", name) for name in composed.config.get("metrics", {})]
-    for choice, name in [*composed.choices.items(), *metrics]:
+    for choice, names in composed.choices.items():
         group, _, package = choice.partition("@")
-        if name in options(group):
-            own = "" if group == "experiment" else group.replace("/", ".")
+        own = "" if group == "experiment" else group.replace("/", ".")
+        for name in names.split(","):
             comments |= _comments(group, name, package or own)
-    lines, path = [], []
-    for line in OmegaConf.to_yaml(OmegaConf.create(composed.config)).splitlines():
-        key = re.match(r"( *)(\w+):", line)
-        if key is not None:
-            path[len(key[1]) // 2 :] = [key[2]]
-            if ".".join(path) in comments:
-                line += f"  # {comments['.'.join(path)]}"
-        lines.append(f"{line}\n")
-    return "".join(lines)
+    text = yaml.safe_dump(composed.config, sort_keys=False, allow_unicode=True)
+    lines = _lines_with_keys(text, "")
+    return "".join(line + comments.get(key, "") + "\n" for line, key in lines)
 
 
 def _comments(group: str, name: str, package: str) -> dict[str, str]:
     """What a YAML, and the preset that it builds on, say behind their keys, by the whole key."""
     found: dict[str, str] = {}
+    for base in preset(group, name).get("defaults", []):
+        if isinstance(base, str) and base != "_self_":
+            found |= _comments(group, base, package)
+    for line, key in _lines_with_keys(preset_text(group, name), package):
+        if key and (comment := re.match(r" *\w+:.*?\s# *(.+)", line)):
+            found[key] = f"  # {comment[1]}"
+    return found
+
+
+def _lines_with_keys(text: str, package: str) -> Iterator[tuple[str, str]]:
+    """The lines of a YAML, and the whole key that each gives a value to, or nothing."""
     path = [package] if package else []
     top = len(path)
-    text = preset_text(group, name)
     for line in text.splitlines():
-        if base := re.fullmatch(r"  - ([\w-]+)", line):
-            found |= _comments(group, base[1], package) if base[1] != "_self_" else {}
-        elif key := re.match(r"( *)(\w+):(?:.*?\s# *(.+))?", line):
+        key = re.match(r"( *)(\w+):", line)
+        if key:
             path[top + len(key[1]) // 2 :] = [key[2]]
-            if key[3]:
-                found[".".join(path)] = key[3]
-    return found
+        yield line, ".".join(path) if key else ""

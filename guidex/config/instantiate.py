@@ -1,9 +1,9 @@
 """From configuration to objects: `_target_` names a class or function of guidex, or of the user's
 plugin, the rest its arguments.
 
-What hydra.utils.instantiate does, with three differences that guidex needs: models that occur in
-many points of a sweep are made once; nothing is called but classes and functions whose declared
-result is what belongs in the place, such as a Schedule; and an error names the key that is wrong.
+As hydra.utils.instantiate, but that equal models are made once; that nothing is called but classes
+and functions whose declared result is what belongs in the place, such as a Schedule; and that an
+error names the key that is wrong.
 """
 
 import importlib
@@ -19,19 +19,7 @@ from guidex.config import plugin
 from guidex.config.presets import nearest
 from guidex.errors import UsageError
 
-
-class Models:
-    """Models made so far, by content: two equal model configurations are one object."""
-
-    def __init__(self) -> None:
-        self._made: dict[str, Any] = {}
-
-    def get(self, config: dict[str, Any], make: Callable[[], Any]) -> Any:
-        """The model of a configuration, made on first use."""
-        identity = content_key(config)
-        if identity not in self._made:
-            self._made[identity] = make()
-        return self._made[identity]
+Models = dict[str, Any]  # made so far, by content: two equal model configurations are one object
 
 
 def instantiate(config: Any, key: str, models: Models, hint: Any) -> Any:
@@ -42,11 +30,6 @@ def instantiate(config: Any, key: str, models: Models, hint: Any) -> Any:
         key: where this is in the whole configuration, for error messages.
         models: where models (`_target_` under guidex.models, or in a plugin) come from.
         hint: what belongs here, as a type hint: Solver, or dict[str, Metric].
-
-    Raises:
-        UsageError: a `_target_` that is neither of guidex nor of the plugin, or makes something
-            else, an unknown or missing argument, a value of the wrong type, or what the class
-            itself refuses, with the key in front.
     """
     if isinstance(config, list):
         inner = _inside(hint, list)
@@ -57,10 +40,13 @@ def instantiate(config: Any, key: str, models: Models, hint: Any) -> Any:
         inner = _inside(hint, dict)
         return {k: instantiate(item, f"{key}.{k}", models, inner) for k, item in config.items()}
     config = {name: item for name, item in config.items() if name != "references"}
-    target = _locate(str(config["_target_"]), key, hint)
-    if re.match(r"guidex\.(?!models\.)", config["_target_"]):
+    target = _locate(str(config.pop("_target_")), key, hint)
+    if re.match(r"guidex\.(?!models\.)", target.__module__):
         return _make(target, config, key, models)
-    return models.get(config, lambda: _make(target, config, key, models))
+    content = content_key([f"{target.__module__}.{target.__qualname__}", config])
+    if content not in models:
+        models[content] = _make(target, config, key, models)
+    return models[content]
 
 
 def content_key(config: Any) -> str:
@@ -76,8 +62,7 @@ def arguments_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {name: one for name, one in signature if one.kind not in variadic}
 
 
-def _make(target: Callable[..., Any], config: dict[str, Any], key: str, models: Models) -> Any:
-    given = {name: item for name, item in config.items() if name != "_target_"}
+def _make(target: Callable[..., Any], given: dict[str, Any], key: str, models: Models) -> Any:
     parameters = arguments_of(target)
     for name in given:
         if name not in parameters:
@@ -88,12 +73,12 @@ def _make(target: Callable[..., Any], config: dict[str, Any], key: str, models: 
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     arguments = {}
     for name, item in given.items():
-        value = instantiate(item, f"{key}.{name}", models, hints.get(name, Any))
-        arguments[name] = _checked(value, hints.get(name, Any), f"{key}.{name}")
+        hint, at = hints.get(name, Any), f"{key}.{name}"
+        arguments[name] = _checked(instantiate(item, at, models, hint), hint, at)
     try:
         return target(**arguments)
     except UsageError as error:
-        if str(error).startswith(f"{key}"):
+        if str(error).startswith(key):
             raise
         raise type(error)(f"{key}: {error}") from error
 
@@ -113,9 +98,7 @@ def _locate(path: str, key: str, hint: Any) -> Callable[..., Any]:
         raise UsageError(f"{key}._target_: there is no {path}") from error
     # A module also holds what it imports.
     if not callable(target) or not _is_ours(target):
-        raise UsageError(
-            f"{key}._target_: {path} is no class or function of {module if own else 'guidex'}"
-        )
+        raise UsageError(f"{key}._target_: {path} is no class or function of guidex or plugin=")
     made = target if inspect.isclass(target) else typing.get_type_hints(target).get("return")
     wanted = _alternatives(hint)
     if not inspect.isclass(made) or not any(_is_a(made, one) for one in wanted):

@@ -25,9 +25,6 @@ def register(text: str) -> dict[str, str]:
     Returns:
         What belongs to the identity of a run: the module's name, and the SHA-256 of its source (of
         a package, of all its files *.py).
-
-    Raises:
-        UsageError: there is no such file or module, or the file is called as another module.
     """
     installed = _file_of(Path(text).stem if text.endswith(".py") else text)
     if text.endswith(".py"):
@@ -69,12 +66,7 @@ def is_plugin(module: str) -> bool:
 
 
 def load(module: str) -> ModuleType:
-    """Import a plugin, or a module in one.
-
-    Raises:
-        ImportError: there is no such module.
-        GuidexError: the code failed.
-    """
+    """Import a plugin, or a module in one; ImportError where there is none."""
     file, known = _FILES.get(module), module in sys.modules
     try:
         if file is not None and _file_of(module) is None:  # where Python does not look

@@ -42,12 +42,10 @@ def config_dir() -> Path:
 
 
 def use(folder: str | None) -> None:
-    """Find presets also in a folder of the user's own, with the same subfolders; None: no longer.
-
-    Raises:
-        UsageError: there is no preset in it, or one of the name of a built-in one.
-    """
+    """Find presets also in a folder of the user's own, with the same subfolders; None: no more."""
     _OWN.clear()
+    preset.cache_clear()
+    _names.cache_clear()
     if folder is None:
         return
     own, groups = Path(folder).expanduser().resolve(), set(KINDS.values())
@@ -62,11 +60,6 @@ def use(folder: str | None) -> None:
     _OWN.append(own)
 
 
-def folders() -> list[Path]:
-    """The folders of YAMLs, the built-in one first."""
-    return [config_dir(), *_OWN]
-
-
 def is_group(name: str) -> bool:
     """Whether `name` is a config group, such as model or guidance/schedule."""
     return bool(name) and (config_dir() / name).is_dir()
@@ -74,9 +67,10 @@ def is_group(name: str) -> bool:
 
 def options(group: str) -> list[str]:
     """Names of the presets in a group, sorted."""
-    return sorted(name for folder in folders() for name in _names(folder, group))
+    return sorted(name for folder in (config_dir(), *_OWN) for name in _names(folder, group))
 
 
+@functools.cache
 def _names(folder: Path, group: str) -> list[str]:
     """Presets of a group in a folder. Only experiments are nested in folders of their own."""
     files = (folder / group).glob("**/*.yaml" if group == "experiment" else "*.yaml")
@@ -88,33 +82,38 @@ def _names(folder: Path, group: str) -> list[str]:
 def _rows(folder: Path, group: str) -> dict[str, dict[str, Any]]:
     """The presets that are rows of tables."""
     tables = sorted((folder / group).glob("*.table.yaml"))
-    return {
-        name: row
-        for table in tables
-        for name, row in yaml.safe_load(table.read_text(encoding="utf-8")).items()
-    }
+    return {k: row for table in tables for k, row in yaml.safe_load(table.read_bytes()).items()}
+
+
+def own_folder() -> Path | None:
+    """The folder of the user's own presets."""
+    return _OWN[0] if _OWN else None
 
 
 def table_rows() -> list[tuple[str, str, dict[str, Any]]]:
     """Group, name and content of all presets that are rows of tables, without their texts."""
     return [
         (group, name, {key: value for key, value in row.items() if key != "text"})
-        for folder in folders()
+        for folder in (config_dir(), *_OWN)
         for group in KINDS.values()
         for name, row in _rows(folder, group).items()
     ]
 
 
+@functools.cache
+def preset(group: str, name: str) -> dict[str, Any]:
+    """What a preset says; empty where there is none. Group "" has the keys of commands."""
+    return yaml.safe_load(preset_text(group, name)) or {}
+
+
 def preset_text(group: str, name: str) -> str:
     """The YAML of a preset."""
-    for folder in folders():
+    for folder in (config_dir(), *_OWN):
         if (file := folder / group / f"{name}.yaml").is_file():
             return file.read_text(encoding="utf-8")
         if row := _rows(folder, group).get(name):
-            others = {key: value for key, value in row.items() if key not in ("text", "defaults")}
-            bases = "".join(f"  - {base}\n" for base in row.get("defaults", ()))
-            text = f"# {row['text']}\ndefaults:\n{bases}"
-            return text + yaml.safe_dump(others, sort_keys=False)
+            content = {key: value for key, value in row.items() if key != "text"}
+            return f"# {row['text']}\n{yaml.safe_dump(content, sort_keys=False)}"
     return ""
 
 
@@ -128,11 +127,7 @@ def describe(group: str, name: str) -> str:
 
 
 def listing(kind: str) -> list[tuple[str, str]]:
-    """Name and description of every preset of a kind.
-
-    Raises:
-        UsageError: no such kind.
-    """
+    """Name and description of every preset of a kind."""
     if kind not in KINDS:
         raise UsageError(f"nothing called {kind!r} to list{nearest(kind, KINDS)}")
     group = KINDS[kind]

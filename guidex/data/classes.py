@@ -1,18 +1,20 @@
 """Classes of images by their names: from labels.csv, from dataset.json, or from their folders."""
 
 import csv
+import functools
 import io
 import json
 import re
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guidex.data.containers import Container, read_file, seed_of, shown
-from guidex.errors import GuidexError
+from guidex.data.containers import Container, read_file, seed_of
+from guidex.errors import GuidexError, printable, reason_of
 
 # Class by file; None where a file is listed without a class.
-Table = dict[str, int | None]
+Classes = dict[str, int | None]
 # Classes [N] of the images, in their order, and the names of classes 0 ... K-1, where there are.
 Labels = tuple[NDArray[np.int64] | None, list[str] | None]
 
@@ -21,107 +23,81 @@ def find_labels(container: Container) -> Labels:
     """Labels of all images of a folder or zip, from the first of these that is there:
 
     1. `labels.csv` in it, as `guidex sample` writes it: a table with the columns `file` (relative
-       to the table, "/"-separated) and `label` (empty in all rows: no labels). A table without
-       these columns is someone else's and is left alone.
+       to the table) and `label` (empty in all rows: no labels), or else someone else's.
     2. `dataset.json` in it, as in the data sets of StyleGAN and EDM2: {"labels": [[file, class],
        ...]}, or null for no labels.
     3. `labels.csv` beside it, if it has a row for at least one of the images. It names those of a
        folder with the folder, those of a zip as the zip does.
-    4. Folders: the first-level sub-folders are the classes 0 ... K-1 in sorted order, provided
-       that there are at least two and every image lies in one of them. The folders of a thousand
-       seeds each that `guidex sample` writes are no classes. Else no labels.
+    4. Folders: at least two first-level sub-folders that hold all images are the classes
+       0 ... K-1 in sorted order, but for those of a thousand seeds of `guidex sample`.
 
     Raises:
         GuidexError: the table is damaged or has no label for some image.
     """
     names = container.names
-    if (data := container.table("labels.csv")) is not None:
-        if (table := _csv_table(data, "labels.csv")) is not None:
-            return _select(table, names, "labels.csv")
-    if (data := container.table("dataset.json")) is not None:
-        return _select(_json_table(data, names), names, "dataset.json")
+    for where in ("labels.csv", "dataset.json"):
+        if where in container.others:
+            classes = _read_classes(where, functools.partial(container.read, where), names)
+            if classes is not None:
+                return _select(classes, names, where), None
     beside = container.path.resolve().parent / "labels.csv"
-    if beside.is_file():
-        data, names = read_file(beside), [container.prefix + name for name in names]
-        table = _csv_table(data, str(beside)) or {}
-        gone = sorted(table.keys() - set(names))
+    if beside.exists():
+        paths = [container.prefix + name for name in names]
+        classes = _read_classes(str(beside), lambda: read_file(beside), paths) or {}
+        gone = sorted(classes.keys() - set(paths))
         # A run's own table lists all that it has made.
-        if gone and len(gone) < len(table) and data.startswith(b"seed,"):
+        if gone and len(gone) < len(classes) and seed_of(gone[0]) is not None:
             raise GuidexError(
-                f"{beside} lists {len(table)} images, and {len(gone)} of them are gone, the first "
-                f"{shown(gone[0])}. Give the command of the run again to make them, or remove "
-                "their rows to do without them."
+                f"{beside} lists {len(classes)} images, and {len(gone)} of them are gone, such as "
+                f"{printable(gone[0])}. Give the run's command again, or remove their rows."
             )
-        if len(gone) < len(table):
-            return _select(table, names, str(beside))
-    return _from_folders(container.names)
-
-
-def _select(table: Table, names: list[str], where: str) -> Labels:
-    missing = [name for name in names if table.get(name) is None]
-    if len(missing) == len(names) and table.keys() >= set(names):
+        if len(gone) < len(classes):
+            return _select(classes, paths, str(beside)), None
+    # A run that was stopped has no table yet.
+    seeds = all(seed_of(name) is not None and name.count("/") == 1 for name in names)
+    folders = [name.partition("/")[0] for name in names if "/" in name]
+    if seeds or len(set(folders)) < 2 or len(folders) < len(names):
         return None, None
+    class_names, labels = np.unique(folders, return_inverse=True)
+    return labels.astype(np.int64), class_names.tolist()
+
+
+def _select(classes: Classes, names: list[str], where: str) -> NDArray[np.int64] | None:
+    missing = [name for name in names if classes.get(name) is None]
+    if len(missing) == len(names) and classes.keys() >= set(names):
+        return None
     if missing:
         raise GuidexError(
             f"{where} has no label for {len(missing)} of {len(names)} images, the first of them "
-            f"{shown(missing[0])}. Complete it, or remove it to do without its labels."
+            f"{printable(missing[0])}. Complete it, or remove it to do without its labels."
         )
-    return np.array([table[name] for name in names], dtype=np.int64), None
+    return np.array([classes[name] for name in names], dtype=np.int64)
 
 
-def _from_folders(names: list[str]) -> Labels:
-    # A run that was stopped has no table yet.
-    seeds = all(seed_of(name) is not None and name.count("/") == 1 for name in names)
-    folders = [name.partition("/")[0] for name in names]
-    classes = sorted(set(folders))
-    if seeds or len(classes) < 2 or not all("/" in name for name in names):
-        return None, None
-    numbers = {folder: number for number, folder in enumerate(classes)}
-    return np.array([numbers[folder] for folder in folders], dtype=np.int64), classes
-
-
-def _csv_table(data: bytes, where: str) -> Table | None:
-    """The table, or None if it has other columns than those of guidex."""
+def _read_classes(where: str, read: Callable[[], bytes], names: list[str]) -> Classes | None:
+    """Classes by file, or None of a CSV that has other columns than those of guidex."""
+    classes: Classes = {}
     try:
-        rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
-        if not {"file", "label"} <= set(rows.fieldnames or ()):
-            return None
-        cells = [(row["file"], row["label"], f"line {rows.line_num}") for row in rows]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise GuidexError(f"{where} cannot be read as CSV: {error}") from error
-    return _table(cells, where)
-
-
-def _json_table(data: bytes, names: list[str]) -> Table:
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise GuidexError(f"dataset.json cannot be read as JSON: {error}") from error
-    labels = content.get("labels") if isinstance(content, dict) else content
-    if labels is None:
-        return dict.fromkeys(names)
-    try:
-        cells = [(file, label, f"pair {index}") for index, (file, label) in enumerate(labels)]
-    except (TypeError, ValueError) as error:
-        raise GuidexError(
-            'dataset.json is not as expected: allowed are {"labels": [[file, class], ...]} and '
-            '{"labels": null}.'
-        ) from error
-    return _table(cells, "dataset.json")
-
-
-def _table(cells: list[tuple[object, object, str]], where: str) -> Table:
-    table: Table = {}
-    for file, cell, place in cells:
-        # The text of a CSV, or a JSON integer (of which true is none).
-        digits = str(cell) if type(cell) in (str, int) else "no class"
-        if not isinstance(file, str) or not re.fullmatch("[0-9]{0,9}", digits):
-            raise GuidexError(
-                f"{where}, {place}: {file!a:.100} has the label {cell!a:.100}, which is not a "
-                "class 0, 1, 2, ..."
-            )
-        label = int(digits) if digits else None
-        name = file.replace("\\", "/").removeprefix("./")
-        if table.setdefault(name, label) != label:
-            raise GuidexError(f"{where}, {place}: {file!a:.100} has two different labels.")
-    return table
+        if where.endswith(".json"):
+            pairs = dict(json.loads(read()))["labels"]
+            pairs = [(name, "") for name in names] if pairs is None else pairs
+        else:
+            text = io.StringIO(read().decode("utf-8-sig"), newline="")
+            rows = csv.DictReader(text, strict=True)
+            if not {"file", "label"} <= set(rows.fieldnames or ()):
+                return None
+            pairs = [(row["file"], row["label"]) for row in rows]
+        for file, cell in pairs:
+            # The text of a CSV, or a JSON integer (of which true is none).
+            digits = str(cell) if type(cell) in (str, int) else "no class"
+            if not re.fullmatch("[0-9]{0,9}", digits):
+                raise ValueError(f"{file!a} has the label {cell!a}, which is not a class 0, 1, ...")
+            label = int(digits) if digits else None
+            name = str(file).replace("\\", "/").removeprefix("./")
+            if classes.setdefault(name, label) != label:
+                raise ValueError(f"{file!a} has two different labels")
+    # Of JSON in another form, all kinds of errors.
+    except (OSError, csv.Error, ValueError, RecursionError, LookupError, TypeError) as error:
+        kind = where[-4:].strip(".").upper()
+        raise GuidexError(f"{where} cannot be read as {kind}: {reason_of(error)}") from error
+    return classes

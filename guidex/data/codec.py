@@ -15,7 +15,6 @@ from guidex.files.atomic import atomic_write
 Pixels = NDArray[np.uint8]
 
 MAX_SIDE = 8192
-
 _GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
 
 
@@ -28,17 +27,10 @@ def require_size(resize: int | None, crop: bool) -> None:
 
 
 def examine(data: bytes) -> tuple[str, tuple[int, int, int]]:
-    """Find out what an image file holds and whether it is whole, decoding as little as will do.
+    """The format of an image file, "png", "jpeg", "webp" or "bmp", and (C, H, W).
 
-    Of a PNG file, the checksums are compared, in a fraction of the time that its pixels take; a
-    JPEG is decoded at an eighth of its size, the others as they are. So a PNG that was written
-    wrongly, yet with right checksums, fails in `decode` alone.
-
-    Returns:
-        Its format, "png", "jpeg", "webp" or "bmp", and (C, H, W).
-
-    Raises:
-        ValueError: why the file cannot be decoded, in a few words.
+    Whether it is whole is found out with as little decoding as will do: of a PNG, the checksums are
+    compared; a JPEG is decoded at an eighth of its size. Raises ValueError: what is wrong.
     """
     with _opened(data) as image:
         kind = {"MPO": "jpeg"}.get(image.format, image.format.lower())
@@ -72,7 +64,8 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
 
 
 def to_pixels(image: Image.Image, resize: int | None, crop: bool) -> Pixels:
-    """Bring an image to 8 bits, to grey or RGB, and to a size.
+    """Bring an image to 8 bits, to grey or RGB, and to a size: uint8 [C,H,W], C = 1 or 3, possibly
+    read-only.
 
     16-bit grey is divided by 257 and rounded, so that 65535 becomes 255; Pillow has reduced 16-bit
     colour to its upper byte before. Palettes are expanded to RGB, CMYK is converted, and alpha is
@@ -80,13 +73,9 @@ def to_pixels(image: Image.Image, resize: int | None, crop: bool) -> Pixels:
     Like there, EXIF orientation is ignored. Of an animation, the first frame is taken.
 
     Arguments:
-        image: any mode that PNG, JPEG, WebP or BMP can have.
         resize: side N of the result, by PIL's bicubic filter (antialiased, on 8 bits), or None.
         crop: resize only the central square, as ADM and EDM2 prepared ImageNet; otherwise the
             whole image, which changes its aspect ratio.
-
-    Returns:
-        Pixels uint8 [C,H,W], C = 1 or 3, possibly read-only.
     """
     grey = image.mode in _GREY
     if image.mode.startswith("I"):
@@ -104,11 +93,8 @@ def to_pixels(image: Image.Image, resize: int | None, crop: bool) -> Pixels:
 
 
 def _central_square(image: Image.Image, side: int) -> Image.Image:
-    """The shorter side brought to `side`, the longer one cut on both ends.
-
-    As in ADM (Dhariwal and Nichol 2021, arXiv 2105.05233), sides of twice that and more are halved
-    by averaging before the bicubic filter.
-    """
+    """The shorter side brought to `side`, the longer one cut on both ends. As in ADM (arXiv
+    2105.05233), sides of twice that and more are halved by averaging before the bicubic filter."""
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = side / min(image.size)
@@ -125,11 +111,7 @@ def from_pixels(pixels: Pixels) -> Image.Image:
 
 
 def write_png(path: str | Path, pixels: Pixels) -> None:
-    """Write pixels uint8 [C,H,W], C = 1 (grey) or 3 (RGB), as a PNG file, whole or not at all.
-
-    Raises:
-        GuidexError: the file system refuses, for instance because the disk is full.
-    """
+    """Write pixels uint8 [C,H,W], C = 1 or 3, as a PNG file; see `atomic_write`."""
     encoded = io.BytesIO()
     from_pixels(pixels).save(encoded, format="PNG")
     atomic_write(path, lambda file: file.write(encoded.getbuffer()))

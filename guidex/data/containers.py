@@ -6,12 +6,11 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from guidex.errors import GuidexError
+from guidex.errors import GuidexError, printable, reason_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-MAX_BYTES = 256 * 2**20  # that an entry of a zip may hold
 
 
 class Container(ABC):
@@ -21,59 +20,46 @@ class Container(ABC):
         path: of the folder or zip.
         prefix: what a table beside it puts before the names of its images.
         names: image files, relative to it, "/"-separated; by seed, or else sorted as text.
-        others: suffixes of the files that are no images.
-        closed: (name, reason) of sub-folders that cannot be looked into.
+        others: the other files.
     """
 
     def __init__(self, path: Path, prefix: str, files: Iterable[str]) -> None:
-        self.path, self.prefix, self._files = path, prefix, set(files)
-        images = {name for name in self._files if name.lower().endswith(SUFFIXES)}
+        files = set(files)
+        images = {name for name in files if name.lower().endswith(SUFFIXES)}
         by_seed = all(seed_of(name) is not None for name in images)
+        self.path, self.prefix = path, prefix
         # The text of a million and more is not sorted by value.
         self.names = sorted(images, key=seed_of if by_seed else None)
-        self.others = {PurePosixPath(name).suffix for name in self._files - images}
-        self.closed: list[tuple[str, str]] = []
+        self.others = files - images
 
     @abstractmethod
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises OSError or ValueError, with the reason."""
 
-    def table(self, name: str) -> bytes | None:
-        """The bytes of a file that is no image, None if there is none. Raises GuidexError."""
-        try:
-            return self.read(name) if name in self._files else None
-        except (OSError, ValueError) as error:
-            raise GuidexError(f"cannot read {name} in {self.path}: {reason_of(error)}") from error
-
 
 class Folder(Container):
-    """The files below a folder, but hidden ones; each real folder is entered once, in its own place
-    or by a symbolic link."""
+    """The files below a folder, but hidden ones. Links are followed, each folder is entered once.
+    Raises GuidexError: some folder cannot be looked into."""
 
     def __init__(self, path: Path) -> None:
-        path, files, errors, entered = path.resolve(), [], [], set()
-        for folder, folders, inside in os.walk(path, followlinks=True, onerror=errors.append):
-            real = os.path.realpath(folder)
-            if real in entered or (real != folder and Path(real).is_relative_to(path)):
+        path, files, entered = path.resolve(), [], set()
+        for folder, folders, inside in os.walk(path, followlinks=True, onerror=_refuse):
+            if os.path.realpath(folder) in entered:
                 folders.clear()
                 continue
-            entered.add(real)
-            folders[:] = sorted(name for name in folders if not _is_hidden(name))
-            start = _relative(folder, path)
-            files += [start + name for name in inside if not _is_hidden(name)]
+            entered.add(os.path.realpath(folder))
+            folders[:] = sorted(filter(_is_visible, folders))
+            start = Path(folder).relative_to(path)
+            files += [(start / name).as_posix() for name in filter(_is_visible, inside)]
         super().__init__(path, f"{path.name}/", files)
-        self.closed = [(_relative(e.filename, path)[:-1], reason_of(e)) for e in errors]
 
     def read(self, name: str) -> bytes:
         return read_file(self.path / name)
 
 
 class Zip(Container):
-    """The files in a zip, which is read in place: nothing is ever extracted to the disk.
-
-    Raises:
-        GuidexError: not a zip, or an entry whose name is absolute, has "..", or comes twice.
-    """
+    """The files in a zip, which is read in place: nothing is ever extracted to the disk. Raises
+    GuidexError: not a zip, or an entry whose name is absolute, has "..", or comes twice."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -84,26 +70,23 @@ class Zip(Container):
         self._entries: dict[str, zipfile.ZipInfo] = {}
         for entry in self._zip.infolist():
             parts = entry.filename.replace("\\", "/").split("/")
-            name, why = "/".join(part for part in parts if part != "."), None
-            if ".." in parts or parts[0] == "" or parts[0].endswith(":"):
-                why = "its name is absolute or has '..', which a safe zip has no use for"
-            elif name in self._entries:
-                why = "the name comes twice"
-            if why is not None:
-                raise GuidexError(f"{path} is refused for its entry {entry.filename!a}: {why}.")
-            if not entry.is_dir() and not any(map(_is_hidden, name.split("/"))):
+            name = "/".join(part for part in parts if part != ".")
+            escapes = ".." in parts or parts[0] == "" or parts[0].endswith(":")
+            if escapes or name in self._entries:
+                raise GuidexError(
+                    f"{path} is refused for its entry {entry.filename!a}: its name is absolute, "
+                    "has '..', or comes twice, which a safe zip has no use for."
+                )
+            if not entry.is_dir() and all(map(_is_visible, name.split("/"))):
                 self._entries[name] = entry
         super().__init__(path, "", self._entries)
 
     def read(self, name: str) -> bytes:
-        entry = self._entries[name]
-        if entry.file_size > MAX_BYTES:
-            raise ValueError(f"larger than the {MAX_BYTES // 2**20} MiB allowed for one file")
         try:
-            with self._zip.open(entry) as file:
+            with self._zip.open(self._entries[name]) as file:
                 # No more than the entry declares: if it holds more, its checksum is wrong there.
-                return file.read(entry.file_size)
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
+                return file.read(self._entries[name].file_size)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             raise ValueError(f"the zip entry is damaged: {reason_of(error)}") from error
 
 
@@ -115,31 +98,16 @@ def read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _relative(folder: str, root: Path) -> str:
-    """What the names of files in a folder below the root begin with."""
-    return "" if folder == str(root) else Path(folder).relative_to(root).as_posix() + "/"
-
-
 def seed_of(name: str) -> int | None:
     """The seed that a file is named after, as 001000/001234.png, maybe in images/; or None."""
     match = re.fullmatch(r"(?:images/)?([0-9]{6,19})/([0-9]{6,19})\.png", name)
-    if match is None or int(match[1]) != int(match[2]) // 1000 * 1000:
-        return None
-    return int(match[2])
+    right = match is not None and int(match[1]) == int(match[2]) // 1000 * 1000
+    return int(match[2]) if right else None
 
 
-def reason_of(error: Exception) -> str:
-    """An exception as a few words on one printable line, and never advice to load pickles."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    if "pickle" in text or "Python objects" in text:
-        return "it holds Python objects, which are never loaded, or is damaged"
-    return shown(text or type(error).__name__)[:200]
+def _refuse(error: OSError) -> None:
+    raise GuidexError(f"cannot look into {printable(error.filename)}: {reason_of(error)}")
 
 
-def shown(name: str) -> str:
-    """A name from outside, fit to be printed: control and undecodable characters are escaped."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"  # which macOS puts into zips
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"  # which macOS puts into zips

@@ -8,65 +8,44 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 
 from guidex.data.codec import Pixels, from_pixels, require_size, to_pixels
-from guidex.data.containers import reason_of, shown
-from guidex.errors import GuidexError
-
-_T = TypeVar("_T")
-_R = TypeVar("_R")
+from guidex.errors import GuidexError, printable, reason_of
 
 
 @dataclasses.dataclass(eq=False, repr=False)
 class ImageSet:
-    """N images of one shape, in a fixed order, whose bytes stay as they were first read.
+    """N images of one shape, in a fixed order, whose bytes stay as they were first read."""
 
-    Attributes:
-        shape: (C, H, W) of every image, C = 1 (grey) or 3 (RGB).
-        names: one per image, relative to the set and sorted; the index for arrays.
-        read_bytes: image k as it is stored; called by several threads.
-        decode: stored bytes to pixels uint8 [C,H,W], or [1,H,W] for all C; called by threads.
-        digests: SHA-256 of the bytes of images that have been read, by index.
-        kinds: formats that occur: "png", "jpeg", "webp", "bmp", and "array" for pixels that were
-            never in files of their own. Numbers from JPEGs and from the others do not compare.
-        labels: classes [N], int64, or None.
-        class_names: names of classes 0 ... K-1 if they come from sub-folders, else None.
-        skipped: (name, reason) of unreadable images that were left out.
-        crop: whether images were cropped to their central squares.
-    """
-
-    shape: tuple[int, int, int]
-    names: list[str]
-    read_bytes: Callable[[int], bytes]
-    decode: Callable[[bytes], Pixels]
-    digests: dict[int, bytes]
-    kinds: set[str]
-    labels: NDArray[np.int64] | None
-    class_names: list[str] | None
-    skipped: list[tuple[str, str]]
-    crop: bool
+    shape: tuple[int, int, int]  # (C, H, W) of every image, C = 1 (grey) or 3 (RGB)
+    names: list[str]  # relative to the set and sorted; the index for arrays
+    read_bytes: Callable[[int], bytes]  # image k as it is stored; called by several threads
+    decode: Callable[[bytes], Pixels]  # to uint8 [C,H,W], or [1,H,W] for all C; called by threads
+    digests: dict[int, bytes]  # SHA-256 of the bytes of images that have been read, by index
+    kinds: set[str]  # formats that occur: "png", "jpeg", "webp", "bmp" or "array"
+    labels: NDArray[np.int64] | None  # classes [N]
+    class_names: list[str] | None  # of classes 0 ... K-1, if they come from sub-folders
+    skipped: list[tuple[str, str]]  # (name, reason) of unreadable images that were left out
+    crop: bool  # whether images were cropped to their central squares
     _fingerprint: str | None = dataclasses.field(default=None, init=False)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def load(self, index: int) -> Pixels:
-        """The pixels of image k, uint8 [C,H,W], maybe read-only.
-
-        Raises:
-            GuidexError: its bytes have changed, or cannot be decoded.
-        """
+        """The pixels of image k, uint8 [C,H,W], maybe read-only. Raises GuidexError: its bytes have
+        changed, or cannot be decoded."""
         try:
             return np.broadcast_to(self.decode(self._bytes(index)), self.shape)
         except ValueError as error:
             raise GuidexError(
-                f"{shown(self.names[index])} cannot be decoded, although its checksums are right: "
-                f"{reason_of(error)}. Repair or remove it."
+                f"{printable(self.names[index])} cannot be decoded, although its checksums are "
+                f"right: {reason_of(error)}. Repair or remove it."
             ) from error
 
     def read(self, indices: Sequence[int]) -> Pixels:
@@ -96,27 +75,19 @@ class ImageSet:
 
     def fingerprint(self) -> str:
         """SHA-256, in hex, of what the set holds: shape, images in order, what is done to them,
-        labels.
-
-        The bytes of image files count, not their names and times, nor whether they lie in a folder
-        or in a zip. Decoders differ in the pixels that they make of JPEG and WebP files: of sets
-        with such files, the version of Pillow counts too.
-        """
+        labels; not names and times, nor whether files lie in a folder or in a zip."""
         if self._fingerprint is None:
             total = hashlib.sha256(f"guidex images {self.shape} {len(self)} {self.crop}\n".encode())
-            for digest in map_ahead(self._digest, range(len(self)), default_workers()):
-                total.update(digest)
-            if self.kinds & {"jpeg", "webp"}:
+            unread = [index for index in range(len(self)) if index not in self.digests]
+            deque(map_ahead(self._bytes, unread, default_workers()), maxlen=0)
+            for index in range(len(self)):
+                total.update(self.digests[index])
+            if self.kinds & {"jpeg", "webp"}:  # of which decoders make different pixels
                 total.update(f"Pillow {PIL.__version__}".encode())
             if self.labels is not None:
                 total.update(b"labels" + self.labels.astype("<i8").tobytes())
             self._fingerprint = total.hexdigest()
         return self._fingerprint
-
-    def _digest(self, index: int) -> bytes:
-        if index not in self.digests:
-            self._bytes(index)
-        return self.digests[index]
 
     def _bytes(self, index: int) -> bytes:
         """An image as it is stored, found to be the same as before."""
@@ -127,9 +98,8 @@ class ImageSet:
                 raise ValueError("its content is another")
         except (OSError, ValueError) as error:
             raise GuidexError(
-                f"{shown(self.names[index])} has changed since the images were opened: "
-                f"{reason_of(error)}. Leave the images alone while they are being read, and start "
-                "again."
+                f"{printable(self.names[index])} has changed since the images were opened: "
+                f"{reason_of(error)}. Start again, and leave the images alone meanwhile."
             ) from error
         return data
 
@@ -142,18 +112,8 @@ def array_images(
     resize: int | None = None,
     crop: bool = False,
 ) -> ImageSet:
-    """The set of the images in an array.
-
-    Arguments:
-        images: uint8 [N,H,W,C] with C = 1 or 3, N > 0. It is neither copied nor changed, and it may
-            be mapped from a file.
-        labels: classes [N], int64, or None.
-        class_names: names of the classes 0 ... K-1, or None.
-        resize, crop: see `codec.to_pixels`.
-
-    Raises:
-        UsageError: `resize` or `crop` is not among what is allowed.
-    """
+    """The set of the images in an array uint8 [N,H,W,C] with C = 1 or 3, N > 0, maybe mapped from a
+    file. See `ImageSet` for labels and names, `codec.to_pixels` for `resize` and `crop`."""
     require_size(resize, crop)
     count, height, width, channels = images.shape
     head = f"{images.shape[1:]}".encode()
@@ -178,24 +138,18 @@ def array_images(
 
 def default_workers() -> int:
     """Threads to decode with: one per core that this process may use, at most 16."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # on macOS and Windows
-        cores = os.cpu_count() or 1
-    return min(cores, 16)
+    known = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
+    return min(len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1, 16)
 
 
-def map_ahead(
-    function: Callable[[_T], _R], items: Iterable[_T], ahead: int | None = None
-) -> Iterator[_R]:
-    """Like `map`, in order, but computed by threads, at most `ahead` items before the consumer
-    (four for each thread)."""
-    # Pillow warns about metadata (EXIF, animation) that is not used here. Said again before each
-    # decoding, since filters come and go; `warnings.catch_warnings` is not made for threads.
+def map_ahead(function: Callable, items: Iterable, ahead: int | None = None) -> Iterator[Any]:
+    """Like `map`, in order, but computed by threads, at most `ahead` items before the consumer (by
+    default, four for each thread)."""
+    # Pillow warns about metadata (EXIF, animation) that is not used here.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     ahead = 4 * default_workers() if ahead is None else ahead
     pool = ThreadPoolExecutor(default_workers(), thread_name_prefix="guidex-images")
-    pending: deque[Future[_R]] = deque()
+    pending: deque[Future] = deque()
     try:
         for item in items:
             pending.append(pool.submit(function, item))

@@ -11,39 +11,26 @@ encoder in it is left aside.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from guidex.features.networks import NetworkDetector, Precision, resize_by_pillow
+from guidex.features.networks import (
+    NetworkDetector,
+    Precision,
+    TimmNetwork,
+    resize_by_pillow,
+    timm_vit,
+)
 from guidex.features.weights import Weights, optional
 
 MODEL = "vit_large_patch14_clip_quickgelu_336"
 SIDE = 336
 DIM = 768
 
-# The mean and deviation of the pixels that CLIP was trained on, in 0 ... 1, per channel.
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-
 URL = (
     "https://huggingface.co/timm/vit_large_patch14_clip_336.openai/resolve/"
     "81e38efc4637de5023b10e75a7f9bd1c6fa6b010/open_clip_model.safetensors"
 )
 SHA256 = "fbc415c3d0d7b79faed8f5ccfb740c32b7c4f5ffe7283b851f89c6231c01a8e0"
-
-# OpenAI's names of what is in the image encoder, and timm's.
-_VISUAL = "visual."
-_NAMES = (
-    ("conv1.", "patch_embed.proj."),
-    ("ln_pre.", "norm_pre."),
-    ("ln_post.", "norm."),
-    ("transformer.resblocks.", "blocks."),
-    ("ln_1.", "norm1."),
-    ("ln_2.", "norm2."),
-    ("attn.in_proj_", "attn.qkv."),
-    ("attn.out_proj.", "attn.proj."),
-    ("mlp.c_fc.", "mlp.fc1."),
-    ("mlp.c_proj.", "mlp.fc2."),
-)
 
 
 def clip(
@@ -69,63 +56,28 @@ def clip(
     )
 
 
-class CLIP(nn.Module):
-    """timm's ViT with OpenAI's weights.
-
-    Arguments:
-        weights: by OpenAI's names.
-
-    Raises:
-        UsageError: timm cannot be imported.
-        GuidexError: the weights are those of another network.
-    """
+class CLIP(TimmNetwork):
+    """timm's network with weights by OpenAI's names. Raises as `TimmNetwork`."""
 
     def __init__(self, weights: Weights) -> None:
-        super().__init__()
-        with torch.device("meta"):  # shapes only; drawing random weights takes seconds
-            self.vit = _vit()
-        weights.load_into(self.vit, _timm_names(weights.read()))
-        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
+        vit = timm_vit(MODEL, num_classes=DIM)
+        tensors = weights.read()
+        # timm would interpolate the embeddings of a network for images of another size.
+        embedding = tensors.get("visual.positional_embedding", torch.empty(0))
+        if embedding.shape != vit.pos_embed.shape[1:]:
+            raise weights.mismatch(f"visual.positional_embedding is {list(embedding.shape)}")
+        rename = optional("timm.models.vision_transformer").checkpoint_filter_fn
+        super().__init__(vit, weights, rename(tensors, vit))
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings [B, D], float32, of length 1, of images uint8 [B, 3, 336, 336]."""
-        embeddings = self.vit((images.float() / 255 - self.mean) / self.std)
-        return F.normalize(embeddings.float(), dim=1)
+        return F.normalize(super().forward(images), dim=1)
 
 
 def crop_and_resize(images: Tensor) -> Tensor:
     """Images uint8 [B, 3, H, W] to [B, 3, 336, 336], uint8: their middle squares, resized."""
-
     height, width = images.shape[2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     squares = images[:, :, top : top + side, left : left + side]
     return resize_by_pillow(squares, SIDE)
-
-
-def _vit() -> nn.Module:
-    """timm's network, whose own weights are of no use."""
-    return optional("timm").create_model(MODEL, pretrained=False, num_classes=DIM)
-
-
-def _timm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """OpenAI's tensors of the image encoder under timm's names."""
-    renamed = {}
-    for name, value in tensors.items():
-        if not name.startswith(_VISUAL):
-            continue  # of the text encoder
-        name = name.removeprefix(_VISUAL)
-        for theirs, timms in _NAMES:
-            name = name.replace(theirs, timms)
-        match name:
-            case "class_embedding":
-                renamed["cls_token"] = value[None, None]
-            case "positional_embedding":
-                renamed["pos_embed"] = value[None]
-            case "proj":
-                renamed["head.weight"] = value.T
-                renamed["head.bias"] = torch.zeros(value.shape[-1])  # timm's has one, OpenAI's none
-            case _:
-                renamed[name] = value
-    return renamed

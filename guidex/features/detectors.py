@@ -39,26 +39,20 @@ class Detector(Protocol):
     """A pure function of one batch or a whole set.
 
     Attributes:
-        name: features of equal names compare, and columns end in it; None where it depends on the
-            samples.
-        identity: what its features depend on; None where that is known only of given samples.
-            UsageError and GuidexError: the weights of its network are not to be had.
+        name: that of `identity`, known without the weights.
+        identity: raises UsageError and GuidexError where weights are not to be had.
     """
 
-    name: str | None
+    name: str
 
     @property
-    def identity(self) -> Identity | None: ...
+    def identity(self) -> Identity: ...
 
     def to(self, device: str | torch.device) -> Self:
         """Itself, working on a device from now on."""
 
-    def __call__(self, samples: Tensor) -> tuple[str, Tensor]:
-        """Name of the detector and features, float32 [N, D].
-
-        Arguments:
-            samples: images, uint8 [N, C, H, W], or points, floating [N, d].
-        """
+    def __call__(self, samples: Tensor) -> Tensor:
+        """Features, float32 [N, D], of images uint8 [N, C, H, W] or points, floating [N, d]."""
 
 
 class _WithoutNetwork:
@@ -72,12 +66,12 @@ class Pixels(_WithoutNetwork):
     name = "pixels"
     identity = Identity("pixels")
 
-    def __call__(self, samples: Tensor) -> tuple[str, Tensor]:
+    def __call__(self, samples: Tensor) -> Tensor:
         if samples.dtype != torch.uint8:
             raise UsageError(
                 "detector=pixels takes images, but these are points; use detector=coordinates"
             )
-        return "pixels", to_float(samples, torch.float32).flatten(1)
+        return to_float(samples, torch.float32).flatten(1)
 
 
 class Coordinates(_WithoutNetwork):
@@ -86,41 +80,36 @@ class Coordinates(_WithoutNetwork):
     name = "coordinates"
     identity = Identity("coordinates")
 
-    def __call__(self, samples: Tensor) -> tuple[str, Tensor]:
+    def __call__(self, samples: Tensor) -> Tensor:
         if samples.dtype == torch.uint8:
             raise UsageError(
                 "detector=coordinates takes points, but these are images; use detector=pixels"
             )
-        return "coordinates", samples.float().flatten(1)
+        return samples.float().flatten(1)
 
 
-class Automatic(_WithoutNetwork):
-    """Pixels for images, Coordinates for points."""
-
-    name = identity = None
-
-    def __call__(self, samples: Tensor) -> tuple[str, Tensor]:
-        detector = Pixels() if samples.dtype == torch.uint8 else Coordinates()
-        return detector(samples)
+class Automatic(Pixels):
+    """Stands for Coordinates of points, and is Pixels of images; see `resolved`."""
 
 
-def run_detectors(
-    detectors: Sequence[Detector], samples: Tensor
-) -> dict[Detector, tuple[str, Tensor]]:
-    """Name and features by each detector; several outputs of one network are of one pass."""
+def resolved(detector: Detector, points: bool) -> Detector:
+    """The detector that Automatic stands for; any other is itself."""
+    return Coordinates() if points and isinstance(detector, Automatic) else detector
+
+
+def run_detectors(detectors: Sequence[Detector], samples: Tensor) -> dict[Detector, Tensor]:
+    """Features by each detector; several outputs of one network are of one pass."""
     groups: dict[Hashable, list[Detector]] = {}
     for detector in dict.fromkeys(detectors):
         groups.setdefault(getattr(detector, "group", detector), []).append(detector)
-    outputs: dict[Detector, tuple[str, Tensor]] = {}
-    for first, *others in groups.values():
-        if not others:
-            outputs[first] = first(samples)
-            continue
-        group = (first, *others)
-        _, features = first.joined(others)(samples)
-        parts = features.split([detector.identity.dim for detector in group], dim=1)
-        outputs |= {d: (d.name, part) for d, part in zip(group, parts, strict=True)}
-    return outputs
+    features: dict[Detector, Tensor] = {}
+    for group in groups.values():
+        if len(group) == 1:
+            features[group[0]] = group[0](samples)
+        else:
+            parts = group[0].joined(group)(samples).split([each.dim for each in group], dim=1)
+            features |= zip(group, parts, strict=True)
+    return features
 
 
 def detect_all(
@@ -130,8 +119,8 @@ def detect_all(
     outputs = [run_detectors(detectors, part) for part in samples.split(batch)]
     return [
         FeatureSet.from_values(
-            detector=outputs[0][detector][0],
-            values=torch.cat([output[detector][1].cpu() for output in outputs]),
+            detector=detector.name,
+            values=torch.cat([output[detector].cpu() for output in outputs]),
             labels=labels,
         )
         for detector in detectors
@@ -146,22 +135,13 @@ def detect(
 
 
 def output_of(detector: Detector, sample: Tensor) -> tuple[str, int]:
-    """Name of the detector and number of features D for samples; no network is run to tell.
-
-    Arguments:
-        sample: something like them, uint8 [1, C, H, W] or floating [1, d].
-
-    Raises:
-        UsageError: the detector does not take such samples.
-    """
-    identity = detector.identity
-    if identity is not None and identity.dim is not None and sample.dtype == torch.uint8:
-        return identity.name, identity.dim
-    name, features = detector(sample)
-    return name, features.shape[1]
+    """Name of the detector and number of features D for samples like one, [1, ...]; no network is
+    run to tell. Raises UsageError where the detector does not take them."""
+    dim = detector.identity.dim if sample.dtype == torch.uint8 else None
+    return detector.name, detector(sample).shape[1] if dim is None else dim
 
 
 def detector_record(detector: Detector) -> dict[str, object]:
     """What there is to know of a network, as plain data; nothing where there is no network."""
     identity = detector.identity
-    return {} if identity is None or identity.weights is None else {"detector": asdict(identity)}
+    return {} if identity.weights is None else {"detector": asdict(identity)}

@@ -9,56 +9,34 @@ Two ways of resizing images are in use, and their numbers do not compare: "torch
 with antialiasing on floating-point pixels) and "pil" (dgm-eval: Pillow's bicubic on 8-bit pixels).
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from guidex.features.networks import NetworkDetector, Precision, resize_by_pillow
-from guidex.features.weights import Weights, optional
+from guidex.features.networks import (
+    NetworkDetector,
+    Precision,
+    TimmNetwork,
+    resize_by_pillow,
+    timm_vit,
+)
+from guidex.features.weights import Weights
 
 SIDE = 224
-PATCH = 14
-GRID = SIDE // PATCH
-
-# The mean and deviation of ImageNet's pixels, in 0 ... 1, per channel.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+GRID = SIDE // 14
 
 # What torch.hub's code adds to the number of patches before it divides by that of the weights.
 _OFFSET = 0.1
 
+# timm's word for the size of a network, and its number of features D.
+SIZES = {"s": ("small", 384), "b": ("base", 768), "l": ("large", 1024), "g": ("giant", 1536)}
+
 _RESIZES = {
     "torch": "bicubic with antialiasing to 224 (torch)",
     "pil": "bicubic on 8 bits to 224 (Pillow)",
-}
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """The size of a ViT.
-
-    Attributes:
-        width: D.
-        depth: number of blocks.
-        heads: of the attention.
-        gated: whether its MLPs are SwiGLU.
-    """
-
-    width: int
-    depth: int
-    heads: int
-    gated: bool = False
-
-
-ARCHITECTURES = {
-    "s": Architecture(384, 12, 6),
-    "b": Architecture(768, 12, 12),
-    "l": Architecture(1024, 24, 16),
-    "g": Architecture(1536, 40, 24, gated=True),
 }
 
 
@@ -78,97 +56,46 @@ def dinov2(
         resize: "torch" or "pil", see above.
         precision, compile: see `NetworkDetector`.
     """
-    architecture = ARCHITECTURES[size]
+    word, dim = SIZES[size]
     model = f"dinov2_vit{size}14"
     url = f"https://dl.fbaipublicfiles.com/dinov2/{model}/{model}_pretrain.pth"
     name = "dinov2" + ("" if size == "l" else f"_{size}") + ("" if resize == "torch" else "_pil")
     return NetworkDetector(
         name=name,
-        dim=architecture.width,
+        dim=dim,
         resize=_RESIZES[resize],
         package="timm",
         weights=Weights(f"DINOv2 ViT-{size}/14", weights, url),
-        build=lambda file: DINOv2(file, architecture),
+        build=partial(DINOv2, f"vit_{word}_patch14_dinov2"),
         prepare=partial(resize_by_pillow, side=SIDE) if resize == "pil" else None,
         precision=precision,
         compile=compile,
     )
 
 
-class DINOv2(nn.Module):
-    """timm's ViT with the weights of torch.hub's.
+class DINOv2(TimmNetwork):
+    """timm's network of a name with weights by torch.hub's names. Raises as `TimmNetwork`."""
 
-    Arguments:
-        weights: by torch.hub's names, with position embeddings for any square grid.
-        architecture: that the weights are of.
-
-    Raises:
-        UsageError: timm cannot be imported.
-        GuidexError: the weights are those of another network.
-    """
-
-    def __init__(self, weights: Weights, architecture: Architecture) -> None:
-        super().__init__()
-        with torch.device("meta"):  # shapes only; drawing random weights for L takes seconds
-            self.vit = _vit(architecture)
-        weights.load_into(self.vit, _timm_names(weights.read(), weights, architecture))
-        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
+    def __init__(self, model: str, weights: Weights) -> None:
+        vit = timm_vit(model, img_size=SIDE, num_classes=0)
+        tensors = {
+            name.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2."): value
+            for name, value in weights.read().items()
+            if name != "mask_token"  # for training only
+        }
+        embedding = tensors.get("pos_embed", torch.empty(1, 0, 0))
+        patches = embedding.shape[1] - 1
+        if patches < 1 or round(patches**0.5) ** 2 != patches:
+            raise weights.mismatch(f"its position embedding is {list(embedding.shape)}, no square")
+        tensors["pos_embed"] = _interpolated(embedding)
+        super().__init__(vit, weights, tensors)
 
     def forward(self, images: Tensor) -> Tensor:
         """Class tokens [B, D], float32, of images uint8 [B, 3, H, W] of any size."""
         x = images.float()
         if images.shape[2:] != (SIDE, SIDE):
             x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True)
-        return self.vit((x / 255 - self.mean) / self.std).float()
-
-
-def _vit(architecture: Architecture) -> nn.Module:
-    """timm's network, whose own weights are of no use."""
-    module = optional("timm.models.vision_transformer")
-    layers = optional("timm.layers")
-    # Of the packed SwiGLU, timm counts the hidden features of both halves: 8192 for g.
-    gated = {
-        "mlp_ratio": 2 * swiglu_width(architecture.width) / architecture.width,
-        "mlp_layer": layers.SwiGLUPacked,
-        "act_layer": nn.SiLU,
-    }
-    return module.VisionTransformer(
-        img_size=SIDE,
-        patch_size=PATCH,
-        embed_dim=architecture.width,
-        depth=architecture.depth,
-        num_heads=architecture.heads,
-        init_values=1.0,  # any, for the layer scales to be there
-        num_classes=0,
-        global_pool="token",
-        **(gated if architecture.gated else {}),
-    )
-
-
-def swiglu_width(width: int) -> int:
-    """Hidden features of torch.hub's SwiGLU: two thirds of 4 x width, rounded up to 8."""
-    return (4 * width * 2 // 3 + 7) // 8 * 8
-
-
-def _timm_names(
-    tensors: dict[str, Tensor], weights: Weights, architecture: Architecture
-) -> dict[str, Tensor]:
-    """torch.hub's tensors under timm's names, for 16 x 16 patches."""
-    embedding = tensors.get("pos_embed", torch.empty(0))
-    patches = embedding.shape[1] - 1 if embedding.ndim == 3 else 0
-    square = patches > 0 and round(patches**0.5) ** 2 == patches
-    if not square or embedding.shape[::2] != (1, architecture.width):
-        raise weights.mismatch(
-            f"its position embedding is {list(embedding.shape)}, and [1, 1 + a square, "
-            f"{architecture.width}] is needed"
-        )
-    renamed = {
-        name.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2."): value
-        for name, value in tensors.items()
-        if name != "mask_token"  # for training only
-    }
-    return {**renamed, "pos_embed": _interpolated(embedding)}
+        return super().forward(x)
 
 
 def _interpolated(embedding: Tensor) -> Tensor:

@@ -7,13 +7,8 @@ NOT_RECORDED = "resize not recorded"
 
 
 def doubts_of_sides(*, real: Mapping[str, Any], fake: Mapping[str, Any]) -> list[str]:
-    """Reasons to doubt a comparison, in whole sentences. What numbers of images do is up to metrics
-    (see `Metric.doubts`).
-
-    Arguments:
-        real, fake: what is known of the two sides: shape and formats of the images, and the record
-            of the detector.
-    """
+    """Reasons to doubt a comparison, in whole sentences, from what is known of the two sides. What
+    numbers of images do is up to metrics (see `Metric.doubts`)."""
     doubts = []
     formats = [set(about.get("formats", ())) for about in (real, fake)]
     if all(formats) and ("jpeg" in formats[0]) != ("jpeg" in formats[1]):

@@ -1,7 +1,4 @@
-"""What metrics compare: sets of images after a detector.
-
-The way of the data is images -> features (detector) -> statistics -> metric.
-"""
+"""What metrics compare: sets of images after a detector."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -24,8 +21,8 @@ class FeatureSet:
     Attributes:
         detector: name of the detector; columns end in it (fd_<detector>).
         count: number of images N in the set; 0 where a file of statistics does not tell.
-        values: features [N, D], float32 or float64, finite; None where only statistics are known.
-            On the CPU, or wherever they were put: metrics run on the device of the values.
+        values: features [N, D], float32 or float64, finite, on the device where metrics of them
+            are computed; None where only statistics are known.
         labels: class of each image [N], int64 (for fakes: the class asked for); None if unknown.
         given_statistics: statistics that came with the set, or None.
         truth: the exact distribution behind the set, known for toys only.
@@ -48,35 +45,25 @@ class FeatureSet:
         statistics: GaussianStatistics | None = None,
         truth: ExactDenoiser | None = None,
     ) -> "FeatureSet":
-        """A set whose single images are known.
-
-        Arguments:
-            values: features [N, D], float32 or float64.
-            labels: classes [N], int64.
-            statistics: given where they are not those of `values` but of a larger set that
-                `values` was drawn from (ADM's reference files); otherwise computed when asked for.
-            truth: the exact distribution, for toys.
+        """A set whose single images are known, with the statistics of a larger one that they are
+        of, or without.
 
         Raises:
             UsageError: shapes or dtypes that do not fit, NaN or infinity (naming the row).
         """
         if values.ndim != 2 or values.numel() == 0 or values.dtype not in _FLOATS:
-            raise UsageError(
-                f"{detector}: features are {values.dtype} {list(values.shape)}; needed are float32 "
-                "or float64 [N, D] with N and D of at least 1."
-            )
+            told = f"{detector}: features are {values.dtype} {list(values.shape)}"
+            raise UsageError(f"{told}, not float32 or float64 [N, D] with N and D of at least 1.")
         if labels is not None and (labels.shape != values.shape[:1] or labels.dtype != torch.int64):
-            raise UsageError(
-                f"{detector}: labels are {labels.dtype} {list(labels.shape)} for {len(values)} "
-                "images; needed are int64 [N]."
-            )
+            told = f"{detector}: labels are {labels.dtype} {list(labels.shape)}"
+            raise UsageError(f"{told}, not int64 [{len(values)}].")
         for start, rows in enumerate(values.split(_ROWS)):
             finite = torch.isfinite(rows).all(dim=1)
             if not bool(finite.all()):
                 row = start * _ROWS + int(torch.nonzero(~finite)[0])
                 raise UsageError(
-                    f"features: row {row} (counted from 0) holds NaN or infinity; all features "
-                    "must be finite. Check that image, and the sampler's weights and precision."
+                    f"features: row {row} (counted from 0) holds NaN or infinity. Check that "
+                    "image, and the sampler's weights and precision."
                 )
         return cls(detector, len(values), values, labels, statistics, truth)
 
@@ -86,16 +73,16 @@ class FeatureSet:
         return cls(detector, statistics.count, None, given_statistics=statistics)
 
     def to(self, device: str | torch.device) -> "FeatureSet":
-        """The same on a device, where metrics of it are then computed; the truth stays where it
-        is."""
-        held = (self.values, self.labels, self.given_statistics and self.given_statistics.mean)
-        if all(tensor is None or tensor.device == torch.device(device) for tensor in held):
+        """The same on a device; the truth stays where it is."""
+        statistics = self.given_statistics
+        first = self.values if statistics is None else statistics.mean
+        if first.device == torch.device(device):
             return self
         return dataclasses.replace(
             self,
             values=None if self.values is None else self.values.to(device),
             labels=None if self.labels is None else self.labels.to(device),
-            given_statistics=self.given_statistics and self.given_statistics.to(device),
+            given_statistics=None if statistics is None else statistics.to(device),
         )
 
     def rows(self, rows: slice | Tensor) -> "FeatureSet":
@@ -119,7 +106,6 @@ class FeatureSet:
 
     @property
     def dim(self) -> int:
-        """Number of features D."""
         return self.given_statistics.dim if self.values is None else self.values.shape[1]
 
     @property
@@ -140,10 +126,8 @@ class SetDescription:
     """What is known of a set of images before its features are made.
 
     Attributes:
-        detector, dim, has_labels, truth: as of the `FeatureSet` to come.
-        count: number of single images, where there are any; otherwise that of the statistics, 0
-            where it is not recorded.
-        has_values: whether there are single images, or features of them.
+        detector, dim, has_values, has_labels, truth: as of the `FeatureSet` to come.
+        count: number of single images, where there are any; else as of the `FeatureSet`.
         about: what there is to know, as plain data; its count is of the images that statistics are
             of, None where it is not recorded.
         features: the set itself, as soon as it is made.

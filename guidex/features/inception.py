@@ -10,7 +10,6 @@ they are. As ADM's evaluator takes them, they are the first 7 channels of the Te
 """
 
 import io
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -59,11 +58,10 @@ def inception(
         resize="bilinear without antialiasing to 299 (TensorFlow 1)",
         package="torch_fidelity",
         weights=Weights("Inception-v3 (2015-12-05)", weights, URL, PREFIX),
-        build=lambda file: Inception(file, [features]),
+        build=Inception,
+        outputs=(features,),
         precision=precision,
         compile=compile,
-        join=Inception,
-        output=features,
     )
 
 
@@ -71,17 +69,16 @@ class Extractor(nn.Module):
     """A network of torch-fidelity with some of its layers as outputs, side by side.
 
     Arguments:
+        module, network: torch-fidelity's names of the network.
         weights: of all layers.
-        module: torch-fidelity's module.
-        network: its class.
-        layers: torch-fidelity's names of its outputs.
+        layers: torch-fidelity's names of the outputs.
 
     Raises:
         UsageError: torch-fidelity cannot be imported.
         GuidexError: the weights are those of another network.
     """
 
-    def __init__(self, weights: Weights, module: str, network: str, *layers: str) -> None:
+    def __init__(self, module: str, network: str, weights: Weights, *layers: str) -> None:
         super().__init__()
         make = getattr(optional(f"torch_fidelity.{module}"), network)
         # torch-fidelity would unpickle the user's file, and run what it holds. It gets a file
@@ -109,18 +106,15 @@ class Inception(Extractor):
     control_dependency, conv), behind the ReLU.
 
     Arguments:
-        weights: as for `Extractor`.
+        weights: of all layers.
         outputs: some of pool3, logits and spatial.
     """
 
-    def __init__(self, weights: Weights, outputs: Sequence[str]) -> None:
-        self.outputs = tuple(outputs)
-        super().__init__(
-            weights,
-            "feature_extractor_inceptionv3",
-            "FeatureExtractorInceptionV3",
-            *(_LAYERS[output][1] for output in outputs),
-        )
+    def __init__(self, weights: Weights, *outputs: str) -> None:
+        layers = [_LAYERS[output][1] for output in outputs]
+        names = ("feature_extractor_inceptionv3", "FeatureExtractorInceptionV3")
+        super().__init__(*names, weights, *layers)
+        self.outputs = outputs
         self.extractor.Mixed_6d.branch1x1.register_forward_hook(self._keep)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -129,7 +123,7 @@ class Inception(Extractor):
         if "spatial" in features:
             leading = self.branch[:, :SPATIAL_CHANNELS]
             features["spatial"] = leading.permute(0, 2, 3, 1).flatten(1).float()
-        return torch.cat([features[output] for output in self.outputs], dim=1)
+        return torch.cat(list(features.values()), dim=1)
 
     def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self.branch = output

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from importlib.metadata import version
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from typing import Literal, Self
 
 import numpy as np
@@ -15,87 +16,68 @@ from guidex.data.codec import from_pixels
 from guidex.data.image_set import default_workers
 from guidex.errors import UsageError
 from guidex.features.detectors import Identity
-from guidex.features.weights import Weights, check_installed
+from guidex.features.weights import Weights, not_usable, optional
 
 Precision = Literal["float32", "float16", "bfloat16"]
 
-# Images per pass: enough to keep a large GPU busy, in a few GB of memory. However many come at
-# once, they go through in passes of this size, so that features do not depend on a batch size.
-PASS = 128
-
-# On a CPU more than a few images take longer, and twice the memory, since the numbers between two
-# layers no longer fit into its cache.
-CPU_PASS = 16
+# Images per pass, whatever the batch, so that features do not depend on it: enough to keep a large
+# GPU busy; on a CPU, what its cache holds.
+PASS, CPU_PASS = 128, 16
 
 
+@dataclass(eq=False, kw_only=True)
 class NetworkDetector:
-    """Images through a network, on a device and in a precision.
+    """Images through a network, on a device and in a precision: float32, without TF32, as published
+    numbers are computed, or another by autocast.
 
     Nothing is read before it is needed: the weights' hash by `identity`, the network by the first
-    call. float32 is what published numbers are computed in, and TF32 is switched off for it, which
-    PyTorch otherwise uses in convolutions on GPUs; float16 and bfloat16 are by autocast.
+    call.
 
-    Arguments:
+    Attributes:
         name: of the detector; features of equal names compare.
         dim: number of features D.
         resize: how images get to the size that the network takes, in words.
         package: Python package that the network comes from.
         weights: of the network.
-        build: makes the network from its weights: uint8 or floating [B, 3, H, W], as `prepare`
-            gives them, to float32 features [B, D].
-        prepare: what happens to images, uint8 [B, 3, H, W], before they go to the device.
+        build: from weights and `outputs` to the network: images uint8 [B, 3, H, W] to features
+            float32 [B, D].
+        prepare: what happens to images before they go to the device.
         precision: of the network; features are float32 in any case.
         compile: whether torch.compile is used: slow at first, faster for many images.
-        join: makes one network of the weights whose features are those of several detectors side by
-            side, given their outputs; None where there is no such network.
-        output: of this detector.
+        outputs: of a network with several, those that are features, side by side.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        dim: int,
-        resize: str,
-        package: str,
-        weights: Weights,
-        build: Callable[[Weights], nn.Module],
-        prepare: Callable[[Tensor], Tensor] | None = None,
-        precision: Precision = "float32",
-        compile: bool = False,
-        join: Callable[[Weights, Sequence[str]], nn.Module] | None = None,
-        output: str = "",
-    ) -> None:
-        self.name, self._dim, self._resize = name, dim, resize
-        self._package = package
-        self._weights, self._build = weights, build
-        self._prepare = prepare or (lambda images: images)
-        self._precision, self._compile = precision, compile
-        self._join, self._output = join, output
-        self._joined: dict[tuple[str, ...], NetworkDetector] = {}
-        self._device = torch.device("cpu")
-        self._network: Callable[[Tensor], Tensor] | None = None
+    name: str
+    dim: int
+    resize: str
+    package: str
+    weights: Weights
+    build: Callable[..., nn.Module]
+    prepare: Callable[[Tensor], Tensor] | None = None
+    precision: Precision = "float32"
+    compile: bool = False
+    outputs: tuple[str, ...] = ()
+    _device: torch.device = torch.device("cpu")
+    _network: Callable[[Tensor], Tensor] | None = field(default=None, init=False)
+    _joined: dict[tuple[str, ...], "NetworkDetector"] = field(default_factory=dict, init=False)
 
     @property
     def identity(self) -> Identity:
-        """What its features depend on; reads the weights' file, but builds nothing.
-
-        Raises:
-            UsageError, GuidexError: the package is not installed, or the weights are not to be had.
-        """
-        check_installed(self._package)
+        """What its features depend on; reads the weights' file, but builds nothing. Raises
+        UsageError and GuidexError where package or weights are not there."""
+        try:
+            # Without the part that tells builds of torch for devices apart.
+            versions = [f"{p} {version(p).partition('+')[0]}" for p in (self.package, "torch")]
+        except PackageNotFoundError as error:
+            raise not_usable(self.package, error) from error
         return Identity(
             name=self.name,
-            dim=self._dim,
-            resize=self._resize,
-            weights=self._weights.sha256,
-            precision=self._precision,
-            compiled=self._compile,
-            # Without the part that tells builds of torch for devices apart.
-            versions=", ".join(
-                f"{package} {version(package).partition('+')[0]}"
-                for package in (self._package, "torch")
-            ),
+            dim=self.dim,
+            resize=self.resize,
+            weights=self.weights.sha256,
+            precision=self.precision,
+            compiled=self.compile,
+            versions=", ".join(versions),
         )
 
     def to(self, device: str | torch.device) -> Self:
@@ -105,57 +87,39 @@ class NetworkDetector:
         return self
 
     @torch.no_grad()
-    def __call__(self, samples: Tensor) -> tuple[str, Tensor]:
-        """Its name and the features of images uint8 [N, C, H, W], float32 [N, D], on its device.
-
-        Grey images (C = 1) are repeated to RGB.
-
-        Raises:
-            UsageError: these are points, or a package that the network needs is not there.
-            GuidexError: the weights are not to be had.
-        """
-        if samples.dtype != torch.uint8 or samples.ndim != 4 or samples.shape[1] not in (1, 3):
+    def __call__(self, samples: Tensor) -> Tensor:
+        """Features of images uint8 [N, C, H, W], float32 [N, D], on its device. Grey images (C = 1)
+        are repeated to RGB. Raises UsageError for points, and as `identity`."""
+        if samples.dtype != torch.uint8:
             raise UsageError(
-                f"detector={self.name} takes images, but these are "
-                f"{str(samples.dtype).removeprefix('torch.')} {list(samples.shape)}; "
-                "use detector=coordinates for points"
+                f"detector={self.name} takes images, but these are points; use detector=coordinates"
             )
         if self._network is None:
-            network = self._build(self._weights).eval().requires_grad_(False).to(self._device)
-            self._network = torch.compile(network) if self._compile else network
+            network = self.build(self.weights, *self.outputs)
+            network = network.eval().requires_grad_(False).to(self._device)
+            self._network = torch.compile(network) if self.compile else network
         images = samples.expand(-1, 3, -1, -1)
-        dtype = getattr(torch, self._precision)
+        dtype = getattr(torch, self.precision)
         autocast = torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32)
+        parts = []
         with full_float32(), autocast:
-            parts = [
-                self._network(self._prepare(part).to(self._device, non_blocking=True))
-                for part in images.split(CPU_PASS if self._device.type == "cpu" else PASS)
-            ]
-        return self.name, torch.cat(parts)
+            for part in images.split(CPU_PASS if self._device.type == "cpu" else PASS):
+                prepared = part if self.prepare is None else self.prepare(part)
+                parts.append(self._network(prepared.to(self._device, non_blocking=True)))
+        return torch.cat(parts)
 
     @property
     def group(self) -> Hashable:
-        """Equal for detectors that one network can be made of."""
-        if self._join is None:
+        """Equal for detectors whose outputs one network can give."""
+        if not self.outputs:
             return self
-        return (self._join, self._weights.source, self._precision, self._compile, self._device)
+        return (self.build, self.weights.source, self.precision, self.compile, self._device)
 
-    def joined(self, others: Sequence["NetworkDetector"]) -> "NetworkDetector":
-        """One detector with the features of itself and of others of its group side by side."""
-        outputs = (self._output, *(other._output for other in others))
+    def joined(self, group: Sequence["NetworkDetector"]) -> "NetworkDetector":
+        """One detector with the features of all of a group, side by side."""
+        outputs = sum((each.outputs for each in group), ())
         if outputs not in self._joined:
-            made = NetworkDetector(
-                name="+".join([self.name, *(other.name for other in others)]),
-                dim=self._dim + sum(other._dim for other in others),
-                resize=self._resize,
-                package=self._package,
-                weights=self._weights,
-                build=lambda file: self._join(file, outputs),
-                prepare=self._prepare,
-                precision=self._precision,
-                compile=self._compile,
-            )
-            self._joined[outputs] = made.to(self._device)
+            self._joined[outputs] = replace(self, outputs=outputs)
         return self._joined[outputs]
 
 
@@ -169,6 +133,35 @@ def full_float32() -> Iterator[None]:
         yield
     finally:
         cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+class TimmNetwork(nn.Module):
+    """A ViT of timm, on pixels normalised as it was trained with.
+
+    Arguments:
+        vit: as `timm_vit` gives it.
+        weights: whose tensors it gets.
+        tensors: by timm's names. GuidexError: they are those of another network.
+    """
+
+    def __init__(self, vit: nn.Module, weights: Weights, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        weights.load_into(vit, tensors)
+        self.vit = vit
+        for name in ("mean", "std"):  # in 0 ... 1, per channel
+            values = torch.tensor(vit.pretrained_cfg[name])[:, None, None]
+            self.register_buffer(name, values, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [B, D], float32, of images uint8 or float32 [B, 3, side, side], 0 ... 255."""
+        return self.vit((images.float() / 255 - self.mean) / self.std).float()
+
+
+def timm_vit(model: str, **options: object) -> nn.Module:
+    """timm's network of that name, without weights. Raises UsageError where timm is not there."""
+    # Of shapes alone: drawing random weights takes seconds.
+    with torch.device("meta"):
+        return optional("timm").create_model(model, pretrained=False, **options)
 
 
 def resize_by_pillow(images: Tensor, side: int) -> Tensor:

@@ -12,13 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from guidex.errors import UsageError
-from guidex.features.detectors import Detector, Identity, detector_record, output_of
+from guidex.features.detectors import Detector, detector_record, output_of
 from guidex.features.doubts import NOT_RECORDED
 from guidex.features.features import FeatureSet, SetDescription
 from guidex.features.samples import PassSettings, Samples, model_samples, open_samples
 from guidex.features.statistics_files import BARE, StatisticsFile, read_statistics
-from guidex.files.cache import fetch, file_sha256
+from guidex.files.cache import cached, fetch, file_sha256
 from guidex.files.progress import download_bar
+
+_EDM2 = "https://nvlabs-fi-cdn.nvidia.com/edm2/dataset-refs"
+PUBLISHED = {name: f"{_EDM2}/{name}" for name in ("img512.pkl", "img64.pkl")}
+"""Published statistics that papers compare with, by the names that people know them by."""
+
+# What statistics must have in common with a detector.
+_COMPARED = {"dim": "number of features", "resize": "way to resize", "weights": "weights"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,37 +47,28 @@ class Reference:
     most: int | None = None
 
     def description(self, detector: Detector) -> SetDescription:
-        """What it is to a detector.
-
-        Raises:
-            UsageError: statistics of another detector, resize, weights or dimension.
-        """
-        samples, file = self.samples, self.file
-        if not self._has_statistics(detector):
+        """What it is to a detector. Raises UsageError where its statistics are of another detector,
+        resize, weights or dimension."""
+        samples, file, given = self.samples, self.file, self._given(detector)
+        if given is None:
             about = samples.about | detector_record(detector)
-            name, dim = output_of(detector, samples.blank())
-            return SetDescription(
-                name, dim, samples.count, True, samples.has_labels, samples.truth, about
-            )
-        identity = detector.identity
-        name = _statistics_for(file, identity, self.path)
-        shown, dim = name if identity is None else identity.name, file.statistics[name].dim
+            output = output_of(detector, samples.blank())
+            labelled, truth = samples.has_labels, samples.truth
+            return SetDescription(*output, samples.count, True, labelled, truth, about)
         about = {
             "path": self.source,
             "kind": file.kind,
             "count": file.count,
             "sha256": self._sha256,
-            "detector": _by_convention(name, identity, file),
+            "detector": self._convention(detector),
             **file.record,
         }
+        count, has_values, has_labels = given.count, given.has_values, given.has_labels
         if samples is not None:
-            about["features"] = samples.count
+            about["features"] = count = samples.count
             about |= {key: samples.about[key] for key in ("shape", "formats")}
-            return SetDescription(shown, dim, samples.count, True, samples.has_labels, None, about)
-        has_values, count = file.values is not None, file.count or 0
-        if has_values:
-            count = min(count, self.most or count)
-        return SetDescription(shown, dim, count, has_values, file.labels is not None, None, about)
+            has_values, has_labels = True, samples.has_labels
+        return SetDescription(detector.name, given.dim, count, has_values, has_labels, None, about)
 
     def features(
         self, asked: Sequence[tuple[Detector, bool]], settings: PassSettings
@@ -78,36 +76,59 @@ class Reference:
         """Features for detectors, on the CPU; each image is decoded once for all of them.
 
         Arguments:
-            asked: the detectors, each with whether single features are needed where there are
-                statistics. Where not, no image goes through it.
-            settings: how images go through detectors.
+            asked: different detectors, each with whether single features are needed where there
+                are statistics. Where not, no image goes through it.
         """
-        run = [
-            detector
-            for detector, single in asked
-            if self.samples is not None and (single or not self._has_statistics(detector))
-        ]
-        sets = dict(zip(run, self.samples.features(run, settings), strict=True)) if run else {}
-        return [self._with_statistics(detector, sets.get(detector)) for detector, _ in asked]
+        sets = {detector: self._given(detector) for detector, _ in asked}
+        run = [d for d, single in asked if sets[d] is None or (single and self.samples is not None)]
+        made = self.samples.features(run, settings) if run else []
+        for detector, features in zip(run, made, strict=True):
+            given = sets[detector] and sets[detector].statistics
+            sets[detector] = dataclasses.replace(features, given_statistics=given)
+        return list(sets.values())
 
-    def _with_statistics(self, detector: Detector, features: FeatureSet | None) -> FeatureSet:
-        if not self._has_statistics(detector):
-            return features
-        file, identity = self.file, detector.identity
-        name = _statistics_for(file, identity, self.path)
-        statistics = file.statistics[name]
-        if features is not None:
-            return dataclasses.replace(features, given_statistics=statistics)
-        shown = name if identity is None else identity.name
-        whole = FeatureSet(shown, file.count or 0, file.values, file.labels, statistics)
-        return whole.at_most(self.most)
+    def _given(self, detector: Detector) -> FeatureSet | None:
+        """What the file holds for a detector; None where it takes the images."""
+        # Of ADM's files, other detectors than those of the statistics take the images.
+        file, name = self.file, detector.name
+        if file is None or (self.samples is not None and name not in file.sets):
+            return None
+        given = file.sets[self._statistics_name(detector)]
+        return dataclasses.replace(given, detector=name).at_most(self.most)
 
-    def _has_statistics(self, detector: Detector) -> bool:
-        """Whether a detector takes the statistics: of ADM's files, those other than Inception's
-        take the images alone."""
-        if self.file is None or self.samples is None or detector.identity is None:
-            return self.file is not None
-        return detector.identity.name in self.file.statistics
+    def _convention(self, detector: Detector) -> dict[str, str]:
+        """What published statistics do not say of themselves, but their names imply."""
+        name = self._statistics_name(detector)
+        if detector.identity.weights is None:
+            return {"name": name}
+        resize = detector.identity.resize if name == detector.name else "that of EDM2 (torch)"
+        if self.file.kind == BARE:
+            resize = NOT_RECORDED
+        return {"name": name, "resize": resize, "precision": "float32"}
+
+    def _statistics_name(self, detector: Detector) -> str:
+        """The name of the statistics that a detector takes, if they are what it would have made."""
+        name, file = detector.name, self.file
+        # The interval paper's own code compares features after Pillow's resize with EDM2's file.
+        if (file.kind, name) == ("EDM2", "dinov2_pil"):
+            name = "dinov2"
+        names = list(file.sets)
+        if name not in names:
+            raise UsageError(
+                f"{self.path} ({file.kind}) holds statistics of {' and '.join(names)}, not of "
+                f"{name}, and numbers of two detectors or two ways to resize do not compare. Use "
+                f"detector={' or detector='.join(names)}, or a reference made with {name}."
+            )
+        identity, dim = detector.identity, file.sets[name].dim
+        made_by = {"dim": dim} | file.record.get("detector", {})
+        for key, what in _COMPARED.items():
+            here = getattr(identity, key)
+            if made_by.get(key, here) != here and (key, here) != ("dim", None):
+                raise UsageError(
+                    f"{self.path} ({file.kind}) is of {name} with another {what} ({made_by[key]} "
+                    f"there, {here} here). Make it again with `guidex ref`, or use the same."
+                )
+        return name
 
     @cached_property
     def _sha256(self) -> str:
@@ -121,12 +142,8 @@ def open_reference(
 
     Arguments:
         source: path or URL of statistics (see `statistics_files`), of images, or of a toy's points.
-        resize, crop, bad: as for `open_samples`; statistics are what they are.
+        resize, crop, bad: as for `open_samples`, which raises the same errors.
         most: of the single images or features, no more than so many, chosen at random.
-
-    Raises:
-        UsageError: no such file.
-        GuidexError: a damaged file.
     """
     path = Path(source)
     if "://" in source:
@@ -139,54 +156,17 @@ def open_reference(
 
 
 def open_model(model: object, name: str, most: int | None = None) -> Reference:
-    """The data of a model that knows them, `most` of them at most, as the real side of comparisons.
-
-    Raises:
-        UsageError: the model does not know them.
-    """
+    """The data of a model as the real side of comparisons. Raises as `model_samples`."""
     return Reference(name, None, None, model_samples(model, name).at_most(most))
 
 
-def _by_convention(name: str, identity: Identity | None, file: StatisticsFile) -> dict[str, str]:
-    """What published statistics do not say of themselves, but their names imply."""
-    if identity is None:
-        return {"name": name}
-    resize = identity.resize if identity.name == name else "that of EDM2 (torch)"
-    if file.kind == BARE:
-        resize = NOT_RECORDED
-    return {"name": name, "resize": resize, "precision": "float32"}
-
-
-def _statistics_for(file: StatisticsFile, identity: Identity | None, path: Path) -> str:
-    """The detector whose statistics are meant, if they are what the given one would have made."""
-    names = list(file.statistics)
-    choices = " or ".join(f"detector={name}" for name in names)
-    if identity is None:
-        if names not in (["pixels"], ["coordinates"]):
-            raise UsageError(f"{path} holds statistics of {' and '.join(names)}; choose {choices}")
-        return names[0]
-    # The interval paper's own code compares features after Pillow's resize with EDM2's file.
-    name = "dinov2" if (file.kind, identity.name) == ("EDM2", "dinov2_pil") else identity.name
-    if name not in names:
-        raise UsageError(
-            f"{path} ({file.kind}) holds statistics of {' and '.join(names)}, not of "
-            f"{identity.name}, and numbers of two detectors or two ways to resize do not compare. "
-            f"Use {choices}, or a reference made with {identity.name}."
-        )
-    dim = file.statistics[name].dim
-    if identity.dim is not None and identity.dim != dim:
-        raise UsageError(
-            f"{path} ({file.kind}) holds statistics of {dim} features, and {identity.name} has "
-            f"{identity.dim}: they are of another network."
-        )
-    made_by = file.record.get("detector", {})
-    for key, what in (("resize", "way to resize"), ("weights", "weights")):
-        if key in made_by and made_by[key] != getattr(identity, key):
-            raise UsageError(
-                f"{path} was made by {identity.name} with another {what} ({made_by[key]} there, "
-                f"{getattr(identity, key)} here). Make it again with `guidex ref`, or use the same."
-            )
-    return name
+def published_reference(name: str) -> str | None:
+    """Where a file of statistics that is not there is published; None for unknown names. Raises
+    UsageError where it is not in the cache."""
+    url = PUBLISHED.get(Path(name).name)
+    if url is not None and (cached(url) is None or name not in PUBLISHED):
+        raise UsageError(f"there is no {name}; give ref={url}, which is downloaded once")
+    return url
 
 
 def describe(about: Mapping[str, Any]) -> str:

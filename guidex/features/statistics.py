@@ -16,10 +16,8 @@ _ASYMMETRY = 1e-4
 
 
 def gram(values: Tensor) -> Tensor:
-    """values^T values, [D, D], of float64 values [N, D].
-
-    On a CPU by NumPy, which computes one half of it, and is nearly twice as fast as torch.
-    """
+    """values^T values, [D, D], of float64 values [N, D]; by NumPy on a CPU, which computes one half
+    of it, and is nearly twice as fast as torch."""
     if values.device.type != "cpu":
         return values.T @ values
     array = values.numpy()
@@ -72,18 +70,13 @@ class GaussianStatistics:
     @classmethod
     def from_moments(cls, *, count: int, mean: Tensor, covariance: Tensor) -> "GaussianStatistics":
         """Statistics from a reference's mean [D] and (N - 1) covariance [D, D], any float dtype,
-        of at least 2 images.
-
-        Raises:
-            UsageError: shapes that do not fit, not symmetric, not finite.
-        """
+        of at least 2 images. Raises UsageError where it is not symmetric, and as the class."""
         covariance = covariance.double()
         statistics = cls(count, mean.double(), (covariance + covariance.mT) * (0.5 * (count - 1)))
         asymmetry = (covariance - covariance.mT).abs().max()
         if asymmetry > _ASYMMETRY * covariance.abs().max():
             raise UsageError(
-                "statistics: the covariance is not symmetric "
-                f"(entries differ by up to {float(asymmetry):.3g}); is it another matrix?"
+                f"statistics: the covariance is not symmetric: entries differ by {asymmetry:.3g}."
             )
         return statistics
 
@@ -93,7 +86,6 @@ class GaussianStatistics:
 
     @property
     def dim(self) -> int:
-        """Number of features D."""
         return self.mean.shape[0]
 
     @property
@@ -104,10 +96,8 @@ class GaussianStatistics:
         return self.scatter / (self.count - 1)
 
     def without(self, part: "GaussianStatistics") -> "GaussianStatistics":
-        """Statistics of what is left when `part` of this set, with fewer images, is taken out.
-
-        Digits are lost where the part is nearly everything: meant for parts of up to a half.
-        """
+        """Statistics of what is left when a part of up to a half of this set is taken out; digits
+        are lost where it is nearly everything."""
         count = self.count - part.count
         shift = (part.mean - self.mean) * (self.count / count)
         between = torch.outer(shift, shift) * (count * part.count / self.count)

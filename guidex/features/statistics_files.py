@@ -4,14 +4,14 @@ pytorch-fid and others (FID), ADM's .npz (those, `mu_s` and `sigma_s` for sFID, 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import guidex
 from guidex.data.containers import reason_of
@@ -30,7 +30,7 @@ BARE = "mu and sigma"
 """Kind of the .npz that hold these two alone: EDM's, whose images were resized as by TensorFlow,
 pytorch-fid's, resized in another way, and others."""
 
-# Detectors of published .npz, and what follows on the names mu and sigma there.
+# Detectors of published .npz (which do not name them), and what follows on mu and sigma there.
 _PUBLISHED = {"inception": "", "inception_spatial": "_s"}
 
 
@@ -40,44 +40,45 @@ class StatisticsFile:
 
     Attributes:
         kind: what sort of file it is, for people.
-        statistics: by name of the detector, at least one.
+        sets: statistics, and single features where the file has them, by name of the detector.
         count: number of images, or None where the file does not tell.
         has_images: whether the file holds images as well (ADM's).
-        values, labels: single features float32 [N, D] and classes int64 [N], or None.
         record: of guidex's own files, as far as known: "shape" [C, H, W] and "formats" of the
-            images, "detector" (name, resize, weights, precision); empty for the files of others.
+            images, and "detector".
     """
 
     kind: str
-    statistics: dict[str, GaussianStatistics]
+    sets: dict[str, FeatureSet]
     count: int | None
     has_images: bool = False
-    values: Tensor | None = None
-    labels: Tensor | None = None
     record: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """The arrays of a file, read one by one; whatever fails is a GuidexError with its name."""
+    try:
+        # Opened here, since np.load leaves the file of a damaged zip open.
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            yield arrays
+    except GuidexError as error:
+        raise type(error)(f"{path}: {error}") from error
+    # Damaged zips and headers raise many types, zlib.error and SyntaxError among them.
+    except Exception as error:
+        raise GuidexError(f"{path} cannot be read: {reason_of(error)}") from error
 
 
 def read_statistics(path: Path) -> StatisticsFile | None:
     """The statistics in a file, or None if it is not a file of statistics (but of images, say).
-
-    Raises:
-        UsageError, GuidexError: a damaged or dangerous file, or arrays that are no statistics.
-    """
+    Raises GuidexError for a damaged or dangerous file, or arrays that are no statistics."""
     if path.suffix.lower() == ".pkl":
         return _read_edm2(path)
     if path.suffix.lower() != ".npz" or not path.is_file():
         return None
-    try:
-        # Opened here, since np.load leaves the file of a damaged zip open.
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            if not {"mu", "sigma"} <= set(arrays.files):
-                return None
-            return _read_own(arrays) if "guidex" in arrays.files else _read_published(arrays)
-    except GuidexError as error:
-        raise GuidexError(f"{path}: {error}") from error
-    # Damaged zips and headers raise many types, zlib.error and SyntaxError among them.
-    except Exception as error:
-        raise GuidexError(f"{path} cannot be read: {reason_of(error)}") from error
+    with open_npz(path) as arrays:
+        if not {"mu", "sigma"} <= set(arrays.files):
+            return None
+        return _read_own(arrays) if "guidex" in arrays.files else _read_published(arrays)
 
 
 def write_statistics(
@@ -86,19 +87,13 @@ def write_statistics(
     """Write guidex's own file: `mu` and `sigma` (N - 1), float64, which others read as well.
 
     Arguments:
-        path: FILE.npz.
         features: of at least 2 images.
         about: what `Samples.about` and `detector_record` know of them.
-        keep_features: also write single features and labels, which precision, recall and other
-            metrics need; 4 N D bytes.
+        keep_features: also write single features and labels; 4 N D bytes.
     """
-    record = {
-        "format": FORMAT,
-        "guidex": guidex.__version__,
-        "name": features.detector,
-        "count": features.count,
-        **{key: value for key, value in about.items() if key not in ("path", "count")},
-    }
+    record = {key: value for key, value in about.items() if key not in ("path", "count")}
+    record |= {"format": FORMAT, "guidex": guidex.__version__}
+    record |= {"name": features.detector, "count": features.count}
     arrays = {
         "mu": features.statistics.mean.numpy(),
         "sigma": features.statistics.covariance.numpy(),
@@ -112,80 +107,66 @@ def write_statistics(
 
 
 def _read_edm2(path: Path) -> StatisticsFile:
-    data = read_pickle(path)
-    entries = data if isinstance(data, dict) else {}
-    moments = {
-        name: entries[key]
-        for key, name in _EDM2.items()
-        if isinstance(entries.get(key), dict) and {"mu", "sigma"} <= entries[key].keys()
-    }
-    if not moments:
-        raise UsageError(
-            f"{path} is no reference of EDM2: mu and sigma are looked for under "
-            f"{' and '.join(_EDM2)}."
-        )
-    count = entries.get("num_images")
+    content = read_pickle(path)
     try:
-        statistics = {n: _moments(e["mu"], e["sigma"], count) for n, e in moments.items()}
+        count = content["num_images"]
+        sets = {}
+        for key, name in _EDM2.items():
+            if key in content:
+                moments = _moments(content[key]["mu"], content[key]["sigma"], count)
+                sets[name] = FeatureSet(name, count, None, None, moments)
     except GuidexError as error:
         raise GuidexError(f"{path}: {error}") from error
-    return StatisticsFile("EDM2", statistics, count)
+    except (KeyError, TypeError):
+        sets = {}
+    if not sets:
+        raise UsageError(
+            f"{path} is no reference of EDM2: mu and sigma are looked for under "
+            f"{' and '.join(_EDM2)}, and a number under num_images."
+        )
+    return StatisticsFile("EDM2", sets, count)
 
 
 def _read_published(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
-    """Of Inception by convention: the file does not say what network its features are of."""
     has_images = "arr_0" in arrays.files
-    statistics = {
-        name: _moments(arrays[f"mu{end}"], arrays[f"sigma{end}"], None, end)
+    sets = {
+        name: FeatureSet(name, 0, None, None, _moments(arrays[f"mu{end}"], arrays[f"sigma{end}"]))
         for name, end in _PUBLISHED.items()
         if {f"mu{end}", f"sigma{end}"} <= set(arrays.files)
     }
-    return StatisticsFile("ADM" if has_images else BARE, statistics, None, has_images)
+    return StatisticsFile("ADM" if has_images else BARE, sets, None, has_images)
 
 
 def _read_own(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
     record = json.loads(str(arrays["guidex"]))
-    if record.get("format") != FORMAT:
+    if record["format"] != FORMAT:
         raise GuidexError(
             f"not of format {FORMAT}, which this version of guidex reads; make it again with "
             "`guidex ref`."
         )
-    count, detector = record["count"], record.get("detector")
+    name, count = record["name"], record["count"]
     moments = _moments(arrays["mu"], arrays["sigma"], count)
-    known = {key: record[key] for key in ("shape", "formats") if key in record}
-    if detector is not None:
-        keys = ("name", "resize", "weights", "precision")
-        known["detector"] = {key: detector[key] for key in keys}
-    return StatisticsFile(
-        kind="guidex",
-        statistics={record["name"]: moments},
-        count=count,
-        values=_tensor(arrays, "features", np.float32, (count, moments.dim)),
-        labels=_tensor(arrays, "labels", np.int64, (count,)),
-        record=known,
-    )
-
-
-def _tensor(
-    arrays: np.lib.npyio.NpzFile, key: str, dtype: type, shape: tuple[int, ...]
-) -> Tensor | None:
-    """An array that may be absent, and must be of this type and shape otherwise."""
-    if key not in arrays.files:
-        return None
-    array = arrays[key]
-    if array.dtype != dtype or array.shape != shape:
-        raise GuidexError(
-            f"its {key} are {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}."
+    features = FeatureSet(name, count, None, None, moments)
+    if "features" in arrays.files:
+        values, labels = arrays["features"], arrays.get("labels")
+        if values.shape != (count, moments.dim):
+            raise GuidexError(f"its features are {values.shape}, not {(count, moments.dim)}.")
+        features = FeatureSet.from_values(
+            detector=name,
+            values=torch.from_numpy(values),
+            labels=None if labels is None else torch.from_numpy(labels),
+            statistics=moments,
         )
-    return torch.from_numpy(array)
+    known = {key: record[key] for key in ("shape", "formats", "detector") if key in record}
+    return StatisticsFile("guidex", {name: features}, count, record=known)
 
 
-def _moments(mu: object, sigma: object, count: object, end: str = "") -> GaussianStatistics:
+def _moments(mu: object, sigma: object, count: object = None) -> GaussianStatistics:
     """Statistics of `count` images. Files with mu and sigma alone do not tell how many images they
     are of (None): as many as make any covariance, here."""
-    for key, array in (("mu", mu), ("sigma", sigma)):
+    for array in (mu, sigma):
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-            raise GuidexError(f"its {key}{end} is no array of floating-point numbers.")
+            raise GuidexError("its mu or sigma is no array of floating-point numbers.")
     count = mu.size + 1 if count is None else count
     if not isinstance(count, int) or count < 2:
         raise GuidexError(f"its number of images is {count!r}.")

@@ -7,6 +7,8 @@ compare with torch-fidelity's. The authors took a TensorFlow network of their ow
 whose weights and resize may be others: compare with the paper's numbers with care.
 """
 
+from functools import partial
+
 from guidex.features.inception import Extractor
 from guidex.features.networks import NetworkDetector, Precision
 from guidex.features.weights import Weights
@@ -31,9 +33,8 @@ def vgg16(
         resize="bilinear without antialiasing to 224 (TensorFlow 1)",
         package="torch_fidelity",
         weights=Weights("VGG16 (torchvision)", weights, URL, PREFIX),
-        build=lambda file: Extractor(
-            file, "feature_extractor_vgg16", "FeatureExtractorVGG16", "fc2_relu"
-        ),
+        build=partial(Extractor, "feature_extractor_vgg16", "FeatureExtractorVGG16"),
+        outputs=("fc2_relu",),
         precision=precision,
         compile=compile,
     )

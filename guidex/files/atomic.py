@@ -9,19 +9,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from guidex.errors import GuidexError
+from guidex.errors import GuidexError, reason_of
 
-_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
-_TOLD = (*_FULL, errno.EFBIG)
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "it grew beyond the largest file allowed here (`ulimit -f`)",
+}
 
 
 def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Create or replace a file in one step: readers see the old content or the new, never a part.
 
-    The content goes to `.guidex-<random>.tmp` in the same folder (so that the final rename stays
-    within one file system), is flushed to the disk, and is renamed. After an error, Ctrl-C
-    included, the temporary file is gone and the old file untouched; only a killed process leaves
-    the temporary file behind, under a hidden name that no reader of guidex looks at.
+    The content goes to `.guidex-<random>.tmp` in the same folder, is flushed to the disk, and is
+    renamed. Only a killed process leaves that hidden file behind.
 
     Arguments:
         path: the file; its folder must exist.
@@ -29,8 +30,7 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
             `lambda file: np.savez(file, mu=mu, sigma=sigma)`.
 
     Raises:
-        GuidexError: the file system refuses. A full disk is told with the folder, the space
-            needed and free, and that the run can be resumed. Other exceptions of `write` pass.
+        GuidexError: the file system refuses. Other exceptions of `write` pass.
     """
     path = Path(path)
     # Not named after `path`: that name may already be as long as the file system allows.
@@ -49,30 +49,18 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        refusal = error
+        cause = error
         # torch.save hides a full disk behind a RuntimeError.
-        while refusal is not None and not isinstance(refusal, OSError | GuidexError):
-            refusal = refusal.__context__
-        if isinstance(refusal, OSError) and (refusal is error or refusal.errno in _TOLD):
-            raise GuidexError(_explain(refusal, path, size)) from error
-        raise
-
-
-def _explain(error: OSError, path: Path, size: int) -> str:
-    """What to tell of a failed write, of which `size` bytes were asked for before it failed."""
-    needed = f"{size / 2**20:.1f} MiB"
-    if error.errno in _FULL:
-        free = shutil.disk_usage(path.parent).free
-        return (
-            f"cannot write {path}: {_FULL[error.errno]}. The file needs at least {needed}, and "
-            f"{free / 2**20:.1f} MiB are free in {path.parent.absolute()}. Free some space and "
-            "start the same command again: finished work is kept and the run resumes after it."
-        )
-    if error.errno == errno.EFBIG:
-        return (
-            f"cannot write {path}: it grew beyond the largest file allowed here, at {needed}. "
-            "Raise the limit (`ulimit -f`) or choose a folder on another file system, then start "
-            "the same command again: finished work is kept."
-        )
-    reason = error.strerror or str(error)
-    return f"cannot write {path}: {reason}. Check that its folder exists and may be written to."
+        while cause is not None and getattr(cause, "errno", None) not in _FULL:
+            cause = cause.__context__
+        if cause is None and not isinstance(error, OSError):
+            raise
+        reason = f"{reason_of(error)}. Check that its folder exists and can be written."
+        if cause is not None:
+            free = shutil.disk_usage(path.parent).free
+            reason = (
+                f"{_FULL[cause.errno]}. The file needs at least {size / 2**20:.1f} MiB, and "
+                f"{free / 2**20:.1f} MiB are free in {path.parent.absolute()}. Free some space and "
+                "start the same command again: finished work is kept and the run resumes after it."
+            )
+        raise GuidexError(f"cannot write {path}: {reason}") from error

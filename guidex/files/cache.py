@@ -1,25 +1,36 @@
 """Checkpoints and references by path or URL: downloaded once, verified on every load.
 
 The cache is one folder of plain files: `GUIDEX_CACHE`, else `$XDG_CACHE_HOME/guidex`, else
-`~/.cache/guidex`. Beside each file lies a record, `<file>.json`, with its URL, SHA-256 and date. A
-file put there by hand is as good as a downloaded one. `GUIDEX_OFFLINE=1` forbids the network.
+`~/.cache/guidex`. Beside each file lies a record, `<file>.sha256`, which `sha256sum --check` reads.
+A file put there by hand is as good as a downloaded one. `GUIDEX_OFFLINE=1` forbids the network.
 """
 
 import hashlib
+import http.client
 import logging
 import os
 import re
-from contextlib import suppress
-from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urldefrag, urlsplit
-from urllib.request import url2pathname
+import shutil
+import ssl
+from pathlib import Path
+from time import sleep
+from urllib.error import HTTPError, URLError
+from urllib.parse import unquote, urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener, url2pathname
 
 from filelock import FileLock, Timeout
 
-from guidex.errors import GuidexError, UsageError
-from guidex.files.download import download, read_json, write_json
-from guidex.files.progress import Received
+from guidex import __version__
+from guidex.errors import GuidexError, UsageError, reason_of
+from guidex.files.atomic import atomic_write
+from guidex.files.progress import Received, megabytes
+
+TIMEOUT = 30.0  # seconds, to connect and for each read
+ATTEMPTS = 5  # in a row that bring nothing new; the waits between them are 1, 2, 4, 8 s
+CHUNK = 1 << 18  # bytes, the most that is read and written at once
+
+# After these, the next attempt may succeed; after other errors of the system, the disk refuses.
+_BROKEN = (URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 log = logging.getLogger(__name__)
 
@@ -33,15 +44,12 @@ def fetch(source: str, *, sha256: str | None = None, progress: Received | None =
     Arguments:
         source: path of an existing file (returned as it is), file:// URL, or http(s):// URL.
         sha256: 64 hex digits that the file must have, or None: whatever came first is recorded.
-        progress: called with (bytes so far, bytes in all or None) while downloading.
+        progress: called with (bytes so far, bytes in all) while downloading; may raise to stop.
 
     Raises:
-        UsageError: no such file, bad URL or hash, HTTP 404, not cached while offline.
-        GuidexError: not to be downloaded, cache folder not usable, no disk space, corrupt or
-            unexpected content.
+        UsageError: no such file, bad URL, HTTP 404, not cached while offline.
+        GuidexError: not to be downloaded, cache folder not usable, no disk space, other content.
     """
-    if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
-        raise UsageError(f"a SHA-256 has 64 hexadecimal digits; given: {sha256!r}.")
     expected = None if sha256 is None else sha256.lower()
     url, path = _locate(source)
     if url is None:
@@ -49,62 +57,47 @@ def fetch(source: str, *, sha256: str | None = None, progress: Received | None =
             state = "is not a file" if os.path.exists(path) else "does not exist"
             raise UsageError(f"{path} {state}: give an existing file or an https:// URL.")
         if expected is not None:
-            advice = "asked for. Get it anew, or correct the hash."
-            _compare(path, file_sha256(path), expected, advice)
-        return path
-    if os.path.isfile(path):
-        _verify(path, url, path, expected)
-        return path
-    known = "" if expected is None else f" (SHA-256 {expected})"
-    by_hand = (
-        f"Download {url}{known} on a machine that can, and put it at {path}, or give the path "
-        "of a local copy in place of the URL."
-    )
-    if offline():
-        raise UsageError(
-            f"{url} is not in the cache, and GUIDEX_OFFLINE forbids the network. {by_hand}"
+            _verify(path, expected, None, "Get it anew")
+    elif os.path.isfile(path):
+        _verify(path, expected, _record(path), f"Delete it to download {url} again")
+    else:
+        known = "" if expected is None else f" (SHA-256 {expected})"
+        by_hand = (
+            f"Download {url}{known} on a machine that can, and put it at {path}, or give the path "
+            "of a local copy in place of the URL."
         )
-    try:
-        _download(url, path, expected, progress or (lambda done, total: None))
-    except GuidexError as error:
-        raise type(error)(f"{error} {by_hand}") from error
-    except (OSError, NotImplementedError) as error:  # the latter: a disk without locks
-        raise GuidexError(
-            f"the cache folder {path.parent} cannot be used ({error}). Free some space, or set "
-            "GUIDEX_CACHE to a folder that can be written."
-        ) from error
+        if offline():
+            raise UsageError(
+                f"{url} is not in the cache, and GUIDEX_OFFLINE forbids the network. {by_hand}"
+            )
+        try:
+            _fill(path, url, expected, progress or (lambda count, total: None))
+        except GuidexError as error:
+            raise type(error)(f"{error} {by_hand}") from error
+        except (OSError, NotImplementedError) as error:  # the latter: a disk without locks
+            raise GuidexError(
+                f"the cache folder {path.parent} cannot be used ({error}). Free some space, or set "
+                "GUIDEX_CACHE to a folder that can be written."
+            ) from error
     return path
 
 
 def cached(source: str) -> Path | None:
-    """Where a source lies on this machine, neither verified nor downloaded; None if it does not.
-
-    Raises:
-        UsageError: a malformed URL.
-    """
+    """Where a source lies on this machine, neither verified nor downloaded, or None."""
     path = _locate(source)[1]
     return path if os.path.isfile(path) else None
 
 
 def cache_dir() -> Path:
     """The cache folder (see the head of this file), absolute; it need not exist yet."""
-    named = os.environ.get("GUIDEX_CACHE", "")
-    try:
-        if named != "":
-            return Path(named).expanduser().absolute()
-        xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        # The XDG base directory specification: empty or relative counts as unset.
-        return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "guidex"
-    except RuntimeError as error:
-        raise UsageError("no home folder is known: set GUIDEX_CACHE to a folder.") from error
+    xdg = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    named = os.environ.get("GUIDEX_CACHE") or f"{xdg}/guidex"
+    return Path(named).expanduser().absolute()
 
 
 def offline() -> bool:
     """Whether GUIDEX_OFFLINE forbids the network."""
-    value = os.environ.get("GUIDEX_OFFLINE", "").lower()
-    if value not in ("", "0", "1", "false", "true", "no", "yes", "off", "on"):
-        raise UsageError(f"GUIDEX_OFFLINE is {value!r}: allowed are 1 (no network) and 0.")
-    return value in ("1", "true", "yes", "on")
+    return os.environ.get("GUIDEX_OFFLINE", "").lower() not in ("", "0", "false", "no", "off")
 
 
 def file_sha256(path: Path) -> str:
@@ -120,78 +113,152 @@ def _locate(source: str) -> tuple[str | None, Path]:
     """The URL to download, without fragment, and its place in the cache; or None and a path."""
     if "://" not in source:
         return None, Path(os.path.expanduser(source))
-    parts = urlsplit("")
-    with suppress(ValueError):
-        parts = urlsplit(source)
-    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
-        return None, Path(url2pathname(parts.path))
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+    if local := re.fullmatch(r"file://(?:localhost)?(/.*)", source):
+        return None, Path(url2pathname(local[1]))
+    url = source.partition("#")[0]
+    form = r"(?i:https?)://([\w.-]+|\[[\da-f:.]+\])(?::\d{1,5})?(/[!->@-~]*)?(\?[!-~]*)?"
+    remote = re.fullmatch(form, url, re.ASCII)
+    if remote is None:
         raise UsageError(
-            f"{source!r} is not a usable address: give a path, file:///folder/file, or a URL "
-            "https://host/file or http://host/file without a user name."
+            f"{source!r} is not a usable address, such as a path or https://host/file (without a "
+            "user name)."
         )
-    url = urldefrag(source).url
-    name = PurePosixPath(unquote(PurePosixPath(parts.path).name) or parts.hostname)
-    suffix = re.sub("[^A-Za-z0-9.]+", "", name.suffix)[:16]
-    stem = re.sub("[^A-Za-z0-9._-]+", "_", name.stem).lstrip(".")[:80]
+    name = unquote((remote[2] or "").rpartition("/")[2]) or remote[1]
+    name = re.sub("[^A-Za-z0-9._-]+", "_", name)[-80:]
     # The hash keeps equal names apart, and the suffix stays last for those who look at it.
-    return url, cache_dir() / f"{stem}-{hashlib.sha256(url.encode()).hexdigest()[:10]}{suffix}"
+    return url, cache_dir() / f"{hashlib.sha256(url.encode()).hexdigest()[:10]}-{name}"
 
 
-def _download(url: str, path: Path, expected: str | None, progress: Received) -> None:
+def _record(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _fill(path: Path, url: str, expected: str | None, progress: Received) -> None:
     """Download into a part, verify it, and move it to its place, alone among all processes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     lock = FileLock(path.with_name(path.name + ".lock"))
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         log.warning("Waiting for another process that is getting %s.", path.name)
-        lock.acquire()
-    try:
-        if os.path.isfile(path):  # another process was faster
-            return _verify(path, url, path, expected)
-        download(url, part, progress)
-        try:
-            _verify(part, url, path, expected)
-        except GuidexError:
-            part.unlink()
-            raise
-        os.replace(part, path)
-    finally:
-        lock.release()
+        held = lock.acquire()
+    with held:
+        if not os.path.isfile(path):  # or else another process was faster
+            _download(url, part, progress)
+            try:
+                _verify(part, expected, _record(path), "It was thrown away: try again")
+            except GuidexError:
+                part.unlink()
+                raise
+            os.replace(part, path)
 
 
-def _verify(file: Path, url: str, path: Path, expected: str | None) -> None:
-    """Refuse a file for the place `path` that is not what was asked for, or else recorded.
-
-    What is new (downloaded, or put there by hand) is recorded.
-    """
+def _verify(file: Path, expected: str | None, record: Path | None, retry: str) -> None:
+    """Refuse a file that is not what was asked for, or else recorded; record what is new."""
     sha256 = file_sha256(file)
-    retry = f"Delete it to download {url} again" if file == path else "It was thrown away"
-    with open(file, "rb") as content:
-        head = content.read(512).removeprefix(b"\xef\xbb\xbf").lstrip()
-    # What servers give in place of files. Binary files that happen to begin so hold zeros.
-    text = head.startswith((b"<", b"{", b"[", b"version https://git-lfs")) and b"\0" not in head
-    if text or head == b"":
+    recorded = record.read_text("latin-1")[:64] if record and record.exists() else None
+    wanted = recorded if expected is None else expected
+    if wanted not in (None, sha256):
+        source = f"recorded in {record}" if expected is None else "asked for"
+        advice = "to accept it, delete that record" if expected is None else "correct the hash"
         raise GuidexError(
-            f"{file}, from {url}, is empty, a web page, XML, JSON or a Git LFS pointer: a sign-in, "
-            f"quota or error page in place of the file? {retry}."
+            f"{file} is corrupt or another file: its SHA-256 is {sha256}, and {wanted} is {source}"
+            f". {retry}, or {advice}."
         )
-    record = path.with_name(path.name + ".json")
-    recorded = read_json(record).get("sha256", "nothing readable") if record.exists() else None
-    if expected is not None:
-        _compare(file, sha256, expected, f"asked for. {retry}, or correct the hash.")
-    elif recorded is not None:
-        advice = f"recorded in {record}. {retry}; or, to accept it, delete that record."
-        _compare(file, sha256, recorded, advice)
-    if sha256 != recorded:
-        date = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(record, {"url": url, "sha256": sha256, "date": date})
+    if record is not None and sha256 != recorded:
+        line = f"{sha256}  {record.stem}\n"
+        atomic_write(record, lambda file: file.write(line.encode()))
 
 
-def _compare(path: Path, sha256: str, wanted: str, advice: str) -> None:
-    if sha256 != wanted:
-        raise GuidexError(
-            f"{path} is corrupt or another file: its SHA-256 is {sha256}, and {wanted} is {advice}"
+# --- Downloads --------------------------------------------------------------------------------
+
+
+def _download(url: str, part: Path, progress: Received) -> None:
+    """Download an http(s) URL, or the rest of it (Range and If-Range, RFC 9110 sections 13.1.5 and
+    14) where the server has still the version that is noted in `<part>.version`."""
+    failures, furthest = 0, 0
+    while True:
+        try:
+            return _attempt(url, part, progress)
+        except _BROKEN as error:
+            size = part.stat().st_size if part.exists() else 0
+            failures = 1 if size > furthest else failures + 1
+            furthest = max(furthest, size)
+            text = f"cannot download {url}: {reason_of(error)}"
+            if failures == ATTEMPTS:
+                raise GuidexError(f"{text}; {ATTEMPTS} attempts failed.") from error
+            log.warning("%s; trying again in %d s.", text, 2 ** (failures - 1))
+            sleep(2 ** (failures - 1))
+
+
+def _attempt(url: str, part: Path, progress: Received) -> None:
+    """Send one request and append its answer to the part; returns when the part is whole."""
+    note = part.with_name(part.name + ".version")
+    known = note.read_text("latin-1") if note.exists() and part.exists() else ""
+    size = part.stat().st_size if known else 0
+    headers = {"User-Agent": f"guidex/{__version__}"}
+    if size > 0:
+        headers |= {"Range": f"bytes={size}-", "If-Range": known}
+    try:
+        response = build_opener(_Redirects).open(Request(url, headers=headers), timeout=TIMEOUT)
+    except HTTPError as error:
+        response = error
+    with response:
+        _check_answer(url, response)
+        etag = response.headers.get("ETag", "W/")
+        # What If-Range may carry: a weak ETag allows different bytes (RFC 9110, section 13.1.5).
+        version = response.headers.get("Last-Modified", "") if etag.startswith("W/") else etag
+        if response.status == 200:
+            size, total = 0, response.length
+        else:
+            form = rf"bytes {size}-\d{{1,18}}/(\d{{1,18}})"
+            place = re.fullmatch(form, response.headers.get("Content-Range", ""))
+            if place is None or version not in ("", known):
+                note.unlink(missing_ok=True)
+                raise ConnectionError("the server's part does not continue what is here")
+            total = int(place[1])
+        if not total:
+            raise GuidexError(f"cannot download {url}: the server does not say how long it is.")
+        free = shutil.disk_usage(part.parent).free
+        if total - size > free:
+            raise GuidexError(
+                f"{megabytes(total - size)} are to be downloaded to {part.parent}, where "
+                f"{megabytes(free)} are free. Free some, or set GUIDEX_CACHE to a larger disk."
+            )
+        with open(part, "ab" if size > 0 else "wb") as file:
+            if size == 0:
+                note.write_text(version, "latin-1")
+            progress(size, total)
+            while chunk := response.read1(CHUNK):
+                file.write(chunk)
+                file.flush()
+                size += len(chunk)
+                progress(size, total)
+    if size != total:
+        raise ConnectionError(f"the connection was closed after {size} of {total} bytes")
+    note.unlink()
+
+
+class _Redirects(HTTPRedirectHandler):
+    def redirect_request(self, request, file, code, message, headers, url):
+        # From https to http, anyone on the way could change the file; ftp is never spoken.
+        if urlsplit(url).scheme not in ("https", request.type):
+            return None
+        return super().redirect_request(request, file, code, message, headers, url)
+
+
+def _check_answer(url: str, response: http.client.HTTPResponse | HTTPError) -> None:
+    """Refuse whatever is neither the file nor a piece of it."""
+    status, kind = response.status, response.headers.get_content_type()
+    text = f"the server answers HTTP {status} ({http.client.responses.get(status, 'unknown')})"
+    if status in (408, 429) or status >= 500:
+        raise ConnectionError(text)
+    if 300 <= status < 400:
+        text += ", a redirect that cannot be followed"
+    whole = status in (200, 206) and not kind.endswith(("html", "xml", "json"))
+    if not whole and status != 416:  # 416: the server has nothing beyond what is here
+        error = UsageError if status in (404, 410) else GuidexError
+        raise error(
+            f"cannot download {url}: {text} with {kind}. Is it a sign-in, quota or error page?"
         )

@@ -6,9 +6,8 @@ terms: a name stands for a function of this module that makes data of its argume
 refused; an object's state is set by `_set_state` alone; and the instructions that take objects of
 the process by number, past the names, are refused.
 
-`torch.load` is not used: the storages inside a snapshot name `torch.storage._load_from_bytes`, a
-full unpickler. With weights_only=True it still hands out uninitialised memory for a storage that
-is declared and not delivered, and obeys the process-wide `add_safe_globals`.
+`torch.load` is not used: with weights_only=True it hands out uninitialised memory for a storage
+that is declared and not delivered, and obeys the process-wide `add_safe_globals`.
 """
 
 import io
@@ -26,41 +25,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guidex.errors import GuidexError, UsageError
+from guidex.errors import GuidexError, UsageError, printable
 
-_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cf"
-_LOOKS = (
-    (b"<", "a web page or XML: the download gave an error or login page, not the file"),
-    (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
-    (b"pk\x03\x04", "a zip archive, such as torch.save writes, not an EDM2 snapshot"),
-    (_TORCH, "a legacy torch.save file"),
-    (b"\x1f\x8b", "a gzip file: unpack it first"),
-    (b"\x93numpy", "a NumPy array file"),
-    (b"{", "JSON: give the .safetensors file beside it"),
-    (b"\0" * 16, "zero bytes: the download was not completed"),
+# What files that are no pickles begin with, and what to say of them.
+_OTHERS = (
+    (rb"\s*<", "a web page or XML: the download gave an error or login page, not the file"),
+    (rb"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
+    (rb"PK\x03\x04|\x80\x02\x8a\nl\xfc\x9cF", "a file of torch.save, not an EDM2 snapshot"),
+    (rb"\Z|\x00{16}", "empty or all zeros: the download was not completed"),
+    (rb"[^\x80].{7}\{", "a safetensors file: give it the suffix .safetensors"),
+    (rb"(?!\x80[\x02-\x05])", "not a pickle of protocol 2 to 5"),
 )
 
 
 @dataclass(eq=False, repr=False, slots=True)
 class Recorded:
-    """An object that a pickle describes, inert: name of its class, such as "Precond" (not resolved
-    to any class), arguments of its constructor, and its attributes by name."""
+    """An object that a pickle describes, inert: class, constructor's arguments, attributes."""
 
-    class_name: str
+    class_name: str  # such as "Precond"
     init_args: tuple[Any, ...] | list[Any]
     init_kwargs: dict[str | int, Any]
     state: dict[str | int, Any]
 
-    def __repr__(self) -> str:
-        # The state may share parts so often that printing it would never end.
-        return f"<Recorded {self.class_name}>"
-
 
 def read_pickle(source: str | os.PathLike[str] | BinaryIO) -> object:
-    """Read a pickle (protocols 2 to 5) of tensors, plain containers, numbers and strings.
-
-    Arguments:
-        source: a file path, or a binary stream.
+    """Read a pickle (protocols 2 to 5) from a file path or a binary stream.
 
     Returns:
         Its value, made of None, bool, int, float, str, bytes, list, tuple, dict (also for
@@ -72,54 +61,43 @@ def read_pickle(source: str | os.PathLike[str] | BinaryIO) -> object:
         UsageError: there is no such file, or it is no pickle (the text says what it looks like).
         GuidexError: the file asks for more than data, or is damaged.
     """
-    if not isinstance(source, str | os.PathLike):
-        return _read(source, str(getattr(source, "name", "the stream")))
-    with open_file(Path(source)) as file:
-        return _read(file, str(source))
+    if isinstance(source, str | os.PathLike):
+        with open_file(Path(source)) as file:
+            return read_pickle(file)
+    head, name = source.read(64), getattr(source, "name", "the stream")
+    source.seek(0)
+    for beginning, what in _OTHERS:
+        if re.match(beginning, head, re.DOTALL):
+            raise UsageError(
+                f"{name}: this is {what} (it begins with {head[:8].hex(' ') or 'nothing'}). "
+                "Expected an EDM2 network snapshot (.pkl)."
+            )
+    try:
+        value = _Unpickler(source).load()
+        if source.read(1):
+            raise UnpicklingError("more bytes follow the end of the pickle")
+        return value
+    # Damage makes the unpickler, NumPy and torch raise a dozen kinds of errors.
+    except Exception as error:
+        raise GuidexError(
+            f"{name}: refused: {printable(str(error) or repr(error))}. It was cut off or altered, "
+            "or holds more than the data of EDM2. Nothing in the file was run."
+        ) from None
 
 
 def open_file(path: Path) -> BinaryIO:
     """Open a file to read. Raises UsageError: there is none, or it cannot be read."""
-    if not path.is_file():
-        state = "is not a file" if path.exists() else "does not exist"
-        raise UsageError(f"{path}: {state}; a checkpoint file was expected.")
     try:
+        if not path.is_file():  # nor is a pipe, which may never end
+            raise UsageError(f"{path}: there is no such file; a checkpoint was expected.")
         return path.open("rb")
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
-def printable(text: str) -> str:
-    """A text from a file, fit for a message: short, and without control characters."""
-    return ascii(text[:120])[1:-1]
-
-
-def _read(file: BinaryIO, name: str) -> object:
-    head = file.read(64)
-    file.seek(0)
-    start = head.lower().lstrip()
-    if not re.match(rb"\x80[\2-\5]", head) or start.startswith(_TORCH):
-        looks = [what for beginning, what in _LOOKS if start.startswith(beginning)]
-        looks += ["a safetensors file: give it the suffix .safetensors"] * (head[8:9] == b"{")
-        looks += ["an empty file: the download was not completed"] * (head == b"")
-        looks += [f"not a pickle of protocol 2 to 5 (it begins with {head[:8].hex(' ')})"]
-        raise UsageError(f"{name}: this is {looks[0]}. Expected an EDM2 network snapshot (.pkl).")
-    try:
-        value = _Unpickler(file).load()
-        if file.read(1):
-            raise UnpicklingError("more bytes follow the end of the pickle")
-        return value
-    # Damage makes the unpickler, NumPy and torch raise a dozen kinds of errors.
-    except Exception as error:
-        reason = printable(str(error) or repr(error))
-        raise GuidexError(
-            f"{name}: refused: {reason}. It was cut off or altered, or holds more than the data of "
-            "EDM2. Nothing in the file was run."
-        ) from None
-
-
 class _Unpickler(pickle._Unpickler):
-    """The reader in Python, whose instructions are a table of methods."""
+    """The reader in Python, whose instructions are a table of methods. It knows no persistent
+    objects, such as the storages that torch keeps beside a pickle; a subclass may."""
 
     def find_class(self, module: str, name: str) -> Any:
         path = f"{module}.{name}".replace("__builtin__.", "builtins.").replace("numpy._", "numpy.")
@@ -209,10 +187,6 @@ def _array(data: bytes, kind: np.dtype[Any], size: Any, order: Any) -> np.ndarra
     return np.frombuffer(data, kind).reshape(size, order=order).copy("K")
 
 
-def _module(kind: str) -> Callable[[], Recorded]:
-    return lambda: Recorded(kind, (), {}, {})
-
-
 _LEGACY = [0x1950A86A20F9469CFC6C, 1001]  # magic number and protocol of torch's legacy format
 _STORAGES = {
     "Half": torch.float16, "BFloat16": torch.bfloat16, "Float": torch.float32,
@@ -235,14 +209,12 @@ _NAMES: dict[str, Any] = {
     "numpy.core.multiarray._reconstruct": lambda *_: np.empty(0),  # its state follows
     "numpy.core.multiarray.scalar": lambda kind, data: np.frombuffer(data, kind).item(),
     "numpy.core.numeric._frombuffer": _array,
-    **{
-        f"torch.nn.modules.container.{kind}": _module(kind)
-        for kind in ("ModuleDict", "ModuleList", "Sequential")
-    },
-    **{
-        name: lambda *items: dict(*items)
-        for name in ("collections.OrderedDict", "dnnlib.EasyDict", "dnnlib.util.EasyDict")
-    },
+    "torch.nn.modules.container.ModuleDict": lambda: Recorded("ModuleDict", (), {}, {}),
+    "torch.nn.modules.container.ModuleList": lambda: Recorded("ModuleList", (), {}, {}),
+    "torch.nn.modules.container.Sequential": lambda: Recorded("Sequential", (), {}, {}),
+    "collections.OrderedDict": lambda *items: dict(*items),
+    "dnnlib.EasyDict": lambda *items: dict(*items),
+    "dnnlib.util.EasyDict": lambda *items: dict(*items),
     **{f"torch.{name}Storage": dtype for name, dtype in _STORAGES.items()},
     **{str(dtype): dtype for dtype in _STORAGES.values()},
 }

@@ -2,48 +2,31 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Self, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Self
 
 from tqdm import tqdm
 
-Received = Callable[[int, int | None], None]  # told (bytes so far, bytes in all or None)
-
-_T = TypeVar("_T")
+Received = Callable[[int, int], None]  # told (bytes so far, bytes in all)
 
 PLAIN_SECONDS = 15.0  # between two lines where there is no terminal
 
 
 @contextmanager
 def download_bar(what: str) -> Iterator[Received]:
-    """Progress for `fetch` on standard error, from the first byte on; nothing for a cached file.
+    """Progress for `fetch` on standard error, from the first byte on; nothing for a cached file."""
+    bars: list[Progress] = []
+    with ExitStack() as stack:
 
-    A bar on a terminal; elsewhere (a batch job's log) one line that says what is being waited for.
+        def progress(count: int, total: int) -> None:
+            if not bars:
+                bar = Progress(f"downloading {what}", round(total / 1e6), unit="MB")
+                bars.append(stack.enter_context(bar))
+            bars[0].update(count / 1e6 - bars[0].count)
 
-    Arguments:
-        what: is being downloaded, for people.
-    """
-    bars: list[tqdm] = []
-    title, hidden = f"downloading {what}", not sys.stderr.isatty()
-
-    def progress(count: int, total: int | None) -> None:
-        if not bars:
-            if hidden:
-                size = "" if total is None else f" ({megabytes(total)})"
-                print(f"{title}{size}", file=sys.stderr, flush=True)
-            bars.append(
-                tqdm(
-                    desc=title, total=total, unit="B", unit_scale=True, leave=False, disable=hidden
-                )
-            )
-        bars[0].update(count - bars[0].n)
-
-    try:
         yield progress
-    finally:
-        for bar in bars:
-            bar.close()
 
 
 def megabytes(size: int) -> str:
@@ -51,38 +34,28 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
+@dataclass
 class Progress:
-    """Counts towards a total on standard error.
+    """Counts `unit`s towards a total on standard error, of which `done` were done before (by a run
+    that is resumed); nothing if `quiet`, or before `delay` seconds."""
 
-    Arguments:
-        label: what is being done.
-        total: how much there is to do, in `unit`s.
-        done: how much was done before (by a run that is resumed).
-        unit: what is counted.
-        quiet: say nothing (another process speaks for all).
-        delay: seconds within which there is nothing to say.
-    """
+    label: str
+    total: int
+    done: int = 0
+    unit: str = "images"
+    quiet: bool = False
+    delay: float = 0.0
 
-    def __init__(
-        self,
-        label: str,
-        total: int,
-        done: int = 0,
-        unit: str = "images",
-        quiet: bool = False,
-        delay: float = 0.0,
-    ) -> None:
-        self.label, self.total, self.unit = label, total, unit
-        self.count, self.before = float(done), done
-        self.quiet, self.delay = quiet, delay
+    def __post_init__(self) -> None:
+        self.count = float(self.done)
         self.started = self.said = time.monotonic()
-        form = "{desc} {percentage:3.0f}%|{bar:30}| {n:.0f}/{total} {unit} [{elapsed}<{remaining}]"
-        shown = sys.stderr.isatty() and not quiet
-        self.bar = (
-            tqdm(desc=label, total=total, initial=done, unit=unit, bar_format=form, delay=delay)
-            if shown
-            else None
-        )
+        self.bar = None
+        if sys.stderr.isatty() and not self.quiet:
+            form = (
+                "{desc} {percentage:3.0f}%|{bar:30}| {n:.0f}/{total} {unit} [{elapsed}<{remaining}]"
+            )
+            names = {"desc": self.label, "unit": self.unit, "initial": self.done}
+            self.bar = tqdm(total=self.total, bar_format=form, delay=self.delay, **names)
 
     def __enter__(self) -> Self:
         return self
@@ -90,7 +63,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
-        elif kind is None and time.monotonic() - self.started >= self.delay:
+        elif kind is None:
             self._say()
 
     def update(self, amount: float) -> None:
@@ -103,23 +76,12 @@ class Progress:
             self._say()
 
     def _say(self) -> None:
-        if self.quiet:
-            return
         self.said = time.monotonic()
         seconds = self.said - self.started
-        rate = (self.count - self.before) / seconds if seconds > 0 else 0.0
-        left = (self.total - self.count) / rate if rate > 0 else float("inf")
-        ahead = "" if self.count >= self.total - 0.5 else f", {left:.0f} s left"
-        print(
-            f"{self.label} {self.count:.0f}/{self.total} {self.unit} in {seconds:.0f} s{ahead}",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-def counted(items: Sequence[_T], label: str) -> Iterator[_T]:
-    """The items, images, with a `Progress` of how many have been taken."""
-    with Progress(label, len(items), delay=2) as progress:
-        for item in items:
-            yield item
-            progress.update(1)
+        if self.quiet or seconds < self.delay:
+            return
+        text = f"{self.label} {self.count:.0f}/{self.total} {self.unit} in {seconds:.0f} s"
+        if self.done < self.count < self.total - 0.5:
+            left = seconds * (self.total - self.count) / (self.count - self.done)
+            text += f", {left:.0f} s left"
+        print(text, file=sys.stderr, flush=True)

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from guidex.errors import GuidexError, UsageError
-from guidex.files.pickles import Recorded, _tensor, _Unpickler, open_file, printable
+from guidex.errors import GuidexError, UsageError, printable
+from guidex.files.pickles import Recorded, _tensor, _Unpickler, open_file
 
 
 class _Storage(NamedTuple):

@@ -24,8 +24,7 @@ class Direction(ABC):
     """The interface.
 
     Attributes:
-        queries: predictions that it needs beside the main one. They are made before it is asked
-            for, all those of one network at once, so that one call of it can serve them.
+        queries: predictions that it needs beside the main one, made before it is asked for.
         evaluations: evaluations of a reference network that one call takes, queries included.
         gflops: cost of one call for one image, 10^9 floating-point operations.
         zero: whether it is 0 everywhere, so that no weight makes it guidance.
@@ -58,18 +57,14 @@ class Difference(Direction):
     With k = 1 this is D_main - D_ref: classifier-free guidance for an unconditional reference (Ho
     & Salimans 2022, arXiv 2207.12598), autoguidance for a weaker version of the main model (Karras
     et al. 2024, arXiv 2406.02507). With k > 1 the reference looks at noise level k * sigma (sigma
-    scaling). What is subtracted are then *scores*, sigma^2 (s(x; sigma) - s_ref(x; k sigma)) with
-    s(x; sigma) = (D(x; sigma) - x) / sigma^2; denoised predictions of different noise levels have
-    no common scale, and their difference would push the other way.
+    scaling), and what is subtracted are *scores*, sigma^2 (s(x; sigma) - s_ref(x; k sigma)), since
+    denoised predictions of different noise levels have no common scale.
 
     Arguments:
-        reference: denoiser of the same shape as the main one; it may be the main one itself if k >
-            1 or its labels are dropped.
+        reference: denoiser of the same shape as the main one; or that, if k > 1 or drop_labels.
         k: factor on the reference's noise level; positive.
-        drop_labels: ask the reference without a condition: classifier-free guidance by one network
-            that has been trained both ways.
-        channels: how many, from the first, are guided, as in the code of DiT, SiT and LightningDiT;
-            None: all.
+        drop_labels: ask the reference without a condition, which it was trained for, too.
+        channels: how many are guided, from the first (DiT, SiT, LightningDiT: 3); None: all.
     """
 
     def __init__(
@@ -109,11 +104,8 @@ class PerturbedAttention(Direction):
     Arguments:
         reference: the main model; it must have self-attention layers.
         layers: name of the layer to perturb, or a pattern with * and ?, or a list of them; [] is no
-            guidance. `guidex list layers` shows the names.
+            guidance. UsageError where the model does not have it.
         mode, ratio, std, seed: how, see guidex.models.attention.Perturbation.
-
-    Raises:
-        UsageError: a layer that the model does not have, a value out of range.
     """
 
     def __init__(
@@ -145,29 +137,21 @@ class PerturbedAttention(Direction):
 
 class ClassifierGradient(Direction):
     """sigma^2 * grad_x log p(labels | x; sigma) (Dhariwal & Nichol 2021, arXiv 2105.05233, in x0
-    units).
+    units), of a classifier that is known up to a constant and differentiable in x.
 
-    w - 1 is their scale s on top of a conditional main model; with an exact classifier the result
-    equals classifier-free guidance.
-
-    Arguments:
-        classifier: log p(labels | x; sigma) up to a constant, differentiable in x.
+    w - 1 is their scale s; with an exact classifier the result equals classifier-free guidance.
     """
 
     def __init__(self, classifier: BayesClassifier) -> None:
         self.classifier = classifier
-        self.gflops = (
-            2 * classifier.gflops
-        )  # a backward pass costs about what the forward pass does
+        self.gflops = 2 * classifier.gflops  # the backward pass costs about as much
 
     def on(self, device: str | torch.device) -> Self:
         return type(self)(self.classifier.to(device))
 
     def __call__(self, x: Tensor, sigma: float, condition: Condition, main: Tensor) -> Tensor:
         if condition is None:
-            raise UsageError(
-                "classifier guidance needs class labels, but this model has no classes"
-            )
+            raise UsageError("classifier guidance needs class labels; this model has no classes")
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             log_prob = self.classifier(leaf, sigma, condition).sum()

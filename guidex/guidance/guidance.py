@@ -41,12 +41,7 @@ class Term:
 @dataclass(frozen=True)
 class Guidance:
     """What to move along, how much and when: D_w = rule(D_main, (w_k - 1, direction_k) for all
-    terms k).
-
-    Attributes:
-        terms: by name; their order is the order of the plan. Empty for no guidance.
-        rule: how directions are combined.
-    """
+    terms k). Terms are named, in the order of the plan; there are none for no guidance."""
 
     terms: dict[str, Term]
     rule: Rule
@@ -66,16 +61,12 @@ class Guidance:
         return [query.network for term in self.terms.values() for query in term.direction.queries]
 
     def on(self, device: str | torch.device) -> "Guidance":
-        """The same with its networks on a device, ready to be called.
-
-        Raises:
-            UsageError, GuidexError: as `guidex.models.spec.ModelSpec.load`.
-        """
-        terms = self.terms.items()
-        return Guidance(
-            {name: Term(term.direction.on(device), term.schedule) for name, term in terms},
-            self.rule,
-        )
+        """The same with its networks on a device, ready to be called; it raises what
+        `guidex.models.spec.ModelSpec.load` does."""
+        terms = {}
+        for name, term in self.terms.items():
+            terms[name] = Term(term.direction.on(device), term.schedule)
+        return Guidance(terms, self.rule)
 
     def gflops(self, plan: Plan) -> float:
         """Cost of all reference evaluations of one image, 10^9 floating-point operations."""
@@ -102,19 +93,9 @@ class Guided:
         state: Any = None,
         extras: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Any]:
-        """D_w(x; sigma, condition) at an evaluation of the plan.
-
-        Arguments:
-            x: noisy samples [B, *shape], float32 or float64.
-            sigma: noise level.
-            condition: of the batch.
-            step, stage: which evaluation of the plan this is.
-            state: the rule's memory, as returned by the evaluation before; None at first.
-            extras: filled with what the main model says beside x0, see `View`.
-
-        Returns:
-            The guided prediction x0 [B, *shape] in the dtype of x, and the rule's memory.
-        """
+        """D_w(x; sigma, condition) [B, *shape] at an evaluation of the plan, in the dtype of x
+        (float32 or float64), and the rule's memory, which goes into the next evaluation.
+        `extras`: see `View`, of the main model."""
         omegas = self.plan.weights[:, step, stage] - 1
         if np.isnan(omegas).any():
             raise UsageError(f"the plan has no evaluation {stage} in step {step}")

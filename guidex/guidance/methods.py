@@ -1,11 +1,6 @@
 """Guidance methods of one direction, as the YAMLs name them."""
 
-from guidex.guidance.directions import (
-    ClassifierGradient,
-    Difference,
-    Direction,
-    PerturbedAttention,
-)
+from guidex.guidance.directions import ClassifierGradient, Difference, Direction, PerturbedAttention
 from guidex.guidance.guidance import Guidance, Term
 from guidex.guidance.rules import Extrapolate, Rule
 from guidex.guidance.schedules import Schedule

@@ -1,8 +1,4 @@
-"""The plan: all guidance weights of a run, on the sampler's grid, before anything runs.
-
-It is what is printed, what the cost is computed from, what a sweep compares to share work, and
-what a row of a table records.
-"""
+"""The plan: all guidance weights of a run, on the sampler's grid, before anything runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +14,9 @@ class Plan:
     """Weights of every term of a guidance at every network evaluation.
 
     Attributes:
-        timeline: the sampler's grid and evaluations.
         weights: float64 [terms, steps, stages]; 1 = no guidance, NaN = no evaluation.
         costs: evaluations of a reference that each term makes where it acts, [terms].
-        idle: names of the terms that have a weight, but no evaluation to act at: an interval
-            without a step.
+        idle: names of the terms that have a weight, but no evaluation to act at.
     """
 
     timeline: Timeline
@@ -47,8 +41,7 @@ class Plan:
 
     @property
     def evaluations_ref(self) -> list[int]:
-        """Evaluations of each term's reference per image; outside guided evaluations there are
-        none."""
+        """Evaluations of each term's reference per image."""
         return [cost * calls for cost, calls in zip(self.costs, self.calls, strict=True)]
 
     @property

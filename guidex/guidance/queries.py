@@ -13,15 +13,8 @@ from guidex.models.spec import Model
 
 @dataclass(frozen=True)
 class Query:
-    """A prediction that is wanted, whatever the x, noise level and condition.
-
-    Attributes:
-        network: who makes it; a recipe can be planned with, not asked.
-        k: factor on the noise level.
-        drop_labels: whether it is made without the condition.
-        perturbation: of the network's self-attention, or None.
-        extras: see `View`.
-    """
+    """A prediction that is wanted of a network (a recipe can be planned with, not asked): at k
+    times the noise level, maybe without the condition or with its self-attention perturbed."""
 
     network: Model
     k: float = 1.0

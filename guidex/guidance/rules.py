@@ -1,9 +1,8 @@
 """Rules: how the main prediction and the weighted directions become one prediction.
 
 All rules act on x0 predictions. Linear combinations are the same in any space; projections, norm
-limits and standard deviations are not. Whatever a rule remembers from evaluation to evaluation is
-a value that it takes and returns, never hidden in the rule: a run can branch, and no state is left
-behind.
+limits and standard deviations are not. What a rule remembers from evaluation to evaluation is a
+value that it takes and returns, so that a run can branch.
 """
 
 from abc import ABC, abstractmethod
@@ -30,17 +29,8 @@ class Rule(ABC):
 
     @abstractmethod
     def __call__(self, main: Tensor, offsets: list[Offset], state: Any) -> tuple[Tensor, Any]:
-        """Combine.
-
-        Arguments:
-            main: main prediction [B, *shape], float32 or float64.
-            offsets: the terms that act here, at least one.
-            state: what the previous guided evaluation returned; None at first.
-
-        Returns:
-            The guided prediction, in main's shape and dtype, and the state for the next guided
-            evaluation.
-        """
+        """The main prediction [B, *shape], float32 or float64, guided by at least one term, and the
+        state for the next guided evaluation; `state` is None at first."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +45,8 @@ class Extrapolate(Rule):
 class Rescale(Rule):
     """Extrapolation whose standard deviation is drawn back to the main prediction's.
 
-    D = phi D_w std(D_main) / std(D_w) + (1 - phi) D_w, per image (Lin et al. 2023, arXiv
-    2305.08891, section 3.4; there phi = 0.7).
-
-    Attributes:
-        phi: share of the rescaled prediction, 0 ... 1.
+    D = phi D_w std(D_main) / std(D_w) + (1 - phi) D_w, per image, with phi in 0 ... 1 (Lin et al.
+    2023, arXiv 2305.08891, section 3.4; there phi = 0.7).
     """
 
     phi: float = 0.7

@@ -4,10 +4,9 @@ A schedule is an amplitude `w` times a *shape*. With the default `ramps: omega` 
 multiplies the excess over no guidance, w(t) = 1 + (w - 1) * shape(t), so that w = 1 is no guidance
 for every schedule.
 
-Planning happens on the sampler's grid before anything runs: `plan(timeline)` gives one weight for
-every network evaluation. With `gate: step` the weight of a step is decided by the noise level at
-which the step starts and holds for all evaluations of that step (as in the code of the interval
-paper); with `gate: evaluation` every evaluation is judged by its own noise level.
+With `gate: step` the weight of a step is decided by the noise level at which the step starts and
+holds for all its evaluations (as in the code of the interval paper); with `gate: evaluation` every
+evaluation is judged by its own noise level.
 """
 
 import math
@@ -33,12 +32,8 @@ class EmptyInterval(UsageError):
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule(ABC):
-    """The interface of all schedules, and the way from a shape to weights.
-
-    Attributes:
-        w: guidance weight, 1 = no guidance. None in the factors of a product, which have no weight.
-        gate: what the weight is decided by, once per "step" or once per network "evaluation".
-    """
+    """The interface of all schedules, and the way from a shape to weights. w is None in the factors
+    of a product, which have no weight."""
 
     w: float | None = None
     gate: Gate = "step"
@@ -77,8 +72,7 @@ class Interval(Schedule):
 
     w(sigma) = w for lo < sigma <= hi, and 1 elsewhere. As in the paper, bounds in sigma are
     snapped to the nearest boundary between sampler steps (nearest in log sigma), so that a printed
-    bound such as 2.90 means the step that starts at 2.9015. `gate: evaluation` is the literal
-    alternative: no snapping, and each evaluation is compared by its own sigma.
+    2.90 means the step that starts at 2.9015. `gate: evaluation` does not snap.
 
     Attributes:
         lo, hi: bounds. unit "sigma": half open, (lo, hi]; "step": first and last guided step, both
@@ -135,11 +129,8 @@ class Interval(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Hole(Interval):
-    """Guidance everywhere except in an interval: w(t) = 1 inside (lo, hi], w elsewhere.
-
-    Moving the hole along the sampling process tells where guidance matters: the
-    negative-perturbation scan of Wang et al. 2024 (arXiv 2404.13040). Bounds as for Interval.
-    """
+    """Guidance everywhere except in an interval: w(t) = 1 inside (lo, hi], w elsewhere; the
+    negative-perturbation scan of Wang et al. 2024 (arXiv 2404.13040). Bounds as for Interval."""
 
     def shape(self, times: Times) -> np.ndarray:
         return 1.0 - self.inside(times)
@@ -150,13 +141,11 @@ class Ramp(Schedule):
     """A weight that changes smoothly over the sampling process (Wang et al. 2024, arXiv
     2404.13040).
 
-    Shapes are functions of the time t: 1 at pure noise, 0 at the image. The ramped quantity is the
-    excess omega = w - 1 (`ramps: omega`, the paper's convention, so the peak weight is
-    1 + peak * (w - 1)), or w itself (`ramps: w`: w(t) = w * shape(t), which starts from the bare
-    reference where the shape is 0, and for which w = 1 is *not* "no guidance").
+    Shapes are functions of the time t: 1 at pure noise, 0 at the image.
 
     Attributes:
-        ramps: the quantity that the shape multiplies.
+        ramps: what the shape multiplies: the excess omega = w - 1 (the paper's convention), or w
+            itself, for which w = 1 is *not* "no guidance".
         normalise: "integral" scales the shape to a mean of 1 over t, so that the total guidance
             equals the constant schedule's (the paper's choice: the linear ramp then peaks at 2);
             "peak" to a maximum of 1.
@@ -256,12 +245,8 @@ class PowerCosine(Ramp):
 class Clamped(Ramp):
     """A ramp that never falls below a floor: omega(t) = max(floor, ramp(t)).
 
-    The floor is an absolute omega, as published (1.1 for CIFAR-10, 2 for SD 1.5, 4 for SDXL), but
-    never more than omega itself, so that w = 1 stays no guidance and a floor never exceeds the
-    constant schedule.
-
-    Attributes:
-        floor: least omega = w - 1 where guidance is on; >= 0.
+    The floor is an absolute omega >= 0, as published (1.1 for CIFAR-10, 2 for SD 1.5, 4 for SDXL),
+    but never more than omega itself, so that w = 1 stays no guidance.
     """
 
     floor: float = 0.0
@@ -299,12 +284,8 @@ class ClampCosine(Clamped):
 
 @dataclass(frozen=True, kw_only=True)
 class Product(Schedule):
-    """Product of shapes, such as a cosine ramp inside an interval: w(t) = 1 + (w - 1) prod_k
-    shape_k(t).
-
-    Attributes:
-        factors: schedules by name, without a weight of their own; each keeps its gate.
-    """
+    """Product of the shapes of named factors, such as a cosine ramp inside an interval: w(t) = 1 +
+    (w - 1) prod_k shape_k(t). Factors have no weight of their own, and the gate of the product."""
 
     factors: dict[str, Schedule] = field(default_factory=dict)
 

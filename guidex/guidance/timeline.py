@@ -28,12 +28,8 @@ class Times:
         return len(self.sigmas) - 1
 
     def boundary(self, sigma: float) -> int:
-        """The step boundary nearest to sigma in log sigma, 0 ... steps.
-
-        The last boundary of most grids is 0, which is infinitely far away in log sigma. It is
-        taken to be where the grid would have gone on: the ratio of the two boundaries before it,
-        once more.
-        """
+        """The step boundary nearest to sigma in log sigma, 0 ... steps. A last boundary of 0 is
+        taken to be where the grid would have gone on: the ratio of those before it, once more."""
         if sigma <= 0:
             return self.count
         if sigma == math.inf:

@@ -1,21 +1,12 @@
 """Does a fake show the class that it was asked for, as its neighbours among the reals tell?"""
 
-from typing import ClassVar
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from guidex.features.features import FeatureSet
-from guidex.metrics.metric import Column, Fewest, Metric, check_whole
+from guidex.metrics.metric import Column, Fewest, Metric
 from guidex.metrics.prdc import nearest_neighbours
-
-
-def knn_accuracy(
-    *, real: Tensor, real_labels: Tensor, fake: Tensor, fake_labels: Tensor, k: int
-) -> float:
-    """Share of fakes [M, D] whose k-NN vote on real [N, D], N >= k, equals their label [M]."""
-    _, indices = nearest_neighbours(queries=fake, points=real, k=k)
-    voted = majority(real_labels.to(indices.device)[indices])
-    return (voted == fake_labels.to(voted.device)).double().mean().item()
 
 
 def majority(votes: Tensor) -> Tensor:
@@ -25,35 +16,31 @@ def majority(votes: Tensor) -> Tensor:
     return votes.gather(1, counts.argmax(dim=1, keepdim=True))[:, 0]
 
 
+@dataclass(frozen=True)
 class KNNAccuracy(Metric):
     """Share of fakes whose k nearest reals vote for the class that was asked for.
 
-    A tie goes to the tied class with the nearest image. Needs labels of reals and fakes. Real
-    classes should be about equally frequent, since frequent ones win votes by number.
+    A tie goes to the tied class with the nearest image. Real classes should be about equally
+    frequent, since frequent ones win votes by number.
 
-    Arguments:
+    Attributes:
         k: voters per fake, 1 or more.
     """
 
+    k: int = 5
+
     columns = (Column("accuracy", "Accuracy", "higher", digits=3, is_share=True),)
-    needs_labels: ClassVar[bool] = True
+    least = {"k": 1}
+    needs_labels = True
 
-    def __init__(self, k: int = 5) -> None:
-        check_whole("k", k, least=1)
-        self.k = k
-
-    def fewest(self, dim: int) -> list[Fewest]:
-        return [Fewest(real=self.k, options=f"k={self.k}", instead="a smaller k")]
+    def fewest(self, dim: int) -> Fewest:
+        return Fewest(real=self.k, options=f"k={self.k}", instead="a smaller k")
 
     def caption(self, *, real: int | None, recorded: int | None) -> dict[str, str]:
         return {"accuracy": f"k={self.k}"}
 
     def compute(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-        accuracy = knn_accuracy(
-            real=real.values,
-            real_labels=real.labels,
-            fake=fake.values,
-            fake_labels=fake.labels,
-            k=self.k,
-        )
-        return {"accuracy": accuracy}
+        _, indices = nearest_neighbours(queries=fake.values, points=real.values, k=self.k)
+        voted = majority(real.labels.to(indices.device)[indices])
+        agree = voted == fake.labels.to(voted.device)
+        return {"accuracy": agree.double().mean().item()}

@@ -2,16 +2,15 @@
 1911.07023): FID-infinity, FD_DINOv2-infinity."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from guidex.errors import UsageError
 from guidex.features.features import FeatureSet
 from guidex.features.statistics import GaussianStatistics
-from guidex.metrics.frechet import IMAGES_PER_FEATURE, frechet_distances, singular, too_few
-from guidex.metrics.metric import Column, Fewest, Metric, check_whole
+from guidex.metrics.frechet import IMAGES_PER_FEATURE, DistanceTo, doubts_of_fit
+from guidex.metrics.metric import Column, Fewest, Metric
 
 
 def limit(counts: Sequence[int], distances: Sequence[float]) -> float:
@@ -23,44 +22,33 @@ def limit(counts: Sequence[int], distances: Sequence[float]) -> float:
     return (values.mean() - slope * inverse.mean()).item()
 
 
-def _drawn(values: Tensor, count: int, generator: torch.Generator) -> GaussianStatistics:
-    order = torch.randperm(len(values), generator=generator)[:count]
-    return GaussianStatistics.from_features(values[order.to(values.device)])
-
-
+@dataclass(frozen=True)
 class FrechetInfinity(Metric):
     """The distance d in d(n) = d + c / n, fitted to distances of random subsets of n fakes.
 
-    The bias of the fakes' number is gone, that of the reals' is not. Since it is an estimate, it
-    may be slightly negative. As in the paper and in dgm-eval: subsets of evenly spaced sizes up to
-    all fakes, each drawn anew without replacement, and a line through them by least squares.
+    The bias of the fakes' number is gone, that of the reals' is not; an estimate may be slightly
+    negative. As in the paper and in dgm-eval: subsets of evenly spaced sizes up to all fakes, each
+    drawn anew without replacement, and a line through them by least squares.
 
-    Costs `sizes` distances: with 2048 features about 10 s, and the covariances of 50,000 images at
-    least twice as much again, on two cores.
-
-    Arguments:
+    Attributes:
         sizes: number of subset sizes, 2 or more.
-        smallest: fakes in the smallest subset. With fewer than 2 per feature, the bias is not c / n
-            yet, and the option is refused.
-        tenth: begin with a tenth of the fakes where that is less than `smallest`, however few it
-            is, as dgm-eval does.
+        smallest: fakes in the smallest subset, at least 2 per feature.
+        tenth: begin with a tenth of the fakes where that is less than `smallest`, as dgm-eval does.
         seed: of the subsets.
     """
 
+    sizes: int = 15
+    smallest: int = 5000
+    tenth: bool = False
+    seed: int = 0
+
     columns = (Column("fd_infinity", "FD∞", "lower"),)
-    needs_values: ClassVar[bool] = False
+    least = {"sizes": 2, "smallest": 2, "seed": 0}
+    needs_values = False
 
-    def __init__(
-        self, sizes: int = 15, smallest: int = 5000, tenth: bool = False, seed: int = 0
-    ) -> None:
-        check_whole("sizes", sizes, least=2)
-        check_whole("smallest", smallest, least=2)
-        check_whole("seed", seed, least=0)
-        self.sizes, self.smallest, self.tenth, self.seed = sizes, smallest, tenth, seed
-
-    def fewest(self, dim: int) -> list[Fewest]:
+    def fewest(self, dim: int) -> Fewest:
         if self.tenth:
-            return [Fewest(2, 20)]
+            return Fewest(2, 20)
         needed = IMAGES_PER_FEATURE * dim
         if self.smallest < needed:
             raise UsageError(
@@ -68,33 +56,30 @@ class FrechetInfinity(Metric):
                 f"least {needed} images for the bias to fall as 1 / n."
             )
         options = f"smallest={self.smallest} and sizes={self.sizes}"
-        least, instead = self.smallest + self.sizes, f"a lower smallest ({needed} or more)"
-        return [Fewest(real=2), Fewest(fake=least, options=options, instead=instead)]
+        instead = f"a lower smallest ({needed} or more)"
+        return Fewest(2, self.smallest + self.sizes, options, instead)
 
-    def doubts(
-        self, *, real: int | None, fake: int, detector: str, dim: int, network: bool
-    ) -> list[str]:
+    def doubts(self, *, real: int | None, fake: int, dim: int, network: bool) -> list[str]:
         first = self._first(fake)
-        doubts = singular(real=real, fake=first, detector=detector, dim=dim)
-        if not doubts and first < IMAGES_PER_FEATURE * dim:
-            doubts = [
-                f"FD∞ begins with {first:,} fakes for {dim:,} features of {detector}: below "
+        of_subset = doubts_of_fit("fake", first, dim, published=False)
+        if not of_subset and first < IMAGES_PER_FEATURE * dim:
+            of_subset = [
+                f"FD∞ begins with {first:,} fakes for {dim:,} features: below "
                 f"{IMAGES_PER_FEATURE} per feature the bias does not fall as 1 / n yet."
             ]
-        return doubts + (too_few(real=real, dim=dim) if network else [])
+        return doubts_of_fit("real", real, dim, network) + of_subset
+
+    def compute(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
+        distance_to_real, values = DistanceTo(real.statistics), fake.values
+        generator = torch.Generator().manual_seed(self.seed)
+        first = self._first(fake.count)
+        counts = torch.linspace(first, fake.count, self.sizes, dtype=torch.float64).long().tolist()
+        distances = []
+        for count in counts:
+            drawn = torch.randperm(fake.count, generator=generator)[:count].to(values.device)
+            distances.append(distance_to_real(GaussianStatistics.from_features(values[drawn])))
+        return {"fd_infinity": limit(counts, distances)}
 
     def _first(self, fake: int) -> int:
         """Fakes in the smallest subset."""
         return min(self.smallest, fake // 10) if self.tenth else self.smallest
-
-    def compute(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-        values = fake.values
-        spaced = torch.linspace(
-            self._first(len(values)), len(values), self.sizes, dtype=torch.float64
-        )
-        generator = torch.Generator().manual_seed(self.seed)
-        counts = spaced.long().tolist()
-        distances = frechet_distances(
-            real=real.statistics, fakes=(_drawn(values, count, generator) for count in counts)
-        )
-        return {"fd_infinity": limit(counts, distances)}

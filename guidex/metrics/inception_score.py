@@ -1,14 +1,14 @@
 """The Inception score (Salimans et al. 2016, arXiv 1606.03498): exp of the mean KL divergence
 between the class probabilities of an image and those of all images."""
 
-from typing import ClassVar
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from guidex.features.features import FeatureSet
-from guidex.metrics.metric import PUBLISHED_IMAGES, Column, Fewest, Metric, check_whole
+from guidex.metrics.metric import PUBLISHED_IMAGES, Column, Fewest, Metric
 
 
 def inception_score(logits: Tensor) -> Tensor:
@@ -21,68 +21,56 @@ def inception_score(logits: Tensor) -> Tensor:
     return (entropy_of_mean - mean_of_entropies).exp()
 
 
-def _parts(values: Tensor, splits: int) -> list[Tensor]:
-    count = len(values)
-    edges = [index * count // splits for index in range(splits + 1)]
-    return [values[start:end] for start, end in zip(edges, edges[1:], strict=False)]
-
-
+@dataclass(frozen=True)
 class InceptionScore(Metric):
     """Mean and deviation over parts of the fakes: equal ones of the shuffled fakes, as
     torch-fidelity does it, or parts of 5,000 in order, as ADM does it.
 
-    It takes the fakes alone, by the logits (without bias) of Inception-v3 for them:
-    detector=inception_logits. Larger parts have larger scores, so published numbers are of 50,000
-    images in 10 parts.
+    Larger parts have larger scores; published numbers are of 50,000 images in 10 parts, by the
+    logits (without bias) of Inception-v3.
 
-    Arguments:
+    Attributes:
         splits: number of parts, where `size` is None.
         size: images in each part, fewer in the last one; None for `splits` equal parts.
         shuffle: whether images are shuffled first, since they often come sorted by class.
         seed: of the order; torch-fidelity's is 2020.
     """
 
+    splits: int = 10
+    size: int | None = None
+    shuffle: bool = True
+    seed: int = 2020
+
     columns = (Column("is", "IS", "higher"), Column("is_std", "IS deviation of one part"))
-    needs_reference: ClassVar[bool] = False
-    needs_detector: ClassVar[str] = "inception_logits"
+    least = {"splits": 1, "size": 1, "seed": 0}
+    needs_reference = False
+    needs_detector = "inception_logits"
 
-    def __init__(
-        self, splits: int = 10, size: int | None = None, shuffle: bool = True, seed: int = 2020
-    ) -> None:
-        check_whole("splits", splits, least=1)
-        if size is not None:
-            check_whole("size", size, least=1)
-        check_whole("seed", seed, least=0)
-        self.splits, self.size, self.shuffle, self.seed = splits, size, shuffle, seed
+    def fewest(self, dim: int) -> Fewest:
+        fewest = Fewest(0, self.splits, f"splits={self.splits}", "fewer splits")
+        return fewest if self.size is None else Fewest()
 
-    def fewest(self, dim: int) -> list[Fewest]:
+    def doubts(self, *, real: int | None, fake: int, dim: int, network: bool) -> list[str]:
         if self.size is not None:
-            return []
-        return [Fewest(0, self.splits, f"splits={self.splits}", "fewer splits")]
-
-    def doubts(
-        self, *, real: int | None, fake: int, detector: str, dim: int, network: bool
-    ) -> list[str]:
-        if self.size is not None:
-            if fake % self.size == 0:
-                return []
-            return [
-                f"{fake:,} fake images: scores of parts of {self.size:,} have a last part of "
-                f"{fake % self.size:,}, which comes out smaller."
-            ]
+            last = fake % self.size
+            told = f"scores of parts of {self.size:,} have a last part of {last:,}, which comes out"
+            return [f"{fake:,} fake images: {told} smaller."] if last > 0 else []
         if fake == PUBLISHED_IMAGES:
             return []
-        more = fake > PUBLISHED_IMAGES
         return [
-            f"{fake:,} fake images: published scores are of {PUBLISHED_IMAGES:,}, and with "
-            f"{'more' if more else 'fewer'} they come out {'larger' if more else 'smaller'}."
+            f"{fake:,} fake images: published scores are of {PUBLISHED_IMAGES:,}; with fewer they "
+            "come out smaller, with more larger."
         ]
 
     def compute(self, real: FeatureSet | None, fake: FeatureSet) -> dict[str, float]:
-        logits = fake.values
+        logits, count = fake.values, fake.count
         if self.shuffle:
-            order = np.random.RandomState(self.seed).permutation(len(logits))
+            order = np.random.RandomState(self.seed).permutation(count)
             logits = logits[torch.from_numpy(order).to(logits.device)]
-        parts = _parts(logits, self.splits) if self.size is None else logits.split(self.size)
+        if self.size is None:
+            cuts = [part * count // self.splits for part in range(1, self.splits)]
+            parts = logits.tensor_split(cuts)
+        else:
+            parts = logits.split(self.size)
         scores = torch.stack([inception_score(part) for part in parts])
         return {"is": scores.mean().item(), "is_std": scores.std(correction=0).item()}

@@ -8,19 +8,17 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, NoReturn
 
 from guidex.errors import UsageError
 from guidex.features.features import AnySet, FeatureSet, check_comparable
 
-# Images that published FID, FD_DINOv2, precision and recall are computed from (Heusel et al. 2017;
-# EDM2; dgm-eval).
+# Images that published numbers are computed from (Heusel et al. 2017; EDM2; dgm-eval).
 PUBLISHED_IMAGES = 50_000
 
+# Ends of the columns that go with another one: an interval and its centre.
 COMPANIONS = ("_unbiased", "_lo", "_hi")
-"""Ends of the columns that go with another one: an interval and its centre."""
 
 
 @dataclass(frozen=True)
@@ -47,37 +45,31 @@ class Column:
 
 
 class Fewest(NamedTuple):
-    """The smallest numbers of images that a metric takes.
-
-    Attributes:
-        real, fake: images of each side; 0 for any number.
-        options: that ask for so many, for messages, such as "k=3".
-        instead: what else can be done than to use more images.
-    """
+    """The smallest numbers of real and fake images that a metric takes, 0 for any number; the
+    options that ask for so many, such as "k=3"; and what else to do than to use more images."""
 
     real: int = 0
     fake: int = 0
     options: str = ""
-    instead: str = "leave it out"
+    instead: str = ""
 
 
 class Metric(ABC):
-    """A metric: called as metric(real=..., fake=...), it returns named numbers and keeps nothing.
-
-    What it needs is known without any image, so that sets which lack something are refused before
-    the first image is made or goes through a network.
+    """Called as metric(real=..., fake=...), it returns named numbers and keeps nothing. What it
+    needs is known without any image, so that sets which lack something are refused first.
 
     Attributes:
         columns: of tables, in order.
+        least: the smallest values of options that are whole numbers, checked in dataclasses.
         needs_reference: whether it takes a real set at all.
-        needs_values, needs_truth: whether it needs single features of the real set, or its exact
-            distribution.
-        needs_fake_values: whether it needs single features of the fake set.
-        needs_labels: whether it needs the classes of both sets.
+        needs_values, needs_truth: single features of the real set, or its exact distribution.
+        needs_fake_values: single features of the fake set.
+        needs_labels: the classes of both sets.
         needs_detector: name of the only detector that it is defined for, or None for any.
     """
 
     columns: ClassVar[tuple[Column, ...]] = ()
+    least: ClassVar[dict[str, int]] = {}
     needs_reference: ClassVar[bool] = True
     needs_values: ClassVar[bool] = True
     needs_truth: ClassVar[bool] = False
@@ -85,149 +77,106 @@ class Metric(ABC):
     needs_labels: ClassVar[bool] = False
     needs_detector: ClassVar[str | None] = None
 
+    def __post_init__(self) -> None:
+        for name, least in self.least.items():
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), least=least)
+
     @abstractmethod
     def compute(self, real: FeatureSet | None, fake: FeatureSet) -> dict[str, float]:
-        """Numbers by the names of `columns`, which may end in COMPANIONS.
+        """Numbers by the names of `columns`, which may end in COMPANIONS, of sets that lack nothing
+        it needs; real is None where it needs no reference."""
 
-        Arguments:
-            real: None where it needs no reference. Sets lack nothing that it needs.
-        """
-
-    def fewest(self, dim: int) -> list[Fewest]:
+    def fewest(self, dim: int) -> Fewest:
         """The images needed for D features; UsageError where the options do not suit D."""
-        return []
+        return Fewest(2, 2)  # a single image has no distribution
 
-    def doubts(
-        self, *, real: int | None, fake: int, detector: str, dim: int, network: bool
-    ) -> list[str]:
-        """What the numbers of images do to a comparison with published values, in whole sentences.
-
-        Arguments:
-            real, fake, dim: as for `check_counts`.
-            detector: name of the detector.
-            network: whether that is a published network.
-        """
+    def doubts(self, *, real: int | None, fake: int, dim: int, network: bool) -> list[str]:
+        """What the numbers of images do to a comparison with published values, in sentences;
+        network tells whether the detector is published, the rest is as for `check_counts`."""
         return []
 
     def caption(self, *, real: int | None, recorded: int | None) -> dict[str, str]:
-        """What a table must say of the options, by subject.
-
-        Arguments:
-            real: number of real images that it is given.
-            recorded: number of images of the whole reference, where that is known.
-        """
+        """What a table must say of the options, by subject: of `real` images, where the whole
+        reference has `recorded` ones, if that is known."""
         return {}
 
     def __call__(self, *, real: FeatureSet | None, fake: FeatureSet) -> dict[str, float]:
-        """Numbers by column, in the order of the columns.
-
-        Raises:
-            UsageError: sets of different detectors, that lack something, or of too few images.
-        """
+        """Numbers by column, in order; UsageError where the sets are of different detectors, lack
+        something, or are too few images."""
         self.check_detector(fake.detector)
         if self.needs_reference:
             check_comparable(real=real, fake=fake)
             self.check_reference(real)
         self._check(fake, "fake", values=self.needs_fake_values)
-        self.check_counts(
-            real=_count(real, self.needs_values) if self.needs_reference else None,
-            fake=_count(fake, self.needs_fake_values),
-            dim=fake.dim,
-        )
+        reals = real.count if self.needs_reference else None
+        if self.needs_reference and not self.needs_values and real.given_statistics is not None:
+            reals = real.given_statistics.count
+        self.check_counts(real=reals, fake=fake.count, dim=fake.dim)
         numbers = self.compute(real, fake)
-        return {_column_name(name, fake.detector): value for name, value in numbers.items()}
+        named = {}
+        for name, value in numbers.items():
+            end = next((end for end in COMPANIONS if name.endswith(end)), "")
+            named[f"{name.removesuffix(end)}_{fake.detector}{end}"] = value
+        return named
 
     def check_detector(self, detector: str | None) -> None:
-        """Raise UsageError where it is defined for another detector alone.
-
-        Arguments:
-            detector: its name; None where it depends on the samples.
-        """
-        if self.needs_detector not in (None, detector):
-            raise UsageError(
-                f"{self._name} is defined for features of {self.needs_detector}, and these are of "
-                f"{detector or 'another detector'}; use detector={self.needs_detector}, or leave "
-                "the metric out."
-            )
+        """Raise UsageError where it is defined for another detector alone; None is one whose name
+        depends on the samples."""
+        wanted = self.needs_detector
+        if wanted not in (None, detector):
+            self._refuse(f"is defined for features of {wanted} alone; use detector={wanted}")
 
     def check_reference(self, real: AnySet) -> None:
         """Raise UsageError where the real set lacks features, labels or truth that it needs."""
         self._check(real, "real", values=self.needs_values)
         if self.needs_truth and real.truth is None:
-            raise UsageError(
-                f"{self._name} needs a distribution known in closed form, and the real set "
-                f"(detector {real.detector}) has none. Use it with a toy model, or leave the "
-                "metric out."
+            self._refuse(
+                f"needs a distribution known in closed form, and the real set ({real.detector}) "
+                "has none. Use it with a toy model"
             )
 
     def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
-        """Raise UsageError where there are too few images.
-
-        Arguments:
-            real: number of real images: of single ones, where it needs_values; None where it is
-                not recorded, or no reference is needed.
-            fake: number of fakes.
-            dim: number of features D.
-        """
-        for fewest in self.fewest(dim):
-            options = fewest.options and f" with {fewest.options}"
-            for side, count, least in (("real", real, fewest.real), ("fake", fake, fewest.fake)):
-                if count is not None and count < least:
-                    there = "there is 1" if count == 1 else f"there are {count}"
-                    raise UsageError(
-                        f"{self._name}{options} needs at least {least} {side} images, but {there}; "
-                        f"use more images or {fewest.instead}."
-                    )
+        """Raise UsageError where there are too few images for D features; of reals single ones,
+        where it needs_values, or None where their number is not recorded or not needed."""
+        fewest = self.fewest(dim)
+        options = fewest.options and f"with {fewest.options} "
+        instead = fewest.instead and f", {fewest.instead}"
+        for side, count, least in (("real", real, fewest.real), ("fake", fake, fewest.fake)):
+            if count is not None and count < least:
+                there = "there is 1" if count == 1 else f"there are {count}"
+                self._refuse(
+                    f"{options}needs at least {least} {side} images, but {there}; "
+                    f"use more images{instead}"
+                )
 
     def _check(self, features: AnySet, side: str, *, values: bool) -> None:
-        number = f"{features.count} images" if features.count else "number of images not known"
-        described = f"(detector {features.detector}, {number})"
+        which = f"the {side} set ({features.detector})"
         if values and not features.has_values:
-            raise UsageError(
-                f"{self._name} compares single images, but of the {side} set only statistics are "
-                f"known {described}. Give the images or their features, or leave the metric out."
+            self._refuse(
+                f"compares single images, but of {which} only statistics are known. Give the "
+                "images or their features"
             )
         if self.needs_labels and not features.has_labels:
-            raise UsageError(
-                f"{self._name} compares classes, but the {side} set {described} has no labels. "
-                "Give a labelled set, or leave the metric out."
-            )
+            self._refuse(f"compares classes, but {which} has no labels. Give a labelled set")
 
-    @property
-    def _name(self) -> str:
-        return type(self).__name__
-
-
-def _count(features: FeatureSet, single: bool) -> int:
-    """Number of single images, or of those that the statistics are of."""
-    given = None if single else features.given_statistics
-    return features.count if given is None else given.count
-
-
-def _column_name(name: str, detector: str) -> str:
-    end = next((end for end in COMPANIONS if name.endswith(end)), "")
-    return f"{name.removesuffix(end)}_{detector}{end}"
-
-
-@cache
-def _import_all() -> None:
-    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        importlib.import_module(f"guidex.metrics.{module.name}")
+    def _refuse(self, why: str) -> NoReturn:
+        raise UsageError(f"{type(self).__name__} {why}, or leave the metric out.")
 
 
 def column_of(name: str) -> tuple[Column, str] | None:
     """The column of a metric, and the detector, by the name of a table's column; None for names
     that no metric of guidex, or of classes that were imported, has given."""
-    _import_all()
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"guidex.metrics.{module.name}")
     classes: list[type[Metric]] = [Metric]
     for metric in classes:
         classes += metric.__subclasses__()
     columns = [column for metric in classes for column in metric.columns]
+    fitting = [column for column in columns if f"{name}_".startswith(f"{column.name}_")]
     # A name may begin with another one.
-    for column in sorted(columns, key=lambda column: len(column.name), reverse=True):
-        if name == column.name or name.startswith(f"{column.name}_"):
-            return column, name[len(column.name) + 1 :]
-    return None
+    column = max(fitting, key=lambda column: len(column.name), default=None)
+    return None if column is None else (column, name[len(column.name) + 1 :])
 
 
 def check_whole(name: str, value: int, *, least: int) -> None:
@@ -237,6 +186,6 @@ def check_whole(name: str, value: int, *, least: int) -> None:
 
 
 def check_share(name: str, value: float) -> None:
-    """Raise UsageError unless an option is a number between 0 and 1."""
-    if not isinstance(value, float) or not 0 < value < 1:
+    """Raise UsageError unless an option is a number above 0 and below 1."""
+    if not 0 < value < 1:
         raise UsageError(f"{name} is {value!r}; it must be a number above 0 and below 1.")

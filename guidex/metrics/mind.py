@@ -1,37 +1,50 @@
 """The Monge Inception distance (Berthet et al. 2026, arXiv 2605.06797): 3 D times the squared
 sliced 2-Wasserstein distance of two sets of features."""
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from guidex.features.features import FeatureSet
-from guidex.metrics.metric import Column, Fewest, Metric, check_whole
+from guidex.metrics.metric import Column, Metric
 
-# Projections at a time, and rows converted to float64 at a time: of 50,000 images with 2048
-# features, 26 MB and 67 MB on each side.
+# Projections, and rows in float64, at a time: of 50,000 x 2048 features 26 MB and 67 MB a side.
 _CHUNK, _ROWS = 64, 4096
 
 
-def monge_distance(*, real: Tensor, fake: Tensor, projections: int, seed: int) -> float:
+@dataclass(frozen=True)
+class MIND(Metric):
     """3 D mean_u mean_i (sort(X u)_i - sort(Y u)_i)^2 over random unit vectors u.
 
     For two Gaussians of equal covariance it tends to 3 times the squared distance of their means.
+    Of the larger set, a random subset of the size of the smaller one is taken.
 
-    Arguments:
-        real, fake: features [N, D] and [M, D] on one device. Of the larger set, a random subset of
-            the size of the smaller one is taken.
-        projections, seed: see `MIND`.
+    Equal features and options give the numbers of torch-fidelity (a51aa64), but for its rounding to
+    float32; here all is in float64.
+
+    Attributes:
+        projections: number of random directions.
+        seed: of the directions and the subset; torch-fidelity's is 2020.
     """
-    dim, count = real.shape[1], min(len(real), len(fake))
-    generator = torch.Generator().manual_seed(seed)
-    fake, real = (_subset(values, count, generator) for values in (fake, real))
-    total = torch.zeros((), dtype=torch.float64, device=real.device)
-    for directions in _directions(projections, dim, generator):
-        ordered = [_projected(values, directions).sort(dim=0).values for values in (real, fake)]
-        total += (ordered[0] - ordered[1]).square().sum()
-    return 3 * dim * total.item() / (projections * count)
+
+    projections: int = 1000
+    seed: int = 2020
+
+    columns = (Column("mind", "MIND", "lower"),)
+    least = {"projections": 1, "seed": 0}
+
+    def compute(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
+        dim, count = real.dim, min(real.count, fake.count)
+        generator = torch.Generator().manual_seed(self.seed)
+        fakes = _subset(fake.values, count, generator)
+        reals = _subset(real.values, count, generator)
+        drawn = torch.randn(self.projections, dim, generator=generator)
+        directions = (drawn / drawn.norm(dim=1, keepdim=True)).double().to(reals.device)
+        total = torch.zeros((), dtype=torch.float64, device=reals.device)
+        for chunk in directions.split(_CHUNK):
+            total += (_ordered(reals, chunk) - _ordered(fakes, chunk)).square().sum()
+        return {"mind": 3 * dim * total.item() / (self.projections * count)}
 
 
 def _subset(values: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -40,42 +53,7 @@ def _subset(values: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return values[torch.randperm(len(values), generator=generator)[:count].to(values.device)]
 
 
-def _projected(values: Tensor, directions: Tensor) -> Tensor:
-    """Features [n, D] along unit vectors [u, D]: [n, u], float64."""
-    turned = directions.T.to(values.device)
-    return torch.cat([rows.double() @ turned for rows in values.split(_ROWS)])
-
-
-def _directions(projections: int, dim: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Unit vectors [<= _CHUNK, D], float64, `projections` in all."""
-    drawn = torch.randn(projections, dim, generator=generator)
-    yield from (drawn / drawn.norm(dim=1, keepdim=True)).double().split(_CHUNK)
-
-
-class MIND(Metric):
-    """The distance as a metric.
-
-    Directions, and the subset of the larger set where the sets differ in size, are drawn as in the
-    development version of torch-fidelity (a51aa64), so that equal features and options give its
-    numbers, but for its rounding to float32; here products and sums are in float64.
-
-    Arguments:
-        projections: number of random directions.
-        seed: of the directions and the subset; torch-fidelity's is 2020.
-    """
-
-    columns = (Column("mind", "MIND", "lower"),)
-
-    def __init__(self, projections: int = 1000, seed: int = 2020) -> None:
-        check_whole("projections", projections, least=1)
-        check_whole("seed", seed, least=0)
-        self.projections, self.seed = projections, seed
-
-    def fewest(self, dim: int) -> list[Fewest]:
-        return [Fewest(2, 2)]  # a single image has no distribution
-
-    def compute(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-        distance = monge_distance(
-            real=real.values, fake=fake.values, projections=self.projections, seed=self.seed
-        )
-        return {"mind": distance}
+def _ordered(values: Tensor, directions: Tensor) -> Tensor:
+    """Features [n, D] along unit vectors [u, D], each sorted: [n, u], float64."""
+    projected = [rows.double() @ directions.T for rows in values.split(_ROWS)]
+    return torch.cat(projected).sort(dim=0).values

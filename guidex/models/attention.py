@@ -1,9 +1,5 @@
 """Self-attention, and what perturbed-attention guidance does to it (Ahn et al. 2024, arXiv
-2403.17377).
-
-A perturbation is an argument of a network's call, for some rows of the batch; the network itself is
-never changed, so nothing has to be put back.
-"""
+2403.17377): an argument of a network's call, for some rows of the batch."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -24,13 +20,8 @@ NO_LAYERS = "this model has no self-attention layers that could be perturbed; ED
 
 
 class Change(NamedTuple):
-    """A perturbation worked out for one layer.
-
-    Attributes:
-        mode: as of Perturbation.
-        matrix: [1, heads, N, N] for N tokens: where to look (bool) for the two masks, what to add
-            to the attention map (float32) for noise; None for identity.
-    """
+    """A perturbation worked out for one layer of N tokens; matrix [1, heads, N, N]: where to look
+    (bool) for the two masks, what to add to the attention map (float32) for noise, else None."""
 
     mode: Mode
     matrix: Tensor | None
@@ -48,18 +39,12 @@ class Perturbation:
     - "mask": every entry is left out with probability `ratio` before the softmax, so that rows
       still sum to 1. A row without entries looks at its diagonal.
     - "off_diagonal": the same, except for the diagonal, which stays; ratio 1 is the identity.
-    - "noise": A + std * n with n ~ N(0, 1).
+    - "noise": A + `std` * n with n ~ N(0, 1).
 
     The last three are the paper's ablations (table 9). Random numbers depend on `seed`, the layer
     and the noise level alone, and are the same for all images of a batch (the authors draw new ones
-    for each): so a perturbed network is a function of what it is given, as all denoisers are, and
-    an image does not depend on its batch. They are drawn on the CPU, equal for all devices.
-
-    Attributes:
-        layers: names of layers, or patterns with * and ?.
-        ratio: of the two masks, 0 ... 1.
-        std: of the noise, >= 0.
-        seed: of the random modes, >= 0.
+    for each), so that an image does not depend on its batch. They are drawn on the CPU, equal for
+    all devices. `layers` are names, or patterns with * and ?.
     """
 
     layers: tuple[str, ...]
@@ -69,21 +54,15 @@ class Perturbation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in self.layers:
-            if not isinstance(name, str):
-                raise UsageError(f"layers are names such as dec.8x8_in0, not {name!r}")
-        if self.mode not in get_args(Mode):
-            raise UsageError(f"mode must be one of {', '.join(get_args(Mode))}, not {self.mode!r}")
-        if not 0 <= self.ratio <= 1:
-            raise UsageError(f"ratio is a share of entries and lies in 0 ... 1, not {self.ratio}")
-        if not 0 <= self.std < float("inf"):
-            raise UsageError(f"std is a standard deviation and must be >= 0, not {self.std}")
-        if self.seed < 0:
-            raise UsageError(f"seed must be a whole number >= 0, not {self.seed}")
+        ranges = 0 <= self.ratio <= 1 and 0 <= self.std < float("inf")
+        if self.mode not in get_args(Mode) or not ranges:
+            raise UsageError(
+                f"perturbed attention takes a mode of {', '.join(get_args(Mode))}, a ratio of "
+                f"0 ... 1 and a std of 0 or more, not {self.mode}, {self.ratio} and {self.std}"
+            )
 
     def chosen(self, known: Collection[str]) -> list[str]:
-        """The perturbed ones of a network's layers, in its order; a UsageError where a name or
-        pattern is none of them."""
+        """The perturbed ones of a network's layers; a UsageError where a name is none of them."""
         if not known:
             raise UsageError(NO_LAYERS)
         for name in self.layers:
@@ -97,7 +76,9 @@ class Perturbation:
         """What it is at a layer for a noise level."""
         if self.mode == "identity":
             return Change(self.mode, None)
-        generator = torch.Generator().manual_seed(self._seed_at(layer, sigma))
+        digest = hashlib.sha256(f"{self.seed} {layer} {float(sigma)!r}".encode()).digest()
+        # 32 bits are all that PyTorch's CPU generators look at.
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
         shape = (1, heads, tokens, tokens)
         if self.mode == "noise":
             matrix = self.std * torch.randn(shape, generator=generator)
@@ -110,33 +91,19 @@ class Perturbation:
             matrix = matrix.pin_memory()  # from where the copy is not waited for
         return Change(self.mode, matrix.to(device, non_blocking=True))
 
-    def _seed_at(self, layer: str, sigma: float) -> int:
-        text = f"{self.seed} {layer} {float(sigma)!r}"
-        # 32 bits are all that PyTorch's CPU generators look at.
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-
 
 def attention(q: Tensor, k: Tensor, v: Tensor, parts: Parts | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, changed for some parts of the batch.
-
-    Arguments:
-        q, k, v: queries, keys and values of N tokens, [B, heads, N, d], floating point.
-        parts: how each part of the batch attends; None where no part is perturbed.
-
-    Returns:
-        [B, heads, N, d], in the dtype of v.
-    """
+    """softmax(q k^T / sqrt(d)) v, each [B, heads, N, d], changed for some parts of the batch."""
     if parts is None:
         return F.scaled_dot_product_attention(q, k, v)
-    cut = zip(parts, *(whole.chunk(len(parts)) for whole in (q, k, v)), strict=True)
-    return torch.cat([_attend(change, *qkv) for change, *qkv in cut])
+    chunks = zip(parts, *(whole.chunk(len(parts)) for whole in (q, k, v)), strict=True)
+    return torch.cat([_attend(change, *chunk) for change, *chunk in chunks])
 
 
 def _attend(change: Change | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    if change is None:
-        return F.scaled_dot_product_attention(q, k, v)
-    if change.mode == "identity":
+    if change is not None and change.mode == "identity":
         return v
-    if change.mode == "noise":
+    if change is not None and change.mode == "noise":
         return F.scaled_dot_product_attention(q, k, v) + change.matrix.to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=change.matrix)
+    mask = None if change is None else change.matrix
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

@@ -9,10 +9,6 @@ class BayesClassifier(nn.Module):
     """The exact p(c | x; sigma) of a known distribution, by Bayes' rule.
 
     log p(c | x) = log p(x | c) - log p(x) + log p(c); the prior is constant in x and left out.
-
-    Arguments:
-        conditional: p(x; sigma | c).
-        unconditional: p(x; sigma).
     """
 
     def __init__(self, conditional: ExactDenoiser, unconditional: ExactDenoiser) -> None:

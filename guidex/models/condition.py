@@ -22,13 +22,9 @@ A family that takes something else, such as embeddings of prompts, adds its type
 
 @dataclass(frozen=True)
 class Conditions:
-    """The classes of a model. A family that takes something else has a subclass of its own, whose
-    names (the prompts, say) are numbered in the same way, with another `batch`.
-
-    Attributes:
-        count: how many there are; 0 for a model without.
-        names: what they are called, in order; empty where only numbers are known.
-    """
+    """The classes of a model: how many, and what they are called, if that is known. A family that
+    takes something else has a subclass of its own, whose names (the prompts, say) are numbered in
+    the same way, with another `batch`."""
 
     count: int = 0
     names: tuple[str, ...] = ()
@@ -49,40 +45,29 @@ class Conditions:
         return self.names[number] if self.names else str(number)
 
     def check(self, numbers: Tensor, count: int) -> None:
-        """Refuse what are not the numbers of `count` images.
-
-        Raises:
-            UsageError: another shape, fractions, or a number that the model does not have.
-        """
+        """Refuse, with a UsageError, what are not the numbers of `count` images."""
         if numbers.shape != (count,) or numbers.is_floating_point():
             raise UsageError(
                 f"labels must be integers [{count}], one per sample, not {list(numbers.shape)} of "
                 f"{numbers.dtype}"
             )
-        if count > 0 and not 0 <= int(numbers.min()) <= int(numbers.max()) < self.count:
-            given = sorted({int(numbers.min()), int(numbers.max())})
-            raise UsageError(f"labels go from 0 to {self.count - 1}, not {given}")
+        low, high = (int(bound) for bound in numbers.aminmax()) if count > 0 else (0, 0)
+        if count > 0 and not 0 <= low <= high < self.count:
+            raise UsageError(f"labels go from 0 to {self.count - 1}, not {low} … {high}")
 
     def numbers(self, written: "Sequence[int | str | Turn]") -> list[int]:
-        """The numbers of conditions that people wrote by number or name, or whose turn it is.
-
-        Raises:
-            UsageError: one that the model does not have.
-        """
-        known = {given: self._number(given) for given in dict.fromkeys(written)}
+        """The numbers of conditions that people wrote by number or name, or whose turn it is; a
+        UsageError for one that the model does not have."""
+        known = {name: number for number, name in enumerate(self.names)}
+        known |= {number: number for number in range(self.count)}
+        turns = {given for given in written if isinstance(given, Turn)}
+        known |= {turn: turn.seed % self.count for turn in turns if self.count > 0}
+        for given in set(written) - known.keys():
+            allowed = f"0 … {self.count - 1}" if self.count else "none: use labels=random"
+            hint = nearest(given, self.names) if isinstance(given, str) else ""
+            given = "balanced" if given in turns else given
+            raise UsageError(f"labels={given}: the classes of this model are {allowed}{hint}")
         return [known[given] for given in written]
-
-    def _number(self, given: "int | str | Turn") -> int:
-        if isinstance(given, Turn) and self.count > 0:
-            return given.seed % self.count
-        if given in self.names:
-            return self.names.index(given)
-        if isinstance(given, int) and 0 <= given < self.count:
-            return given
-        allowed = f"0 … {self.count - 1}" if self.count else "none: use labels=random"
-        hint = nearest(given, self.names) if isinstance(given, str) else ""
-        given = "balanced" if isinstance(given, Turn) else given
-        raise UsageError(f"labels={given}: the classes of this model are {allowed}{hint}")
 
 
 class Turn(NamedTuple):
@@ -93,11 +78,8 @@ class Turn(NamedTuple):
 
 def parse_labels(text: Any, seeds: Sequence[int]) -> list[int | str | Turn] | None:
     """Conditions as people write them, one for each seed: random (None), balanced (as many of every
-    class, where seeds follow one another), 3, circle, or a list, repeated as needed.
-
-    Raises:
-        UsageError: not of this form.
-    """
+    class, where seeds follow one another), 3, circle, or a list, repeated as needed; a UsageError
+    where they are not of this form."""
     if text == "random":
         return None
     if text == "balanced":

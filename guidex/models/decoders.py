@@ -1,6 +1,5 @@
 """Decoders: from what a model samples to the images that people and metrics look at."""
 
-import re
 import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -15,15 +14,10 @@ from guidex.files.cache import offline
 from guidex.models.memory import Halving
 
 SD_VAE = "stabilityai/sd-vae-ft-mse"  # the one that EDM2's latents are of
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 class Decoder(nn.Module, ABC):
-    """The interface.
-
-    Attributes:
-        space: what it takes, as `Denoiser.space` says what a sample is.
-    """
+    """The interface; `space` is what it takes, as `Denoiser.space` says what a sample is."""
 
     space: Literal["pixels", "latents"]
 
@@ -51,26 +45,21 @@ class Pixels(Decoder):
         return shape
 
     def forward(self, x: Tensor) -> Tensor:
-        self.image_shape(tuple(x.shape[1:]))
         return to_uint8(x)
 
 
 class VAE(Decoder):
-    """The decoder of an AutoencoderKL of diffusers. Conventions for latents and pixels are those of
-    its subclasses.
+    """The decoder of an AutoencoderKL of diffusers; subclasses say how samples become its latents,
+    and its values bytes.
 
     Arguments:
-        path: folder with the VAE as diffusers saves it (config.json and
-            diffusion_pytorch_model.safetensors), or its name on huggingface.co.
-        dtype: of the VAE. EDM2's numbers are of float32 (on a GPU with convolutions in TF32, which
-            is PyTorch's default); float16 is faster, and can overflow.
-        batch: latents that are decoded at once, halved when the device's memory is too small.
-        compile: use torch.compile, which takes its time once. Fewer latents than `batch` are then
-            filled up, so that nothing is compiled again for them.
+        path: folder with the VAE as diffusers saves it, or its name on huggingface.co.
+        dtype: of the VAE. Published numbers are of float32; float16 is faster, and can overflow.
+        batch: latents that are decoded at once, 1 or more; halved when memory is too small.
+        compile: use torch.compile, which takes its time once: smaller batches are filled up.
 
     Raises:
-        UsageError: no diffusers, nothing at the path or under the name, or a batch below 1.
-        GuidexError: the files are damaged.
+        UsageError, GuidexError: no diffusers, or no such VAE at the path.
     """
 
     space = "latents"
@@ -113,11 +102,8 @@ class VAE(Decoder):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        self.image_shape(tuple(x.shape[1:]))
         latents = self.raw(x)
-        parts = self.batch.fit(
-            lambda size: [self._decode(part, size) for part in latents.split(size)]
-        )
+        parts = self.batch.fit(lambda size: [self._decode(x, size) for x in latents.split(size)])
         # Asked once: every answer is waited for until the device has done all that it was given.
         if not torch.stack([finite for _, finite in parts]).all():
             raise GuidexError(
@@ -138,15 +124,11 @@ class VAE(Decoder):
 class StabilityVAE(VAE):
     """The decoder of Stable Diffusion's VAE, with EDM2's conventions for latents and pixels.
 
-    EDM2's latents are those of the encoder, channel by channel, standardised to mean 0 and
-    standard deviation 0.5. Its VAE sees pixels in [0, 1], where nearly all others use [-1, 1], so
-    what comes out is clipped to [0, 1], multiplied by 255 and truncated (Karras et al. 2024,
-    arXiv 2312.02696).
+    Its latents are standardised, channel by channel, to mean 0 and standard deviation 0.5. Its VAE
+    sees pixels in [0, 1], where nearly all others use [-1, 1], so what comes out is clipped to
+    [0, 1], multiplied by 255 and truncated (Karras et al. 2024, arXiv 2312.02696).
 
-    Arguments: see VAE.
-
-    Raises:
-        UsageError: see VAE; a VAE of other than 4 latent channels.
+    Arguments: see VAE. Raises also UsageError: a VAE of other than 4 latent channels.
     """
 
     RAW_MEAN = (5.81, 3.25, 0.12, -2.15)
@@ -161,11 +143,9 @@ class StabilityVAE(VAE):
         compile: bool = False,
     ) -> None:
         super().__init__(path, dtype, batch, compile)
-        if self.vae.config.latent_channels != len(self.RAW_MEAN):
-            raise UsageError(
-                f"the VAE at {path} has {self.vae.config.latent_channels} latent channels; "
-                f"EDM2's have {len(self.RAW_MEAN)}"
-            )
+        channels = self.vae.config.latent_channels
+        if channels != len(self.RAW_MEAN):
+            raise UsageError(f"the VAE at {path} has {channels} latent channels, not 4")
         scale = self.FINAL_STD / torch.tensor(self.RAW_STD)
         self.register_buffer("scale", scale.view(-1, 1, 1))
         self.register_buffer("bias", (-torch.tensor(self.RAW_MEAN) * scale).view(-1, 1, 1))
@@ -181,40 +161,32 @@ def _read_vae(path: str, dtype: torch.dtype) -> Any:
     """A diffusers AutoencoderKL from a folder, the cache of Hugging Face, or its site."""
     try:
         from diffusers import AutoencoderKL
+        from huggingface_hub.errors import HFValidationError
     except ImportError as error:
         raise UsageError(
             f"decoding latents needs the package diffusers ({error}); "
             "install it in the clone of guidex: pip install '.[latents]'"
         ) from error
     folder = Path(path).expanduser()
-    place, attempts = (str(folder), [True]) if folder.is_dir() else (path, [])
-    if not attempts and HUB_NAME.fullmatch(path):
-        # What is on this machine comes first: no waiting for a site.
-        attempts = [True] if offline() else [True, False]
-    failure = "no such folder"
-    for local_only in attempts:
+    here = folder.is_dir()
+    # What is on this machine comes first: no waiting for a site.
+    for local_only in (True,) if here or offline() else (True, False):
         try:
             with warnings.catch_warnings():
-                # diffusers asks its hub for things that the hub has given up; that is theirs to
-                # mend.
                 warnings.filterwarnings("ignore", module=r"huggingface_hub\.")
                 return AutoencoderKL.from_pretrained(
-                    place,
+                    str(folder) if here else path,
                     use_safetensors=True,  # never a pickle
                     local_files_only=local_only,
                     low_cpu_mem_usage=False,
                     torch_dtype=dtype,
                 )
-        except OSError as error:
+        except (OSError, HFValidationError) as error:
             failure = str(error).splitlines()[0]
-        # Damaged or foreign files: every library on the way has exceptions of its own.
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise GuidexError(f"the VAE at {path} cannot be read: {reason:.200}") from error
-    name = path if HUB_NAME.fullmatch(path) else SD_VAE
+        except Exception as error:  # damaged or foreign: every library on the way has its own
+            raise GuidexError(f"the VAE at {path} cannot be read: {str(error):.200}") from error
     raise UsageError(
         f"there is no VAE at {path} ({failure:.200}). Download config.json and "
-        f"diffusion_pytorch_model.safetensors from https://huggingface.co/{name}/tree/main on a "
-        "machine that can, put both into one folder, and give it: "
-        "decoder=sd_vae decoder.path=FOLDER"
+        f"diffusion_pytorch_model.safetensors from https://huggingface.co/{SD_VAE}/tree/main on a "
+        "machine that can, put both into one folder, and give decoder=sd_vae decoder.path=FOLDER"
     )

@@ -6,7 +6,7 @@ grad log p(x; sigma) = (D(x; sigma) - x) / sigma^2.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -25,15 +25,9 @@ Space = Literal["pixels", "latents", "points"]
 
 @dataclass(frozen=True)
 class View:
-    """How a denoiser is asked about x.
-
-    Attributes:
-        sigma: noise level.
-        condition: of the batch, or None for the prediction without one.
-        perturbation: of its self-attention, or None.
-        extras: filled with what the network says beside x0, if it does: "variance" (see
-            `learned_variance`).
-    """
+    """How a denoiser is asked about x: at which noise level, for which condition of the batch, with
+    which perturbation of its self-attention. `extras`, if any, is filled with what the network says
+    beside x0: "variance" (see `Denoiser.learned_variance`)."""
 
     sigma: float
     condition: Condition
@@ -52,12 +46,10 @@ class Denoiser(nn.Module, ABC):
         space: what a sample is.
         gflops: 10^9 floating-point operations of one evaluation (one image), 2 per multiply-add.
         attention_layers: names of the self-attention layers that can be perturbed.
-        native_unit: of the time that its network is told, see guidex.models.native_time; None for
-            sigma.
+        native_unit: of the time that its network is told (guidex.models.native_time); None: sigma.
         learned_variance: whether it also predicts the variance of ancestral steps.
-        origin: of the file that it was made from, "source" (its name, or that of what it was
-            converted from), "path" (or URL, as given), "sha256", and "original", the SHA-256 of
-            what it was converted from; empty where there is none.
+        origin: of the file that it was made from, if any, "source" (its name, or that of what it
+            was converted from), "path" (as given), "sha256", and "original", that before.
         compiled: whether every new size of batch costs a compilation.
     """
 
@@ -81,24 +73,13 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, sigma: float, condition: Condition = None) -> Tensor:
-        """Denoise.
-
-        Arguments:
-            x: noisy samples [B, *shape], float32 or float64.
-            sigma: noise level, a Python float (so that no device is ever waited for).
-            condition: of the batch, or None for the prediction without one.
-
-        Returns:
-            The denoised prediction x0 [B, *shape], in the dtype of x.
-        """
+        """Denoise x [B, *shape], float32 or float64, to the prediction x0, of the same shape and
+        dtype; sigma is a Python float, so that no device is ever waited for."""
 
     def joint(self, x: Tensor, views: Sequence[View]) -> list[Tensor]:
         """Denoise the same x [B, *shape] several times, an evaluation each: one after the other,
-        unless a network can do it in one call.
-
-        Returns:
-            A prediction [B, *shape] for each view. That of a lone view without perturbation is
-            `forward`'s, bit for bit.
+        unless a network can do it in one call. The prediction of a lone view without perturbation
+        is `forward`'s, bit for bit.
 
         Raises:
             UsageError: a perturbation of what the model does not have.
@@ -109,23 +90,36 @@ class Denoiser(nn.Module, ABC):
 
 
 class ExactDenoiser(Denoiser):
-    """A denoiser whose distribution is known in closed form, so that results can be checked
-    against it."""
+    """A denoiser whose distribution is known in closed form, so that results can be checked against
+    it; labels are ignored unless it is `conditional`."""
+
+    conditional: bool
 
     @abstractmethod
     def log_density(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
         """log p(x; sigma | labels) of the data blurred with noise of level sigma, [B],
-        differentiable in x."""
+        differentiable in x [B, *shape]; sigma may be 0 where there is a density of clean data."""
 
     @abstractmethod
     def sample(self, labels: Tensor | None, count: int, generator: torch.Generator) -> Tensor:
-        """Draw `count` clean samples [count, *shape], of the given classes [count] where not
-        None."""
+        """Draw `count` clean samples [count, *shape], of the classes [count] if not None."""
 
     @abstractmethod
     def reference(self, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
-        """What the samples should look like: true samples and their labels, int64 [N] or None.
+        """True samples and their labels, int64 [N] or None: finite data whole, as uint8 images
+        [N, C, H, W]; of a density, `count` draws from `seed`, float64 [count, *shape]."""
 
-        Finite data are given whole, as uint8 images [N, C, H, W]; of a density, `count` draws
-        from `seed`, float64 [count, *shape].
-        """
+    def by_class(
+        self, function: Callable[[Tensor, int | None], Tensor], rows: Tensor, labels: Tensor | None
+    ) -> Tensor:
+        """function(rows of a class, the class) for each class that occurs, put back into the order
+        of the rows [B, ...]; function(rows, None) where no labels count."""
+        if labels is not None and self.conditional:
+            self.conditions.check(labels, len(rows))
+        if labels is None or not self.conditional or len(rows) == 0:
+            return function(rows, None)
+        order = labels.to(rows.device).argsort(stable=True)
+        sizes = labels.bincount(minlength=self.num_classes).tolist()
+        parts = enumerate(rows[order].split(sizes))
+        results = [function(part, label) for label, part in parts if len(part) > 0]
+        return torch.cat(results)[order.argsort()]

@@ -23,20 +23,12 @@ _TEXTS = (
 
 @dataclass
 class Halving:
-    """The size of batches, halved for good where the device's memory is too small.
-
-    Attributes:
-        size: images that are computed at once.
-    """
+    """The size of batches, in images, halved for good where the device's memory is too small."""
 
     size: int
 
     def fit(self, work: Callable[[int], Result]) -> Result:
-        """What work(size) returns, for the largest size that fits.
-
-        Raises:
-            GuidexError: not even one image does.
-        """
+        """What work(size) returns, for the largest size that fits; GuidexError: not one image."""
         while True:
             size = self.size
             try:

@@ -61,10 +61,8 @@ class _Components(NamedTuple):
 
 
 class GaussianMixture(ExactDenoiser):
-    """The ideal denoiser of a mixture of Gaussians with full covariances, with or without classes.
-
-    All is computed in the dtype of the buffers, float64, and returned in the dtype of `x`. The
-    density, the denoiser and its derivatives are valid at any sigma >= 0, and far from the data.
+    """The ideal denoiser of a mixture of Gaussians with full covariances, with or without classes,
+    in float64; valid at any sigma >= 0, and far from the data.
 
     Arguments:
         weights: mixture weights [K], positive, of any sum (they are normalised).
@@ -72,19 +70,15 @@ class GaussianMixture(ExactDenoiser):
         covariances: component covariances [K, d, d], symmetric positive definite.
         classes: the label of each component [K], int64, 0 or more.
         modes: the mode (cluster, branch) that each component is a part of [K], int64.
-        conditional: whether labels restrict the mixture to the components of the class, with
-            weights renormalised within it. If not, labels are accepted and ignored.
+        conditional: whether labels restrict the mixture to the components of the class.
         blur: standard deviation of extra Gaussian blur, 0 or more: a weaker model of the same data,
-            with covariances Sigma_k + blur^2 I (what autoguidance, arXiv 2406.02507, guides with).
+            with covariances Sigma_k + blur^2 I.
         sigma_data: standard deviation of the data; by default that of the whole mixture (root of
             the mean variance over the dimensions), which the blur does not belong to.
 
     Attributes:
         weights, means, covariances, classes, modes: as given, but normalised and blurred; buffers.
         gflops: of the components that one evaluation visits: all, or the mean number per class.
-
-    Raises:
-        UsageError: an argument of the wrong shape or range.
     """
 
     sigma_min = 0.0
@@ -103,18 +97,17 @@ class GaussianMixture(ExactDenoiser):
         sigma_data: float | None = None,
     ) -> None:
         super().__init__()
-        weights = _tensor("weights", weights, torch.float64)
-        means = _tensor("means", means, torch.float64)
-        covariances = _tensor("covariances", covariances, torch.float64)
-        classes = _tensor("classes", classes, torch.int64)
-        modes = _tensor("modes", modes, torch.int64)
-        _check_components(weights, means, covariances, classes, modes)
-        if not 0 <= blur < math.inf:
-            raise UsageError(f"blur must be a finite number of 0 or more, not {blur}")
-        if sigma_data is not None and not 0 < sigma_data < math.inf:
-            raise UsageError(f"sigma_data must be a positive number, not {sigma_data}")
-        weights = weights / weights.sum()
+        means = _array("means", means)
+        if means.ndim != 2:
+            raise UsageError(f"means must be [K, d], not {list(means.shape)}")
         count, dimension = means.shape
+        weights = _array("weights", weights, [count])
+        covariances = _array("covariances", covariances, [count, dimension, dimension])
+        classes = _array("classes", classes, [count], torch.int64)
+        modes = _array("modes", modes, [count], torch.int64)
+        if not bool((weights > 0).all() and (classes >= 0).all() and 0 <= blur < math.inf):
+            raise UsageError("weights must be above 0; classes and blur must be 0 or more")
+        weights = weights / weights.sum()
         self.shape = (dimension,)
         self.conditional = conditional
         self.conditions = Conditions(int(classes.max()) + 1 if conditional else 0)
@@ -128,42 +121,43 @@ class GaussianMixture(ExactDenoiser):
 
         covariances = covariances + blur**2 * torch.eye(dimension, dtype=torch.float64)
         variances, axes = torch.linalg.eigh(covariances)
-        if not bool((variances > 0).all()):
-            worst = int(variances[:, 0].argmin())
+        if not bool((variances > 0).all()) or not torch.allclose(covariances, covariances.mT):
             raise UsageError(
-                f"covariance {worst} is not positive definite: its smallest eigenvalue is "
-                f"{float(variances[worst, 0]):.3g}; widen it, or give the mixture some blur"
+                "covariances must be symmetric and positive definite, but the smallest eigenvalue "
+                f"is {float(variances.min()):.3g}; widen them, or give the mixture some blur"
             )
-        given = {"weights": weights, "means": means, "covariances": covariances}
-        for name, value in {**given, "classes": classes, "modes": modes}.items():
-            self.register_buffer(name, value)
-        self.register_buffer("_variances", variances)  # [K, d], lambda_k
-        self.register_buffer("_axes", axes)  # [K, d, d], U_k, one eigenvector per column
+        components = {"weights": weights, "means": means, "covariances": covariances}
+        components |= {"classes": classes, "modes": modes}
+        # lambda_k [K, d]; U_k [K, d, d], one eigenvector per column.
+        for name, array in {**components, "_variances": variances, "_axes": axes}.items():
+            self.register_buffer(name, array)
 
     def forward(self, x: Tensor, sigma: float, condition: Condition = None) -> Tensor:
-        """E[x0 | x] in closed form; see Denoiser.forward. Differentiable in x."""
         return self._evaluate(_Components.denoise, x, sigma, condition)
 
     def log_density(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
-        """log p(x; sigma | labels), from x [B, d] to [B], differentiable in x; sigma may be 0."""
         return self._evaluate(_Components.log_density, x, sigma, labels)
 
     def reference(self, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
         """`count` draws of the distribution, float64 [count, d], with classes in equal shares."""
-        generator = torch.Generator(self.means.device).manual_seed(seed)
-        labels = None
-        if self.num_classes > 0:
-            labels = torch.arange(count, device=self.means.device) % self.num_classes
-        drawn = self.sample(labels, count, generator)
-        return drawn.cpu(), None if labels is None else labels.cpu()
+        labels = torch.arange(count) % self.num_classes if self.num_classes else None
+        drawn = self.sample(labels, count, torch.Generator().manual_seed(seed))
+        return drawn.cpu(), labels
 
     def sample(self, labels: Tensor | None, count: int, generator: torch.Generator) -> Tensor:
-        """Draw clean samples, float64 [count, d] on the model's device; the generator may be of any
-        device, and the draws follow from it."""
-        options = {"dtype": self.means.dtype, "device": generator.device, "generator": generator}
+        """See ExactDenoiser; float64, on the model's device. The generator may be of any device."""
+        options = {"dtype": torch.float64, "device": generator.device, "generator": generator}
         quantiles = torch.rand(count, **options).to(self.means.device)
         normals = torch.randn(count, *self.shape, **options).to(self.means.device)
-        chosen = self._per_class(self._component_at, quantiles, labels)
+
+        def component_at(quantiles: Tensor, label: int | None) -> Tensor:
+            members = self._members(label)
+            cumulative = self.weights[members].cumsum(dim=0)
+            position = torch.searchsorted(cumulative, quantiles * cumulative[-1], right=True)
+            # A quantile next to 1 may round up to the whole.
+            return members[position.clamp(max=len(members) - 1)]
+
+        chosen = self.by_class(component_at, quantiles, labels)
         scaled = self._variances[chosen].sqrt() * normals
         return self.means[chosen] + (self._axes[chosen] * scaled[:, None, :]).sum(dim=2)
 
@@ -175,40 +169,23 @@ class GaussianMixture(ExactDenoiser):
         labels: Tensor | None,
     ) -> Tensor:
         """Apply a method of the components to x, in padded chunks of rows of one class each."""
-        if x.shape[1:] != self.shape or not x.is_floating_point():
-            raise UsageError(f"x must be floats [B, {self.shape[0]}], not {list(x.shape)}")
+        if x.shape[1:] != self.shape:
+            raise UsageError(f"x must be [B, {self.shape[0]}], not {list(x.shape)}")
 
-        def evaluate(rows: Tensor, members: Tensor) -> Tensor:
-            components = self._at_noise(members, sigma)
+        def evaluate(rows: Tensor, label: int | None) -> Tensor:
+            components = self._at_noise(self._members(label), sigma)
             pairs = PAIRS_AT_ONCE.get(rows.device.type, PAIRS_AT_ONCE["cpu"])
-            at_once = max(pairs // len(members) // TILE, 1) * TILE
+            at_once = max(pairs // len(components.constants) // TILE, 1) * TILE
             padded = F.pad(rows, (0, 0, 0, -len(rows) % TILE))
             results = [function(components, part) for part in padded.split(at_once)]
             return torch.cat(results)[: len(rows)]
 
-        return self._per_class(evaluate, x.to(self.means.dtype), labels).to(x.dtype)
+        return self.by_class(evaluate, x.double(), labels).to(x.dtype)
 
-    def _per_class(
-        self, function: Callable[[Tensor, Tensor], Tensor], rows: Tensor, labels: Tensor | None
-    ) -> Tensor:
-        """Apply function(rows of one class, indices of its components) to each class in turn."""
-        restricted = labels is not None and self.conditional
-        if restricted:
-            self.conditions.check(labels, len(rows))
-        if not restricted or len(rows) == 0:
-            return function(rows, torch.arange(len(self.weights), device=self.weights.device))
-        labels = labels.to(rows.device)
-        order = labels.argsort(stable=True)
-        sizes = labels.bincount(minlength=self.num_classes).tolist()
-        results = [
-            function(part, self._members(label))
-            for label, part in enumerate(rows[order].split(sizes))
-            if len(part) > 0
-        ]
-        return torch.cat(results)[order.argsort()]
-
-    def _members(self, label: int) -> Tensor:
-        """Indices of the components of a class, int64."""
+    def _members(self, label: int | None) -> Tensor:
+        """Indices of the components of a class, or of all, int64."""
+        if label is None:
+            return torch.arange(len(self.weights), device=self.weights.device)
         members = (self.classes == label).nonzero()[:, 0]
         if len(members) == 0:
             raise UsageError(f"class {label} of this mixture has no components")
@@ -223,55 +200,25 @@ class GaussianMixture(ExactDenoiser):
         # A = U diag(lambda / (lambda + sigma^2)) U^T; b = (I - A) mu, without the subtraction.
         kept = (axes * (variances / noisy)[:, None, :]) @ axes.mT
         replaced = (axes * (sigma**2 / noisy)[:, None, :]) @ axes.mT
-        log_normaliser = 0.5 * (noisy.log() + math.log(2 * math.pi)).sum(dim=1)
         return _Components(
-            constants=log_weights - log_normaliser,
+            constants=log_weights - 0.5 * (noisy.log() + math.log(2 * math.pi)).sum(dim=1),
             whitening=whitening.permute(1, 2, 0).contiguous(),
             centres=(whitening @ means[:, :, None])[:, :, 0].T.contiguous(),
             posterior=torch.cat([kept, replaced @ means[:, :, None]], dim=2).flatten(1),
         )
 
-    def _component_at(self, quantiles: Tensor, members: Tensor) -> Tensor:
-        """Invert the cumulative weights of the given components: from [B] in [0, 1) to indices."""
-        cumulative = self.weights[members].cumsum(dim=0)
-        position = torch.searchsorted(cumulative, quantiles * cumulative[-1], right=True)
-        # A quantile next to 1 may round up to the whole.
-        return members[position.clamp(max=len(members) - 1)]
 
-
-def _tensor(name: str, given: Tensor | Sequence, dtype: torch.dtype) -> Tensor:
-    """An array, or the nested lists of a configuration file, as a tensor of our own on the CPU."""
+def _array(
+    name: str,
+    given: Tensor | Sequence,
+    shape: list[int] | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """A tensor of our own on the CPU; a UsageError where it is not one of this shape."""
     try:
-        return torch.as_tensor(given, dtype=dtype, device="cpu").detach().clone()
+        array = torch.as_tensor(given, dtype=dtype, device="cpu").detach().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{name} must be an array of numbers: {error}") from error
-
-
-def _check_components(
-    weights: Tensor, means: Tensor, covariances: Tensor, classes: Tensor, modes: Tensor
-) -> None:
-    """Refuse components whose arrays do not fit together or hold impossible values."""
-    if means.ndim != 2 or means.numel() == 0:
-        raise UsageError(f"means must be [K, d] with K and d at least 1, not {list(means.shape)}")
-    count, dimension = means.shape
-    for name, given, shape in (
-        ("weights", weights, [count]),
-        ("covariances", covariances, [count, dimension, dimension]),
-        ("classes", classes, [count]),
-        ("modes", modes, [count]),
-    ):
-        if list(given.shape) != shape:
-            raise UsageError(
-                f"{name} must be {shape} to go with means of {[count, dimension]}, "
-                f"not {list(given.shape)}"
-            )
-    asymmetry = (covariances - covariances.mT).abs().amax(dim=(1, 2))
-    for valid, what in (
-        (means.isfinite(), "means must be finite numbers"),
-        (covariances.isfinite(), "covariances must be finite numbers"),
-        (weights.isfinite() & (weights > 0), "weights must be positive numbers"),
-        (classes >= 0, "classes must be 0 or more"),
-        (asymmetry <= 1e-6 * covariances.abs().amax(dim=(1, 2)), "covariances must be symmetric"),
-    ):
-        if not bool(valid.all()):
-            raise UsageError(what)
+    if shape not in (None, list(array.shape)) or not array.isfinite().all():
+        raise UsageError(f"{name} must be finite, {shape or '[K, d]'}, not {list(array.shape)}")
+    return array

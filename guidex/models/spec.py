@@ -1,8 +1,5 @@
-"""Recipes of models: what is known of a network before its weights are there.
-
-Planning, costs and checks need no more than a recipe. Models that are small enough to be made at
-once (exact denoisers) are their own recipes.
-"""
+"""Recipes of models: what is known of a network before its weights are there, enough for planning,
+costs and checks. Models that are made at once (exact denoisers) are their own recipes."""
 
 import math
 from collections.abc import Callable
@@ -18,13 +15,8 @@ from guidex.models.native_time import NativeUnit
 
 
 class Source(NamedTuple):
-    """A file that a network is made of.
-
-    Attributes:
-        place: path or URL.
-        sha256: that the file must have, or None.
-        licence: of code and weights, where it is told.
-    """
+    """A file that a network is made of: path or URL, the SHA-256 that it must have and
+    the licence of its weights, if any."""
 
     place: str
     sha256: str | None = None
@@ -33,13 +25,11 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ModelSpec:
-    """A network's recipe. What only its file can tell is None, or NaN, until it is loaded.
+    """A network's recipe: facts as of `Denoiser`. What only its file can tell is None, or NaN.
 
     Attributes:
         build: makes the network, on the CPU.
         sources: files that it is made of.
-        shape, conditions, sigma_min, sigma_max, gflops, space, attention_layers, native_unit,
-            learned_variance: of the network, see `Denoiser`.
         ema: length of the averaged weights (sigma_rel), or None where it is not recorded.
     """
 
@@ -66,13 +56,13 @@ class ModelSpec:
         gflops: float | None = None,
         ema: float | None = None,
     ) -> "ModelSpec":
-        """The recipe of networks like this one, which may be without weights (device "meta"), of
-        this cost where it is given, counted otherwise."""
+        """The recipe of networks like this one, which may be without weights (device "meta"); its
+        cost is counted where it is not given."""
         names = ("shape", "conditions", "sigma_min", "sigma_max", "space", "attention_layers")
         names += ("native_unit", "learned_variance")
         facts: dict[str, Any] = {name: getattr(model, name) for name in names}
-        facts["gflops"] = model.gflops if gflops is None else gflops
-        return cls(build, sources, **facts, ema=ema)
+        gflops = model.gflops if gflops is None else gflops
+        return cls(build, sources, **facts, gflops=gflops, ema=ema)
 
     @property
     def num_classes(self) -> int | None:
@@ -80,11 +70,8 @@ class ModelSpec:
         return None if self.conditions is None else self.conditions.count
 
     def load(self, device: str | torch.device) -> Denoiser:
-        """The network on a device, ready for inference; made once for each device.
-
-        Raises:
-            UsageError, GuidexError: its files are not to be had, damaged, or of another network.
-        """
+        """The network on a device, ready for inference; made once for each device. Raises
+        UsageError, GuidexError: its files are not to be had, damaged, or of another network."""
         key = str(device)
         if key not in self._loaded:
             network = self.build()

@@ -1,7 +1,7 @@
 """The toy distributions of the guidance papers, as exact denoisers."""
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,27 +23,17 @@ def mixture1d(conditional: bool = True, blur: float = 0.0) -> GaussianMixture:
 
     The paper does not give its mixture. These are the parameters that REG (zhengqigao/REG,
     1d-toy) published for it, and with them w = 6 shows what the figure shows: guidance everywhere
-    loses a mode, guidance in the interval (0.1, 0.6] keeps both.
-
-    As published, the conditional density is not a part of the unconditional one.
+    loses a mode, guidance in the interval (0.1, 0.6] keeps both. As published, the conditional
+    density is not a part of the unconditional one.
 
     Arguments:
         conditional: means 0.5 and 1.5, standard deviation 0.25, both in class 0 (the only one); if
-            not, means -1 and 1, standard deviation 0.5. Equal weights; modes 0 and 1, left to
-            right.
+            not, means -1 and 1, standard deviation 0.5. Equal weights; modes 0 and 1, in order.
         blur: standard deviation of extra blur, for a weaker model.
-
     """
-    means, deviation = ([0.5, 1.5], 0.25) if conditional else ([-1.0, 1.0], 0.5)
-    return GaussianMixture(
-        weights=[1.0, 1.0],
-        means=[[mean] for mean in means],
-        covariances=[[[deviation**2]]] * 2,
-        classes=[0, 0],
-        modes=[0, 1],
-        conditional=conditional,
-        blur=blur,
-    )
+    means, deviation = ([[0.5], [1.5]], 0.25) if conditional else ([[-1.0], [1.0]], 0.5)
+    covariances = [[[deviation**2]]] * 2
+    return GaussianMixture([1.0, 1.0], means, covariances, [0, 0], [0, 1], conditional, blur)
 
 
 def fractal2d(
@@ -51,19 +41,15 @@ def fractal2d(
 ) -> GaussianMixture:
     """The 2D fractal of autoguidance: two tree-shaped classes (arXiv 2406.02507, fig. 1, app. C).
 
-    Each class is a tree of 127 branches, each branch a row of 8 Gaussians. The two trees have
-    nearly, not exactly, the same weight (0.477 for A), because branch lengths are random. The data
-    has zero mean and a standard deviation of 0.5 per dimension.
+    Each class is a tree of 127 branches, each branch a row of 8 Gaussians and a mode. The trees
+    have nearly the same weight (0.477 for A), because branch lengths are random. The data has zero
+    mean and a standard deviation of 0.5 per dimension.
 
     Arguments:
         classes: which trees. Together, A is label 0 and B label 1; alone, either is label 0. A tree
             is the same whether the other is there or not.
         conditional: whether labels choose the tree.
         blur: standard deviation of extra blur, for a weaker model.
-
-    Returns:
-        A mixture of 1016 components per class, whose modes are the branches of the given classes,
-        numbered from 0.
     """
     if classes not in ("A", "B", "AB"):
         raise UsageError(f"the fractal has classes 'A', 'B' and 'AB' (both), not {classes!r}")
@@ -71,35 +57,30 @@ def fractal2d(
     rng = np.random.RandomState(TREE_SEED)
     trees = {name: list(_grow(rng, TREE_ORIGIN, angle)) for name, angle in TREE_ANGLES.items()}
     branches = [branch for name in classes for branch in trees[name]]
-    branch_classes = [label for label, name in enumerate(classes) for _ in trees[name]]
-    weights, means, covariances = _components(branches)
+    labels = [label for label, name in enumerate(classes) for _ in trees[name]]
+    count = len(POSITIONS)
     return GaussianMixture(
-        weights=torch.from_numpy(weights),
-        means=torch.from_numpy(means),
-        covariances=torch.from_numpy(covariances),
-        classes=torch.tensor(branch_classes).repeat_interleave(len(POSITIONS)),
-        modes=torch.arange(len(branches)).repeat_interleave(len(POSITIONS)),
+        *map(torch.from_numpy, _components(branches)),
+        classes=torch.tensor(labels).repeat_interleave(count),
+        modes=torch.arange(len(branches)).repeat_interleave(count),
         conditional=conditional,
         blur=blur,
         sigma_data=0.5,
     )
 
 
-class _Branch(NamedTuple):
-    start: np.ndarray  # [2]
-    direction: np.ndarray  # [2], unit length
-    length: float
-    depth: int
+Branch = tuple[np.ndarray, np.ndarray, float, int]
+"""Its start [2], direction [2] of unit length, length and depth."""
 
 
 def _grow(
     rng: np.random.RandomState, start: np.ndarray, angle: float, depth: int = 0
-) -> Iterator[_Branch]:
+) -> Iterator[Branch]:
     """A branch, then its subtree to the left, then that to the right. The order of random numbers
     defines the distribution: the branch's length, then each child's angle and all its subtree."""
     length = 0.292 * 0.8**depth * (1 + 0.2 * rng.randn())
     direction = np.array([np.cos(angle), np.sin(angle)])
-    yield _Branch(start, direction, length, depth)
+    yield start, direction, length, depth
     for side in (1, -1):
         # The outermost branches draw the angles of their children too, though these do not grow.
         child_angle = angle + side * 0.7**depth * (1 + 0.2 * rng.randn())
@@ -107,23 +88,17 @@ def _grow(
             yield from _grow(rng, start + length * direction, child_angle, depth + 1)
 
 
-def _components(branches: list[_Branch]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _components(branches: list[Branch]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """From N branches to the weights [8N], means [8N, 2] and covariances [8N, 2, 2] along them."""
-    starts = np.stack([branch.start for branch in branches])
-    directions = np.stack([branch.direction for branch in branches])
-    lengths = np.array([branch.length for branch in branches])
-    depths = np.array([branch.depth for branch in branches])
-
+    starts, directions, lengths, depths = map(np.array, zip(*branches, strict=True))
     along = lengths[:, None, None] * POSITIONS[:, None] * directions[:, None, :]
     means = (starts[:, None, :] + along) * TREE_SCALE
-
     # Narrow across the branch: the thickness is a fraction of the spread along it.
     thickness = 0.2 * 0.8**depths / lengths
     parallel = directions[:, :, None] * directions[:, None, :]
     shape = parallel + thickness[:, None, None] ** 2 * (np.eye(2) - parallel)
     spread = 0.06 * lengths[:, None] * TREE_SCALE
     covariances = shape * spread[:, :, None] * spread[:, None, :]
-
     weights = lengths * 0.5**depths
     count = len(POSITIONS)
     return weights.repeat(count), means.reshape(-1, 2), covariances.repeat(count, axis=0)

@@ -18,9 +18,6 @@ from guidex.reports.rows import (
     swept_keys,
 )
 
-# Longer texts are cut where room is scarce.
-_LONGEST_TEXT = 32
-
 # Headings of the columns that every table has.
 _FIXED = {"guidance", "images", "repeats", "missing"}
 _FIXED |= {"evals_main", "evals_ref", "gflops", "seconds"}
@@ -63,17 +60,17 @@ def unit(row: Row, key: str) -> str:
 def relevant(row: Row) -> dict[str, Value]:
     """The swept values that matter to a row, but for the guidance itself; without guidance, none
     of guidance's own does."""
-    drop = "guidance" if row.guidance == "none" else None
+    unguided = row.guidance == "none"
     return {
         key: value
         for key, value in row.values.items()
-        if key != "guidance" and re.split(r"[./@]", key)[0] != drop
+        if key != "guidance" and not (unguided and re.match(r"guidance[./@]", key))
     }
 
 
 def cut(words: str) -> str:
-    """With the end of long texts cut off."""
-    return words if len(words) <= _LONGEST_TEXT else words[: _LONGEST_TEXT - 1] + "…"
+    """With the end of long texts cut off, where room is scarce."""
+    return words if len(words) <= 32 else f"{words[:31]}…"
 
 
 def method_label(row: Row) -> str:
@@ -95,18 +92,15 @@ def title(subject: str, rows: Sequence[Row], remarks: Sequence[str], width: floa
     lines = [""]
     for word in "; ".join([f"{subject}, {runs(rows)}", *remarks, *lacking]).split(" "):
         joined = f"{lines[-1]} {word}".lstrip()
-        lines[-1:] = [joined] if length(joined) <= 12 * width else [lines[-1], word]
-    return "\n".join(line for line in lines if line != "")
-
-
-def length(words: str) -> int:
-    """How many characters are seen, without the commands of formulas."""
-    return len(re.sub(r"\\mathrm|[${}_]", "", words.replace(r"\sigma", "s")))
+        # Characters that are seen, without the commands of formulas.
+        seen = re.sub(r"\\mathrm|[${}_]", "", joined.replace(r"\sigma", "s"))
+        lines[-1:] = [joined] if len(seen) <= 12 * width else [lines[-1], word]
+    return "\n".join(lines).lstrip("\n")
 
 
 def metric_label(metric: MetricColumn) -> str:
     """Such as "FD (pixels) ↓"."""
-    return f"{text(metric.title)} {metric.arrow}".strip()
+    return text(metric.headed(metric.title))
 
 
 def point_label(row: Row, rows: Sequence[Row], without: Collection[str | None]) -> str:
@@ -127,15 +121,14 @@ def point_label(row: Row, rows: Sequence[Row], without: Collection[str | None]) 
             parts.append(f"({low}, {high}]" if what == "sigma" else f"{what}s {low}–{high}")
         elif (key != hi or lo not in values) and varies:
             parts.append(value_label(row, rows, key))
-    return " ".join(parts) if len(parts) > 0 else text(row.guidance)
+    return " ".join(parts) or text(row.guidance)
 
 
 def value_label(row: Row, rows: Sequence[Row], key: str) -> str:
     """A swept value with its name, such as "steps = 32"; named choices speak for themselves."""
-    value = text(shown(row.value(key)))
-    if not is_number(row.value(key)) and "." not in key:
-        return value
-    return f"{_symbol(key, row, rows)} = {value}"
+    value = row.swept[key]
+    named = is_number(value) or "." in key
+    return f"{_symbol(key, row, rows)} = {text(shown(value))}" if named else text(shown(value))
 
 
 def axis_label(key: str, rows: Sequence[Row]) -> str:
@@ -144,14 +137,9 @@ def axis_label(key: str, rows: Sequence[Row]) -> str:
     return "guidance weight $w$" if last(key) == "w" else _symbol(key, row, rows)
 
 
-_BOUNDS = {
-    "sigma": {"lo": r"$\sigma_\mathrm{lo}$", "hi": r"$\sigma_\mathrm{hi}$"},
-    "step": {"lo": "first guided step", "hi": "last guided step"},
-    "fraction": {"lo": "start (fraction of steps)", "hi": "end (fraction of steps)"},
-}
-
-
 def _symbol(key: str, row: Row, rows: Sequence[Row]) -> str:
     short = short_names(swept_keys(rows))[key]
-    bounds = _BOUNDS.get(unit(row, key), {}) if "." in key else {}
-    return "$w$" if short == "w" else bounds.get(short, text(short))
+    if short in ("lo", "hi"):
+        noise = unit(row, key) == "sigma"
+        return rf"$\sigma_\mathrm{{{short}}}$" if noise else f"{short} ({unit(row, key)})"
+    return "$w$" if short == "w" else text(short)

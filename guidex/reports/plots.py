@@ -1,12 +1,20 @@
-"""The figures of a sweep, chosen from what its rows hold. Equal rows give equal figures."""
+"""The figures of a sweep, chosen from what its rows hold, and what all figures share: settings that
+are not the user's, and files that are whole. Equal rows give equal figures.
 
-from collections.abc import Callable, Sequence
+Figures are matplotlib's objects alone, without pyplot, so that nothing is left behind.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 from matplotlib.figure import Figure
 
+from guidex.files.atomic import atomic_write
 from guidex.reports.curves import curves, precision_recall
-from guidex.reports.figures import default_settings, save
 from guidex.reports.heat_maps import heat_maps
 from guidex.reports.rows import Row, ordered
 
@@ -17,49 +25,54 @@ STYLE = {
     "figure.titlesize": 11,
     "legend.fontsize": 9,
     "legend.frameon": False,
+    "savefig.bbox": "tight",
 }
-
-# By suffix, the metadata to leave out.
-_FORMATS: dict[str, dict[str, None]] = {".png": {}, ".pdf": {"CreationDate": None}}
 
 
 def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Draw what can be drawn, each as .png (150 dpi) and .pdf, written in one step.
+    """Draw what can be drawn, each as .png and .pdf; returns the files, in an existing folder.
 
-    curves: each metric against the guidance weight w (without a swept w, against the numeric key
-        with the most values), one curve per combination of the other swept values. Bands are min
-        and max over repeats, or the confidence interval. Points without that value, such as those
-        without guidance, are lines across. A missing point interrupts its curve.
-    heatmap: FD (without one, the first metric) over two numeric keys that form a grid: lo and hi,
-        or the first two that do; one map per combination of the other values. Missing points are
-        hatched, combinations that are not in the table blank.
+    curves: each metric against w (without a swept w, against the numeric key with the most values),
+        a curve per combination of other values, more than MOST_CURVES in small panels. Bands are
+        min and max over repeats, or the confidence interval. Points without w are lines across.
+    heatmap: FD (without one, the first metric) over two numeric keys that form a grid, lo and hi
+        first. Missing points are hatched, combinations that are not in the table blank.
     precision_recall: precision against recall, points joined along w.
-
-    More than MOST_CURVES curves are parted into small panels side by side, by another key.
-
-    Arguments:
-        rows: the points so far.
-        folder: an existing folder; files of these names in it are replaced.
-
-    Returns:
-        The files written; what the rows have no data for is not among them.
 
     Raises:
         GuidexError: the files cannot be written.
     """
-    figures: dict[str, Callable[[Sequence[Row]], Figure | None]] = {
-        "curves": curves,
-        "heatmap": heat_maps,
-        "precision_recall": precision_recall,
-    }
     rows = ordered(rows)
+    draws = {"curves": curves, "heatmap": heat_maps, "precision_recall": precision_recall}
     paths = []
     with default_settings(STYLE):
-        for name, draw in figures.items():
+        for name, draw in draws.items():
             figure = draw(rows)
-            if figure is None:
-                continue
-            for suffix, metadata in _FORMATS.items():
+            for suffix in (".png", ".pdf") if figure is not None else ():
                 paths.append(folder / f"{name}{suffix}")
-                save(figure, paths[-1], metadata)
+                save(figure, paths[-1])
     return paths
+
+
+@contextmanager
+def default_settings(changes: Mapping[str, Any]) -> Iterator[None]:
+    """matplotlib's default settings with some changes, whatever the user's are."""
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        # TrueType, which publishers take; matplotlib's own Type 3 they often refuse.
+        matplotlib.rcParams.update({"font.size": 9, "pdf.fonttype": 42, **changes})
+        # A name in a script that the font lacks is drawn as boxes, which is enough said.
+        warnings.filterwarnings("ignore", message="Glyph")
+        yield
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure at 150 dpi, in the format that the suffix of the path names, in one step.
+    Equal figures are equal files; an existing file is replaced.
+
+    Raises:
+        GuidexError: the file cannot be written.
+    """
+    kind = path.suffix.removeprefix(".")
+    options = {"dpi": 150, "metadata": {"CreationDate": None} if kind == "pdf" else {}}
+    atomic_write(path, lambda file: figure.savefig(file, format=kind, **options))

@@ -5,7 +5,6 @@ A row's configuration may say what was published for its point: `published: {fid
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from guidex.reports.rows import Row, is_number, metric_columns
 
@@ -16,10 +15,8 @@ def published_value(row: Row, metric: str) -> float | None:
     """What was published of a metric column, by the column's name or the paper's: fid, is."""
     for name, value in row.config.get("published", {}).items():
         column = _NAMES.get(name, name)
-        several = "_" not in column and metric.startswith(
-            f"{column}_"
-        )  # precision, of any detector
-        if is_number(value) and (several or metric in (column, f"{column}_pil")):
+        of_any_detector = "_" not in column and metric.startswith(f"{column}_")
+        if is_number(value) and (of_any_detector or metric in (column, f"{column}_pil")):
             return value
     return None
 
@@ -28,7 +25,7 @@ def difference(row: Row, metric: str) -> float | None:
     """Measured less published, of the smallest value where a paper tells that of its evaluations;
     None without either."""
     published = published_value(row, metric)
-    smallest = _about(row).get("statistic") == "min"
+    smallest = row.config.get("published", {}).get("statistic") == "min"
     measured = row.metrics.get(f"{metric}_min" if smallest else metric, row.metrics.get(metric))
     return None if published is None or measured is None else measured - published
 
@@ -44,19 +41,20 @@ def published_columns(rows: Sequence[Row]) -> dict[str, list[float | None]]:
 
 def published_notes(rows: Sequence[Row]) -> list[str]:
     """Where published values are from, and what a comparison takes that the rows do not have."""
-    notes: dict[str, None] = {}
+    notes = {}
     for row in rows:
-        if not any(difference(row, name) is not None for name in row.metrics):
+        if all(difference(row, name) is None for name in row.metrics):
             continue
-        about = _about(row)
+        about = row.config["published"]
         images, repeats = about.get("images", row.images), about.get("repeats", row.repeats)
-        count = f"{repeats} × {images:,} {row.unit}"
         note = f"Published values (difference in parentheses): {about.get('source', 'no source')}"
         if about.get("statistic") == "min":
             note += f", the smallest of {repeats} evaluations, compared with the smallest here"
         if row.images < images or row.repeats < repeats:
-            note += f"; {count} needed, these are {row.repeats} × {row.images:,}"
-        if about.get("protocol", here := _protocol(row)) != here:
+            needed = f"{repeats} × {images:,} {row.unit} needed"
+            note += f"; {needed}, these are {row.repeats} × {row.images:,}"
+        here = row.provenance.get("presets", {}).get("protocol")
+        if about.get("protocol", here) != here:
             note += f"; published under protocol={about['protocol']}, measured without it"
         balanced = {"balanced": "balanced"}
         there, ours = (balanced.get(one.get("labels"), "random") for one in (about, row.config))
@@ -64,11 +62,3 @@ def published_notes(rows: Sequence[Row]) -> list[str]:
             note += f"; published with {there} labels, these are {ours}"
         notes[f"{note}."] = None
     return list(notes)
-
-
-def _about(row: Row) -> dict[str, Any]:
-    return row.config.get("published", {})
-
-
-def _protocol(row: Row) -> str | None:
-    return row.provenance.get("presets", {}).get("protocol")

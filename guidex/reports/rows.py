@@ -5,10 +5,11 @@ and the columns <name>_min, _max, _mean and _std (of a sample) go with it; with 
 interval, <name>_lo, <name>_hi and its centre <name>_unbiased.
 """
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from guidex.metrics.metric import COMPANIONS, Column, column_of
 
@@ -21,20 +22,15 @@ class Row:
 
     Attributes:
         point: position in the table of points, from 0.
-        values: swept keys by their override names, in order; a key that does not concern this
-            point is absent (None is the value `null`).
+        values: swept keys that concern this point, in order; None is the value `null`.
         guidance: name of the guidance preset; "none" for no guidance, "" where not known.
-        images: fakes per repeat.
-        repeats: measurements with fresh seeds, 1 or more.
-        metrics: numbers by column name.
+        images, repeats: fakes per repeat; measurements with fresh seeds, 1 or more.
+        metrics: numbers by column name; empty with a reason in `missing`.
         settings: what the metrics depend on beside the images: detector, reference, …
-        evals_main, evals_ref: network evaluations per image, of the main model and of all
-            references together. evals_main is 0 where the images came from elsewhere, so that
-            their cost is not known.
+        evals_main, evals_ref: network evaluations per image, of the main model (0 where the images
+            came from elsewhere, so that their cost is not known) and of all references together.
         gflops: 10^9 floating-point operations per image.
-        seconds: time that the point took.
-        missing: why there are no numbers, or None. With a reason, metrics are empty, and neither
-            counts nor costs are reported.
+        missing: why there are no numbers, or None.
         note: what must be said of this point below a table, or None.
         unit: what is counted: images, or samples of a toy.
         plan, config, provenance: the record of the point as plain data.
@@ -67,25 +63,16 @@ class Row:
         """Whether the cost of its images is known."""
         return self.is_measured and self.evals_main > 0
 
-    def holds(self, key: str) -> bool:
-        """Whether this point has a value under a swept key; the guidance is always known."""
-        return key in self.values or key == "guidance"
-
-    def value(self, key: str) -> Value:
-        """Value under a swept key that the point holds."""
-        return self.guidance if key == "guidance" else self.values[key]
+    @property
+    def swept(self) -> dict[str, Value]:
+        """The swept values, and the guidance, which is always known."""
+        return {**self.values, "guidance": self.guidance}
 
 
 @dataclass(frozen=True)
 class MetricColumn:
-    """A main metric column.
-
-    Attributes:
-        name: of the column.
-        column: how the metric is named, ranked and printed. One that no metric declares is shown
-            under its own name, and no value of it is the best.
-        detector: the end of the name; empty if there is none.
-    """
+    """A main metric column: how it is named, ranked and printed, and the detector, if any. One that
+    no metric declares is shown under its own name, and no value of it is the best."""
 
     name: str
     column: Column
@@ -93,33 +80,18 @@ class MetricColumn:
 
     @classmethod
     def of(cls, name: str) -> "MetricColumn":
-        column, detector = column_of(name) or (Column("", name), "")
-        return cls(name, column, detector)
-
-    @property
-    def label(self) -> str:
-        """The name for people, without the detector."""
-        return self.column.label
-
-    @property
-    def better(self) -> Literal["lower", "higher"] | None:
-        """Which values are the better ones; None where unknown."""
-        return self.column.better
-
-    @property
-    def is_share(self) -> bool:
-        """Whether all values lie between 0 and 1."""
-        return self.column.is_share
+        return cls(name, *(column_of(name) or (Column("", name), "")))
 
     @property
     def title(self) -> str:
         """The name for people, such as "FD (pixels)"."""
-        return self.label if self.detector == "" else f"{self.label} ({self.detector})"
+        detector = f" ({self.detector})" if self.detector != "" else ""
+        return f"{self.column.label}{detector}"
 
-    @property
-    def arrow(self) -> str:
-        """The direction of better values: "↓", "↑", or "" where unknown."""
-        return {"lower": "↓", "higher": "↑", None: ""}[self.better]
+    def headed(self, name: str) -> str:
+        """A name with the direction of better values."""
+        arrow = {"lower": " ↓", "higher": " ↑", None: ""}[self.column.better]
+        return f"{name}{arrow}"
 
     def decimals(self, values: Iterable[float]) -> int:
         """Decimals with which to print a column of this metric."""
@@ -127,11 +99,11 @@ class MetricColumn:
 
 
 class Spread(NamedTuple):
-    """The interval that goes with a value."""
+    """The interval that goes with a value; its source is repeats or confidence."""
 
     low: float
     high: float
-    source: Literal["repeats", "confidence"]
+    source: str
 
 
 _COMPANIONS = ("_min", "_max", "_mean", "_std", *COMPANIONS)
@@ -139,15 +111,24 @@ _COMPANIONS = ("_min", "_max", "_mean", "_std", *COMPANIONS)
 
 def metric_columns(rows: Iterable[Row]) -> list[str]:
     """All metric columns: main ones in order of first appearance, each followed by its own."""
-    names = list(dict.fromkeys(name for row in rows for name in row.metrics))
-    mains = (name for name in names if _is_main(name, names))
-    return [column for name in mains for column in _with_companions(name, names)]
+    names = dict.fromkeys(name for row in rows for name in row.metrics)
+
+    def family(name: str) -> list[str]:
+        companions = [name + end for end in _COMPANIONS if name + end in names]
+        return [name] + [column for each in companions for column in family(each)]
+
+    return [column for name in names if _is_main(name, names) for column in family(name)]
 
 
 def main_metrics(rows: Iterable[Row]) -> list[MetricColumn]:
     """The metrics without what goes with them, in order of first appearance."""
     columns = metric_columns(rows)
     return [MetricColumn.of(name) for name in columns if _is_main(name, columns)]
+
+
+def _is_main(name: str, names: Iterable[str]) -> bool:
+    """Whether a column goes with no other; one that merely ends in _lo does not."""
+    return not any(name.endswith(s) and name.removesuffix(s) in names for s in _COMPANIONS)
 
 
 def chief_metrics(metrics: Sequence[MetricColumn]) -> list[MetricColumn]:
@@ -159,15 +140,15 @@ def metric_name(metric: MetricColumn, metrics: Sequence[MetricColumn]) -> str:
     """A chief metric is nothing without its detector; of others it is named where there are
     several."""
     several = len({other.detector for other in metrics}) > 1
-    return metric.title if several or metric.column.is_chief else metric.label
+    return metric.title if several or metric.column.is_chief else metric.column.label
 
 
 def best_text(values: Iterable[float], metric: MetricColumn) -> str | None:
     """The best of at least two values, as printed; None without them or a direction."""
     finite = [value for value in values if math.isfinite(value)]
-    if metric.better is None or len(finite) < 2:
+    if metric.column.better is None or len(finite) < 2:
         return None
-    best = (min if metric.better == "lower" else max)(finite)
+    best = min(finite) if metric.column.better == "lower" else max(finite)
     return f"{best:.{metric.decimals(finite)}f}"
 
 
@@ -177,17 +158,6 @@ def spread(row: Row, name: str) -> Spread | None:
         if name + low in row.metrics and name + high in row.metrics:
             return Spread(row.metrics[name + low], row.metrics[name + high], source)
     return None
-
-
-def _is_main(name: str, names: Sequence[str]) -> bool:
-    """Whether a column goes with no other; one that merely ends in _lo does not."""
-    return not any(name.endswith(s) and name.removesuffix(s) in names for s in _COMPANIONS)
-
-
-def _with_companions(name: str, names: Sequence[str]) -> list[str]:
-    """A column and those that go with it; with repeats, fd_x_lo has its own fd_x_lo_min."""
-    companions = [name + suffix for suffix in _COMPANIONS if name + suffix in names]
-    return [name] + [column for each in companions for column in _with_companions(each, names)]
 
 
 def ordered(rows: Iterable[Row]) -> list[Row]:
@@ -216,20 +186,16 @@ def is_number(value: Value) -> bool:
 
 def exact(value: Value) -> str:
     """A value with all its digits, spelled as in an override: 0.1, inf, true, null."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     # float() because the repr of NumPy's own floats is not a number's.
     return repr(float(value)) if isinstance(value, float) else str(value)
 
 
 def shown(value: Value) -> str:
     """A swept value for people: 3.0 -> 3, inf -> ∞; one line."""
-    if isinstance(value, float) and math.isinf(value):
-        return "∞" if value > 0 else "-∞"
     if isinstance(value, float):
-        return exact(value).removesuffix(".0")
+        return exact(value).removesuffix(".0").replace("inf", "∞")
     return one_line(exact(value))
 
 

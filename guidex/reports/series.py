@@ -2,13 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from guidex.reports.labels import last, parent, point_label, relevant, value_label
-from guidex.reports.rows import MetricColumn, Row, Value, is_number, shown, swept_keys
+from guidex.reports.labels import last, point_label, relevant, value_label
+from guidex.reports.rows import MetricColumn, Row, Value, is_number, swept_keys
 
 MOST_CURVES = 8  # in one panel
 
@@ -34,7 +34,8 @@ class Series:
         """The value [len(rows)] of a curve."""
         return [float(row.values[self.key]) for row in self.rows]
 
-    def apart(self) -> dict[str, Value]:
+    @property
+    def place(self) -> dict[str, Value]:
         """What may tell it from others, by swept key; guidance is such a key of curves."""
         values = {key: value for key, value in relevant(self.rows[0]).items() if key != self.key}
         return {"guidance": self.rows[0].guidance, **values} if self.is_curve else values
@@ -88,43 +89,25 @@ def series_of(rows: Sequence[Row], keys: Sequence[str]) -> list[Series]:
 def panels_of(series: Sequence[Series], rows: Sequence[Row]) -> dict[str, Members]:
     """The series of each small panel, by its title.
 
-    Many series are parted by as few keys as it takes, so that they make the fewest panels; one
-    without some of these keys is in all panels that agree with it in the others. Where that would
-    leave hardly more than one series in each, they are parted in their order.
+    Many series are parted by the keys that make the fewest panels; one without some of these keys
+    is in all panels that agree with it in the others. Where that would leave hardly more than one
+    series in each, they are parted in their order.
     """
     if len(series) <= MOST_CURVES:
         return {"": _labelled(series, rows)}
-    apart = [s.apart() for s in series]
-    names = dict.fromkeys(key for values in apart for key in values)
-    keys = [key for key in names if len({shown(v[key]) for v in apart if key in v}) > 1]
+    names = dict.fromkeys(key for s in series for key in s.place)
+    keys = [k for k in names if len({s.place[k] for s in series if k in s.place}) > 1]
+    ways = []
     for count in range(1, len(keys) + 1):
-        ways = [_parted(series, rows, chosen) for chosen in itertools.combinations(keys, count)]
-        ways = [
-            panels for panels in ways
-            if max(map(len, panels.values())) <= MOST_CURVES and 2 * len(panels) <= len(series)
-        ]  # fmt: skip
-        if len(ways) > 0:
-            return min(ways, key=len)
-    parts = (series[k : k + MOST_CURVES] for k in range(0, len(series), MOST_CURVES))
-    return {
-        f"from {point_label(part[0].rows[0], rows, (part[0].key,))}": _labelled(part, rows)
-        for part in parts
-    }
-
-
-def _parted(
-    series: Sequence[Series], rows: Sequence[Row], keys: Sequence[str]
-) -> dict[str, Members]:
-    """A panel for each combination of values of some keys."""
-    places = [{key: v for key, v in s.apart().items() if key in keys}.items() for s in series]
-    panels = {}
-    for first, place in zip(series, places, strict=True):
-        if not any(place < other for other in places):
-            named = [key for key in keys if key in dict(place)]
-            name = ", ".join(value_label(first.rows[0], rows, key) for key in named)
-            members = [s for s, other in zip(series, places, strict=True) if other <= place]
-            panels[name] = _labelled(members, rows, keys)
-    return panels
+        for chosen in itertools.combinations(keys, count):
+            panels = _parted(series, rows, chosen)
+            if max(map(len, panels.values())) <= MOST_CURVES and 2 * len(panels) <= len(series):
+                ways.append(panels)
+    if len(ways) > 0:
+        return min(ways, key=len)
+    labels = _labelled(series, rows)
+    parts = [series[k : k + MOST_CURVES] for k in range(0, len(series), MOST_CURVES)]
+    return {f"from {labels[part[0]]}": {s: labels[s] for s in part} for part in parts}
 
 
 def _labelled(
@@ -133,31 +116,15 @@ def _labelled(
     return {s: point_label(s.rows[0], rows, (s.key, *without)) for s in series}
 
 
-def maps_of(rows: Sequence[Row]) -> tuple[tuple[str, str], dict[str, list[Row]]] | None:
-    """The first pair of numeric keys (horizontal, vertical) whose points form grids, and the points
-    of each grid by what they have in common: a combination of other values."""
-    for pair in _pairs(rows):
-        maps: dict[str, list[Row]] = {}
-        for row in rows:
-            if set(pair) <= relevant(row).keys():
-                maps.setdefault(point_label(row, rows, without=pair), []).append(row)
-        maps = {label: points for label, points in maps.items() if _is_grid(points, *pair)}
-        if len(maps) > 0:
-            return pair, maps
-    return None
-
-
-def _pairs(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
-    """Pairs of numeric keys, the likeliest first."""
-    keys = [key for key in swept_keys(rows) if len(numbers(rows, key)) > 1]
-    for key in keys:
-        if last(key) == "hi" and parent(key) + "lo" in keys:
-            yield key, parent(key) + "lo"
-    yield from itertools.combinations(keys, 2)
-
-
-def _is_grid(rows: Sequence[Row], x_key: str, y_key: str) -> bool:
-    """Whether there are more points than in a cross, where one key rests while the other varies."""
-    x, y = len(numbers(rows, x_key)), len(numbers(rows, y_key))
-    points = {(row.values[x_key], row.values[y_key]) for row in rows}
-    return min(x, y) > 1 and len(points) >= x + y
+def _parted(
+    series: Sequence[Series], rows: Sequence[Row], keys: Sequence[str]
+) -> dict[str, Members]:
+    """A panel for each combination of values of some keys."""
+    places = [{k: v for k, v in s.place.items() if k in keys}.items() for s in series]
+    panels = {}
+    for first, place in zip(series, places, strict=True):
+        if not any(place < other for other in places):
+            name = ", ".join(value_label(first.rows[0], rows, key) for key, _ in place)
+            members = [s for s, other in zip(series, places, strict=True) if other <= place]
+            panels[name] = _labelled(members, rows, keys)
+    return panels

@@ -5,123 +5,106 @@ the best value of each metric marked; values that print alike are marked alike.
 """
 
 import csv
-import dataclasses
 import io
 import json
 import math
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from guidex.files.atomic import atomic_write
-from guidex.reports.columns import Cell, Column, RoundedTable
+from guidex.reports.columns import Column, loss, narrower, rounded
+from guidex.reports.notes import notes, origin
 from guidex.reports.published import published_columns
 from guidex.reports.rows import Row, Value, exact, metric_columns, one_line, ordered, swept_keys
 
 
 def write_tables(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write table.csv, table.md, table.tex and rows.jsonl, each in one step.
-
-    Rows are ordered by point. In rows.jsonl, which is strict JSON, an infinity or NaN is the
-    string "inf", "-inf" or "nan".
+    """Write table.csv, table.md, table.tex and rows.jsonl, each in one step; returns their paths.
 
     Arguments:
         rows: at least one, not all of them missing; missing ones become rows with empty cells.
-        folder: an existing folder; files of these names in it are replaced.
-
-    Returns:
-        The four paths.
-
-    Raises:
-        GuidexError: the files cannot be written.
+        folder: an existing folder; GuidexError where the files cannot be written.
     """
-    texts = {
-        "table.csv": csv_table(rows),
-        "table.md": markdown_table(rows),
-        "table.tex": latex_table(rows),
-        "rows.jsonl": json_lines(rows),
+    tables = {
+        "table.csv": csv_table,
+        "table.md": markdown_table,
+        "table.tex": latex_table,
+        "rows.jsonl": json_lines,
     }
-    for name, text in texts.items():
+    for name, table in tables.items():
         # File names in messages may hold bytes that are no text.
-        content = text.encode(errors="backslashreplace")
+        content = table(rows).encode(errors="backslashreplace")
         atomic_write(folder / name, lambda file, content=content: file.write(content))
-    return [folder / name for name in texts]
+    return [folder / name for name in tables]
 
 
 def csv_table(rows: Sequence[Row]) -> str:
     """All columns with all digits; what is missing, not known or of no concern is an empty cell."""
     rows = ordered(rows)
-    keys = swept_keys(rows)
+    keys, published = swept_keys(rows), published_columns(rows)
     names = [*keys, "guidance", "images"]
     names += ["repeats"] if any(row.repeats > 1 for row in rows) else []
-    published = published_columns(rows)
     names += [*metric_columns(rows), *published, "evals_main", "evals_ref", "gflops", "seconds"]
     names += ["missing"] if not all(row.is_measured for row in rows) else []
+    names = list(dict.fromkeys(names))  # a swept key such as `repeats` has one column
     text = io.StringIO()
-    # A swept key such as `repeats` has one column.
-    writer = csv.DictWriter(
-        text, list(dict.fromkeys(names)), extrasaction="ignore", lineterminator="\n"
-    )
-    writer.writeheader()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
     for index, row in enumerate(rows):
-        known: dict[str, Value] = dict(row.metrics)
+        known: dict[str, Value] = {"guidance": row.guidance, "missing": row.missing or ""}
+        known |= row.metrics
         if row.is_measured:
             known |= {"images": row.images, "repeats": row.repeats, "seconds": row.seconds}
         if row.is_priced:
             known |= {name: getattr(row, name) for name in ("evals_main", "evals_ref", "gflops")}
-        known |= {"guidance": row.guidance, "missing": row.missing or ""}
         known |= {k: v[index] for k, v in published.items() if v[index] is not None}
         # A swept key is empty where the point does not have it, whatever else is called so.
-        known |= {key: row.value(key) if row.holds(key) else "" for key in keys}
-        writer.writerow({name: exact(value) for name, value in known.items()})
+        known |= {key: row.swept.get(key, "") for key in keys}
+        writer.writerow([exact(known.get(name, "")) for name in names])
     return text.getvalue()
 
 
 def json_lines(rows: Sequence[Row]) -> str:
-    """One strict JSON object per row, with its plan, configuration and provenance.
-
-    Raises:
-        TypeError: something in them is not plain data.
-    """
-    names = [field.name for field in dataclasses.fields(Row)]
-    lines = []
-    for row in ordered(rows):
-        data = {name: _plain(getattr(row, name)) for name in names}
-        lines.append(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
-    return "".join(lines)
+    """One strict JSON object per row, with its plan, configuration and provenance. An infinity or
+    NaN is the string "inf", "-inf" or "nan"; TypeError where something is not plain data."""
+    return "".join(
+        json.dumps(_plain(vars(row)), ensure_ascii=False, allow_nan=False) + "\n"
+        for row in ordered(rows)
+    )
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """A pipe table, the best values in bold, with notes below."""
-    table = RoundedTable.of(rows)
+    rows = ordered(rows)
+    columns = rounded(rows)
     lines = [
-        [_escape_markdown(column.heading) for column in table.columns],
-        ["---:" if column.numeric else ":---" for column in table.columns],
-        *([_cell(cell, _escape_markdown, "**{}**") for cell in cells] for cells in table.lines()),
+        [_escape_markdown(column.heading) for column in columns],
+        ["---:" if column.numeric else ":---" for column in columns],
+        *_cells(columns, _escape_markdown, "**{}**"),
     ]
     body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return body + "".join(f"\n{_escape_markdown(note)}\n" for note in _notes(table))
+    below = [*_notes(rows, columns, "bold = best"), *origin(rows)]
+    return body + "".join(f"\n{_escape_markdown(note)}\n" for note in below)
 
 
 def latex_table(rows: Sequence[Row]) -> str:
     r"""A booktabs tabular, the best values in bold, with notes below; to be \input in a table."""
-    table = RoundedTable.of(rows)
-    alignment = "".join("r" if column.numeric else "l" for column in table.columns)
-    heading = " & ".join(_latex_heading(column) for column in table.columns)
-    lines = [
-        " & ".join(_cell(cell, _escape_latex, r"\textbf{{{}}}") for cell in cells)
-        for cells in table.lines()
-    ]
-    body = "".join(f"  {line} \\\\\n" for line in lines)
+    rows = ordered(rows)
+    columns = rounded(rows)
+    alignment = "".join("r" if column.numeric else "l" for column in columns)
+    lines = [map(_latex_heading, columns), *_cells(columns, _escape_latex, r"\textbf{{{}}}")]
+    heading, *body = [f"  {' & '.join(line)} \\\\\n" for line in lines]
+    below = [*_notes(rows, columns, "bold = best"), *origin(rows)]
     return (
         "% Needs \\usepackage{booktabs}. In a document:\n"
         "% \\begin{table}\\centering\\input{table}\\caption{...}\\end{table}\n"
-        f"\\begin{{tabular}}{{{alignment}}}\n  \\toprule\n  {heading} \\\\\n  \\midrule\n"
-        f"{body}  \\bottomrule\n\\end{{tabular}}\n"
+        f"\\begin{{tabular}}{{{alignment}}}\n  \\toprule\n{heading}  \\midrule\n"
+        f"{''.join(body)}  \\bottomrule\n\\end{{tabular}}\n"
         "\\par\\smallskip\n\\begin{minipage}{\\linewidth}\n  \\footnotesize\n"
-        + "".join(f"  {_escape_latex(note)}\\par\n" for note in _notes(table))
+        + "".join(f"  {_escape_latex(note)}\\par\n" for note in below)
         + "\\end{minipage}\n"
     )
 
@@ -129,33 +112,41 @@ def latex_table(rows: Sequence[Row]) -> str:
 def terminal_table(rows: Sequence[Row], width: int = 100) -> str:
     """The table for a terminal, the best values marked with "*"; no line break at its end.
 
-    Columns that do not fit are left out, the least important first, and named below.
-
-    Arguments:
-        rows: at least one, not all of them missing.
-        width: characters per line; no line is longer.
+    Columns that do not fit into `width` characters are left out, the least important first, and
+    named below.
     """
-    whole = RoundedTable.of(rows)
-    for table in whole.narrower():
-        lines = table.text()
-        if max(map(len, lines)) <= width:
+    rows = ordered(rows)
+    whole = rounded(rows)
+    for columns in narrower(whole):
+        texts = zip(*(column.aligned() for column in columns), strict=True)
+        heading, *body = ["  ".join(line).rstrip() for line in texts]
+        longest = max(map(len, [heading, *body]))
+        if longest <= width:
             break
+    lines = [heading, "─" * longest, *body]
     lines = [line if len(line) <= width else line[: width - 1] + "…" for line in lines]
-    notes = table.notes("* = best")
-    if table != whole:
-        notes.insert(0, f"Left out for want of room, see table.csv: {whole.loss(table)}.")
-    for note in notes:
+    lost = loss(whole, columns)
+    lack = [f"Left out for want of room, see table.csv: {lost}."] if lost != "" else []
+    for note in [*lack, *_notes(rows, columns, "* = best")]:
         lines += textwrap.wrap(note, width, subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(lines)
 
 
-def _notes(table: RoundedTable) -> list[str]:
-    return [*table.notes("bold = best"), *table.origin]
+def _notes(rows: Sequence[Row], columns: Sequence[Column], mark: str) -> list[str]:
+    nfe = "NFE: network evaluations per image, main + references"
+    remarks = [nfe] if any(column.heading == "NFE" for column in columns) else []
+    remarks += [mark] if any(cell.best for column in columns for cell in column.cells) else []
+    return notes(rows, remarks)
 
 
-def _cell(cell: Cell, escape: Callable[[str], str], bold: str) -> str:
-    text = bold.format(escape(cell.text)) if cell.best else escape(cell.text)
-    return f"{text} {escape(cell.spread)}".strip()
+def _cells(
+    columns: Sequence[Column], escape: Callable[[str], str], bold: str
+) -> Iterator[list[str]]:
+    """The cells row by row, escaped, the best in bold."""
+    for line in zip(*(column.cells for column in columns), strict=True):
+        texts = [(bold if cell.best else "{}").format(escape(cell.text)) for cell in line]
+        spreads = [escape(cell.spread) for cell in line]
+        yield [f"{text} {spread}".strip() for text, spread in zip(texts, spreads, strict=True)]
 
 
 def _escape_markdown(text: str) -> str:
@@ -163,7 +154,7 @@ def _escape_markdown(text: str) -> str:
     return re.sub(r"[\\|*`<>\[\]~#]|(?<!\w)_|_(?!\w)", r"\\\g<0>", one_line(text))
 
 
-_LATEX = {
+_LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
     "_": r"\_", "%": r"\%", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
@@ -172,22 +163,20 @@ _LATEX = {
     # At the start of a line, these would be read as arguments of the line break before it.
     "[": "{[}", "]": "{]}", "*": "{*}",
     "↓": r"$\downarrow$", "↑": r"$\uparrow$",
-}  # fmt: skip
+})  # fmt: skip
 
 
 def _escape_latex(text: str) -> str:
-    text = "".join(_LATEX.get(c, c) for c in one_line(text))
-    return re.sub(r"(?<![\w-])-(?=[\d.])", r"$-$", text)
+    return re.sub(r"(?<![\w-])-(?=[\d.])", r"$-$", one_line(text).translate(_LATEX))
 
 
 def _latex_heading(column: Column) -> str:
     """With the detector as a subscript: FD_pixels."""
-    metric = column.metric
-    if metric is None or metric.detector == "":
-        return _escape_latex(column.heading)
-    before, detector, after = column.heading.partition(f" ({metric.detector})")
-    below = rf"\textsubscript{{{_escape_latex(metric.detector)}}}" if detector != "" else ""
-    return f"{_escape_latex(before)}{below} {_escape_latex(after)}".strip()
+    heading, detector = column.heading, column.metric and column.metric.detector
+    if not detector:
+        return _escape_latex(heading)
+    subscript = rf"\textsubscript{{{_escape_latex(detector)}}}"
+    return _escape_latex(heading).replace(" " + _escape_latex(f"({detector})"), subscript)
 
 
 def _plain(value: Any) -> Any:

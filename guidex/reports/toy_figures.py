@@ -7,31 +7,27 @@ In 1D as in figures 1 and 2 of the interval paper (Kynkäänniemi et al. 2024, a
 import math
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 
 from guidex.models.denoiser import ExactDenoiser
-from guidex.reports.figures import default_settings, save
+from guidex.reports.plots import default_settings, save
 from guidex.reports.toy_density import (
     Classes,
-    Density1D,
-    Density2D,
     Limits,
-    Modes,
+    centres,
+    density_1d,
+    density_2d,
     limits_around,
-    square_around,
+    modes_of,
     true_draws,
-)
-from guidex.reports.toy_panels import (
-    ToyPanel,
-    draw_densities,
-    draw_histogram,
-    draw_paths,
-    draw_samples,
-    draw_trajectories,
 )
 
 STYLE = {
@@ -48,6 +44,41 @@ PANEL_WIDTH = 1.6
 UPPER_HEIGHT, LOWER_HEIGHT = 1.6, 0.65
 
 HEADROOM = 2.0  # height of the axes of a histogram, in true peaks
+BINS = 72
+NOTE_SIZE = 8
+NAMED_MODES = 3  # so many shares fit into a line
+
+# The colours of Okabe and Ito, which colour-blind readers can tell apart.
+GREEN, ORANGE, BLUE, PURPLE = "#009E73", "#E69F00", "#0072B2", "#CC79A7"
+VERMILION, SKY, BLACK = "#D55E00", "#56B4E9", "#000000"
+MODE_COLOURS = (BLUE, VERMILION, PURPLE, SKY, BLACK)
+CLASS_COLOURS = (VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY)
+
+
+@dataclass(frozen=True, eq=False)
+class ToyPanel:
+    """One point of a sweep on a toy of d dimensions.
+
+    Attributes:
+        title: what is special about this point, such as "w 6, (0.1, 0.6]".
+        samples: final samples [N, d], floating point.
+        labels: the class that each sample was asked for [N], int64, or None without classes.
+        path: states of the first R samples at every step boundary [steps + 1, R, d]; R may be 0.
+        sigmas: noise levels of the step boundaries [steps + 1], float64, decreasing to 0.
+        guided: which steps are guided, bool [steps].
+    """
+
+    title: str
+    samples: np.ndarray
+    labels: np.ndarray | None
+    path: np.ndarray
+    sigmas: np.ndarray
+    guided: np.ndarray
+
+    def guided_ranges(self) -> list[Limits]:
+        """The noise levels (lo, hi] of each run of guided steps."""
+        edges = np.flatnonzero(np.diff(self.guided.astype(int), prepend=0, append=0))
+        return [(lo, hi) for hi, lo in self.sigmas[edges.reshape(-1, 2)].tolist()]
 
 
 def figure_1d(
@@ -64,51 +95,48 @@ def figure_1d(
     Panel (a) shows the densities over x and sigma, each noise level divided by its maximum, and
     below that at sigma = 0. Then comes one panel per point: trajectories run down over the true
     density to the histogram of the samples, and a bar at the right marks the guided noise levels.
-    Where the truth has several modes (GaussianMixture), trajectories and histogram have the colour
-    of the mode that they end in, and a line tells the share of the samples in each, left to right.
+    Modes of the truth (GaussianMixture) have colours, and a line tells their shares, left to right.
 
     Arguments:
-        panels: one point or more, with samples [N, 1].
-        truth: the distribution that was to be sampled, of shape (1,). Where it has classes, those
-            of the panels' labels are shown, in their proportions.
-        path: the PNG (150 dpi); its folder must exist, an existing file is replaced.
+        panels: one point or more, with samples [N, 1]; of the truth, their classes are shown.
+        truth: the distribution that was to be sampled, of shape (1,).
+        path: the PNG; GuidexError where it cannot be written.
         reference: what guidance moves away from; drawn in panel (a) only.
-        x_range: limits of the x axis; by default, where truth, reference and nearly all samples
-            are. Samples outside are counted in the panel.
-        sigma_range: limits of the sigma axis; by default, from 0 to where the modes have merged.
-
-    Raises:
-        GuidexError: the file cannot be written.
+        x_range, sigma_range: by default, of truth, reference and nearly all samples, and from 0 to
+            where the modes have merged.
     """
     classes = _class_shares(panels, truth)
-    models = [truth] if reference is None else [truth, reference]
-    draws = [true_draws(model, classes) for model in models]
+    models = {"conditional" if truth.num_classes > 0 else "truth": truth}
+    if reference is not None:
+        unconditional = truth.num_classes > reference.num_classes
+        models["unconditional" if unconditional else "reference"] = reference
     if x_range is None:
-        low, high = limits_around(draws, [panel.samples for panel in panels])
-        x_range = (float(low[0]), float(high[0]))
+        draws = np.concatenate([true_draws(model, classes) for model in models.values()])
+        low, high = limits_around(draws, np.concatenate([panel.samples for panel in panels]))
+        x_range = (low.item(), high.item())
     if sigma_range is None:
         sigma_range = (0.0, _highest_sigma(panels, truth))
-    densities = [
-        Density1D(model, classes, drawn, x_range, sigma_range)
-        for model, drawn in zip(models, draws, strict=True)
-    ]
-    modes = Modes(truth, classes)
+    clean, image = density_1d(truth, classes, x_range, sigma_range)
     with default_settings(STYLE):
         titles = ["densities", *(panel.title for panel in panels)]
         figure, grid = _page(titles, [UPPER_HEIGHT, LOWER_HEIGHT])
         for upper, lower in grid:
-            upper.set(xlim=x_range, ylim=sigma_range)
+            upper.set(xlim=x_range, ylim=sigma_range, ylabel="σ")
             upper.tick_params(labelbottom=False)
-            lower.set(xlim=x_range, ylim=(0, HEADROOM * densities[0].peak))
+            lower.set(xlim=x_range, ylim=(0, HEADROOM * clean.max() or 1), ylabel="density")
             lower.set_xlabel("x", labelpad=1)
-            if upper.get_subplotspec().is_first_col():
-                upper.set_ylabel("σ")
-                lower.set_ylabel("density")
-        draw_densities(*grid[0], densities, _names(truth, reference))
+        # The truth is drawn over the reference.
+        for model, colour in reversed([*zip(models.values(), (GREEN, ORANGE), strict=False)]):
+            draw_density(*grid[0], *density_1d(model, classes, x_range, sigma_range), colour)
+        note(grid[0, 1], [*zip([f"{name}  " for name in models], (GREEN, ORANGE), strict=False)])
         for (upper, lower), panel in zip(grid[1:], panels, strict=True):
-            draw_trajectories(upper, panel, densities[0], modes)
-            draw_histogram(lower, panel, densities[0], modes)
-        save(figure, path, metadata={"Software": None})
+            shade(upper, image, GREEN, opacity=0.4)
+            ends, _ = modes_of(panel.path[-1], truth, classes)
+            draw_trajectories(upper, panel, ends)
+            finite = panel.samples[np.isfinite(panel.samples[:, 0])]
+            draw_histogram(lower, panel.samples, *modes_of(finite, truth, classes))
+            lower.plot(centres(x_range), clean, color=GREEN, lw=1.2)
+        save(figure, path)
 
 
 def figure_2d(
@@ -127,28 +155,28 @@ def figure_2d(
     Arguments:
         panels: one point or more, with samples [N, 2], which are coloured by class.
         truth: the distribution that was to be sampled, of shape (2,).
-        path: the PNG (150 dpi); its folder must exist, an existing file is replaced.
-        half_extent: half the side of the square shown, in the units of x; by default, such that
-            the truth and nearly all samples are inside. Samples outside are counted in the panel.
-        center: of the square; by default, of the truth and the samples.
-
-    Raises:
-        GuidexError: the file cannot be written.
+        path: the PNG; GuidexError where it cannot be written.
+        half_extent, center: of the square shown, in the units of x; by default, such that the
+            truth and nearly all samples are inside. Samples outside are counted in the panel.
     """
     classes = _class_shares(panels, truth)
     draws = true_draws(truth, classes)
-    low, high = limits_around([draws], [panel.samples for panel in panels])
-    x_range, y_range = square_around(low, high, half_extent, center)
-    density = Density2D(truth, classes, draws, x_range, y_range)
+    low, high = limits_around(draws, np.concatenate([panel.samples for panel in panels]))
+    middle = (low + high) / 2 if center is None else np.array(center)
+    half = half_extent or np.maximum(high - middle, middle - low).max()
+    x_range, y_range = np.stack([middle - half, middle + half], axis=1).tolist()
+    image, levels = density_2d(truth, classes, draws, x_range, y_range)
+    greys = LinearSegmentedColormap.from_list("", ["0.9", "0.55"])
     with default_settings(STYLE):
         figure, grid = _page([panel.title for panel in panels], [PANEL_WIDTH])
         for (axes,), panel in zip(grid, panels, strict=True):
             axes.set(xlim=x_range, ylim=y_range, box_aspect=1)
             axes.locator_params(nbins=5)
-            density.draw(axes)
-            draw_paths(axes, panel)
-            draw_samples(axes, panel)
-        save(figure, path, metadata={"Software": None})
+            if image.max() > levels[0]:
+                place = (centres(x_range), centres(y_range))
+                axes.contourf(*place, image, levels, cmap=greys, extend="max")
+            draw_points(axes, panel)
+        save(figure, path)
 
 
 def _class_shares(panels: Sequence[ToyPanel], truth: ExactDenoiser) -> Classes:
@@ -168,24 +196,9 @@ def _highest_sigma(panels: Sequence[ToyPanel], truth: ExactDenoiser) -> float:
     return min(max([merged, *(1.2 * hi for hi in begins)]), start)
 
 
-def _names(truth: ExactDenoiser, reference: ExactDenoiser | None) -> tuple[str, str]:
-    """What to call the truth and the reference."""
-    if truth.num_classes == 0:
-        return "truth", "reference"
-    is_unconditional = reference is not None and reference.num_classes == 0
-    return "conditional", "unconditional" if is_unconditional else "reference"
-
-
 def _page(titles: Sequence[str], heights: Sequence[float]) -> tuple[Figure, np.ndarray]:
-    """A figure of titled panels in rows of up to four.
-
-    Arguments:
-        titles: one per panel.
-        heights: of the axes of a panel, which stand below each other, in inches.
-
-    Returns:
-        The figure, and its axes [len(titles), len(heights)].
-    """
+    """A figure of titled panels in rows of up to four, and its axes [len(titles), len(heights)]:
+    those of a panel stand below each other, with heights in inches."""
     count, parts = len(titles), len(heights)
     columns = count if count <= 4 else 3 if count in (5, 6, 9) else 4
     rows = math.ceil(count / columns)
@@ -193,20 +206,127 @@ def _page(titles: Sequence[str], heights: Sequence[float]) -> tuple[Figure, np.n
         titles = [f"({ascii_lowercase[k]}) {title}" for k, title in enumerate(titles)]
     titles = [textwrap.fill(title, 24, max_lines=3, placeholder=" …") for title in titles]
     lines = 1 + max(title.count("\n") for title in titles)
-    size = (
-        0.55 + columns * (PANEL_WIDTH + 0.13 * parts),
-        rows * (sum(heights) + 0.36 * parts + 0.19 * lines),
-    )
-    figure = Figure(size)
+    height = rows * (sum(heights) + 0.36 * parts + 0.19 * lines)
+    figure = Figure((0.55 + columns * (PANEL_WIDTH + 0.13 * parts), height))
     figure.set_layout_engine("compressed", h_pad=0.06)
     grid = figure.subplots(rows * parts, columns, squeeze=False, height_ratios=[*heights] * rows)
     panels = grid.reshape(rows, parts, columns).swapaxes(1, 2).reshape(-1, parts)
     for axes in panels[count:].flat:
         axes.remove()
     for axes in panels[:count].flat:
-        if not axes.get_subplotspec().is_first_col():
-            axes.tick_params(left=False, labelleft=False)
+        axes.yaxis.set_visible(axes.get_subplotspec().is_first_col())
     for title, (first, *_) in zip(titles, panels, strict=False):
         # Titles come from people: a dollar sign is a dollar sign.
         first.set_title(title, loc="left", parse_math=False)
     return figure, panels[:count]
+
+
+def shade(axes: Axes, image: np.ndarray, colour: str, opacity: float) -> None:
+    """A density over the whole axes, in a colour that fades with it."""
+    rgb = to_rgb(colour)
+    fading = LinearSegmentedColormap.from_list("", [(*rgb, 0.0), (*rgb, opacity)])
+    extent = (*axes.get_xlim(), *axes.get_ylim())
+    axes.imshow(image, fading, extent=extent, origin="lower", aspect="auto")
+
+
+def draw_density(
+    upper: Axes, lower: Axes, clean: np.ndarray, image: np.ndarray, colour: str
+) -> None:
+    """All noise levels above, with contours at even parts of the maximum; sigma = 0 below."""
+    shade(upper, image, colour, opacity=0.5)
+    levels = [level for level in (0.25, 0.5, 0.75) if image.min() < level]
+    style = {"colors": colour, "linewidths": 0.7, "origin": "lower"}
+    if len(levels) > 0:
+        upper.contour(image, levels, extent=(*upper.get_xlim(), *upper.get_ylim()), **style)
+    x = centres(lower.get_xlim())
+    lower.fill_between(x, clean, color=colour, alpha=0.25, lw=0)
+    lower.plot(x, clean, color=colour, lw=1.2)
+
+
+def draw_trajectories(axes: Axes, panel: ToyPanel, modes: np.ndarray) -> None:
+    """Trajectories in the colours of the modes [R] that they end in, and bars beside the guided
+    noise levels, with an arrow where they go on."""
+    lines = [np.stack([x, panel.sigmas], axis=1) for x in panel.path[:, :, 0].T]
+    colours = [_mode_colour(mode) for mode in modes.tolist()]
+    axes.add_collection(LineCollection(lines, colors=colours, lw=0.5, alpha=0.8), autolim=False)
+    bottom, top = axes.get_ylim()
+    beside = {"transform": axes.get_yaxis_transform(), "color": BLACK, "clip_on": False}
+    for lo, hi in panel.guided_ranges():
+        start, end = max(lo, bottom), min(hi, top)
+        if start >= end:
+            continue
+        axes.plot((1.04, 1.04), (start, end), lw=2.5, solid_capstyle="butt", **beside)
+        axes.plot(1.04, top, marker="^" if hi > top else "", ms=6, mew=0, **beside)
+        for bound in (lo, hi):
+            if bottom < bound < top:
+                axes.axhline(bound, color=BLACK, lw=0.6, ls=(0, (4, 3)))
+        if end - start > 0.3 * (top - bottom):
+            place = {"rotation": 90, "va": "center", "size": NOTE_SIZE}
+            axes.text(1.07, (start + end) / 2, "guided", **place, **beside)
+
+
+def draw_histogram(axes: Axes, samples: np.ndarray, modes: np.ndarray, count: int) -> None:
+    """The samples [N, 1] of each of `count` modes, stacked to a density; their modes, int64, are
+    those of the finite ones."""
+    (low, high), top = axes.get_xlim(), axes.get_ylim()[1]
+    edges = np.linspace(low, high, BINS + 1)
+    x = samples[np.isfinite(samples)]
+    floor = np.zeros(BINS)
+    for mode in range(count):
+        colour = _mode_colour(mode)
+        counts, _ = np.histogram(x[modes == mode], edges)
+        height = floor + counts / (len(samples) * (edges[1] - edges[0]))
+        axes.stairs(height, edges, baseline=floor, fill=True, color=colour, alpha=0.6)
+        peak = np.where(counts > 0, height, 0.0).argmax()
+        if counts[peak] > 0 and height[peak] > top:
+            # How high it rises where it leaves the axes, on the outer side of the bump.
+            left = peak > BINS * (0.2 if mode == 0 else 0.8)
+            style = {"ha": "right" if left else "left", "va": "top", "color": colour}
+            text = f"↑{height[peak]:.{1 if height[peak] < 10 else 0}f}"
+            away = {"xytext": (-3 if left else 3, -3), "textcoords": "offset points"}
+            axes.annotate(text, (edges[peak + 1 - left], top), size=NOTE_SIZE, **away, **style)
+        floor = height
+    totals = np.bincount(modes, minlength=count)
+    # Only none is 0 %, and only all is 100 %.
+    shares = 100 * totals / max(totals.sum(), 1)
+    shares = np.clip(shares.round(), totals > 0, 99 + (totals == totals.sum()))
+    pieces = [(f"  {share:.0f} %", _mode_colour(k)) for k, share in enumerate(shares)]
+    if count > NAMED_MODES:
+        pieces = [(f": {np.count_nonzero(totals)} of {count}", BLACK)]
+    outside = len(samples) - int(((low <= x) & (x <= high)).sum())
+    remark = (f"  {outside} outside" if outside > 0 else "", BLACK)
+    note(axes, [("modes", BLACK), *pieces, remark] if count > 1 else [remark])
+
+
+def _mode_colour(mode: int) -> str:
+    return MODE_COLOURS[mode % len(MODE_COLOURS)]
+
+
+def note(axes: Axes, pieces: Sequence[tuple[str, str]]) -> None:
+    """A line right above the axes, of pieces of text and their colours."""
+    place, corner = "axes fraction", (0.01, 1.03)
+    for text, colour in pieces:
+        style = {"color": colour, "size": NOTE_SIZE, "va": "bottom"}
+        place = axes.annotate(text, corner, xycoords=place, **style)
+        corner = (1, 0)  # of the piece before
+
+
+def draw_points(axes: Axes, panel: ToyPanel) -> None:
+    """2D trajectories, black where they are guided and grey elsewhere; the samples in the colours
+    of their classes; the number of those outside the axes."""
+    segments = np.stack([panel.path[:-1], panel.path[1:]], axis=2)
+    for guided, colour in ((False, "0.6"), (True, BLACK)):
+        lines = segments[panel.guided == guided].reshape(-1, 2, 2)
+        axes.add_collection(LineCollection(lines, colors=colour, lw=0.4, alpha=0.7), autolim=False)
+    labels = np.zeros(len(panel.samples), int) if panel.labels is None else panel.labels
+    area = float(np.clip(4000 / len(panel.samples), 0.8, 6))
+    for label in np.unique(labels).tolist():
+        x, y = panel.samples[labels == label].T
+        colour = CLASS_COLOURS[label % len(CLASS_COLOURS)]
+        axes.scatter(x, y, area, color=colour, alpha=0.7, lw=0, zorder=2.5, rasterized=True)
+    low, high = np.transpose([axes.get_xlim(), axes.get_ylim()])
+    inside = ((low <= panel.samples) & (panel.samples <= high)).all(axis=1)
+    if not inside.all():
+        paper = {"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1}
+        style = {"ha": "right", "color": BLACK, "size": NOTE_SIZE, "bbox": paper}
+        axes.text(0.98, 0.03, f"{(~inside).sum()} outside", transform=axes.transAxes, **style)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,13 +11,12 @@ from guidex.models.denoiser import Denoiser, ExactDenoiser
 from guidex.reports.image_grids import image_grid
 from guidex.reports.plots import write_plots
 from guidex.reports.rows import Row
-from guidex.reports.toy_figures import figure_1d, figure_2d
-from guidex.reports.toy_panels import ToyPanel
+from guidex.reports.toy_figures import ToyPanel, figure_1d, figure_2d
 from guidex.runs.engine import Cohort, Task
+from guidex.runs.settings import View
 
 MOST_ROWS = 60  # of points in one image grid
 MOST_PANELS = 11  # of points in one figure of a toy
-
 
 # A point of a figure, and the cohort that its samples lie in.
 _Pair = tuple[Cohort, Task]
@@ -39,16 +37,15 @@ def draw(rows: Sequence[Row], cohorts: Sequence[Cohort], folder: Path) -> list[P
     for number, pairs in enumerate(figures.values()):
         pairs.sort(key=lambda pair: pair[1].index)
         suffix = f"_{number}" if len(figures) > 1 else ""
-        if pairs[0][1].point.model.space == "points":
-            files += _draw_toy(pairs, folder / f"toy{suffix}.png")
+        if pairs[0][1].point.kind.is_image:
+            files += _draw_grid(pairs, folder / f"grid{suffix}.png")
         else:
-            files.append(_draw_grid(pairs, folder / f"grid{suffix}.png"))
+            files += _draw_toy(pairs, folder / f"toy{suffix}.png")
     return files
 
 
 def title(values: dict[str, str], method: str) -> str:
     """A point in a few words, such as "cfg · w 2" or "w 3 · (0.1, 1]" for an interval."""
-    bounded = any(key.endswith(".hi") for key in values)
     parts = [] if method in values.values() else [method]
     for key, value in values.items():
         stem, _, name = key.rpartition(".")
@@ -57,8 +54,9 @@ def title(values: dict[str, str], method: str) -> str:
             parts.append(f"({value},\u00a0{values[hi]}]")
         elif key != hi or lo not in values:
             parts.append(value if not stem else f"{name} {value}")
-    spoken_for = bounded and method == "interval"  # by its bounds
-    return " · ".join(part for part in parts if not (spoken_for and part == method))
+    if method == "interval" and any(key.endswith(".hi") for key in values):
+        parts = [part for part in parts if part != method]  # its bounds tell it
+    return " · ".join(parts)
 
 
 def toy_panel(
@@ -73,26 +71,17 @@ def draw_toy(
     panels: Sequence[ToyPanel],
     model: ExactDenoiser,
     path: Path,
-    view: dict[str, Any],
+    view: View,
     reference: ExactDenoiser | None = None,
 ) -> bool:
-    """Draw a toy of one or two dimensions; False for more, which cannot be drawn.
-
-    Arguments:
-        panels: one per point.
-        model: knows the true density.
-        path: the file.
-        view: x_range and sigma_range of 1D toys, center and half_extent of 2D toys; null =
-            automatic.
-        reference: whose density is shown beside the true one, for 1D toys.
-    """
+    """Draw a toy of one or two dimensions, a panel per point; False for more dimensions. In 1D, the
+    density of the reference is shown beside the true one of the model."""
     (dimensions,) = model.shape
     if dimensions == 1:
-        ranges = {key: view[key] and tuple(view[key]) for key in ("x_range", "sigma_range")}
+        ranges = {"x_range": view.x_range, "sigma_range": view.sigma_range}
         figure_1d(panels, model, path, reference=reference, **ranges)
     elif dimensions == 2:
-        center = view["center"] and tuple(view["center"])
-        figure_2d(panels, model, path, center=center, half_extent=view["half_extent"])
+        figure_2d(panels, model, path)
     return dimensions <= 2
 
 
@@ -116,35 +105,37 @@ def _columns(cohort: Cohort) -> list[str]:
 def _alike(cohort: Cohort) -> str:
     """Equal for images that fit under the same columns, and for toys of the same density."""
     point = cohort.tasks[0].point
-    if point.decoder is not None:
-        return content_key([point.decoder.image_shape(point.model.shape), _columns(cohort)])
+    if point.kind.is_image:
+        return content_key([point.kind.image_shape, _columns(cohort)])
     model = point.planned.settings.model
     return content_key({key: value for key, value in model.items() if key != "references"})
 
 
-def _draw_grid(pairs: Sequence[_Pair], path: Path) -> Path:
+def _draw_grid(pairs: Sequence[_Pair], path: Path) -> list[Path]:
     """Same seeds under every point: a row per point, a column per seed."""
-    images, names = [], []
+    images = []
     for cohort, task in pairs[:MOST_ROWS]:
         arrays, _ = cohort.gathered(task, "gallery", first=cohort.kept)
         images.append(arrays["gallery"][: cohort.kept])
-        names.append(_name(task))
+    names = [_name(task) for _, task in pairs[:MOST_ROWS]]
     count = len(pairs)
     heading = f"the first {MOST_ROWS} of {count} points" if count > MOST_ROWS else None
     image_grid(np.stack(images), names, _columns(pairs[0][0]), path, title=heading)
-    return path
+    return [path]
 
 
 def _draw_toy(pairs: Sequence[_Pair], path: Path) -> list[Path]:
     files = []
     model, view = pairs[0][1].point.model, pairs[0][0].settings.figure
-    reference = _reference([task for _, task in pairs])
+    # What the first guided point is guided away from, if its density is known.
+    references = (network for _, task in pairs for network in task.point.guidance.networks)
+    reference = next((each for each in references if isinstance(each, ExactDenoiser)), None)
     for first in range(0, len(pairs), MOST_PANELS):
         panels = []
         for cohort, task in pairs[first : first + MOST_PANELS]:
             arrays, _ = cohort.gathered(task, "samples", "labels", "path")
-            plan = task.point.planned.plan
             samples, labels = arrays["samples"], arrays.get("labels")
+            plan = task.point.planned.plan
             panels.append(toy_panel(_name(task), plan, samples, labels, arrays["path"]))
         file = path if first == 0 else path.with_stem(f"{path.stem}_{first // MOST_PANELS + 1}")
         if draw_toy(panels, model, file, view, reference):
@@ -154,9 +145,3 @@ def _draw_toy(pairs: Sequence[_Pair], path: Path) -> list[Path]:
 
 def _name(task: Task) -> str:
     return title(task.point.planned.values, task.point.planned.method)
-
-
-def _reference(tasks: Sequence[Task]) -> ExactDenoiser | None:
-    """What the first guided point is guided away from, if its density is known."""
-    references = (model for task in tasks for model in task.point.guidance.networks)
-    return next((model for model in references if isinstance(model, ExactDenoiser)), None)

@@ -1,8 +1,7 @@
 """The one engine: points, in cohorts that share noise and steps, block of seeds by block of seeds.
 
 Each point hands its samples to its outputs. What they keep of a block lies in a record under the
-point's own name, which counts once it is there; so a run goes on where it was, and a table may have
-its points in any order.
+point's own name; so a run goes on where it was, and a table may have its points in any order.
 """
 
 import io
@@ -11,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,13 @@ from filelock import FileLock
 
 from guidex.errors import GuidexError
 from guidex.files.progress import Progress
-from guidex.runs.blocks import Batch, Block, cut, run_block
+from guidex.models.memory import Halving
+from guidex.runs.blocks import Block, cut, run_block
 from guidex.runs.folder import RunFolder, require_space
 from guidex.runs.measure import Measure
 from guidex.runs.outputs import Made, Output, joined
 from guidex.runs.parallel import Tick, in_parallel
-from guidex.runs.points import Point
+from guidex.runs.points import Point, at_the_point
 from guidex.runs.provenance import merged
 from guidex.runs.ranks import Rank
 from guidex.runs.settings import Settings
@@ -33,14 +34,7 @@ from guidex.sampling.trajectories import NonFinite, shared_steps
 
 @dataclass(frozen=True)
 class Task:
-    """A point with all that is to be done with it.
-
-    Attributes:
-        index: of its row.
-        point: what is sampled.
-        outputs: what is kept of its samples.
-        measures: what is measured, a detector each.
-    """
+    """A point, the index of its row, what is kept of its samples, and what is measured."""
 
     index: int
     point: Point
@@ -82,20 +76,21 @@ class Cohort:
 
     def missing(self, block: Block) -> list[Task]:
         """The tasks that a block is yet to be made for, or whose files are gone."""
-        return [task for task in self.tasks if not self._is_there(task, self.record(task, block))]
-
-    def _is_there(self, task: Task, record: Path) -> bool:
-        unneeded = {path for output in task.outputs for path in output.unneeded(record)}
-        return self.folder.holds(record, unneeded)
+        missing = []
+        for task in self.tasks:
+            record = self.record(task, block)
+            unneeded = [path for output in task.outputs for path in output.unneeded(record)]
+            if not self.folder.holds(record, unneeded):
+                missing.append(task)
+        return missing
 
     def gathered(
         self, task: Task, *names: str, first: int | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        """Arrays of a task's blocks, joined, and the versions that they were made with.
+        """Arrays of a task's blocks, joined, by those names that a block has, and the versions that
+        they were made with.
 
         Arguments:
-            task: of the cohort.
-            names: of the arrays; those that no block has are left out.
             first: only of the blocks that have the run's first seeds, so many.
 
         Raises:
@@ -120,15 +115,14 @@ class Cohort:
 
 def grouped(tasks: Iterable[Task], folder: RunFolder) -> list[Cohort]:
     """Tasks in groups that run together."""
-    groups: dict[str, list[Task]] = {}
+    cohorts: dict[str, Cohort] = {}
     for task in tasks:
-        groups.setdefault(task.point.planned.settings.cohort, []).append(task)
-    found = []
-    for group in groups.values():
-        planned = group[0].point.planned
-        blocks = cut(planned.seeds, planned.labels, planned.settings.block)
-        found.append(Cohort(group, blocks, folder))
-    return found
+        planned, key = task.point.planned, task.point.planned.settings.cohort
+        if key not in cohorts:
+            blocks = cut(planned.seeds, planned.labels, planned.settings.block)
+            cohorts[key] = Cohort([], blocks, folder)
+        cohorts[key].tasks.append(task)
+    return list(cohorts.values())
 
 
 @contextmanager
@@ -137,8 +131,6 @@ def run(cohorts: Sequence[Cohort], rank: Rank, result: Path) -> Iterator[bool]:
     process is the last one, which goes on with the whole while the others wait.
 
     Arguments:
-        cohorts: all points of the run.
-        rank: of this process.
         result: a file of the run that the last process writes.
 
     Raises:
@@ -160,57 +152,40 @@ def _written(file: Path) -> int | None:
 
 
 def _sample(cohorts: Sequence[Cohort], rank: Rank) -> None:
-    own = [
-        (cohort, block, cohort.missing(block))
-        for cohort in cohorts
-        for block in cohort.blocks
-        if rank.takes(block.index)
-    ]
-    total = sum(len(block.seeds) * len(cohort.tasks) for cohort, block, _ in own)
-    left = sum(len(block.seeds) * len(tasks) for _, block, tasks in own)
     unit, folder = cohorts[0].unit, cohorts[0].folder.path
+    total = left = needed = 0
+    todo: list[tuple[Cohort, list[tuple[Block, list[Task]]]]] = []
+    for cohort in cohorts:
+        own = [block for block in cohort.blocks if rank.takes(block.index)]
+        lacking = [(block, tasks) for block in own if (tasks := cohort.missing(block))]
+        total += sum(len(block.seeds) for block in own) * len(cohort.tasks)
+        for block, tasks in lacking:
+            left += len(block.seeds) * len(tasks)
+            sizes = (output.bytes_per_sample for task in tasks for output in task.outputs)
+            needed += len(block.seeds) * sum(sizes)
+        if lacking:
+            todo.append((cohort, lacking))
     if left < total:
         print(f"{total - left} of {total} {unit} are there already")
-    if left > 0:
-        needed = sum(
-            len(block.seeds) * output.bytes_per_sample
-            for _, block, tasks in own
-            for task in tasks
-            for output in task.outputs
-        )
-        require_space(folder, needed)
-        if rank.first:
-            if needed >= 2**30:
-                print(f"results will take {needed / 2**30:.1f} GiB in {folder}")
-            _print_shared(cohorts)
-        bar = Progress("sampling", total, total - left, unit, quiet=not rank.first)
-        with bar as progress, Writers() as writers:
-            for cohort in cohorts:
-                todo = [(block, tasks) for c, block, tasks in own if c is cohort and tasks]
-                if todo:
-                    _run_cohort(cohort, todo, writers, progress)
-
-
-def _run_cohort(
-    cohort: Cohort,
-    todo: Sequence[tuple[Block, list[Task]]],
-    writers: Writers,
-    progress: Progress,
-) -> None:
-    """Make blocks for the tasks that lack them."""
-    batch = Batch.of(cohort.settings.batch, [block for block, _ in todo])
-
-    def work(item: tuple[Block, list[Task]], tick: Tick) -> None:
-        _make(cohort, *item, batch, writers, tick)
-
-    model, device = cohort.tasks[0].point.model, cohort.settings.device
-    in_parallel(work, todo, model, device, progress.update)
+    if not todo:
+        return
+    require_space(folder, needed)
+    if rank.first:
+        _print_shared(cohorts)
+    bar = Progress("sampling", total, total - left, unit, quiet=not rank.first)
+    with bar as progress, Writers() as writers:
+        for cohort, lacking in todo:
+            longest = max(len(block.seeds) for block, _ in lacking)
+            batch = Halving(min(cohort.settings.batch, longest))
+            make, model = partial(_make, cohort, batch, writers), cohort.tasks[0].point.model
+            in_parallel(make, lacking, model, cohort.settings.device, progress.update)
 
 
 def _make(
-    cohort: Cohort, block: Block, tasks: list[Task], batch: Batch, writers: Writers, tick: Tick
+    cohort: Cohort, batch: Halving, writers: Writers, todo: tuple[Block, list[Task]], tick: Tick
 ) -> None:
     """Sample a block and hand it to the writers; its records come last and make it count."""
+    block, tasks = todo
     jobs: list[list[list[Future]]] = [[[] for _ in task.outputs] for task in tasks]
     seconds = [0.0] * len(tasks)
     points = [task.point for task in tasks]
@@ -226,9 +201,7 @@ def _make(
                     own += map(writers.submit, output.take(made))
                 seconds[k] += outcome.seconds + time.perf_counter() - began
     except NonFinite as error:
-        values = points[error.run].planned.values
-        at = " ".join(f"{key}={value}" for key, value in values.items())
-        raise GuidexError(f"{error}\n  at the point {at}" if at else str(error)) from error
+        raise GuidexError(at_the_point(error, points[error.run].planned.values)) from error
     for task, own, spent in zip(tasks, jobs, seconds, strict=True):
         writers.submit(_keep, cohort.folder, cohort.record(task, block), task, own, spent)
 

@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -26,8 +25,8 @@ from guidex.files.cache import file_sha256
 from guidex.runs.provenance import versions
 from guidex.runs.ranks import ALONE, Rank
 
-_MARK, _INPUTS, _LOCK, _HOLDER = "run.json", "inputs.json", ".lock", ".holder.json"
-_CLAIM = ".lock-claim"
+_MARK, _INPUTS, _LOCK = "run.json", "inputs.json", ".lock"
+_TEMPORARY = ".guidex-"
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -51,16 +50,15 @@ class RunFolder:
     A record is a line with a SHA-256, a line of JSON that says whose it is, and the content.
 
     Attributes:
-        path: of the folder.
         run: drawn at random when the run was begun; another run in the same place has another.
         lock: the file that this process has locked.
-        seen: which files mark and lock the folder.
+        stamps: which files mark and lock the folder.
     """
 
     path: Path
     run: str
     lock: Path
-    seen: tuple[int, ...]
+    stamps: tuple[int, ...]
 
     def check(self) -> None:
         """Refuse to write into what is no longer this process's folder.
@@ -68,50 +66,36 @@ class RunFolder:
         Raises:
             GuidexError: it was moved, deleted, or taken over by another run.
         """
-        if _seen(self.path, self.lock) != self.seen:
+        if _stamps(self.path, self.lock) != self.stamps:
             raise GuidexError(
                 f"{self.path} is no longer the folder that this run was begun in: it was moved, "
                 "deleted or begun anew; give the command again to go on where its results are"
             )
 
     def write(self, path: Path, content: bytes, files: Iterable[Path] = ()) -> None:
-        """Write a record, whole or not at all.
-
-        Arguments:
-            path: of the record.
-            content: of the record.
-            files: that belong to it; of those beside it, the checksum is recorded.
-        """
+        """Write a record, whole or not at all, with the sizes of the files that belong to it, and
+        the checksums of those beside it."""
         self.check()
         path.parent.mkdir(parents=True, exist_ok=True)
-        listed = [
-            (
-                str(file.relative_to(self.path)),
-                file.stat().st_size,
-                file_sha256(file) if file.parent == path.parent else None,
-            )
-            for file in files
-        ]
+        listed = []
+        for file in files:
+            sha256 = file_sha256(file) if file.parent == path.parent else None
+            listed.append((str(file.relative_to(self.path)), file.stat().st_size, sha256))
         about = json.dumps({"run": self.run, "versions": versions(), "files": listed})
         sealed = b"%s\n%s" % (about.encode(), content)
         first = b"%s\n" % hashlib.sha256(sealed).hexdigest().encode()
         atomic_write(path, lambda file: file.writelines((first, sealed)))
 
-    def holds(self, path: Path, used: Collection[Path] = ()) -> bool:
-        """Whether a record of this run is there, and its files in their sizes; the content of both
-        is not looked at.
-
-        Arguments:
-            path: of the record.
-            used: files that may be gone.
-        """
+    def holds(self, path: Path, unneeded: Collection[Path] = ()) -> bool:
+        """Whether a record of this run is there, and its files in their sizes, but those that are
+        not needed; the content of both is not looked at."""
         try:
             with path.open("rb") as file:
                 file.readline()
                 about = json.loads(file.readline())
             files = [(self.path / name, size) for name, size, _ in about["files"]]
             return about["run"] == self.run and all(
-                file in used or file.stat().st_size == size for file, size in files
+                file in unneeded or file.stat().st_size == size for file, size in files
             )
         except (OSError, ValueError, TypeError, KeyError):
             return False
@@ -128,8 +112,8 @@ class RunFolder:
         line, _, content = sealed.partition(b"\n")
         about = json.loads(line)
         files = [(self.path / name, sha256) for name, _, sha256 in about["files"] if sha256]
-        whole = all(file_sha256(file) == sha256 for file, sha256 in files if file.exists())
-        return (content, about["versions"]) if whole and about["run"] == self.run else None
+        is_whole = all(file_sha256(file) == sha256 for file, sha256 in files if file.exists())
+        return (content, about["versions"]) if is_whole and about["run"] == self.run else None
 
 
 @contextmanager
@@ -139,10 +123,8 @@ def run_folder(
     """Hold a folder for a run, new or to be resumed.
 
     Arguments:
-        folder: made if it does not exist.
         identity: plain data that decides the results.
         overwrite: start again in a folder that holds another (or the same) run.
-        rank: which of the processes this is that work on the run together.
 
     Raises:
         UsageError: the folder belongs to another run (naming the differences) or to something
@@ -156,40 +138,34 @@ def run_folder(
     with ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = folder / (_LOCK if rank.first else f"{_LOCK}-{rank.index}")
+            lock, claim = folder / f"{_LOCK}-{rank.index}", folder / f"{_LOCK}-claim"
             # One after the other, so that the first of several processes knows that it is.
-            with FileLock(folder / _CLAIM):
+            with FileLock(claim):
                 held.enter_context(FileLock(lock, timeout=0))
-                others = set(folder.glob(f"{_LOCK}*")) - {lock, folder / _CLAIM}
-                alone = not any(map(_is_locked, others))
-                if rank.count == 1 and not alone:
+                others = set(folder.glob(f"{_LOCK}*")) - {lock, claim}
+                is_alone = not any(map(_is_locked, others))
+                if rank.count == 1 and not is_alone:
                     raise Timeout(str(lock))
-                if alone:  # what killed processes were writing
-                    for stale in folder.rglob(".guidex-*.tmp"):
+                if is_alone:  # what killed processes were writing
+                    for stale in folder.rglob(f"{_TEMPORARY}*.tmp"):
                         stale.unlink(missing_ok=True)
-                began = _claim(folder, identity, overwrite or alone and _is_empty(folder))
+                overwrite = overwrite or (is_alone and _is_empty(folder))
+                mark = _claim(folder, identity, overwrite)
         except Timeout as error:
-            holder = _read_json(folder / _HOLDER)
-            user = "process {pid} on {host}".format(**holder) if holder else "another process"
             raise GuidexError(
-                f"{folder} is in use by {user}; wait for it, or choose another out=FOLDER"
+                f"{folder} is in use by another process; wait for it, or choose another out=FOLDER"
             ) from error
         except OSError as error:
             raise GuidexError(f"cannot write to {folder}: {error.strerror or error}") from error
         if rank.first:
-            _tell_versions(folder, began["versions"])
-        write_json(folder / _HOLDER, {"pid": os.getpid(), "host": socket.gethostname()})
-        try:
-            yield RunFolder(folder, began["run"], lock, _seen(folder, lock))
-        finally:
-            (folder / _HOLDER).unlink(missing_ok=True)
+            _tell_versions(folder, mark["versions"])
+        yield RunFolder(folder, mark["run"], lock, _stamps(folder, lock))
 
 
 def require_same_inputs(folder: Path, inputs: Iterable[tuple[str, str | None]]) -> None:
     """Keep a run from going on with files of another content than it was begun with.
 
     Arguments:
-        folder: of the run.
         inputs: role and place of each file that results depend on, as one text, and its SHA-256.
 
     Raises:
@@ -199,25 +175,13 @@ def require_same_inputs(folder: Path, inputs: Iterable[tuple[str, str | None]]) 
     for name, sha256 in sorted(set(inputs), key=str):
         now.setdefault(name, []).append(str(sha256))
     before = _read_json(folder / _INPUTS) or now
-    changed = [name for name in now if before.get(name) != now[name]]
-    if changed:
-        names = "\n".join(f"  {name}" for name in changed[:6])
-        raise UsageError(
-            f"{folder} was begun with other content of:\n{names}\n"
-            "Give another out=FOLDER, or overwrite=true to delete it and start again."
-        )
+    _require_same(f"{folder} was begun with other content of", before, now)
     write_json(folder / _INPUTS, now)
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Check the free disk space before any work.
-
-    Raises:
-        GuidexError: naming the space needed and free.
-    """
-    place = folder
-    while not place.exists():
-        place = place.parent
+    """Raise GuidexError where the disk has less space left than needed, bytes."""
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(place).free
     if free < needed:
         raise GuidexError(
@@ -233,14 +197,29 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key in data for k, v in _flat(data[key], f"{prefix}{key}.").items()}
 
 
+def _require_same(what: str, before: dict[str, Any], now: dict[str, Any], most: int = 6) -> None:
+    """Raise UsageError, with a line for each key that has another value."""
+    old, new = ({k: repr(v) for k, v in _flat(data).items()} for data in (before, now))
+    lines = [
+        f"  {key}: {old.get(key, 'nothing'):.60} there, {new.get(key, 'nothing'):.60} now"
+        for key in {**old, **new}
+        if old.get(key) != new.get(key)
+    ]
+    if lines:
+        more = [f"  … and {len(lines) - most} more"] if len(lines) > most else []
+        advice = "Give another out=FOLDER, or overwrite=true to delete it and start again."
+        raise UsageError("\n".join([f"{what}:", *lines[:most], *more, advice]))
+
+
 def _check_place(folder: Path, identity: dict[str, Any]) -> None:
     """Refuse a folder that holds something else, before anything is written into it."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"out={folder} is a file; give a folder")
-    if not folder.is_dir():
+    if not folder.exists():
         return
-    ours = (_LOCK, _HOLDER, ".guidex-")
-    foreign = [item.name for item in folder.iterdir() if not item.name.startswith(ours)]
+    if not folder.is_dir():
+        raise UsageError(f"out={folder} is a file; give a folder")
+    foreign = [
+        item.name for item in folder.iterdir() if not item.name.startswith((_LOCK, _TEMPORARY))
+    ]
     # Looked for last: another process of this run may have written it in the meantime.
     if foreign and _mark(folder) is None:
         raise UsageError(
@@ -272,11 +251,7 @@ def _claim(folder: Path, identity: dict[str, Any], overwrite: bool) -> dict[str,
         mark = {"run": secrets.token_hex(16), "versions": versions(), **identity}
         write_json(folder / _MARK, mark)
     before = {key: value for key, value in mark.items() if key not in ("run", "versions")}
-    if before != identity:
-        raise UsageError(
-            f"{folder} holds another run, which differs in:\n{_differences(before, identity)}\n"
-            "Give another out=FOLDER, or overwrite=true to delete it and start again."
-        )
+    _require_same(f"{folder} holds another run, which differs in", before, identity)
     return mark
 
 
@@ -296,17 +271,17 @@ def _clear(folder: Path, mark: dict[str, Any]) -> None:
     files go before folders, so that no table lists images that are gone."""
     write_json(folder / _MARK, {**mark, "clearing": True})
     for item in sorted(folder.iterdir(), key=Path.is_dir):
-        if not item.name.startswith((_MARK, _LOCK, _HOLDER)):
+        if not item.name.startswith((_MARK, _LOCK)):
             shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
 
 
 def _is_empty(folder: Path) -> bool:
     """Whether a run failed before its first result: it keeps its folder from no other."""
-    ours = (_MARK, _INPUTS, _LOCK, _HOLDER)
+    ours = (_MARK, _INPUTS, _LOCK)
     return not any(item.is_file() and not item.name.startswith(ours) for item in folder.rglob("*"))
 
 
-def _seen(folder: Path, lock: Path) -> tuple[int, ...]:
+def _stamps(folder: Path, lock: Path) -> tuple[int, ...]:
     """Which files mark and lock a folder; the number of a deleted one may be another's later."""
     try:
         mark = (folder / _MARK).stat()
@@ -321,17 +296,3 @@ def _is_locked(lock: Path) -> bool:
             return False
     except Timeout:
         return True
-
-
-def _differences(before: Any, now: Any, most: int = 6) -> str:
-    """A line for each key that has another value."""
-    old, new = ({k: str(v) for k, v in _flat(data).items()} for data in (before, now))
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    there, here = ({key: _short(flat.get(key, "nothing")) for key in keys} for flat in (old, new))
-    lines = [f"  {key}: {there[key]} there, {here[key]} now" for key in keys[:most]]
-    more = [f"  … and {len(keys) - most} more"] if len(keys) > most else []
-    return "\n".join(lines + more)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "…"

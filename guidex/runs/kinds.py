@@ -18,14 +18,13 @@ class SampleKind:
     """Images in pixels; the other kinds say what is different with them.
 
     Attributes:
-        shape: of one sample.
         decoder: from samples to images; None where there is none.
-        is_decoded: whether a decoder is wanted.
+        is_image: whether samples are images, once they are decoded.
     """
 
     shape: tuple[int, ...]
     decoder: Decoder | None
-    is_decoded: ClassVar[bool] = True
+    is_image: ClassVar[bool] = True
 
     @property
     def unit(self) -> str:
@@ -42,32 +41,24 @@ class SampleKind:
         return x if self.decoder is None else self.decoder(x)
 
     def files(self, form: str, latents: bool, folder: Path) -> list[Output]:
-        """The files that all samples go to.
-
-        Arguments:
-            form: of images: png, zip or npz.
-            latents: whether to keep latents, too.
-            folder: of the run.
+        """The files in a folder that all samples go to: images as png, zip or npz, and latents.
 
         Raises:
             UsageError: there are no latents.
         """
         if latents:
             raise UsageError("latents=true: this model has none; its samples are its output")
-        return self._images(form, folder)
-
-    def view(self, seeds: Sequence[int]) -> list[Output]:
-        """What people see of the samples of some seeds."""
-        return [Gallery(frozenset(seeds))]
-
-    def _images(self, form: str, folder: Path) -> list[Output]:
         size, file = math.prod(self.image_shape), folder / f"images.{form}"
         if form == "png":
             return [PngFolder(folder, size)]
         if form == "zip":
-            return [Zip(file, size)]
+            return [Zip(file=file, bytes_per_sample=size)]
         names = {"entry": "arr_0", "labels": "arr_1", "seeds": None}
         return [Arrays(file=file, **names, channels_last=True, bytes_per_sample=size)]
+
+    def view(self, seeds: Sequence[int]) -> list[Output]:
+        """What people see of the samples of some seeds."""
+        return [Gallery(frozenset(seeds))]
 
 
 class Latents(SampleKind):
@@ -78,11 +69,10 @@ class Latents(SampleKind):
         return "latents" if self.decoder is None else "images"
 
     def files(self, form: str, latents: bool, folder: Path) -> list[Output]:
-        found = [] if self.decoder is None else self._images(form, folder)
-        names = {"file": folder / "latents.npz", "entry": "latents"}
-        size = 4 * math.prod(self.shape)
-        kept = Arrays(**names, undecoded=True, bytes_per_sample=size)
-        return [*found, kept] if latents else found
+        outputs = [] if self.decoder is None else super().files(form, False, folder)
+        names = {"file": folder / "latents.npz", "entry": "latents", "undecoded": True}
+        kept = Arrays(**names, bytes_per_sample=4 * math.prod(self.shape))
+        return [*outputs, kept] if latents else outputs
 
     def view(self, seeds: Sequence[int]) -> list[Output]:
         return [] if self.decoder is None else super().view(seeds)
@@ -91,18 +81,17 @@ class Latents(SampleKind):
 class Points(SampleKind):
     """Points of a toy, which are kept as numbers."""
 
-    is_decoded = False
+    is_image = False
+    unit = "samples"
 
-    @property
-    def unit(self) -> str:
-        return "samples"
+    def files(self, form: str, latents: bool, folder: Path) -> list[Output]:
+        if latents:
+            return super().files(form, latents, folder)
+        size = 8 * math.prod(self.shape)
+        return [Arrays(file=folder / "samples.npz", entry="samples", bytes_per_sample=size)]
 
     def view(self, seeds: Sequence[int]) -> list[Output]:
         return [Paths(frozenset(seeds))]
-
-    def _images(self, form: str, folder: Path) -> list[Output]:
-        size = 8 * math.prod(self.shape)
-        return [Arrays(file=folder / "samples.npz", entry="samples", bytes_per_sample=size)]
 
 
 KINDS: dict[str, type[SampleKind]] = {"pixels": SampleKind, "latents": Latents, "points": Points}

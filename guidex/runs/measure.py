@@ -3,7 +3,6 @@
 import dataclasses
 import statistics
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,16 @@ from guidex.config.compose import Config, compose
 from guidex.config.instantiate import Models, content_key, instantiate
 from guidex.config.presets import nearest, options
 from guidex.errors import UsageError
-from guidex.features.detectors import Detector, detector_record, output_of
+from guidex.features.detectors import Detector, detector_record, output_of, resolved
 from guidex.features.doubts import doubts_of_sides
 from guidex.features.features import FeatureSet, SetDescription, check_comparable
-from guidex.features.references import Reference, open_model, open_reference
+from guidex.features.references import (
+    Reference,
+    open_model,
+    open_reference,
+    published_reference,
+)
 from guidex.features.samples import PassSettings
-from guidex.features.weights import published_reference
 from guidex.metrics.metric import Metric, check_whole
 from guidex.models.denoiser import Denoiser
 from guidex.models.spec import Model
@@ -31,25 +34,89 @@ from guidex.models.spec import load as load_model
 About = dict[str, object]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What is measured by one detector: settings of a part of a protocol, or of a whole command.
+
+    Attributes:
+        detector, metrics, model: configurations; of metrics by name.
+        device: where detectors and metrics work.
+        name: of the part; "" without a protocol.
+        reals, fakes: samples of each side, chosen at random where there are more; None for all.
+        resize, crop, bad: how images of the reference are read.
+    """
+
+    detector: Config
+    metrics: Config
+    ref: Any
+    device: str
+    name: str = ""
+    model: Config | None = None
+    reals: int | None = None
+    fakes: int | None = None
+    resize: int | None = None
+    crop: bool = False
+    bad: str = "error"
+
+    @property
+    def key(self) -> str:
+        """What the keys of its configuration begin with."""
+        return f"protocol.{self.name}." if self.name else ""
+
+
+def parts_of(config: Config) -> list[Part]:
+    """The parts of a configuration's protocol, one by one; without one, the whole."""
+    fields = [each.name for each in dataclasses.fields(Part) if each.name != "name"]
+    whole = {name: config[name] for name in fields if name in config}
+    protocol = config.get("protocol") or {"": whole}
+    parts, measured = [], set()
+    for name, own in protocol.items():
+        if own is None:
+            continue
+        if not isinstance(own, dict) or not all(
+            isinstance(own[key], dict) for key in ("detector", "metrics")
+        ):
+            raise UsageError(
+                f"protocol.{name}: a part of a protocol is changed by its keys, such as "
+                f"protocol.{name}.detector.weights=FILE; a part or a metric is left out by null, "
+                f"as protocol.{name}=null or protocol.{name}.metrics.frechet=null"
+            )
+        for key in ("reals", "fakes"):
+            if own.get(key) is not None:
+                check_whole(f"protocol.{name}.{key}", own[key], least=1)
+        metrics = {metric: each for metric, each in own["metrics"].items() if each is not None}
+        ref = config["ref"] if own["ref"] is None else own["ref"]
+        part = Part(**{**whole, **own, "name": name, "metrics": metrics, "ref": ref})
+        if part.metrics or not name:
+            parts.append(part)
+        for metric in metrics:
+            column = (content_key(part.detector), metric)
+            if column in measured:
+                raise UsageError(
+                    f"two parts of the protocol measure {metric} by one detector; leave it out of "
+                    f"one of them: {part.key}metrics.{metric}=null"
+                )
+            measured.add(column)
+    return parts
+
+
 @dataclass(frozen=True)
 class Measure:
     """One detector and what is computed from its features.
 
     Attributes:
-        config: whose keys detector, metrics and ref made it.
-        detector: that samples go through.
-        metrics: by name.
-        real: the reference; None where no metric needs one. Its features are made by
+        metrics: by name; only those that reference and samples have all for.
+        reference: what is compared with, opened; None where no metric needs one.
+        real: what the reference is to the detector. Its features are made by
             `Measures.make_features`, and are on the device.
-        part: of the protocol that this is; empty without one.
         fakes: number of samples that are chosen at random where there are more; None for all.
     """
 
-    config: Config
+    part: Part
     detector: Detector
     metrics: dict[str, Metric]
-    real: SetDescription | None
-    part: str = ""
+    reference: Reference | None = None
+    real: SetDescription | None = None
     fakes: int | None = None
 
     @property
@@ -59,7 +126,7 @@ class Measure:
     @property
     def name(self) -> str:
         """Of the detector, in which columns end."""
-        return str(self.detector.name) if self.real is None else self.real.detector
+        return self.detector.name
 
     @property
     def dim(self) -> int:
@@ -67,11 +134,24 @@ class Measure:
         return self.detector.identity.dim if self.real is None else self.real.dim
 
     @property
+    def needs_reference(self) -> bool:
+        return any(metric.needs_reference for metric in self.metrics.values())
+
+    @property
     def needs_values(self) -> bool:
         """Whether a metric needs single features of the reference."""
-        return any(
-            metric.needs_reference and metric.needs_values for metric in self.metrics.values()
-        )
+        return any(each.needs_reference and each.needs_values for each in self.metrics.values())
+
+    @property
+    def inputs(self) -> list[tuple[str, str]]:
+        """Role and place, as one text, and SHA-256 of the files that its numbers depend on."""
+        inputs, identity = [], self.detector.identity
+        if "path" in self.about_real:
+            inputs.append((f"ref {self.about_real['path']}", self.about_real["sha256"]))
+        if identity.weights is not None:
+            place = self.part.detector.get("weights") or ""
+            inputs.append((f"detector {identity.name} {place}".strip(), identity.weights))
+        return inputs
 
     def check_samples(self, sample: Tensor) -> None:
         """Refuse samples that will not compare with the reference, by one of the same shape; no
@@ -80,29 +160,15 @@ class Measure:
         if self.real is not None:
             check_comparable(real=self.real, fake=fake)
 
-    def check(self, metric: Metric, count: int, labelled: bool) -> None:
-        """Refuse a metric that the reference or the samples lack something for.
-
-        Arguments:
-            metric: one of `metrics`.
-            count: number of samples.
-            labelled: whether they have classes.
-        """
-        if metric.needs_reference:
-            metric.check_reference(self.real)
-        if metric.needs_labels and not labelled:
-            raise UsageError(f"{type(metric).__name__} needs classes of the samples.")
-        metric.check_counts(real=self._reals(metric), fake=self.fakes or count, dim=self.dim)
-
-    def _reals(self, metric: Metric) -> int | None:
+    def reals(self, metric: Metric) -> int | None:
         """Number of reals that a metric is given; None where that is not recorded or needed."""
         if not metric.needs_reference:
             return None
         return self.real.count if metric.needs_values else self.about_real["count"]
 
     def values(self, fakes: Sequence[FeatureSet]) -> dict[str, float]:
-        """All metrics; of several repeats the median, with minimum, maximum, mean and standard
-        deviation (n - 1) as further columns."""
+        """All metrics; of repeats the median, with minimum, maximum, mean and standard deviation
+        (n - 1) as further columns."""
         results = [self._values(fake) for fake in fakes]
         if len(results) == 1:
             return results[0]
@@ -120,7 +186,7 @@ class Measure:
         return summary
 
     def _values(self, fake: FeatureSet) -> dict[str, float]:
-        fake = fake.at_most(self.fakes).to(self.config["device"])
+        fake = fake.at_most(self.fakes).to(self.part.device)
         real = None if self.real is None else self.real.features
         values: dict[str, float] = {}
         for metric in self.metrics.values():
@@ -128,18 +194,14 @@ class Measure:
         return values
 
     def doubts(self, about_fake: About) -> list[str]:
-        """What keeps the numbers from being compared with published ones.
-
-        Arguments:
-            about_fake: what there is to know about the samples.
-        """
+        """What keeps the numbers from being compared with published ones, given what there is to
+        know about the samples."""
         record = detector_record(self.detector)
         doubts = []
         for metric in self.metrics.values():
             doubts += metric.doubts(
-                real=self._reals(metric),
+                real=self.reals(metric),
                 fake=self.fakes or about_fake["count"],
-                detector=self.name,
                 dim=self.dim,
                 network=len(record) > 0,
             )
@@ -148,18 +210,17 @@ class Measure:
     @property
     def settings(self) -> dict[str, str]:
         """How it measures, in short, by subject."""
-        settings, detector = {}, self.config["detector"]
+        settings, identity = {"detector": self.name}, self.detector.identity
         if self.real is not None:
             name = self.about_real.get("model", self.about_real.get("path"))
             count = self.about_real["count"]
             settings["reference"] = f"{name} ({'N not recorded' if count is None else count})"
-        identity = self.detector.identity
-        if identity is not None and identity.weights is not None:
+        if identity.weights is not None:
             settings["resize"] = identity.resize
-            if detector.get("weights") is not None:
+            if self.part.detector.get("weights") is not None:
                 settings["weights"] = f"SHA-256 {identity.weights[:8]}"
-        if detector.get("precision", "float32") != "float32":
-            settings["precision"] = detector["precision"]
+            if identity.precision != "float32":
+                settings["precision"] = identity.precision
         if self.fakes is not None:
             settings["fakes"] = f"{self.fakes}, chosen at random"
         for metric in self.metrics.values():
@@ -174,23 +235,22 @@ class Detectors:
     def __init__(self) -> None:
         self._made: dict[str, Detector] = {}
 
-    def get(self, config: Config) -> Detector:
-        """The detector of a configuration with the keys detector and device (not auto)."""
-        key = content_key([config["detector"], config["device"]])
-        if key not in self._made:
-            made = instantiate(config["detector"], f"{_key(config)}detector", Models(), Detector)
-            self._made[key] = made.to(config["device"])
-        return self._made[key]
+    def get(self, config: Config, key: str = "detector", points: bool = False) -> Detector:
+        """The detector of a configuration, called by its key, on its device (not auto), for points
+        or for images."""
+        detector, device = config["detector"], config["device"]
+        content = content_key([detector, device, points])
+        if content not in self._made:
+            made = instantiate(detector, key, Models(), Detector)
+            self._made[content] = resolved(made, points).to(device)
+        return self._made[content]
 
 
 class Measures:
     """What configurations measure; detectors and references are made once.
 
     `get` opens references and refuses what cannot be measured; `make_features`, after the last
-    `get`, makes the features of the references.
-
-    Arguments:
-        settings: how images of references go through detectors.
+    `get`, makes the features of the references, with these settings.
     """
 
     def __init__(self, settings: PassSettings) -> None:
@@ -198,7 +258,7 @@ class Measures:
         self._detectors = Detectors()
         self._references: dict[str, Reference] = {}
         self._descriptions: dict[tuple[Reference, Detector], SetDescription] = {}
-        self._measures: list[tuple[Reference, Measure]] = []
+        self._measures: list[Measure] = []
         self._notices: set[str] = set()
 
     def get(
@@ -210,76 +270,89 @@ class Measures:
         count: int,
         chosen: bool = True,
         labelled: bool = True,
+        points: bool = False,
     ) -> list[Measure]:
-        """What a configuration measures: that of its protocol, or of its detector and metrics.
+        """What a configuration measures of `count` samples, `labelled` or not.
 
         Arguments:
-            config: has detector, metrics, protocol, ref and device, maybe model, resize, crop, bad.
-            model: what `ref: auto` stands for.
-            name: the model's name, for people.
-            count: number of samples that are measured together.
+            config: has the keys of `Part`, and maybe a protocol.
+            model, name: what `ref: auto` stands for, and its name.
+            points: whether the samples are no images.
             chosen: whether somebody chose the metrics. Of those by default, what the reference or
                 the samples lack something for is left out, with a notice.
-            labelled: whether the samples have classes.
 
         Raises:
             UsageError: no such reference, one that lacks what a metric needs, or too few images.
             GuidexError: a damaged file.
         """
-        parts = []
-        for part in _parts(config):
-            metrics = instantiate(
-                part["metrics"], f"{_key(part)}metrics", Models(), dict[str, Metric]
-            )
-            detector = self._detectors.get(part)
+        measures = []
+        for part in parts_of(config):
+            key, hint = f"{part.key}metrics", dict[str, Metric]
+            metrics = instantiate(part.metrics, key, Models(), hint)
+            detector = self._detectors.get(vars(part), f"{part.key}detector", points)
             for metric in metrics.values():
                 metric.check_detector(detector.name)
-            parts.append((part, detector, metrics))
-        measures = []
-        for part, detector, metrics in parts:
-            reference = real = None
-            if _need_reference(metrics):
-                reference = self._reference(part, model, name)
-                real = self._description(reference, detector)
-            most = part.get("fakes")
-            fakes = most if most is not None and most < count else None
-            measure = Measure(part, detector, metrics, real, part.get("part", ""), fakes)
-            measure = self._possible(measure, count, chosen, labelled)
-            if _need_reference(measure.metrics):
-                self._measures.append((reference, measure))
-            measures.append(measure)
+            fakes = part.fakes if part.fakes is not None and part.fakes < count else None
+            measures.append(Measure(part, detector, metrics, fakes=fakes))
+        # References come last: to open one may take a download.
+        measures = [
+            self._possible(self._with_reference(measure, model, name), count, chosen, labelled)
+            for measure in measures
+        ]
+        self._measures += measures
         return measures
 
     def make_features(self) -> None:
         """Make the features of references that metrics need; the images of each go through all
         detectors in one pass."""
-        for reference in dict.fromkeys(reference for reference, _ in self._measures):
-            groups: dict[Detector, list[Measure]] = {}
-            for other, measure in self._measures:
-                if other is reference:
-                    groups.setdefault(measure.detector, []).append(measure)
+        groups: dict[Reference, dict[Detector, list[Measure]]] = {}
+        for measure in self._measures:
+            if measure.needs_reference:
+                detectors = groups.setdefault(measure.reference, {})
+                detectors.setdefault(measure.detector, []).append(measure)
+        for reference, detectors in groups.items():
             asked = [
-                (detector, any(measure.needs_values for measure in group))
-                for detector, group in groups.items()
+                (detector, any(measure.needs_values for measure in measures))
+                for detector, measures in detectors.items()
             ]
             sets = reference.features(asked, self._settings)
-            for (measure, *_), features in zip(groups.values(), sets, strict=True):
+            for (measure, *_), features in zip(detectors.values(), sets, strict=True):
                 # Metrics are computed on the device.
-                measure.real.features = features.to(measure.config["device"])
+                measure.real.features = features.to(measure.part.device)
+
+    def _with_reference(self, measure: Measure, model: Denoiser | None, name: str) -> Measure:
+        """With its reference, opened once, and what that is to the detector, asked once."""
+        if not measure.needs_reference:
+            return measure
+        part, detector = measure.part, measure.detector
+        key = dataclasses.asdict(part) | dict.fromkeys(("name", "detector", "metrics", "fakes"))
+        key |= {} if part.ref == "auto" else {"model": None}
+        content = content_key(key)
+        if content not in self._references:
+            self._references[content] = self.open_reference(part, model, name)
+        reference = self._references[content]
+        if (reference, detector) not in self._descriptions:
+            self._descriptions[reference, detector] = reference.description(detector)
+        real = self._descriptions[reference, detector]
+        return dataclasses.replace(measure, reference=reference, real=real)
 
     def _possible(self, measure: Measure, count: int, chosen: bool, labelled: bool) -> Measure:
         """With the metrics that the reference and the samples have all for."""
-        possible = {}
+        possible, part = {}, measure.part
         for name, metric in measure.metrics.items():
             try:
-                measure.check(metric, count, labelled)
+                if metric.needs_reference:
+                    metric.check_reference(measure.real)
+                if metric.needs_labels and not labelled:
+                    raise UsageError(f"{type(metric).__name__} needs classes of the samples.")
+                reals, fakes = measure.reals(metric), measure.fakes or count
+                metric.check_counts(real=reals, fake=fakes, dim=measure.dim)
                 possible[name] = metric
             except UsageError as error:
-                if measure.part:
-                    part = f"protocol.{measure.part}"
+                if part.name:
                     raise UsageError(
-                        f"{part}: {error} {part}.ref=… gives it a reference of its own, "
-                        f"{part}.metrics.{name}=null leaves the metric out."
+                        f"protocol.{part.name}: {error} {part.key}ref=… gives it a reference of "
+                        f"its own, {part.key}metrics.{name}=null leaves the metric out."
                     ) from error
                 if chosen:
                     raise
@@ -292,55 +365,31 @@ class Measures:
             print(notice)
         self._notices.add(notice)
 
-    def _reference(self, config: Config, model: Denoiser | None, name: str) -> Reference:
-        """The reference of a configuration, opened once."""
-        names = ["ref", "resize", "crop", "bad", "device", "reals"]
-        names += ["model"] if config["ref"] == "auto" else []
-        key = content_key({name: config.get(name) for name in names})
-        if key not in self._references:
-            self._references[key] = self._open(config, model, name)
-        return self._references[key]
-
-    def _description(self, reference: Reference, detector: Detector) -> SetDescription:
-        """What the reference is to the detector, asked once."""
-        if (reference, detector) not in self._descriptions:
-            self._descriptions[reference, detector] = reference.description(detector)
-        return self._descriptions[reference, detector]
-
-    def _open(self, config: Config, model: Denoiser | None, name: str) -> Reference:
+    def open_reference(self, part: Part, model: Denoiser | None, name: str) -> Reference:
         """A path or URL, the data of a model by name, or of the one at hand: `auto`."""
-        ref, most = str(config["ref"]), config.get("reals")
-        if config["ref"] is None:
+        ref = str(part.ref)
+        if part.ref is None:
             raise UsageError("ref must be given, for example ref=FOLDER or ref=STATISTICS.npz")
         if ref == "auto" and model is not None:
-            return open_model(model, name, most)
-        path = str(Path(ref).expanduser())
-        named, there = ref in options("model"), Path(path).exists()
-        if named and there:
-            self._tell(
-                f"ref={ref} is the data of the model of that name; write ref=./{ref} for what is "
-                "called so here"
-            )
-        if named:
+            return open_model(model, name, part.reals)
+        path, is_there = str(Path(ref).expanduser()), Path(ref).expanduser().exists()
+        if ref in options("model"):
+            if is_there:
+                self._tell(
+                    f"ref={ref} is the data of the model of that name; write ref=./{ref} for what "
+                    "is called so here"
+                )
             preset = compose("sample", [f"model={ref}"]).config["model"]
-            loaded = load_model(instantiate(preset, "model", Models(), Model), config["device"])
-            return open_model(loaded, ref, most)
-        if "://" in ref:
-            path = ref
-        elif not there:
-            path = published_reference(ref)
-        if path is None:
+            loaded = load_model(instantiate(preset, "model", Models(), Model), part.device)
+            return open_model(loaded, ref, part.reals)
+        place = ref if "://" in ref else path if is_there else published_reference(ref)
+        if place is None:
             similar = nearest(ref, options("model"))
             raise UsageError(
                 f"ref={ref}: no such file or folder, and no model of that name{similar}"
             )
-        return open_reference(
-            path,
-            resize=config.get("resize"),
-            crop=config.get("crop", False),
-            bad=config.get("bad", "error"),
-            most=most,
-        )
+        reading = {"resize": part.resize, "crop": part.crop, "bad": part.bad}
+        return open_reference(place, **reading, most=part.reals)
 
 
 def are_metrics_chosen(words: Sequence[str]) -> bool:
@@ -349,62 +398,9 @@ def are_metrics_chosen(words: Sequence[str]) -> bool:
     return not keys.isdisjoint({"metrics", "protocol", "experiment"})
 
 
-def _parts(config: Config) -> list[Config]:
-    """A configuration for each part of the protocol; without one, itself. What is null is left
-    out."""
-    protocol = config.get("protocol")
-    if not protocol:
-        return [{**config, "metrics": _without_null(config["metrics"], "metrics")}]
-    parts = []
-    for name, part in protocol.items():
-        if part is None:
-            continue
-        if not isinstance(part, dict) or not isinstance(part["detector"], dict):
-            raise UsageError(
-                f"protocol.{name}: a part of a protocol is changed by its keys, such as "
-                f"protocol.{name}.detector.weights=FILE, or left out by protocol.{name}=null"
-            )
-        for key in ("reals", "fakes"):
-            if part.get(key) is not None:
-                check_whole(f"protocol.{name}.{key}", part[key], least=1)
-        metrics = _without_null(part["metrics"], f"protocol.{name}.metrics")
-        if metrics:
-            keys = {key: part.get(key) for key in ("detector", "reals", "fakes")}
-            ref = config["ref"] if part["ref"] is None else part["ref"]
-            parts.append({**config, **keys, "metrics": metrics, "ref": ref, "part": name})
-    times = Counter(
-        (content_key(part["detector"]), metric) for part in parts for metric in part["metrics"]
-    )
-    for (_, metric), number in times.items():
-        if number > 1:
-            raise UsageError(
-                f"two parts of the protocol measure {metric} by one detector; leave it out of one "
-                f"of them: protocol.….metrics.{metric}=null"
-            )
-    return parts
-
-
-def _key(config: Config) -> str:
-    """What the keys of one of `_parts` begin with."""
-    return f"protocol.{config['part']}." if "part" in config else ""
-
-
-def _without_null(metrics: object, key: str) -> Config:
-    if not isinstance(metrics, dict):
-        raise UsageError(
-            f"{key} is {metrics!r}; change a metric by its name, such as {key}.frechet.seed=1, or "
-            f"leave it out by {key}.frechet=null"
-        )
-    return {name: metric for name, metric in metrics.items() if metric is not None}
-
-
 def detectors_of(measures: Sequence[Measure]) -> list[Detector]:
     """The detectors of measures, each once."""
     return list(dict.fromkeys(measure.detector for measure in measures))
-
-
-def _need_reference(metrics: dict[str, Metric]) -> bool:
-    return any(metric.needs_reference for metric in metrics.values())
 
 
 def warn(warnings: Sequence[str]) -> None:
@@ -417,8 +413,8 @@ def settings_of(measures: Sequence[Measure]) -> dict[str, Any]:
     """How a row was measured, in short; its configuration says it in full."""
     names = [measure.name for measure in measures]
     if len(set(names)) < len(names):  # parts of a protocol that share a detector
-        names = [measure.part or measure.name for measure in measures]
-    each = [{"detector": measure.name, **measure.settings} for measure in measures]
+        names = [measure.part.name or measure.name for measure in measures]
+    each = [measure.settings for measure in measures]
     merged: dict[str, Any] = {}
     for key in dict.fromkeys(key for settings in each for key in settings):
         values = [settings.get(key) for settings in each]

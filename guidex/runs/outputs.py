@@ -1,14 +1,13 @@
 """What a run keeps of the samples of a point: images, arrays, features, and what is drawn.
 
 An output takes samples batch by batch and keeps them block by block: as arrays of the block's
-record, or in files that the record lists. It holds nothing of a block itself, so that blocks may be
-made side by side.
+record, or in files that the record lists. It holds nothing itself: blocks are made side by side.
 """
 
 import io
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,8 +20,6 @@ from guidex.data.codec import from_pixels, write_png
 from guidex.features.detectors import Detector, detect_all
 from guidex.files.atomic import atomic_write
 from guidex.runs.writers import Arriving
-
-FORMATS = ("png", "zip", "npz")
 
 Jobs = list[Callable[[], Any]]
 Kept = tuple[dict[str, np.ndarray], list[Path]]
@@ -38,7 +35,6 @@ class Made:
     """What was made of a batch of seeds at one point.
 
     Attributes:
-        seeds: of the batch.
         labels: int64 [B], or None without classes.
         x: samples [B, *shape].
         path: states of the first rows at every step boundary [steps + 1, R, *shape], or None.
@@ -62,7 +58,6 @@ class Made:
         return Arriving(self.seen)
 
     def rows(self, seeds: frozenset[int]) -> list[int]:
-        """Those of some seeds."""
         return [row for row, seed in enumerate(self.seeds) if seed in seeds]
 
 
@@ -94,43 +89,6 @@ class Output(ABC):
         return []
 
 
-class Joined(Output):
-    """Parts of blocks, beside their records, until one final file is made of them, a zip.
-
-    Attributes:
-        file: the final file.
-    """
-
-    file: Path
-
-    def part(self, record: Path) -> Path:
-        """Where a block lies until the final file is there."""
-        return record.with_suffix(f".{self.file.stem}")
-
-    def keep(self, results: list[Any], record: Path) -> Kept:
-        part = self.part(record)
-        atomic_write(part, lambda file: self.write(file, results))
-        return {}, [part]
-
-    def finish(self, records: Sequence[Path], seeds: Sequence[int], labels: Any) -> None:
-        parts = [self.part(record) for record in records]
-        if not zipfile.is_zipfile(self.file):
-            atomic_write(self.file, lambda file: self.join(file, parts, seeds, labels))
-        for part in parts:
-            part.unlink(missing_ok=True)
-
-    def unneeded(self, record: Path) -> list[Path]:
-        return [self.part(record)] if zipfile.is_zipfile(self.file) else []
-
-    @abstractmethod
-    def write(self, file: BinaryIO, results: list[Any]) -> None:
-        """Write a part."""
-
-    @abstractmethod
-    def join(self, file: BinaryIO, parts: list[Path], seeds: Sequence[int], labels: Any) -> None:
-        """Write the final file."""
-
-
 @dataclass(frozen=True)
 class PngFolder(Output):
     """images/000000/000123.png in a folder, one file per seed, a thousand to a folder."""
@@ -152,46 +110,92 @@ class PngFolder(Output):
         return path
 
 
-@dataclass(frozen=True)
-class Zip(Joined):
-    """The same names as PNG files in one uncompressed archive."""
+@dataclass(frozen=True, kw_only=True)
+class Joined(Output):
+    """A zip that is made of the parts of all blocks; they lie beside their records until then."""
 
     file: Path
     bytes_per_sample: int = 0
 
+    @abstractmethod
+    def write(self, file: BinaryIO, results: list[Any]) -> None:
+        """Write the part of a block."""
+
+    @abstractmethod
+    def join(
+        self, archive: zipfile.ZipFile, parts: list[Path], seeds: Sequence[int], labels: Any
+    ) -> None:
+        """Fill the zip."""
+
+    def _part(self, record: Path) -> Path:
+        return record.with_suffix(f".{self.file.stem}")
+
+    def keep(self, results: list[Any], record: Path) -> Kept:
+        part = self._part(record)
+        atomic_write(part, lambda file: self.write(file, results))
+        return {}, [part]
+
+    def finish(self, records: Sequence[Path], seeds: Sequence[int], labels: Any) -> None:
+        parts = [self._part(record) for record in records]
+
+        def join(file: BinaryIO) -> None:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                self.join(archive, parts, seeds, labels)
+
+        if not zipfile.is_zipfile(self.file):
+            atomic_write(self.file, join)
+        for part in parts:
+            part.unlink(missing_ok=True)
+
+    def unneeded(self, record: Path) -> list[Path]:
+        return [self._part(record)] if zipfile.is_zipfile(self.file) else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zip(Joined):
+    """The same names as PNG files in one uncompressed archive."""
+
     def take(self, made: Made) -> Jobs:
         samples = made.arriving
-        return [partial(_encoded, samples, row, seed) for row, seed in enumerate(made.seeds)]
+        return [partial(self._encoded, samples, row, seed) for row, seed in enumerate(made.seeds)]
 
-    def write(self, file: BinaryIO, results: Iterable[tuple[str, bytes]]) -> None:
+    def write(self, file: BinaryIO, results: list[tuple[str, bytes]]) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for name, data in results:
-                # A fixed date, so that equal images make equal files.
-                archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
+                # Without the date of today, so that equal images make equal files.
+                archive.writestr(zipfile.ZipInfo(name), data)
 
-    def join(self, file: BinaryIO, parts: list[Path], seeds: Sequence[int], labels: Any) -> None:
-        self.write(file, _entries(parts))
+    def join(
+        self, archive: zipfile.ZipFile, parts: list[Path], seeds: Sequence[int], labels: Any
+    ) -> None:
+        for part in parts:
+            with zipfile.ZipFile(part) as images:
+                for entry in images.infolist():
+                    archive.writestr(entry, images.read(entry))
+
+    def _encoded(self, samples: Arriving, row: int, seed: int) -> tuple[str, bytes]:
+        buffer = io.BytesIO()
+        from_pixels(samples.numpy()[row]).save(buffer, format="PNG")
+        return f"images/{image_name(seed)}", buffer.getvalue()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arrays(Joined):
-    """One array of all samples, made without holding it in memory, and what goes with it.
+    """An npz with one array of all samples, made without holding it in memory, and what goes with
+    it.
 
     Attributes:
-        file: an npz.
         entry: name of the samples in the file; ADM's sample format has "arr_0".
         labels, seeds: names of the labels and of the seeds in the file; seeds=None leaves them out.
         channels_last: store [N, H, W, C], as ADM does.
         undecoded: take samples as the model makes them, not what is decoded from them.
     """
 
-    file: Path
     entry: str
     labels: str = "labels"
     seeds: str | None = "seeds"
     channels_last: bool = False
     undecoded: bool = False
-    bytes_per_sample: int = 0
 
     def take(self, made: Made) -> Jobs:
         return [(Arriving(made.x) if self.undecoded else made.arriving).numpy]
@@ -200,21 +204,18 @@ class Arrays(Joined):
         whole = np.concatenate(results)
         np.save(file, whole.transpose(0, 2, 3, 1) if self.channels_last else whole)
 
-    def join(self, file: BinaryIO, parts: list[Path], seeds: Sequence[int], labels: Any) -> None:
+    def join(
+        self, archive: zipfile.ZipFile, parts: list[Path], seeds: Sequence[int], labels: Any
+    ) -> None:
         arrays = [np.load(part, mmap_mode="r") for part in parts]
-        header = {
-            "descr": np.lib.format.dtype_to_descr(arrays[0].dtype),
-            "fortran_order": False,
-            "shape": (sum(map(len, arrays)), *arrays[0].shape[1:]),
-        }
-        extra = {} if labels is None else {self.labels: labels}
-        extra |= {} if self.seeds is None else {self.seeds: np.array(seeds)}
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            with archive.open(f"{self.entry}.npy", "w", force_zip64=True) as target:
-                np.lib.format.write_array_header_1_0(target, header)
-                for array in arrays:
-                    target.write(memoryview(np.ascontiguousarray(array)).cast("B"))
-            for name, values in extra.items():
+        header = np.lib.format.header_data_from_array_1_0(np.empty(0, arrays[0].dtype))
+        header["shape"] = (sum(map(len, arrays)), *arrays[0].shape[1:])
+        with archive.open(f"{self.entry}.npy", "w", force_zip64=True) as target:
+            np.lib.format.write_array_header_1_0(target, header)
+            for array in arrays:
+                target.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+        for name, values in ((self.labels, labels), (self.seeds, np.array(seeds))):
+            if name is not None and values is not None:
                 with archive.open(f"{name}.npy", "w") as target:
                     np.lib.format.write_array(target, values)
 
@@ -243,8 +244,7 @@ class Labels(InRecord):
 
 @dataclass(frozen=True)
 class Features(InRecord):
-    """features0, features1, …: what each detector, on the samples' device, makes of all samples,
-    [B, D]."""
+    """features0, features1, …: what each detector makes of all samples, [B, D]."""
 
     detectors: tuple[Detector, ...]
     bytes_per_sample: int = 0
@@ -267,9 +267,7 @@ class Gallery(InRecord):
 
 @dataclass(frozen=True)
 class Paths(InRecord):
-    """What a figure of a toy shows: samples, float32 [B, d], of all seeds; path, the trajectories
-    [R, steps + 1, d] of some.
-    """
+    """samples, float32 [B, d], of all seeds; path, trajectories [R, steps + 1, d], of some."""
 
     paths_of: frozenset[int]
 
@@ -283,16 +281,3 @@ def joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Arrays of equal names, one after the other; not all parts need to have all names."""
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: np.concatenate([part[name] for part in parts if name in part]) for name in names}
-
-
-def _encoded(samples: Arriving, row: int, seed: int) -> tuple[str, bytes]:
-    buffer = io.BytesIO()
-    from_pixels(samples.numpy()[row]).save(buffer, format="PNG")
-    return f"images/{image_name(seed)}", buffer.getvalue()
-
-
-def _entries(parts: list[Path]) -> Iterator[tuple[str, bytes]]:
-    for part in parts:
-        with zipfile.ZipFile(part) as archive:
-            for name in archive.namelist():
-                yield name, archive.read(name)

@@ -32,12 +32,9 @@ class Planned:
     """A point without its networks: what can be checked and planned before anything is loaded.
 
     Attributes:
-        settings: of the run.
         choices: the preset chosen in each group.
         values: swept keys and their values in this point.
         model: the main model, or its recipe.
-        guidance: what guides it.
-        solver: the sampler.
         plan: all guidance weights.
         labels: class of each image as asked for, by number (by name, until the classes are known),
             or None to draw it from the seed.
@@ -63,6 +60,11 @@ class Planned:
         return self.settings.seeds
 
     @property
+    def method(self) -> str:
+        """Name of the guidance preset."""
+        return self.choices["guidance"]
+
+    @property
     def gflops(self) -> float:
         """Cost of one image, 10^9 floating-point operations, 2 per multiply-add; NaN where that is
         not known before the networks are loaded."""
@@ -85,47 +87,50 @@ class Planned:
     @property
     def doubts(self) -> list[str]:
         """What may not be as it was meant, a sentence each."""
-        found = []
+        doubts = []
         for name in self.plan.idle:
             part = "guidance" if name == "direction" else f"guidance.terms.{name}"
-            found.append(
+            doubts.append(
                 f"{part}.schedule acts at no step of the sampler, so nothing is guided by it"
             )
         main = self.model
         for reference in self.guidance.networks:
-            lengths = [getattr(model, "ema", None) for model in (main, reference)]
-            if main.num_classes and reference.num_classes == 0 and None not in lengths:
-                if lengths[0] != lengths[1]:
-                    found.append(
-                        f"the EMA of the main network is {lengths[0]}, that of the unconditional "
-                        f"reference {lengths[1]}; all published results of CFG and the interval "
-                        "have equal ones"
-                    )
-        return found
-
-    @property
-    def method(self) -> str:
-        """Name of the guidance preset."""
-        return self.choices["guidance"]
+            lengths = {getattr(model, "ema", None) for model in (main, reference)}
+            is_cfg = main.num_classes and reference.num_classes == 0
+            if is_cfg and None not in lengths and len(lengths) == 2:
+                doubts.append(
+                    f"the EMA of the main network is {main.ema}, that of the unconditional "
+                    f"reference {reference.ema}; all published results of CFG and the interval "
+                    "have equal ones"
+                )
+        return doubts
 
 
-def check(composed: Composed, values: dict[str, str], models: Models | None = None) -> Planned:
-    """Plan a point; everything that can be wrong without its networks is found here.
+def at_the_point(error: Exception, values: dict[str, str]) -> str:
+    """A complaint, and the values of the point that it is about."""
+    return f"{error}\n  at the point {words_of(values)}" if values else str(error)
 
-    Arguments:
-        composed: the configuration.
-        values: swept keys and their values in this point.
-        models: models and recipes made for other points.
+
+def words_of(values: dict[str, str]) -> str:
+    """Swept values as they are typed."""
+    return " ".join(f"{key}={value}" for key, value in values.items())
+
+
+def check(
+    composed: Composed, values: dict[str, str], models: dict[str, Models] | None = None
+) -> Planned:
+    """Plan a point; everything that can be wrong without its networks is found here. `models` are
+    those made for other points, by device.
 
     Raises:
         UsageError: naming the key; labels that the model does not have, noise levels outside its
             range, a reference of another kind of samples.
     """
-    config, models = composed.config, Models() if models is None else models
-    model = instantiate(config["model"], "model", models, Model)
-    solver = instantiate(config["sampler"], "sampler", models, Solver)
-    guidance = instantiate(config["guidance"], "guidance", models, Guidance)
-    settings = Settings.of(config)
+    settings = Settings.of(composed.config)
+    made = ({} if models is None else models).setdefault(settings.device, Models())
+    model = instantiate(settings.model, "model", made, Model)
+    solver = instantiate(settings.sampler, "sampler", made, Solver)
+    guidance = instantiate(settings.guidance, "guidance", made, Guidance)
     labels = parse_labels(settings.labels, settings.seeds)
     plan = guidance.plan(solver.timeline())
     _check_models(model, guidance, plan)
@@ -137,7 +142,7 @@ def check(composed: Composed, values: dict[str, str], models: Models | None = No
 
 @dataclass(frozen=True)
 class Point:
-    """A point that can be run."""
+    """A point that can be run, with its networks."""
 
     planned: Planned
     model: Denoiser
@@ -150,10 +155,15 @@ class Point:
         return self.kind.decoder
 
     @property
+    def gflops(self) -> float:
+        """Cost of one image, 10^9 floating-point operations."""
+        return self.planned.gflops
+
+    @property
     def run(self) -> Run:
         """What the sampler carries out. Equal guidance but for its weights shares steps."""
         guided = Guided(self.model, self.guidance, self.planned.plan)
-        return Run(guided, _without_schedules(self.planned.settings.guidance))
+        return Run(guided, content_key(_without_schedules(self.planned.settings.guidance)))
 
     @functools.cached_property
     def origins(self) -> dict[str, dict[str, str]]:
@@ -164,28 +174,24 @@ class Point:
             networks += getattr(term.direction, "classifier", nn.Module()).children()
             for number, network in enumerate(networks, 1):
                 models[name if number == 1 else f"{name} {number}"] = network
-        found = {name: dict(model.origin) for name, model in models.items() if model.origin}
+        origins = {name: dict(model.origin) for name, model in models.items() if model.origin}
         if self.decoder is not None and self.decoder.state_dict():
-            found["decoder"] = _origin_of(self.decoder)
-        return found
+            origins["decoder"] = _origin_of(self.decoder)
+        return origins
 
     @property
     def inputs(self) -> list[tuple[str, str]]:
         """Role and place, as one text, and SHA-256 of the files that the networks come from."""
-        items = self.origins.items()
-        return [(f"{role} {one.get('path', '')}".strip(), one["sha256"]) for role, one in items]
-
-    @property
-    def gflops(self) -> float:
-        """Cost of one image, 10^9 floating-point operations."""
-        return replace(self.planned, model=self.model, guidance=self.guidance).gflops
+        return [
+            (f"{role} {origin.get('path', '')}".strip(), origin["sha256"])
+            for role, origin in self.origins.items()
+        ]
 
 
 def load(planned: Planned, decoders: Models, latents_suffice: bool = False) -> Point:
     """The point with its networks on its device.
 
     Arguments:
-        planned: the point.
         decoders: made for other points.
         latents_suffice: go on, with a notice, where latents cannot be decoded here.
 
@@ -194,19 +200,25 @@ def load(planned: Planned, decoders: Models, latents_suffice: bool = False) -> P
             kind of samples.
         GuidexError: a file is not to be had, or damaged.
     """
-    device = planned.settings.device
-    model = load_model(planned.model, device)
-    guidance = planned.guidance.on(device)
+    settings = planned.settings
+    model = load_model(planned.model, settings.device)
+    guidance = planned.guidance.on(settings.device)
     _check_models(model, guidance, planned.plan)
-    planned = replace(planned, labels=_numbered(planned.labels, model))
-    kind = KINDS[model.space]
-    try:
-        decoder = _decoder(planned.settings, model, decoders) if kind.is_decoded else None
-    except GuidexError as error:
-        if not latents_suffice:
-            raise
-        print(f"images are not made, latents are: {error}", file=sys.stderr)
-        decoder = None
+    labels = _numbered(planned.labels, model)
+    planned = replace(planned, model=model, guidance=guidance, labels=labels)
+    kind, decoder = KINDS[model.space], None
+    if kind.is_image:
+        config, key = settings.decoder, "decoder"
+        if "_target_" not in config:  # the default: one for each space
+            config, key = config[model.space], f"decoder.{model.space}"
+        try:
+            decoder = instantiate(config, key, decoders, Decoder).to(settings.device)
+            decoder.eval().requires_grad_(False).image_shape(model.shape)
+        except GuidexError as error:
+            if not latents_suffice:
+                raise
+            decoder = None
+            print(f"images are not made, latents are: {error}", file=sys.stderr)
     return Point(planned, model, guidance, kind(model.shape, decoder))
 
 
@@ -222,44 +234,24 @@ def _origin_of(decoder: Decoder) -> dict[str, str]:
 
 def _check_models(model: Model, guidance: Guidance, plan: Plan) -> None:
     """Refuse noise levels, references and layers that do not fit; what a recipe does not tell is
-    let be."""
+    let be. A GPU stops for good at a class that does not exist."""
     _check_range(model, plan, 1.0)
     for term in guidance.terms.values():
         for query in term.direction.queries:
-            _check_reference(model, query.network)
-            _check_range(query.network, plan, query.k)
-            if query.perturbation is not None and query.network.attention_layers is not None:
-                query.perturbation.chosen(query.network.attention_layers)
-
-
-def _numbered(labels: list[Any] | None, model: Model) -> list[Any] | None:
-    """Conditions by number; as they are written, where the model's are not known."""
-    if labels is None or model.conditions is None:
-        return labels
-    return model.conditions.numbers(labels)
-
-
-def _check_reference(model: Model, reference: Model) -> None:
-    """Refuse another kind of model here: a GPU stops for good at a class that does not exist."""
-    if model.shape is None or reference.shape is None:
-        return
-    classes = {one.num_classes for one in (model, reference)} - {0}
-    if reference.shape != model.shape or len(classes) > 1:
-        raise UsageError(
-            f"the reference makes samples {list(reference.shape)} of {reference.num_classes} "
-            f"classes, but the model makes {list(model.shape)} of {model.num_classes}; choose a "
-            "reference for the same data (guidance.reference)"
-        )
-
-
-def _decoder(settings: Settings, model: Denoiser, decoders: Models) -> Decoder:
-    """The decoder chosen, or by default the one for the model's space."""
-    config, key = settings.decoder, "decoder"
-    if "_target_" not in config:
-        config, key = config[model.space], f"decoder.{model.space}"
-    decoder = instantiate(config, key, decoders, Decoder).to(settings.device).eval()
-    decoder.image_shape(model.shape)
-    return decoder.requires_grad_(False)
+            reference = query.network
+            if None not in (model.shape, reference.shape) and (
+                model.shape != reference.shape
+                or len({model.num_classes, reference.num_classes} - {0}) > 1
+            ):
+                raise UsageError(
+                    f"the reference makes samples {list(reference.shape)} of "
+                    f"{reference.num_classes} classes, but the model makes {list(model.shape)} of "
+                    f"{model.num_classes}; choose a reference for the same data "
+                    "(guidance.reference)"
+                )
+            _check_range(reference, plan, query.k)
+            if query.perturbation is not None and reference.attention_layers is not None:
+                query.perturbation.chosen(reference.attention_layers)
 
 
 def _check_range(model: Model, plan: Plan, k: float) -> None:
@@ -273,12 +265,15 @@ def _check_range(model: Model, plan: Plan, k: float) -> None:
         )
 
 
-def _without_schedules(guidance: Any) -> str:
-    """Identity of a guidance but for its weights, which the plan holds."""
+def _numbered(labels: list[Any] | None, model: Model) -> list[Any] | None:
+    """Conditions by number; as they are written, where the model's are not known."""
+    if labels is None or model.conditions is None:
+        return labels
+    return model.conditions.numbers(labels)
 
-    def strip(node: Any) -> Any:
-        if not isinstance(node, dict):
-            return node
-        return {key: strip(value) for key, value in node.items() if key != "schedule"}
 
-    return content_key(strip(guidance))
+def _without_schedules(node: Any) -> Any:
+    """A guidance but for its weights, which the plan holds."""
+    if not isinstance(node, dict):
+        return node
+    return {key: _without_schedules(value) for key, value in node.items() if key != "schedule"}

@@ -6,6 +6,7 @@ import hashlib
 import platform
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,18 +25,16 @@ def versions() -> dict[str, str]:
     """Versions of guidex and of the libraries that results may depend on."""
     found = {"guidex": guidex.__version__}
     for name in _LIBRARIES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
 def merged(made_with: Iterable[Mapping[str, str]]) -> dict[str, str]:
     """Versions of all parts of a result; several of one library in one text."""
     found: dict[str, set[str]] = {}
-    for one in made_with:
-        for name, text in one.items():
+    for part in made_with:
+        for name, text in part.items():
             found.setdefault(name, set()).update(text.split(" and "))
     return {name: " and ".join(sorted(texts)) for name, texts in found.items()}
 
@@ -44,11 +43,7 @@ def provenance(config: Config) -> dict[str, str]:
     """Versions and device that results were made with."""
     device = config.get("device", "cpu")
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
-    return {
-        **versions(),
-        "python": platform.python_version(),
-        "device": f"{device} ({name})",
-    }
+    return {**versions(), "python": platform.python_version(), "device": f"{device} ({name})"}
 
 
 def digest(data: object, length: int) -> str:
@@ -63,14 +58,8 @@ def made_by(command: str, words: Sequence[str]) -> dict[str, str]:
 
 
 def output_folder(out: str | None, command: str, name: str, identity: object) -> Path:
-    """The folder asked for, or one named after what is run: the same command finds the same folder.
-
-    Arguments:
-        out: the user's choice, or None.
-        command: sample, sweep or eval.
-        name: what people call it.
-        identity: plain data that decides the results.
-    """
+    """The folder asked for, or one named after the command, what people call the run, and what
+    decides its results: the same command finds the same folder."""
     if out is not None:
         return Path(out).expanduser()
     return Path("outputs") / command / f"{name.replace('/', '-')}-{digest(identity, 6)}"

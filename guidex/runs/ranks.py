@@ -1,5 +1,4 @@
-"""Several processes on one run (torchrun): each takes its own blocks, without talking to the
-others."""
+"""Several processes on one run (torchrun), each with blocks of its own; they never talk."""
 
 import os
 from dataclasses import dataclass
@@ -10,9 +9,8 @@ class Rank:
     """This process among those that were started together.
 
     Attributes:
-        index: number of the process over all machines, from 0.
-        count: how many there are.
-        local: number of the process on this machine, which is the number of its GPU.
+        index, count: its number over all machines, from 0, and how many there are.
+        local: its number on this machine, which is the number of its GPU.
     """
 
     index: int
@@ -34,8 +32,5 @@ ALONE = Rank(index=0, count=1, local=0)
 
 def this_rank() -> Rank:
     """What torchrun says in RANK, WORLD_SIZE and LOCAL_RANK; one process alone otherwise."""
-    index, count, local = (
-        int(os.environ.get(name, default))
-        for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
-    )
-    return Rank(index, count, local)
+    defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+    return Rank(*(int(os.environ.get(name, default)) for name, default in defaults.items()))

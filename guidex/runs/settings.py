@@ -9,10 +9,33 @@ import torch
 from guidex.config.compose import Config
 from guidex.config.instantiate import content_key
 from guidex.errors import UsageError
-from guidex.runs.outputs import FORMATS
 from guidex.runs.provenance import digest
 from guidex.runs.ranks import this_rank
 from guidex.sampling.seeds import SEED_LIMIT, check_count, check_seeds, parse_seeds
+
+FORMATS = ("png", "zip", "npz")
+_LEAST = {"batch": 1, "block": 1, "repeats": 1, "gallery": 0}
+_CHOICES = {"rng": ("device", "cpu"), "format": FORMATS}
+
+
+@dataclass(frozen=True)
+class View:
+    """The ends of the axes in figures of 1D toys; None: chosen from the data."""
+
+    x_range: list[float] | None = None
+    sigma_range: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        for key, value in vars(self).items():
+            try:
+                low, high = (0, 1) if value is None else value
+                fits = -math.inf < low < high < math.inf
+            except (TypeError, ValueError):  # no numbers, or not two
+                fits = False
+            if not fits:
+                raise UsageError(
+                    f"figure.{key} must be two increasing numbers or null, not {value!r}"
+                )
 
 
 def _key(*roles: str, **options: Any) -> Any:
@@ -24,21 +47,17 @@ def _key(*roles: str, **options: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a point is sampled with, beside the objects of its configuration.
+    """What a point is sampled with, beside the objects of its configuration, which is recorded.
 
     A key of the configuration that has no field here, or a field without a role, decides what is
-    made of a seed.
-
-    Attributes:
-        config: the resolved configuration, as it is recorded.
-        seeds: one per image, those of all repeats one after the other.
+    made of a seed. Seeds are those of all repeats, one after the other.
     """
 
     config: Config
     out: str | None = _key("volatile")
     overwrite: bool = _key("volatile")
     batch: int = _key("volatile")
-    figure: Config = _key("volatile", default_factory=dict)
+    figure: View = _key("volatile", default=View())
     eval: bool = _key("volatile", default=False)
     published: Any = _key("volatile", default=None)
     seeds: list[int] = _key("start", "extent")
@@ -58,23 +77,17 @@ class Settings:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """The settings in a configuration of either command.
-
-        Raises:
-            UsageError: naming the key.
-        """
+        """The settings in a configuration of either command, checked."""
         config = {**config, "device": resolve_device(config["device"])}
-        for key, least in {"batch": 1, "block": 1, "repeats": 1, "gallery": 0}.items():
-            if key in config:
-                whole(config, key, least)
-        for key, values in {"rng": ("device", "cpu"), "format": FORMATS}.items():
-            if config.get(key, values[0]) not in values:
-                raise UsageError(f"{key} must be {' or '.join(values)}, not {config[key]!r}")
-        if "figure" in config:
-            _check_view(config["figure"])
+        for key in _LEAST.keys() & config:
+            whole(config, key, _LEAST[key])
+        for key in _CHOICES.keys() & config:
+            if config[key] not in _CHOICES[key]:
+                raise UsageError(f"{key} must be {' or '.join(_CHOICES[key])}, not {config[key]!r}")
         names = {each.name for each in fields(cls)}
         typed = {key: value for key, value in config.items() if key in names}
-        return cls(**typed | {"config": config, "seeds": _all_seeds(config)})
+        view, seeds = View(**config.get("figure", {})), _all_seeds(config)
+        return cls(**typed | {"config": config, "seeds": seeds, "figure": view})
 
     @property
     def identity(self) -> Config:
@@ -111,33 +124,23 @@ def resolve_device(device: str) -> str:
     Raises:
         UsageError: no such device.
     """
-    if device == "auto":
-        if not torch.cuda.is_available():
-            return "cpu"
-        _check_index(this_rank().local)
-        return f"cuda:{this_rank().local}"
+    has_gpu = torch.cuda.is_available()
     try:
-        given = torch.device(device)
+        given = torch.device(("cuda" if has_gpu else "cpu") if device == "auto" else device)
     except RuntimeError as error:
         raise UsageError(f"device must be auto, cpu, cuda or cuda:N, not {device!r}") from error
-    if given.type not in ("cpu", "cuda") or (
-        given.type == "cuda" and not torch.cuda.is_available()
-    ):
+    if given.type not in (("cpu", "cuda") if has_gpu else ("cpu",)):
         raise UsageError(f"device={device} is not available here; use auto or cpu")
-    if given.type == "cuda":
-        index = this_rank().local if given.index is None else given.index
-        _check_index(index)
-        return f"cuda:{index}"
-    return device
-
-
-def _check_index(index: int) -> None:
+    if given.type == "cpu":
+        return "cpu"
+    index = this_rank().local if given.index is None else given.index
     count = torch.cuda.device_count()
     if index >= count:
         raise UsageError(
             f"there is no GPU {index}: {count} can be seen here, from cuda:0 on; start one process "
             "for each (torchrun --nproc_per_node), or give device=cuda:0"
         )
+    return f"cuda:{index}"
 
 
 def whole(config: Config, key: str, least: int = 1) -> int:
@@ -148,31 +151,9 @@ def whole(config: Config, key: str, least: int = 1) -> int:
     return value
 
 
-def _check_view(figure: Config) -> None:
-    """Refuse what figures of toys cannot show."""
-    for key in ("x_range", "sigma_range", "center"):
-        value = figure[key]
-        if value is not None and not (
-            isinstance(value, list) and len(value) == 2 and all(map(_is_finite, value))
-        ):
-            raise UsageError(f"figure.{key} must be two finite numbers or null, not {value!r}")
-        if value is not None and key != "center" and not value[0] < value[1]:
-            raise UsageError(f"figure.{key} must increase, unlike {value}")
-    if figure["sigma_range"] is not None and figure["sigma_range"][0] < 0:
-        raise UsageError(f"figure.sigma_range begins at 0 or above, not {figure['sigma_range']}")
-    extent = figure["half_extent"]
-    if extent is not None and not (_is_finite(extent) and extent > 0):
-        raise UsageError(f"figure.half_extent must be a positive number or null, not {extent!r}")
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _all_seeds(config: Config) -> list[int]:
     """The seeds and, for repeats, as many ranges of the same length after them."""
-    first = parse_seeds(config["seeds"])
-    repeats = whole(config, "repeats") if "repeats" in config else 1
+    first, repeats = parse_seeds(config["seeds"]), config.get("repeats", 1)
     check_count(len(first) * repeats)
     stride = max(first) - min(first) + 1
     if max(first) + stride * (repeats - 1) >= SEED_LIMIT:

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -20,8 +19,7 @@ _T = TypeVar("_T")
 class Writers:
     """Threads that do small jobs in the order given, at most WAITING ahead.
 
-    Used as a context manager around a run: leaving it waits until everything is written, and raises
-    what a job has raised.
+    Leaving its context waits until everything is written, and raises what a job has raised.
     """
 
     def __init__(self) -> None:
@@ -32,12 +30,7 @@ class Writers:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._pool.shutdown(cancel_futures=self._error is not None)
         if error is None and self._error is not None:
             raise self._error
@@ -63,11 +56,7 @@ class Writers:
 
 
 class Arriving:
-    """Samples on their way from a device to memory; nobody waits for them before they are wanted.
-
-    Arguments:
-        samples: on any device; those on the CPU are there already.
-    """
+    """Samples on their way to memory from any device; nobody waits before they are wanted."""
 
     def __init__(self, samples: Tensor) -> None:
         self._samples = samples.to("cpu", non_blocking=True)  # pinned memory, if from a GPU

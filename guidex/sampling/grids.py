@@ -13,11 +13,8 @@ MOST_STEPS = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Grid(ABC):
-    """The interface. A grid of N steps has N decreasing noise levels and a final 0.
-
-    Attributes:
-        steps: number of steps, 1 … MOST_STEPS.
-    """
+    """The interface. A grid of N steps, 1 … MOST_STEPS, has N decreasing noise levels and a final
+    0."""
 
     steps: int = 32
 
@@ -29,11 +26,8 @@ class Grid(ABC):
             )
 
     def sigmas(self) -> np.ndarray:
-        """Noise levels of the step boundaries, float64 [steps + 1], decreasing to 0.
-
-        Raises:
-            UsageError: the parameters make noise levels that do not decrease, or are not numbers.
-        """
+        """Noise levels of the step boundaries, float64 [steps + 1], decreasing to 0; UsageError
+        where the parameters make levels that do not."""
         with np.errstate(all="ignore"):
             levels = self.levels(np.arange(self.steps) / max(self.steps - 1, 1))
         if not (np.isfinite(levels).all() and levels[-1] > 0 and (np.diff(levels) < 0).all()):
@@ -49,11 +43,7 @@ class Grid(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Bounded(Grid):
-    """Grids between two noise levels.
-
-    Attributes:
-        sigma_min, sigma_max: noise levels at which the last and the first step start.
-    """
+    """Grids between the noise levels at which the last and the first step start."""
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -69,11 +59,8 @@ class Bounded(Grid):
 
 @dataclass(frozen=True, kw_only=True)
 class Karras(Bounded):
-    """Even in sigma^(1/rho) (Karras et al. 2022, arXiv 2206.00364, equation 5).
-
-    Attributes:
-        rho: 7 for EDM and EDM2; larger makes steps near the image finer.
-    """
+    """Even in sigma^(1/rho) (Karras et al. 2022, arXiv 2206.00364, equation 5); a larger rho makes
+    steps near the image finer."""
 
     rho: float = 7.0
 
@@ -105,13 +92,8 @@ class Log(Bounded):
 
 @dataclass(frozen=True, kw_only=True)
 class VP(Grid):
-    """Even in the time of the variance-preserving SDE (Song et al. 2021; table 1 of arXiv
-    2206.00364).
-
-    Attributes:
-        beta_min, beta_d: the SDE's noise rate is beta_min + beta_d t.
-        epsilon: time at which the last step starts.
-    """
+    """Even in the time t of the variance-preserving SDE with noise rate beta_min + beta_d t, down
+    to epsilon (Song et al. 2021; table 1 of arXiv 2206.00364)."""
 
     beta_min: float = 0.1
     beta_d: float = 19.9
@@ -164,13 +146,9 @@ class IDDPM(Grid):
     """The cosine process of improved DDPM in noise levels (table 1 and algorithm 1 of arXiv
     2206.00364).
 
-    u_{j-1} = sqrt((u_j^2 + 1) / max(abar_{j-1} / abar_j, C1) - 1), abar_j = sin^2(pi/2 j / (M (C2
-    + 1))). The interval paper's labels for DiT are noise levels of this grid with 250 steps.
-
-    Attributes:
-        levels_count: M, the length of the process.
-        j0: first index used.
-        c1, c2: the process's constants.
+    u_{j-1} = sqrt((u_j^2 + 1) / max(abar_{j-1} / abar_j, c1) - 1), abar_j = sin^2(pi/2 j / (M (c2
+    + 1))), M = levels_count, and j0 the first index used. The interval paper's labels for DiT are
+    noise levels of this grid with 250 steps.
     """
 
     steps: int = 250

@@ -1,8 +1,7 @@
 """Seeds decide images: noise, label and every later draw of image k come from seed k alone.
 
-Each seed has a generator of its own. From it come the unit noise, then the label (which
-condition), then the noise of stochastic solvers, in that order (as in EDM2's published images),
-whatever the batch size, the order of the seeds or the number of processes.
+From a seed's own generator come the unit noise, then the label (which condition), then the noise of
+stochastic solvers (as in EDM2's published images), whatever the batch or the number of processes.
 """
 
 from collections.abc import Sequence
@@ -23,12 +22,7 @@ MOST_SEEDS = 10_000_000
 @dataclass(frozen=True)
 class Draws:
     """Fresh noise for each row of a batch, as a value: drawing returns the next Draws, and changes
-    nothing.
-
-    Attributes:
-        states: generator state of each row, or empty where none was asked for.
-        device: where the generators live.
-    """
+    nothing. It holds the generators' states (none where none was asked for) and their device."""
 
     states: tuple[Tensor, ...]
     device: torch.device
@@ -40,11 +34,8 @@ class Draws:
         rows, states = [], []
         for state in self.states:
             generator.set_state(state)
-            rows.append(
-                torch.randn(
-                    like.shape[1:], generator=generator, device=self.device, dtype=like.dtype
-                )
-            )
+            shape, dtype = like.shape[1:], like.dtype
+            rows.append(torch.randn(shape, generator=generator, device=self.device, dtype=dtype))
             states.append(generator.get_state())
         return torch.stack(rows).to(like), Draws(tuple(states), self.device)
 
@@ -75,12 +66,12 @@ def start(
     generator_device: torch.device,
     keep_drawing: bool,
 ) -> Start:
-    """Noise and labels of a batch of seeds.
+    """Noise and labels of a batch.
 
     Arguments:
         seeds: one per image, 0 ... 2^63 - 1; they count modulo 2^32.
-        shape: shape of one sample.
-        conditions: those of the model.
+        shape: of one sample.
+        conditions: of the model.
         labels: numbers of the conditions to make, one per seed, or None to draw each from its seed.
         device: where the results go.
         generator_device: where the generators live; the same seed gives other noise on another
@@ -103,11 +94,8 @@ def start(
 
 
 def parse_seeds(text: str | int | Sequence[str | int]) -> list[int]:
-    """Seeds as written by people: 7, "0-63", ["0-9", 20, "30-39"]. Order is kept.
-
-    Raises:
-        UsageError: not of this form, out of range, or a seed given twice.
-    """
+    """Seeds as written by people: 7, "0-63", ["0-9", 20, "30-39"]. Order is kept; UsageError where
+    they are not of this form, out of range, or given twice."""
     parts = list(text) if isinstance(text, Sequence) and not isinstance(text, str) else [text]
     seeds: list[int] = []
     for part in (piece for entry in parts for piece in str(entry).split(",")):

@@ -35,12 +35,8 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class Solver(ABC):
-    """The interface of all solvers.
-
-    Attributes:
-        grid: the noise levels.
-        dtype: precision of the state x, "float64" or "float32" (EDM2's published numbers).
-    """
+    """The interface of all solvers, with the dtype of the state x (EDM2's numbers are of
+    float32)."""
 
     grid: Grid
     dtype: Literal["float64", "float32"] = "float64"

@@ -100,9 +100,6 @@ class DDIM(Solver):
     For x scaled to unit signal, equation 16 becomes sigma_up^2 = eta^2 s^2 (t^2 - s^2) / t^2 for a
     step from noise level t to s. eta = 0 is deterministic (Euler's method), eta = 1 is DDPM's
     ancestral sampling.
-
-    Attributes:
-        eta: 0 ... 1.
     """
 
     eta: float = 0.0

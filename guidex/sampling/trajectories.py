@@ -22,12 +22,7 @@ from guidex.sampling.solver import Solver, State
 
 @dataclass(frozen=True)
 class Run:
-    """One plan to carry out.
-
-    Attributes:
-        guided: the guided denoiser.
-        key: identity of the guidance; two runs with equal keys and equal weights do the same.
-    """
+    """One plan to carry out; two runs with equal keys and equal weights do the same."""
 
     guided: Guided
     key: Hashable
@@ -56,12 +51,7 @@ class Outcome:
 
 
 class NonFinite(GuidexError):
-    """A sample became infinite or not a number.
-
-    Arguments:
-        message: naming the seed and the step.
-        run: number of a run that the sample is of.
-    """
+    """A sample, of the run of this number, became infinite or not a number."""
 
     def __init__(self, message: str, run: int) -> None:
         super().__init__(message)
@@ -85,14 +75,10 @@ def trajectories(
 
     Arguments:
         runs: plans on the solver's grid, all with the same main denoiser.
-        solver: the solver.
         begin: noise and conditions of the batch.
-        seeds: the batch's seeds, for error messages.
+        seeds: of the batch, for the message of `NonFinite`.
         record: how many rows (from the first) to record at every step boundary.
         tick: told after each step how many images have been finished, counting parts.
-
-    Raises:
-        NonFinite: naming the seed and the step.
     """
     tree = _Tree(runs, solver, begin, record, tick)
     began = time.perf_counter()
@@ -118,13 +104,8 @@ class _Tree:
         record: int,
         tick: Callable[[float], None],
     ) -> None:
-        self.runs, self.solver, self.begin, self.record, self.tick = (
-            runs,
-            solver,
-            begin,
-            record,
-            tick,
-        )
+        self.runs, self.solver, self.begin = runs, solver, begin
+        self.record, self.tick = record, tick
         self.sigmas = solver.sigmas()
         self.outcomes: dict[int, Outcome] = {}
         self.finite: list[tuple[int, int, Tensor]] = []  # step, run, whether a row is
@@ -211,10 +192,6 @@ def sample(
     """Sample from Python: one image per seed, on the CPU's generators.
 
     Arguments:
-        main: the model.
-        guidance: what guides it.
-        solver: sampler with its grid.
-        seeds: one per image.
         labels: numbers of classes, one per seed, or None to draw them from the seeds.
         batch: images per network call; it does not change the images.
 
@@ -227,15 +204,8 @@ def sample(
     for first in range(0, len(seeds), batch):
         part = seeds[first : first + batch]
         chosen = None if labels is None else labels[first : first + batch]
-        begin = start(
-            part,
-            main.shape,
-            main.conditions,
-            chosen,
-            device,
-            torch.device("cpu"),
-            solver.stochastic,
-        )
+        cpu, shape = torch.device("cpu"), main.shape
+        begin = start(part, shape, main.conditions, chosen, device, cpu, solver.stochastic)
         xs.append(trajectories([run], solver, begin, part)[0].x)
         ys.append(begin.labels)
     return torch.cat(xs), None if ys[0] is None else torch.cat(ys)

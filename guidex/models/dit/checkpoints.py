@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from guidex.errors import GuidexError
-from guidex.files.pickles import open_file, printable
+from guidex.errors import GuidexError, printable
+from guidex.files.pickles import open_file
 from guidex.files.torch_files import read_weights
 from guidex.models.dit.network import Network, Shape, positions
 

@@ -1,15 +1,12 @@
 """What is in a checkpoint file: the weights of a network and the arguments to build it with.
 
 Two kinds of files are read: EDM2 network snapshots (`.pkl`; post-hoc EMA reconstructions have the
-same layout), and guidex's own pairs PATH.safetensors + PATH.json, which `convert` makes of them.
+same layout), and guidex's own pairs PATH.safetensors + PATH.json, which `guidex convert` writes.
 """
 
 import hashlib
-import itertools
 import json
-import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +19,8 @@ from torch import Tensor
 
 from guidex.errors import GuidexError, UsageError
 from guidex.files.atomic import atomic_write
-from guidex.files.pickles import Recorded, open_file, printable, read_pickle
+from guidex.files.cache import file_sha256
+from guidex.files.pickles import Recorded, printable, read_pickle
 
 FORMAT = 1  # of PATH.json
 NETWORK_CLASS = "Precond"  # EDM2's U-Net with its preconditioning
@@ -39,9 +37,8 @@ class Checkpoint:
             of the file (EDM2: float16).
         metadata: where they come from, JSON types. "source" and "sha256": name and hash of the
             file they were first read from, the same before and after conversion; "entry": the
-            part of it that was taken; "network": its class; "dtype": of its tensors. Where
-            recorded: "dataset_kwargs", and "encoder" with "class_name", "init_args",
-            "init_kwargs" and "state".
+            part of it that was taken; "network": its class; "dtype": of its tensors; and, where
+            recorded, "dataset_kwargs" and "encoder".
     """
 
     config: dict[str, Any]
@@ -51,87 +48,22 @@ class Checkpoint:
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read PATH.safetensors with PATH.json beside it, or (any other suffix) an EDM2 snapshot.
-
-    Raises:
-        UsageError: no such file, or not of these kinds.
-        GuidexError: damaged, or refused because it holds more than data.
-    """
+    Raises UsageError, GuidexError: there is none, or it is damaged or holds more than data."""
     path = Path(path)
     return _read_pair(path) if path.suffix == ".safetensors" else _read_snapshot(path)
 
 
 def read_config(path: str | Path) -> dict[str, Any] | None:
     """The arguments that a converted network is built with, without its weights; None where `path`
-    is no converted checkpoint on this machine.
-
-    Raises:
-        GuidexError: the description is damaged.
-    """
+    is no converted checkpoint on this machine."""
     description = Path(path).expanduser().with_suffix(".json")
     if Path(path).suffix != ".safetensors" or not description.is_file():
         return None
     return _read_description(description)["config"]
 
 
-def convert(
-    source: str | Path,
-    destination: str | Path,
-    *,
-    overwrite: bool = False,
-    check: Callable[[Checkpoint], object] = bool,
-) -> Checkpoint:
-    """Read a checkpoint and write it as a pair PATH.safetensors + PATH.json.
-
-    Arguments:
-        source: as for `read_checkpoint`.
-        destination: PATH.safetensors, in an existing folder.
-        overwrite: replace the files of that name.
-        check: raises to refuse what was read, before anything is written.
-
-    Returns:
-        What was written; `read_checkpoint(destination)` gives the same.
-
-    Raises:
-        UsageError, GuidexError: as `read_checkpoint` and `write_checkpoint`; for what is wrong
-            with the destination, before the source is read.
-    """
-    _destination(destination, overwrite)
-    checkpoint = read_checkpoint(source)
-    check(checkpoint)
-    write_checkpoint(checkpoint, destination, overwrite=overwrite)
-    return checkpoint
-
-
-def write_checkpoint(
-    checkpoint: Checkpoint, destination: str | Path, *, overwrite: bool = False
-) -> None:
-    """Write PATH.safetensors and PATH.json: both of them, or none where something goes wrong.
-
-    The weights carry a hash of the description, so that two files that do not belong together
-    (after a kill between two renames, or by a wrong copy) are told apart from a pair.
-
-    Raises:
-        UsageError: another suffix than .safetensors, no such folder, or a file is already there.
-        GuidexError: the files cannot be written.
-    """
-    weights, description = _destination(destination, overwrite)
-    content = {"format": FORMAT, "config": checkpoint.config, "metadata": checkpoint.metadata}
-    header = {"guidex": str(FORMAT), "description": _digest(content)}
-    tensors = _separate(checkpoint.tensors)
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-
-    def write_both(file: BinaryIO) -> None:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-        # Renamed once the description is on the disk, which is renamed after it.
-        atomic_write(weights, lambda file: file.write(safetensors.torch.save(tensors, header)))
-
-    atomic_write(description, write_both)
-
-
-def _destination(path: str | Path, overwrite: bool) -> tuple[Path, Path]:
-    """Where weights and description go."""
+def require_free(path: str | Path, overwrite: bool) -> tuple[Path, Path]:
+    """Where weights and description go; a UsageError where they cannot."""
     weights = Path(path)
     if weights.suffix != ".safetensors":
         raise UsageError(f"{weights}: the name of a converted checkpoint ends in .safetensors.")
@@ -144,16 +76,28 @@ def _destination(path: str | Path, overwrite: bool) -> tuple[Path, Path]:
     return weights, description
 
 
-def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, contiguous and each in memory of its own, as safetensors wants them."""
-    seen: set[int] = set()
-    result = {}
-    for name, tensor in tensors.items():
-        address = tensor.untyped_storage().data_ptr()
-        whole = tensor.is_contiguous() and address not in seen
-        result[name] = tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
-        seen.add(address)
-    return result
+def write_checkpoint(
+    checkpoint: Checkpoint, destination: str | Path, *, overwrite: bool = False
+) -> None:
+    """Write PATH.safetensors and PATH.json: both of them, or none where something goes wrong.
+
+    The weights carry a hash of the description, so that two files that do not belong together
+    (after a kill between two renames, or by a wrong copy) are told apart from a pair.
+    """
+    weights, description = require_free(destination, overwrite)
+    content = {"format": FORMAT, "config": checkpoint.config, "metadata": checkpoint.metadata}
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    header = {"guidex": str(FORMAT), "description": _digest(content)}
+    tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
+
+    def write_both(file: BinaryIO) -> None:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+        # Renamed once the description is on the disk, which is renamed after it.
+        atomic_write(weights, lambda file: file.write(safetensors.torch.save(tensors, header)))
+
+    atomic_write(description, write_both)
 
 
 def _digest(content: object) -> str:
@@ -165,10 +109,7 @@ def _read_pair(weights: Path) -> Checkpoint:
     description = weights.with_suffix(".json")
     for file in (weights, description):
         if not file.is_file():
-            raise UsageError(
-                f"{file}: does not exist. A checkpoint of guidex is a pair {weights.name} + "
-                f"{description.name}, as `convert` writes it."
-            )
+            raise UsageError(f"{file}: does not exist; a converted checkpoint is a pair of files.")
     content = _read_description(description)
     try:
         with safe_open(weights, framework="pt", device="cpu") as file:
@@ -191,23 +132,27 @@ def _read_description(path: Path) -> dict[str, Any]:
     match content:
         case {"format": 1, "config": dict(), "metadata": dict()}:
             return content
-    raise GuidexError(
-        f"{path}: not the description of a checkpoint of format {FORMAT}, which this version of "
-        "guidex reads; convert the original again."
-    )
+    raise GuidexError(f"{path}: no description of format {FORMAT}; convert the original again.")
 
 
 # --- EDM2 snapshots ---------------------------------------------------------------------------
 
 
 def _read_snapshot(path: Path) -> Checkpoint:
-    with open_file(path) as file:
-        data = read_pickle(file)
-        file.seek(0)
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    entry, network = _network(data, path)
-    if len(network.init_args) != 0:
-        raise GuidexError(f"{path}: its {network.class_name} was built with unnamed arguments.")
+    data = read_pickle(path)
+    entries = data if isinstance(data, dict) else {}
+    found = [name for name in _ENTRIES if isinstance(entries.get(name), Recorded)]
+    if not found:
+        names = ", ".join(printable(str(key)) for key in list(entries)[:10]) or "none"
+        raise GuidexError(
+            f"{path}: no network under {' or '.join(_ENTRIES)}; its entries are: {names}."
+        )
+    network = entries[found[0]]
+    if network.class_name != NETWORK_CLASS or network.init_args:
+        raise GuidexError(
+            f"{path}: holds a {printable(network.class_name)} of {len(network.init_args)} unnamed "
+            f"arguments; an EDM2 snapshot holds a {NETWORK_CLASS} of named ones."
+        )
     tensors: dict[str, Tensor] = {}
     try:
         _gather(network, "", tensors)
@@ -221,8 +166,8 @@ def _read_snapshot(path: Path) -> Checkpoint:
         raise GuidexError(f"{path}: not an EDM2 snapshot: {error}.") from error
     metadata = {
         "source": path.name,
-        "sha256": sha256,
-        "entry": entry,
+        "sha256": file_sha256(path),
+        "entry": found[0],
         "network": network.class_name,
         "dtype": ", ".join(sorted({str(tensor.dtype)[6:] for tensor in tensors.values()})),
         **recorded,
@@ -230,74 +175,44 @@ def _read_snapshot(path: Path) -> Checkpoint:
     return Checkpoint(config, tensors, metadata)
 
 
-def _network(data: object, path: Path) -> tuple[str, Recorded]:
-    entries = data if isinstance(data, dict) else {}
-    for entry in _ENTRIES:
-        network = entries.get(entry)
-        if isinstance(network, Recorded):
-            if network.class_name != NETWORK_CLASS:
-                raise GuidexError(
-                    f"{path}: holds a {printable(network.class_name)}; of snapshots, guidex reads "
-                    f"those of EDM2, whose network is a {NETWORK_CLASS}."
-                )
-            return entry, network
-    names = ", ".join(printable(str(key)) for key in list(entries)[:10]) or "none"
-    raise GuidexError(
-        f"{path}: no network under {' or '.join(_ENTRIES)}; its entries are: {names}."
-    )
-
-
 def _gather(module: object, prefix: str, tensors: dict[str, Tensor]) -> None:
-    """Collect the tensors of a recorded torch module, by the names of its `state_dict()`.
-
-    Parameters, then buffers other than the non-persistent ones, then submodules, in their order.
-
-    Raises:
-        ValueError: it is no torch module, or not one that a state_dict can name.
-    """
-    where = prefix or "the network"
-    state = module.state if isinstance(module, Recorded) else {}
-    kinds = [state.get(kind) for kind in ("_parameters", "_buffers", "_modules")]
-    transient = state.get("_non_persistent_buffers_set", set())
-    if not all(isinstance(members, dict) for members in kinds) or not isinstance(transient, set):
-        raise ValueError(f"{where} is not a torch module")
-    for name in itertools.chain(*kinds):
-        if not isinstance(name, str) or name == "" or "." in name or not name.isprintable():
-            raise ValueError(f"a member of {where} is called {name!r:.60}")
-    parameters, buffers, modules = kinds
-    persistent = {name: value for name, value in buffers.items() if name not in transient}
+    """Collect the tensors of a recorded torch module, by the names of its `state_dict()`, in its
+    order; None is torch's sign for an absent one."""
+    match module:
+        case Recorded(
+            state={"_parameters": dict(parameters), "_buffers": dict(buffers), "_modules": dict()}
+        ):
+            transient = module.state.get("_non_persistent_buffers_set", ())
+            persistent = {name: value for name, value in buffers.items() if name not in transient}
+        case _:
+            raise ValueError(f"{prefix or 'the network'} is not a torch module")
     for name, tensor in [*parameters.items(), *persistent.items()]:
-        if tensor is not None:  # torch's sign for an absent one
-            if not isinstance(tensor, Tensor):
-                raise ValueError(f"{prefix}{name} is not a tensor")
-            tensors[prefix + name] = tensor
-    for name, child in modules.items():
+        if not isinstance(tensor, Tensor | None):
+            raise ValueError(f"{prefix}{name} is not a tensor")
+        if tensor is not None:
+            tensors[f"{prefix}{name}"] = tensor
+    for name, child in module.state["_modules"].items():
         if child is not None:
             _gather(child, f"{prefix}{name}.", tensors)
 
 
 def _plain(value: object) -> Any:
-    """A value of `read_pickle` as JSON types: tuples become lists, arrays nested lists.
+    """A value of `read_pickle` as JSON types: tuples become lists, arrays nested lists; of a
+    recorded object its class, its arguments, and its public state."""
+    try:
+        return json.loads(json.dumps(value, default=_described, allow_nan=False))
+    except TypeError as error:  # another type, or a key that is no string
+        raise ValueError(f"JSON cannot hold a recorded argument: {error}") from error
 
-    Of a recorded object: its class, its arguments, and its public state.
-    """
+
+def _described(value: object) -> Any:
     match value:
-        case None | bool() | int() | str():
-            return value
-        case float() if math.isfinite(value):
-            return value
         case torch.dtype():
             return str(value)
         case np.ndarray() | Tensor():
-            return _plain(value.tolist())
-        case list() | tuple():
-            return [_plain(item) for item in value]
-        case dict() if all(isinstance(key, str) for key in value):
-            return {key: _plain(item) for key, item in value.items()}
+            return value.tolist()
         case Recorded():
-            public = {k: v for k, v in value.state.items() if not str(k).startswith("_")}
-            named = ("class_name", "init_args", "init_kwargs")
-            return {name: _plain(getattr(value, name)) for name in named} | {
-                "state": _plain(public)
-            }
-    raise ValueError(f"a recorded argument is a {type(value).__name__} that JSON cannot hold")
+            named = {key: getattr(value, key) for key in ("class_name", "init_args", "init_kwargs")}
+            state = {k: v for k, v in value.state.items() if not str(k).startswith("_")}
+            return named | {"state": state}
+    raise TypeError(f"a {type(value).__name__}")

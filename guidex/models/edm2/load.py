@@ -1,17 +1,15 @@
 """EDM2 networks from checkpoints: a file of your own, or one of the published ones by its name.
 
-Published networks are float16, and so were the numbers published with them; that is the default
-here, on every device. CPUs compute float16 several times slower than float32: use float32 there.
+Published networks and the numbers published with them are float16, the default on every device.
+CPUs compute float16 several times slower than float32: use float32 there.
 """
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import urlsplit
 
 import torch
-from torch import Tensor
 
 from guidex.errors import GuidexError, UsageError
 from guidex.files.cache import fetch, file_sha256
@@ -38,57 +36,81 @@ a second, which a plan should not."""
 
 
 def edm2(
-    checkpoint: str,
-    sha256: str | None = None,
+    checkpoint: str, sha256: str | None = None, dtype: Dtype = "float16", compile: bool = False
+) -> ModelSpec:
+    """The recipe of a checkpoint's network; see `load_network`. All is known of a converted one on
+    this machine, and nothing of others."""
+    build = partial(load_network, checkpoint, sha256, dtype, compile)
+    sources = (Source(checkpoint, sha256),)
+    values = read_config(checkpoint)
+    if values is None:
+        return ModelSpec(build, sources)
+    return ModelSpec.of(_outline(Config.from_mapping(values, checkpoint)), build, sources)
+
+
+def released(
+    dataset: Literal["img512", "img64"],
+    size: Size,
+    kimg: int,
+    ema: float,
+    conditional: bool = True,
+    root: str = ROOT,
     dtype: Dtype = "float16",
-    folded: bool = True,
     compile: bool = False,
 ) -> ModelSpec:
-    """The recipe of a checkpoint's network; see `load_network`. Without its weights all is known
-    of a converted checkpoint on this machine, and nothing of others."""
-    build = partial(load_network, checkpoint, sha256, dtype, folded, compile)
-    sources = (Source(checkpoint, sha256),)
-    config = read_config(checkpoint)
-    if config is None:
-        return ModelSpec(build, sources)
-    return ModelSpec.of(_outline(_config(config, checkpoint)), build, sources)
+    """The recipe of a published EDM2 network (Karras et al. 2024, arXiv 2312.02696, 2406.02507).
+
+    Arguments:
+        dataset: ImageNet at 512x512 (latents) or 64x64 (pixels).
+        size, kimg: of the network; of its training, in thousands of images.
+        ema: length of its averaged weights, sigma_rel, a multiple of 0.001. Not every length is
+            published; `guidex ema` makes others from raw snapshots, for model=edm2.
+        conditional: False for the networks without classes.
+        root: URL or folder that has the files under their published names.
+        dtype, compile: see `load_network`.
+    """
+    if not 0 < kimg < 10_000_000:
+        raise UsageError(f"kimg is {kimg}; it must be 1 to 9999999, thousands of images")
+    if not (0 < ema < 1 and round(ema, 3) == ema):
+        raise UsageError(f"ema is {ema}; files are named by lengths such as 0.130, up to 0.001")
+    network = size if conditional else f"{size}-uncond"
+    place = f"{root.rstrip('/')}/edm2-{dataset}-{network}-{kimg:07d}-{ema:.3f}.pkl"
+    build = partial(load_network, place, None, dtype, compile)
+    channels = {"img512": 4, "img64": 3}[dataset]
+    config = Config(64, channels, 1000 if conditional else 0, CHANNELS[size])
+    return ModelSpec.of(_outline(config), build, (Source(place),), GFLOPS[size], ema)
+
+
+def _outline(config: Config, dtype: torch.dtype = torch.float32) -> EDM2:
+    """A network without weights."""
+    with torch.device("meta"):
+        return EDM2(config, dtype)
 
 
 def load_network(
-    checkpoint: str,
-    sha256: str | None = None,
-    dtype: Dtype = "float16",
-    folded: bool = True,
-    compile: bool = False,
+    checkpoint: str, sha256: str | None = None, dtype: Dtype = "float16", compile: bool = False
 ) -> EDM2:
-    """The EDM2 network of a checkpoint. Nothing that the file holds is run.
+    """The EDM2 network of a checkpoint, in its inference form. Nothing that the file holds is run.
 
     Arguments:
         checkpoint: path, file:// URL or https:// URL (downloaded into the cache once) of an EDM2
             snapshot (.pkl) or of what `guidex convert` made of one (.safetensors beside .json).
         sha256: that the file must have, or None.
         dtype: in which the U-Net computes.
-        folded: use the inference form, which computes the same up to rounding, and faster.
         compile: use torch.compile, which takes its time once for every size of batch that occurs.
-            There is only one where `batch` divides `block`, and `block` the number of seeds, and
-            another where guidance asks the network for several predictions at once.
-
-    Returns:
-        The network on the CPU; 1 or 3 channels are pixels in [-1, 1], other numbers latents.
 
     Raises:
         UsageError: no such file, or not of these kinds.
         GuidexError: not to be downloaded, damaged, refused, or no EDM2 network.
     """
     path = obtain(checkpoint, sha256)
-    model = network_of(read_checkpoint(path), str(path), getattr(torch, dtype))
-    model.origin = {**model.origin, "path": checkpoint}
+    read = read_checkpoint(path)
+    model = fold(network_of(read, str(path), getattr(torch, dtype)))
+    origin = {"path": checkpoint, **read.metadata}
     if path.suffix == ".safetensors":  # the hash that it says itself is that of the original
-        if "sha256" in model.origin:
-            model.origin["original"] = model.origin["sha256"]
-        model.origin["sha256"] = file_sha256(path)
-    if folded:
-        model = fold(model)
+        origin |= {"original": read.metadata.get("sha256"), "sha256": file_sha256(path)}
+    names = ("source", "path", "sha256", "original")
+    model.origin = {name: str(origin[name]) for name in names if origin.get(name) is not None}
     if compile:
         compile_network(model)
     return model
@@ -105,57 +127,6 @@ def compile_network(model: EDM2) -> None:
     model.compiled = True
 
 
-def released(
-    dataset: Literal["img512", "img64"],
-    size: Size,
-    kimg: int,
-    ema: float,
-    conditional: bool = True,
-    root: str = ROOT,
-    dtype: Dtype = "float16",
-    folded: bool = True,
-    compile: bool = False,
-) -> ModelSpec:
-    """The recipe of a published EDM2 network (Karras et al. 2024, arXiv 2312.02696, 2406.02507).
-
-    Arguments:
-        dataset: ImageNet at 512x512 (latents) or 64x64 (pixels).
-        size: of the network.
-        kimg: training, in thousands of images.
-        ema: length of its averaged weights, sigma_rel, a multiple of 0.001. Not every length is
-            published; `guidex ema` makes others from raw snapshots, for model=edm2.
-        conditional: False for the networks without classes.
-        root: URL or folder that has the files under their published names.
-        dtype, folded, compile: see `load_network`.
-
-    Raises:
-        UsageError: a kimg or ema that no file is named after.
-    """
-    source = released_source(dataset, size, kimg, ema, conditional, root)
-    build = partial(load_network, source, None, dtype, folded, compile)
-    channels = {"img512": 4, "img64": 3}[dataset]
-    config = Config(64, channels, 1000 if conditional else 0, CHANNELS[size])
-    return ModelSpec.of(_outline(config), build, (Source(source),), GFLOPS[size], ema)
-
-
-def _outline(config: Config) -> EDM2:
-    """A network without weights."""
-    with torch.device("meta"):
-        return EDM2(config)
-
-
-def released_source(
-    dataset: str, size: str, kimg: int, ema: float, conditional: bool, root: str
-) -> str:
-    """Path or URL of a published network, such as ROOT/edm2-img512-s-2147483-0.130.pkl."""
-    if not 0 < kimg < 10_000_000:
-        raise UsageError(f"kimg is {kimg}; it must be 1 to 9999999, thousands of images")
-    if not (0 < ema < 1 and round(ema, 3) == ema):
-        raise UsageError(f"ema is {ema}; files are named by lengths such as 0.130, up to 0.001")
-    network = size if conditional else f"{size}-uncond"
-    return f"{root.rstrip('/')}/edm2-{dataset}-{network}-{kimg:07d}-{ema:.3f}.pkl"
-
-
 def obtain(checkpoint: str, sha256: str | None = None) -> Path:
     """The file of a checkpoint on this machine, downloaded if need be, with progress."""
     parts = urlsplit(checkpoint)
@@ -170,46 +141,16 @@ def obtain(checkpoint: str, sha256: str | None = None) -> Path:
 
 
 def network_of(checkpoint: Checkpoint, where: str, dtype: torch.dtype) -> EDM2:
-    """The network that a checkpoint describes, with its weights as they are stored.
-
-    Arguments:
-        checkpoint: as read; of its description nothing is trusted.
-        where: it was read from, for messages.
-        dtype: in which the U-Net computes.
-
-    Raises:
-        UsageError: the description is not of an EDM2 network.
-        GuidexError: the tensors are not those of the network described.
-    """
-    config = _config(checkpoint.config, where)
-    with torch.device("meta"):
-        model = EDM2(config, dtype)
-    _require_same(checkpoint.tensors, model.state_dict(), where)
-    # As stored: the float16 gains of the published networks have to be read in float16.
-    model.load_state_dict(checkpoint.tensors, assign=True)
-    found = {k: str(v) for k, v in checkpoint.metadata.items() if k in ("source", "sha256")}
-    model.origin = {"source": where, **found}
-    return model.requires_grad_(False)
-
-
-def _config(given: Mapping[str, object], where: str) -> Config:
+    """The network that a checkpoint, read from `where`, describes, with its weights as stored.
+    Raises UsageError, GuidexError: it is not of EDM2, or its tensors are of another network."""
+    model = _outline(Config.from_mapping(checkpoint.config, where), dtype)
     try:
-        return Config.from_mapping(given)
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from error
-
-
-def _require_same(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
-    faults = [f"{printable(name)} is unknown" for name in given if name not in wanted]
-    for name, tensor in wanted.items():
-        if name not in given:
-            faults.append(f"it lacks {name}")
-        elif given[name].shape != tensor.shape or not given[name].is_floating_point():
-            shape = f"{list(given[name].shape)} of {given[name].dtype}"
-            faults.append(f"{name} is {shape} instead of {list(tensor.shape)}")
-    if faults:
-        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        # As stored: the float16 gains of the published networks have to be read in float16.
+        model.load_state_dict(checkpoint.tensors, assign=True)
+    except RuntimeError as error:
+        faults = " ".join(printable(line.strip()) for line in str(error).splitlines()[1:])
         raise GuidexError(
             f"{where}: its tensors are not those of the EDM2 network that it describes: "
-            f"{'; '.join(faults[:3])}{more}"
-        )
+            f"{faults:.400}"
+        ) from error
+    return model.requires_grad_(False)

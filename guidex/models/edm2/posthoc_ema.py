@@ -3,7 +3,7 @@
 Karras et al. 2024 (arXiv 2312.02696), section 3 and appendix C. The average of length gamma at
 training time t is theta_gamma(t) = (gamma + 1) / t^(gamma + 1) * integral_0^t tau^gamma theta(tau)
 dtau; its length is told by sigma_rel, the width of this profile as a fraction of t. Training times
-may be in any unit (images, kimg, steps), the same one everywhere. All is NumPy, float64.
+are in any one unit.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from guidex.errors import UsageError
 
 
 def sigma_rel_of_gamma(gamma: ArrayLike) -> NDArray[np.float64]:
-    """Exponent gamma >= 0 -> relative width: sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))."""
+    """Exponent gamma >= 0 -> relative width of the profile."""
     gamma = np.asarray(gamma, dtype=np.float64)
     return np.sqrt(gamma + 1) / ((gamma + 2) * np.sqrt(gamma + 3))
 
@@ -23,13 +23,9 @@ MAX_SIGMA_REL = float(sigma_rel_of_gamma(0.0))
 
 
 def gamma_of_sigma_rel(sigma_rel: ArrayLike) -> NDArray[np.float64]:
-    """Relative width -> exponent gamma >= 0, the inverse of `sigma_rel_of_gamma` (appendix C).
-
-    It is the largest root of (gamma + 2)^2 (gamma + 3) - (gamma + 1) / sigma_rel^2, a cubic.
-
-    Raises:
-        UsageError: where sigma_rel is not in (0, 12^-1/2].
-    """
+    """Relative width -> exponent gamma >= 0: the largest root of the cubic
+    (gamma + 2)^2 (gamma + 3) - (gamma + 1) / sigma_rel^2 (appendix C); a UsageError where sigma_rel
+    is not in (0, 12^-1/2]."""
     sigma_rel = np.asarray(sigma_rel, dtype=np.float64)
     if not np.all((sigma_rel > 0) & (sigma_rel <= MAX_SIGMA_REL)):
         raise UsageError(
@@ -42,36 +38,22 @@ def gamma_of_sigma_rel(sigma_rel: ArrayLike) -> NDArray[np.float64]:
 
 
 def images_of(kimg: int) -> int:
-    """Training time in images, of a snapshot that is named by its thousands, rounded down.
-
-    EDM2 counts whole batches and stores its snapshots at multiples of 1024 images (all published
-    batch sizes divide it): the one multiple that the name can mean, where there is one.
-    """
+    """Training time in images, of a snapshot that is named by its thousands, rounded down: EDM2
+    stores its snapshots at multiples of 1024, of which the name can mean one or none."""
     images = (kimg * 1000 + 999) // 1024 * 1024
     return images if images // 1000 == kimg else kimg * 1000
-
-
-def decay(gamma: ArrayLike, t: ArrayLike, dt: ArrayLike = 1.0) -> NDArray[np.float64]:
-    """beta of one update, theta_gamma(t) = beta theta_gamma(t - dt) + (1 - beta) theta(t).
-
-    beta = (1 - dt / t)^(gamma + 1): 0 at t = dt, so that the initial weights are forgotten.
-    """
-    return (1 - np.asarray(dt, np.float64) / np.asarray(t)) ** (np.asarray(gamma) + 1)
 
 
 def profile_product(
     t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b: ArrayLike
 ) -> NDArray[np.float64]:
-    """Integral over training time of the product of two averages' profiles, in 1 / (unit of t).
-
-    A profile is p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1), tau <= t. The powers of t_a and t_b
-    are taken as one power of their ratio, which cannot overflow.
-    """
+    """Integral over training time of the product of two averages' profiles, in 1 / (unit of t)."""
     t_a, t_b = np.asarray(t_a, np.float64), np.asarray(t_b, np.float64)
     gamma_a, gamma_b = np.asarray(gamma_a, np.float64), np.asarray(gamma_b, np.float64)
     early, late = np.minimum(t_a, t_b), np.maximum(t_a, t_b)
     gamma_late = np.where(t_a < t_b, gamma_b, gamma_a)
     scale = (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1)
+    # One power of the ratio cannot overflow, as the powers of both times could.
     return scale * (early / late) ** gamma_late / late
 
 
@@ -81,35 +63,27 @@ def reconstruction_coefficients(
     target_times: ArrayLike,
     target_lengths: ArrayLike,
 ) -> NDArray[np.float64]:
-    """Weights of stored averages whose sum is, in the least-squares sense, an average never stored.
+    """Weights of stored averages whose sum is nearest (least squares) to one never stored.
 
-    The sum's profile is fitted to the target's by its normal equations (appendix C, "post-hoc EMA
-    solve"); the coefficients of each target are then divided by their sum, so that a network that
-    no longer changes is reproduced.
+    The sum's profile is fitted to the target's by its normal equations (appendix C); coefficients
+    are divided by their sum, so that a network that no longer changes is reproduced.
 
     Arguments:
         snapshot_times, snapshot_lengths: training time and sigma_rel of each stored average, [N].
-        target_times, target_lengths: those wanted, [M], or a scalar time for all of them.
+        target_times, target_lengths: those wanted, [M] or scalars.
 
     Returns:
         Coefficients [N, M], every column of sum 1.
-
-    Raises:
-        UsageError: where a length is out of range, a time is not positive, two snapshots are the
-            same, or a target is later than all snapshots.
     """
-    t = np.atleast_1d(np.asarray(snapshot_times, np.float64))
-    t_target = np.atleast_1d(np.asarray(target_times, np.float64))
-    gamma = np.atleast_1d(gamma_of_sigma_rel(snapshot_lengths))
+    t, t_target = np.array(snapshot_times, float), np.array(target_times, float, ndmin=1)
+    gamma = gamma_of_sigma_rel(snapshot_lengths)
     gamma_target = np.atleast_1d(gamma_of_sigma_rel(target_lengths))
-    if not np.all(t > 0):
-        raise UsageError(f"snapshot times are {t.tolist()}; they must be above 0")
     if len(set(zip(t, gamma, strict=True))) < t.size:
         raise UsageError("two EMA snapshots have the same time and length; give each one once")
-    if not np.all((t_target > 0) & (t_target <= t.max())):
+    if not (np.all(t > 0) and np.all((t_target > 0) & (t_target <= t.max()))):
         raise UsageError(
-            f"target times are {t_target.tolist()}; "
-            f"they must be above 0 and at most the last snapshot's {t.max():g}"
+            f"snapshots at {t.tolist()} do not tell of {t_target.tolist()}: times must be above 0 "
+            f"and at most the last snapshot's {t.max():g}"
         )
     gram = profile_product(t[:, None], gamma[:, None], t, gamma)
     moments = profile_product(t[:, None], gamma[:, None], t_target, gamma_target)
