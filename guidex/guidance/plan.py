@@ -55,18 +55,14 @@ class Plan:
         steps, sigmas = self.guided_steps, self.timeline.sigmas
         total = len(sigmas) - 1
         if not steps:
-            ends = "" if unit is None else f", {unit} {_native(sigmas[0], unit)} → 0"
+            ends = "" if unit is None else f", {_span(sigmas[0], sigmas[-1], unit)}"
             return f"no guided step of {total}{ends}; {self.evaluations_main} evaluations per image"
-        start, end = sigmas[steps[0]], sigmas[steps[-1] + 1]
-        times = "" if unit is None else f", {unit} {_native(start, unit)} → {_native(end, unit)}"
+        span = _span(sigmas[steps[0]], sigmas[steps[-1] + 1], unit)
         weights = self.weights[self.guided]
         low, high = weights.min(), weights.max()
         w = f"w {low:.4g}" if low == high else f"w {low:.3g} … {high:.3g}"
         cost = " + ".join(str(count) for count in [self.evaluations_main, *self.evaluations_ref])
-        return (
-            f"guided steps {ranges(steps)} of {total}, sigma {level(start)} → {level(end)}{times}; "
-            f"{cost} evaluations per image; {w}"
-        )
+        return f"guided steps {ranges(steps)} of {total}, {span}; {cost} evaluations per image; {w}"
 
     def record(self) -> dict[str, object]:
         """The plan as plain data, for rows and manifests."""
@@ -87,8 +83,12 @@ def level(sigma: float) -> str:
     return f"{sigma:.3f}".rstrip("0").rstrip(".") if sigma >= 0.01 or sigma == 0 else f"{sigma:.2g}"
 
 
-def _native(sigma: float, unit: NativeUnit) -> str:
-    return f"{float(NATIVE[unit](np.float64(sigma))):.4g}"
+def _span(start: float, end: float, unit: NativeUnit | None) -> str:
+    text = f"sigma {level(start)} → {level(end)}"
+    if unit is None:
+        return text
+    first, last = NATIVE[unit](np.array([start, end]))
+    return f"{text}, {unit} {first:.4g} → {last:.4g}"
 
 
 def ranges(values: Sequence[int]) -> str:

@@ -2,14 +2,14 @@
 noise."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import inf, sqrt
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from guidex.models.attention import Change, Parts
+from guidex.models.attention import changed_parts
 from guidex.models.condition import Condition, Conditions
 from guidex.models.denoiser import Denoiser, View
 from guidex.models.dit.network import Network
@@ -34,6 +34,7 @@ class Transformer(Denoiser):
         self.conditions = Conditions(shape.classes)
         self.gflops = shape.gflops
         self.attention_layers = tuple(f"blocks.{i}.attn" for i in range(shape.depth))
+        self._attention_shapes = dict.fromkeys(self.attention_layers, (shape.heads, shape.tokens))
 
     @abstractmethod
     def native(self, sigma: float) -> tuple[float, float]:
@@ -54,7 +55,9 @@ class Transformer(Denoiser):
         time = torch.cat([x.new_full((len(x),), t, dtype=torch.float32) for _, t in asked])
         labels = torch.cat([self._labels(view.condition, x) for view in views])
         weight = self.network.final_layer["linear"].weight
-        answer = self.network(latents.to(weight.dtype), time, labels, self._parts(views, x))
+        perturbed = [(view.perturbation, view.sigma) for view in views]
+        parts = changed_parts(perturbed, self._attention_shapes, x.device)
+        answer = self.network(latents.to(weight.dtype), time, labels, parts)
         result = []
         for view, own in zip(views, answer.to(x.dtype).split(len(x)), strict=True):
             if view.extras is not None and self.learned_variance:
@@ -66,18 +69,6 @@ class Transformer(Denoiser):
         if condition is not None:
             return condition
         return torch.full((len(x),), self.num_classes, device=x.device)
-
-    def _parts(self, views: Sequence[View], x: Tensor) -> Mapping[str, Parts]:
-        """How the parts of the call attend, in the layers that some view perturbs."""
-        heads, tokens = self.network.shape.heads, self.network.shape.tokens
-        parts: dict[str, list[Change | None]] = {}
-        for i, view in enumerate(views):
-            for layer in (
-                view.perturbation.chosen(self.attention_layers) if view.perturbation else ()
-            ):
-                change = view.perturbation.change(layer, heads, tokens, view.sigma, x.device)
-                parts.setdefault(layer, [None] * len(views))[i] = change
-        return parts
 
 
 class Velocity(Transformer):
