@@ -52,3 +52,9 @@ def test_what_is_wrong_is_said(folder, tmp_path):
             LatentVAE(folder, **wrong)
     with pytest.raises(UsageError, match="this VAE decodes latents"):
         LatentVAE(folder).image_shape((32, 4, 4))
+
+
+def test_a_vae_that_is_not_here_is_named(monkeypatch):
+    monkeypatch.setenv("GUIDEX_OFFLINE", "1")
+    with pytest.raises(UsageError, match="huggingface.co/REPA-E/vavae-hf/.*give decoder.path=FOLD"):
+        LatentVAE("REPA-E/vavae-hf")

@@ -1,5 +1,6 @@
 """A tiny SiT from its checkpoint file to images; plans of the published ones without theirs."""
 
+import math
 import runpy
 import zipfile
 from pathlib import Path
@@ -10,10 +11,12 @@ import pytest
 import torch
 
 from guidex.cli import main
+from guidex.config.instantiate import Models
 from guidex.errors import UsageError
 from guidex.models.condition import Conditions, parse_labels
 from guidex.models.dit.denoiser import Velocity
 from guidex.reports.published import published_notes
+from guidex.runs.points import load
 from guidex.runs.points_table import plan_table
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "make_tiny_sit.py"
@@ -69,6 +72,11 @@ def test_every_format_and_a_run_that_was_interrupted(monkeypatch, capsys):
 def test_every_kind_of_guidance(guidance):
     assert main([*WORDS, f"guidance={guidance}", f"out={guidance}"]) == 0
     assert guidance == "none" or images(guidance) != images("none")
+
+
+def test_costs_are_known_once_networks_are():
+    planned = plan_table(["model=sit-tiny", "guidance=cfg"], default=None).entries[0].planned
+    assert math.isnan(planned.gflops) and load(planned, Models()).gflops > 0
 
 
 def test_balanced_labels_are_seeds_modulo_classes(capsys):

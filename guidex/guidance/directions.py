@@ -41,6 +41,7 @@ class Direction(ABC):
         made.queries = tuple(
             replace(query, network=load(query.network, device)) for query in self.queries
         )
+        made.gflops = sum(query.network.gflops for query in made.queries)  # recipes may not know it
         return made
 
     @abstractmethod
