@@ -58,14 +58,8 @@ def _later(storage: _Storage, offset: int, size: Any, stride: Any, *_: object) -
 
 
 def read_weights(path: str | Path, entries: Sequence[str] = ("ema", "model")) -> dict[str, Tensor]:
-    """The state dict in a file of `torch.save`.
-
-    Arguments:
-        path: of the file.
-        entries: where it may lie, the best first; else the file is the state dict itself.
-
-    Returns:
-        Tensors by name, on the CPU, in the dtype of the file.
+    """The state dict in a file of `torch.save`, on the CPU: under one of some entries, the best
+    first, else the file is the state dict itself.
 
     Raises:
         UsageError: no such file, or no zip archive.
@@ -81,8 +75,6 @@ def read_weights(path: str | Path, entries: Sequence[str] = ("ema", "model")) ->
         try:
             with zipfile.ZipFile(file) as archive:
                 return _weights(archive, entries)
-        except GuidexError:
-            raise
         # Damage makes the unpickler, zipfile and torch raise a dozen kinds of errors.
         except Exception as error:
             reason = printable(str(error) or repr(error))

@@ -45,9 +45,7 @@ def transformer(
             lightningdit) or in time t (repa, also REPA-E's).
         size: with side, patch and channels what is known before the file is read; None: nothing,
             and they do not count. What the file holds is read from its tensors.
-        side: height and width of a latent.
-        patch: height and width of a token.
-        channels: of a latent.
+        side, patch, channels: height and width of a latent and of a token, and a latent's channels.
         heads: of attention, where they are not as published.
         sha256: that the file must have, or None.
         dtype: in which the blocks compute. Published numbers are of TF32, which is between float32
@@ -60,31 +58,20 @@ def transformer(
     """
     if side < 1 or patch < 1 or side % patch != 0:
         raise UsageError(f"side={side} cannot be cut into patches of patch={patch}")
-    build = partial(load_network, checkpoint, kind, heads, sha256, dtype, compile)
+    build = partial(_load, checkpoint, kind, heads, sha256, dtype, compile)
     sources = (Source(checkpoint, sha256, licence),)
     if size is not None:
-        return ModelSpec.of(
-            _denoiser(_outline(kind, size, side, patch, channels), kind), build, sources
-        )
+        outline = _outline(kind, size, side, patch, channels)
+        return ModelSpec.of(_denoiser(outline, kind), build, sources)
     made, variance = (Noise, None) if kind == "dit" else (Velocity, False)
     facts = {name: getattr(made, name) for name in ("sigma_min", "sigma_max", "native_unit")}
     return ModelSpec(build, sources, **facts, learned_variance=variance)
 
 
-def load_network(
-    checkpoint: str,
-    kind: Kind,
-    heads: int | None = None,
-    sha256: str | None = None,
-    dtype: Dtype = "float32",
-    compile: bool = False,
+def _load(
+    checkpoint: str, kind: Kind, heads: int | None, sha256: str | None, dtype: Dtype, compile: bool
 ) -> Transformer:
-    """The network of a checkpoint, on the CPU; see `transformer`.
-
-    Raises:
-        UsageError: no such file, or not of these kinds.
-        GuidexError: not to be downloaded, damaged, refused, or of another network.
-    """
+    """The network of a checkpoint, on the CPU."""
     if Path(checkpoint).expanduser().is_dir():
         path = weights_file(checkpoint)
     else:

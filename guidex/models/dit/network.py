@@ -48,17 +48,9 @@ class Shape:
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor], heads: int | None = None) -> "Shape":
-        """The sizes that a state dict has.
-
-        Arguments:
-            state: by the published names, with `pos_embed`.
-            heads: of attention, which no tensor tells; None: as published, 16 of 72 numbers for
-                width 1152 (XL), else of 64.
-
-        Raises:
-            KeyError: it lacks a tensor.
-            UsageError: as many heads do not fit.
-        """
+        """The sizes that a state dict has; KeyError: it lacks a tensor. Heads, which no tensor
+        tells, are as published unless given: 16 of 72 numbers for width 1152 (XL), else of 64;
+        UsageError: so many do not fit."""
         width, channels, patch, _ = state["x_embedder.proj.weight"].shape
         heads = heads or (16 if width == 1152 else max(width // 64, 1))
         if width % (4 * heads) != 0:
@@ -86,8 +78,8 @@ class Shape:
 
     @property
     def gflops(self) -> float:
-        """10^9 floating-point operations of one evaluation, 2 per multiply-add, those of products
-        of matrices, as papers count (they count 1 per multiply-add)."""
+        """10^9 floating-point operations of one evaluation, 2 per multiply-add (papers count 1), in
+        products of matrices."""
         d, pixels = self.width, self.patch**2
         mlp = self.hidden * d * (3 if self.gated else 2)
         block = 4 * d * d + 2 * self.tokens * d + mlp
@@ -97,11 +89,7 @@ class Shape:
 
 
 class Network(nn.Module):
-    """The raw network: latents, times and classes to what it was trained to predict.
-
-    Arguments:
-        shape: its sizes. Weights are random until they are loaded; tables of positions are made.
-    """
+    """The raw network, with random weights until they are loaded."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -126,17 +114,10 @@ class Network(nn.Module):
     def forward(
         self, x: Tensor, time: Tensor, labels: Tensor, parts: Mapping[str, Parts] | None = None
     ) -> Tensor:
-        """Predict.
+        """Latents x [B, channels, side, side] in the dtype of the blocks, time [B] float32, labels
+        [B] int64 (`shape.classes`: no class), as it was trained -> [B, outputs, side, side].
 
-        Arguments:
-            x: latents as the network was trained on [B, channels, side, side], in the dtype of its
-                blocks.
-            time: [B], float32, in the unit that it was trained with.
-            labels: classes, int64 [B]; `shape.classes` for no class.
-            parts: how the parts of the batch attend, by layer, where not as usual.
-
-        Returns:
-            [B, outputs, side, side], in the dtype of x.
+        parts: how the parts of the batch attend, by layer, where not as usual.
         """
         parts = parts or {}
         z = self.x_embedder["proj"](x).flatten(2).transpose(1, 2) + self.pos_embed
