@@ -1,0 +1,13 @@
+"""guidex's guidance in diffusers' modular pipelines."""
+
+try:
+    import diffusers  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"guidex.diffusers needs the package diffusers ({error}); "
+        "install it in the clone of guidex: pip install '.[diffusers]'"
+    ) from error
+
+from guidex.diffusers.guider import GuidexGuider, Reference
+
+__all__ = ["GuidexGuider", "Reference"]
