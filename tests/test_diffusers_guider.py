@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ import diffusers
 from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.hooks import LayerSkipConfig
 from diffusers.models.attention_processor import AttnProcessor
-from diffusers.modular_pipelines.stable_diffusion_3 import modular_blocks_stable_diffusion_3 as sd3
 from diffusers.modular_pipelines.stable_diffusion_xl import (
     modular_blocks_stable_diffusion_xl as sdxl,
 )
@@ -142,6 +142,8 @@ def scheduled(loop: Loop, name: str, **config: Any) -> Loop:
 
 @pytest.fixture(scope="module")
 def flow() -> Loop:
+    name = "diffusers.modular_pipelines.stable_diffusion_3.modular_blocks_stable_diffusion_3"
+    sd3 = pytest.importorskip(name, reason="an older diffusers, without Stable Diffusion 3 here")
     torch.manual_seed(0)
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=8,
@@ -191,7 +193,7 @@ def test_a_flow_of_joint_attention(flow):
 def test_a_sum_with_perturbed_attention_is_theirs(loop):
     terms = {
         "cfg": Term(Reference(), Constant(w=5.0)),
-        "pag": Term(Reference("same", layers=MIDDLE), Constant(w=4.0)),
+        "pag": Term(Reference("same", layers=[MIDDLE]), Constant(w=4.0)),
     }
     ours = loop(GuidexGuider(Guidance(terms, Extrapolate())))
     config = LayerSkipConfig(
@@ -235,6 +237,25 @@ def test_a_run_after_one_that_ended_without_guidance(loop):
 
 
 @pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "HeunDiscreteScheduler"])
+def test_image_to_image(xl, name):
+    loop = scheduled(xl, name, timestep_spacing="trailing")
+    guider = cfg(Interval(w=5.0, lo=0.3, hi=2.0))
+    x = {"image_latents": noise(4), "strength": 0.67, "latents": None}
+    loop(guider, generator=torch.Generator().manual_seed(0), **x)
+    sigmas = guider._plan.timeline.sigmas
+    assert len(sigmas) == 5 and sigmas[-1] == 0 and sigmas[0] < 4
+    assert len(loop.calls) == guider._plan.evaluations_main + sum(guider._plan.evaluations_ref)
+
+
+def test_a_run_that_ends_early(loop):
+    guider = cfg(Interval(w=5.0, lo=0.3, hi=2.0))
+    loop(guider, denoising_end=0.5)
+    sigmas = guider._plan.timeline.sigmas
+    assert len(sigmas) == 3 and sigmas[-1] > 1
+    assert len(loop.calls) == guider._plan.evaluations_main + sum(guider._plan.evaluations_ref)
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "HeunDiscreteScheduler"])
 def test_a_run_that_begins_later(name):
     scheduler = getattr(diffusers, name)(**BETAS, timestep_spacing="trailing")
     scheduler.set_timesteps(STEPS)
@@ -245,6 +266,39 @@ def test_a_run_that_begins_later(name):
     np.testing.assert_array_equal(part.evaluations, whole.evaluations[2:])
     later = timeline(scheduler, start, STEPS, scheduler.timesteps[start])  # a guider for low noise
     np.testing.assert_array_equal(later.sigmas, whole.sigmas)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("DDIM", "DDPM", "LCM", "DEISMultistep", "UniPCMultistep", "LMSDiscrete"),
+        *("DPMSolverMultistep", "DPMSolverSinglestep", "EulerAncestralDiscrete"),
+    ],
+)
+def test_levels_of_schedulers(xl, name):
+    loop = scheduled(xl, f"{name}Scheduler")
+    guider = cfg(Interval(w=2.0, hi=1.0), APG())
+    assert loop(guider).isfinite().all()
+    assert len(loop.calls) == STEPS + guider._plan.evaluations_ref[0] < 2 * STEPS
+    scheduler = loop.pipe.scheduler
+    alphas = scheduler.alphas_cumprod.double()[scheduler.timesteps.long()].numpy()
+    sigmas = guider._plan.timeline.sigmas
+    np.testing.assert_allclose(sigmas[:-1], np.sqrt((1 - alphas) / alphas), rtol=5e-3)
+
+
+def test_levels_of_flows():
+    heun = diffusers.FlowMatchHeunDiscreteScheduler()
+    heun.set_timesteps(4)
+    unipc = diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, final_sigmas_type="zero"
+    )
+    unipc.set_timesteps(4)
+    for scheduler in (heun, unipc):
+        sigmas = cfg(Constant(w=2.0)).plan(scheduler).timeline.sigmas
+        first = scheduler.order * 2  # the third step's
+        time = float(scheduler.timesteps[first]) / 1000
+        np.testing.assert_allclose(sigmas[2], time / (1 - time), rtol=5e-3)
+        assert len(sigmas) == 5 and sigmas[-1] == 0
 
 
 # Rules act on x0: the same trajectories as guidex's own
@@ -354,9 +408,13 @@ def test_another_network_as_reference(loop):
     guidance = single(Reference("same", network="weak"), Constant(w=2.0), APG())
     guider = GuidexGuider(guidance).attach(loop.pipe, {"weak": weak})
     evaluations = []
-    for network in (loop.network, weak):
+    handles = [
         network.conv_in.register_forward_pre_hook(lambda layer, args: evaluations.append(layer))
+        for network in (loop.network, weak)
+    ]
     ours = loop(guider)
+    for handle in handles:
+        handle.remove()
     assert evaluations == [loop.network.conv_in, weak.conv_in] * STEPS
     expected = by_guidex(loop, guider, Euler(grid=Karras()), weak)
     torch.testing.assert_close(ours, expected, rtol=2e-4, atol=2e-4)
@@ -403,7 +461,7 @@ def test_round_trip_of_the_config(loop, tmp_path):
 
 
 def test_layers_are_checked_before_the_first_evaluation(loop):
-    guidance = single(Reference("same", layers="mid.*"), Interval(w=2.0, hi=0.1), Extrapolate())
+    guidance = single(Reference("same", layers=["mid.*"]), Interval(w=2.0, hi=0.1), Extrapolate())
     with pytest.raises(UsageError, match="no self-attention layer is called mid"):
         loop(GuidexGuider(guidance))
     assert loop.calls == []
@@ -411,12 +469,42 @@ def test_layers_are_checked_before_the_first_evaluation(loop):
         loop(
             GuidexGuider(
                 single(
-                    Reference("same", MIDDLE[:-1] + "2"),
+                    Reference("same", [MIDDLE[:-1] + "2"]),
                     Constant(w=2),
                     Extrapolate(),
                 )
             )
         )
+
+
+def test_joint_attention_is_refused(flow):
+    guidance = single(Reference("same", ["*"]), Constant(w=2.0), Extrapolate())
+    with pytest.raises(UsageError, match="no self-attention layers"):
+        flow(GuidexGuider(guidance))
+
+
+@pytest.mark.parametrize("channels", [2, 4, 9])
+def test_x_is_the_first_channels_of_what_the_network_sees(loop, channels):
+    guider = cfg(Constant(w=3.0), Rescale(1.0)).attach(loop.pipe)
+    loop.pipe.scheduler.set_timesteps(STEPS)
+    guider.set_state(0, STEPS, loop.pipe.scheduler.timesteps[0])
+    x, layer = noise(channels=channels), nn.Conv2d(channels, 4, 1)
+    batches = guider.prepare_inputs({"prompt_embeds": (noise(), noise(3))})
+    for batch in batches:
+        guider.prepare_models(layer)
+        batch.noise_pred = layer(x).detach() + batch.prompt_embeds
+        guider.cleanup_models(layer)
+    if channels == 2:
+        with pytest.raises(UsageError, match="only Extrapolate"):
+            guider(batches)
+        return
+    pred = guider(batches).pred.double()
+    sigma = float(loop.pipe.scheduler.sigmas[0])
+    main, guided = (
+        x[:, :4].double() * np.hypot(1, sigma) - sigma * one
+        for one in (batches[0].noise_pred.double(), pred)
+    )
+    torch.testing.assert_close(guided.std((1, 2, 3)), main.std((1, 2, 3)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -432,7 +520,7 @@ def test_networks_are_as_before_after_an_error(loop, error):
 
     before = forwards()
     handle = broken.mid_block.attentions[0].transformer_blocks[0].attn1.register_forward_hook(fail)
-    guidance = single(Reference(layers=MIDDLE, network="weak"), Constant(w=2.0), APG())
+    guidance = single(Reference(layers=[MIDDLE], network="weak"), Constant(w=2.0), APG())
     guider = GuidexGuider(guidance).attach(loop.pipe, {"weak": broken})
     with pytest.raises(error, match="here"):
         loop(guider)
@@ -443,7 +531,7 @@ def test_networks_are_as_before_after_an_error(loop, error):
 def test_other_attention_than_sdpa_is_refused(loop):
     weak = make_unet(seed=3)
     weak.set_attn_processor(AttnProcessor())
-    guidance = single(Reference(layers=MIDDLE, network="weak"), Constant(w=2.0), Extrapolate())
+    guidance = single(Reference(layers=[MIDDLE], network="weak"), Constant(w=2.0), Extrapolate())
     with pytest.raises(UsageError, match="scaled_dot_product_attention"):
         loop(GuidexGuider(guidance).attach(loop.pipe, {"weak": weak}))
 
@@ -452,17 +540,17 @@ def test_errors(loop, caplog):
     pipe, scheduler = loop.pipe, loop.pipe.scheduler
     scheduler.set_timesteps(STEPS)
     guider = cfg(Interval(w=2.0, lo=100.0))
-    with pytest.raises(UsageError, match=r"call guider.attach\(pipeline\)"):
+    with pytest.raises(UsageError, match=r".attach\(pipeline\) first"):
         guider.set_state(0, STEPS, scheduler.timesteps[0])
     guider.attach(pipe).set_state(0, STEPS, scheduler.timesteps[0])
     assert "no step is guided by direction" in caplog.text
     with pytest.raises(UsageError, match="timestep 3.5 is none"):
         guider.set_state(0, STEPS, torch.tensor(3.5))
-    with pytest.raises(UsageError, match="name the networks \\['small'\\], but \\[\\] are"):
+    with pytest.raises(UsageError, match="name the networks {'small'}, not set"):
         GuidexGuider(single(Reference(network="small"), Constant(w=2), APG())).attach(pipe)
-    with pytest.raises(UsageError, match="it would be the main prediction"):
+    with pytest.raises(UsageError, match="needs layers, or a network"):
         Reference("same")
-    with pytest.raises(UsageError, match="is a Difference; a pipeline evaluates"):
+    with pytest.raises(UsageError, match="is a Difference, not"):
         GuidexGuider(difference(kernel("digits", h=0.5), Constant(w=2), APG()))
 
 
@@ -489,7 +577,7 @@ def test_flows_start_at_infinity():
     scheduler.set_timesteps(4)
     plan = cfg(Interval(w=2.0, lo=0.4, hi=2.0)).plan(scheduler)
     assert plan.timeline.sigmas[0] == np.inf and plan.guided_steps == [1]
-    with pytest.raises(UsageError, match="sigma is infinite"):
+    with pytest.raises(UsageError, match="sigma = inf"):
         cfg(Cosine(w=2.0, axis="sigma")).plan(scheduler)
 
 
@@ -499,3 +587,16 @@ def test_without_diffusers(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ImportError, match=r"pip install '\.\[diffusers\]'"):
         import guidex.diffusers  # noqa: F401
+
+
+def test_the_documentation(loop, tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[1] / "docs" / "diffusers.md").read_text(encoding="utf-8")
+    part = page.partition("\n## Our guidance in diffusers\n")[2].partition("\n## ")[0]
+    names = {"pipe": loop.pipe, "weak_unet": make_unet(seed=1)}
+    monkeypatch.chdir(tmp_path)
+    loop.calls = []
+    for block in part.split("```python\n")[1:]:
+        exec(block.partition("```")[0], names)
+        loop.pipe(num_inference_steps=STEPS, output="latents", **loop.inputs)
+    assert "of 32, sigma" in capsys.readouterr().out
+    assert (tmp_path / "my_guider" / "guider_config.json").exists()

@@ -3,10 +3,7 @@
 try:
     import diffusers  # noqa: F401
 except ImportError as error:
-    raise ImportError(
-        f"guidex.diffusers needs the package diffusers ({error}); "
-        "install it in the clone of guidex: pip install '.[diffusers]'"
-    ) from error
+    raise ImportError(f"{error}: install it in the clone, pip install '.[diffusers]'") from error
 
 from guidex.diffusers.guider import GuidexGuider, Reference
 
