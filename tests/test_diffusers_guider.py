@@ -375,17 +375,16 @@ def by_guidex(loop: Loop, guider: GuidexGuider, solver: Solver, weak: nn.Module 
 
 
 RULES = [Extrapolate(), Rescale(0.7), APG(eta=0.2, norm_threshold=15.0, momentum=-0.5)]
-SCHEDULERS = [
-    ("EulerDiscreteScheduler", {"prediction_type": "epsilon"}),
-    ("EulerDiscreteScheduler", {"prediction_type": "v_prediction"}),
-    ("EulerDiscreteScheduler", {"prediction_type": "sample"}),
-    ("DDIMScheduler", {"prediction_type": "v_prediction", "clip_sample": False}),
-    ("HeunDiscreteScheduler", {"prediction_type": "epsilon", "timestep_spacing": "trailing"}),
+KINDS = [
+    *(("EulerDiscreteScheduler", {"prediction_type": "epsilon"}, rule) for rule in RULES),
+    ("EulerDiscreteScheduler", {"prediction_type": "v_prediction"}, RULES[1]),
+    ("EulerDiscreteScheduler", {"prediction_type": "sample"}, RULES[2]),
+    ("DDIMScheduler", {"prediction_type": "v_prediction", "clip_sample": False}, RULES[2]),
+    ("HeunDiscreteScheduler", {"timestep_spacing": "trailing"}, RULES[2]),
 ]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=repr)
-@pytest.mark.parametrize("name, config", SCHEDULERS)
+@pytest.mark.parametrize("name, config, rule", KINDS)
 def test_rules_act_on_x0(xl, name, config, rule):
     loop = scheduled(xl, name, **config)
     guider = cfg(Interval(w=3.0, lo=0.5), rule)
@@ -395,7 +394,7 @@ def test_rules_act_on_x0(xl, name, config, rule):
     torch.testing.assert_close(ours, expected, rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize("rule", RULES[1:], ids=repr)
 def test_rules_act_on_x0_of_a_flow(flow, rule):
     guider = cfg(Interval(w=3.0, lo=0.2, hi=5.0), rule)
     ours = flow(guider, sigmas=np.linspace(0.95, 0.1, STEPS).tolist())
