@@ -52,8 +52,8 @@ def drawn(monkeypatch, tmp_path):
     figures = []
     save = toys.save
 
-    def remember(figure, path) -> None:
-        save(figure, path)
+    def remember(figure, path, *text) -> None:
+        save(figure, path, *text)
         figures.append(figure)
 
     monkeypatch.setattr(toys, "save", remember)

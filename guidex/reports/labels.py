@@ -84,6 +84,13 @@ def text(words: str) -> str:
     return f" {words}" if words.startswith("_") else words
 
 
+def plain(label: str) -> str:
+    """A label of figures as text without formulas."""
+    for formula, words in ((r"$\sigma_\mathrm{", "σ "), ("}$", ""), ("$w$", "w"), (r"\$", "$")):
+        label = label.replace(formula, words)
+    return label.strip()
+
+
 def title(subject: str, rows: Sequence[Row], remarks: Sequence[str], width: float) -> str:
     """What is plotted, from how many images, and how many points could not be, broken into lines
     of `width` inches."""

@@ -18,6 +18,8 @@ from guidex.reports.curves import curves, precision_recall
 from guidex.reports.heat_maps import heat_maps
 from guidex.reports.rows import Row, ordered
 
+DPI = 150
+
 STYLE = {
     "axes.formatter.useoffset": False,
     "axes.spines.right": False,
@@ -66,13 +68,13 @@ def default_settings(changes: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure at 150 dpi, in the format that the suffix of the path names, in one step.
-    Equal figures are equal files; an existing file is replaced.
+def save(figure: Figure, path: Path, text: Mapping[str, str] | None = None) -> None:
+    """Write a figure at DPI, in the format that the suffix of the path names, in one step, a PNG
+    with some text in it. Equal figures are equal files; an existing file is replaced.
 
     Raises:
         GuidexError: the file cannot be written.
     """
     kind = path.suffix.removeprefix(".")
-    options = {"dpi": 150, "metadata": {"CreationDate": None} if kind == "pdf" else {}}
+    options = {"dpi": DPI, "metadata": {"CreationDate": None} if kind == "pdf" else text}
     atomic_write(path, lambda file: figure.savefig(file, format=kind, **options))

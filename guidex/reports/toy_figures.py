@@ -6,7 +6,7 @@ In 1D as in figures 1 and 2 of the interval paper (Kynkäänniemi et al. 2024, a
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase
@@ -16,9 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from guidex.models.denoiser import ExactDenoiser
-from guidex.reports.plots import default_settings, save
+from guidex.reports.pictures import parts_text
+from guidex.reports.plots import DPI, default_settings, save
+from guidex.reports.rows import Value
 from guidex.reports.toy_density import (
     Classes,
     Limits,
@@ -66,6 +69,7 @@ class ToyPanel:
         path: states of the first R samples at every step boundary [steps + 1, R, d]; R may be 0.
         sigmas: noise levels of the step boundaries [steps + 1], float64, decreasing to 0.
         guided: which steps are guided, bool [steps].
+        values: the swept values of the point, for the report; None for no table of points.
     """
 
     title: str
@@ -74,6 +78,7 @@ class ToyPanel:
     path: np.ndarray
     sigmas: np.ndarray
     guided: np.ndarray
+    values: Mapping[str, Value] | None = None
 
     def guided_ranges(self) -> list[Limits]:
         """The noise levels (lo, hi] of each run of guided steps."""
@@ -136,7 +141,7 @@ def figure_1d(
             finite = panel.samples[np.isfinite(panel.samples[:, 0])]
             draw_histogram(lower, panel.samples, *modes_of(finite, truth, classes))
             lower.plot(centres(x_range), clean, color=GREEN, lw=1.2)
-        save(figure, path)
+        save(figure, path, _parts(figure, grid[1:], panels))
 
 
 def figure_2d(
@@ -176,7 +181,7 @@ def figure_2d(
                 place = (centres(x_range), centres(y_range))
                 axes.contourf(*place, image, levels, cmap=greys, extend="max")
             draw_points(axes, panel)
-        save(figure, path)
+        save(figure, path, _parts(figure, grid, panels))
 
 
 def _class_shares(panels: Sequence[ToyPanel], truth: ExactDenoiser) -> Classes:
@@ -219,6 +224,20 @@ def _page(titles: Sequence[str], heights: Sequence[float]) -> tuple[Figure, np.n
         # Titles come from people: a dollar sign is a dollar sign.
         first.set_title(title, loc="left", parse_math=False)
     return figure, panels[:count]
+
+
+def _parts(figure: Figure, grid: np.ndarray, panels: Sequence[ToyPanel]) -> dict[str, str]:
+    """Which part of the figure shows which point of a table."""
+    known = [panel.values for panel in panels if panel.values is not None]
+    if len(known) < len(panels):
+        return {}
+    figure.draw_without_rendering()  # only now are places known
+    scale, boxes = DPI / figure.dpi, []
+    for axes in grid:
+        left, low, right, high = Bbox.union([one.get_tightbbox() for one in axes]).extents * scale
+        down = figure.bbox.height * scale
+        boxes.append([(int(left), int(down - high), math.ceil(right), math.ceil(down - low))])
+    return parts_text(known, boxes)
 
 
 def shade(axes: Axes, image: np.ndarray, colour: str, opacity: float) -> None:
