@@ -73,6 +73,14 @@ examples:
   guidex ref reals.zip dest=reals.npz detector=dinov2 features=true
 """
 
+_REPORT = """\
+Write one HTML file of the table, figures and images of one sweep or more, to be explored.
+
+examples:
+  guidex report outputs/sweep/cfg-1a2b3c
+  guidex report outputs/a outputs/b out=both.html
+"""
+
 _CONVERT = """\
 Convert a released EDM2 snapshot (.pkl) to PATH.safetensors + PATH.json. Nothing in it is executed.
 
@@ -120,6 +128,7 @@ _COMMANDS = {
     "sweep": Command(_SWEEP, "OVERRIDE", "sweep:sweep", ("cfg", "config-dir", "plan")),
     "eval": Command(_EVAL, "IMAGES|OVERRIDE", "evaluate:evaluate", ("cfg", "config-dir")),
     "ref": Command(_REF, "IMAGES|OVERRIDE", "reference:make_reference", ("cfg", "config-dir")),
+    "report": Command(_REPORT, "DIR", "report:report_command"),
     "models": Command(_MODELS, "PRESET", "models:models_command"),
     "convert": Command(_CONVERT, "WORD", "convert:convert_command"),
     "ema": Command(_EMA, "WORD", "ema:ema_command"),

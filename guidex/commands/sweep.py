@@ -13,11 +13,14 @@ import torch
 
 from guidex.config.compose import Config
 from guidex.config.instantiate import Models
+from guidex.config.presets import nearest
+from guidex.errors import UsageError
 from guidex.features.detectors import detect_all
 from guidex.features.features import FeatureSet
 from guidex.features.references import describe
 from guidex.features.samples import PassSettings
 from guidex.files.progress import Progress
+from guidex.reports.report import write_report
 from guidex.reports.rows import Row, counted
 from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.drawings import draw
@@ -75,6 +78,7 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
             rows = _rows(table.entries, cohorts, made)
             held.check()
             files = [*write_tables(rows, folder), *draw(rows, cohorts, folder)]
+            files.append(write_report([folder], folder / "report.html"))
     print("", terminal_table(rows), "", *files, sep="\n")
 
 
@@ -106,6 +110,7 @@ def _prepare(table: Table, rank: Rank, chosen: bool) -> list[Task]:
             points=point.kind.image_shape is None,
         )
         tasks.append(Task(index, point, _outputs(point, found), found))
+    _check_sort(table.base.config["sort"], tasks)
     _check_samples(tasks)
     if rank.first:
         _tell(tasks)
@@ -135,6 +140,15 @@ def _inputs(tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:
         yield from task.point.inputs
         for one in task.measures:
             yield from one.inputs
+
+
+def _check_sort(name: str | None, tasks: Sequence[Task]) -> None:
+    """Refuse to sort by a column that the table will not have."""
+    measures = [one for task in tasks for one in task.measures]
+    metrics = [(one, metric) for one in measures for metric in one.metrics.values()]
+    columns = {f"{column.name}_{one.name}" for one, metric in metrics for column in metric.columns}
+    if name is not None and name not in columns:
+        raise UsageError(f"sort={name}: the table has no such column{nearest(name, columns)}")
 
 
 def _check_samples(tasks: Sequence[Task]) -> None:

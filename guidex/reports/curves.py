@@ -63,13 +63,7 @@ def precision_recall(rows: Sequence[Row]) -> Figure | None:
     """Precision against recall in the space of each detector, or None without them."""
     keys = curve_keys(rows)
     series = series_of(rows, keys)
-    pairs = [
-        (recall, precision)
-        for precision, recall in itertools.product(main_metrics(rows), repeat=2)
-        if precision.column.against == recall.column.name != ""
-        and precision.detector == recall.detector
-        and any(s.has(recall, precision) for s in series)
-    ]
+    pairs = pairs_of(rows, series)
     series = [s for s in series if any(s.has(*pair) for pair in pairs)]
     if len(series) == 0:
         return None
@@ -93,6 +87,17 @@ def precision_recall(rows: Sequence[Row]) -> Figure | None:
         for s, label in members.items():
             _number(panel, s, pairs[number], styles[label]["color"], taken)
     return figure
+
+
+def pairs_of(rows: Sequence[Row], series: Sequence[Series]) -> list[_Pair]:
+    """Recall and precision, of each detector whose features some point has both of."""
+    return [
+        (recall, precision)
+        for precision, recall in itertools.product(main_metrics(rows), repeat=2)
+        if precision.column.against == recall.column.name != ""
+        and precision.detector == recall.detector
+        and any(s.has(recall, precision) for s in series)
+    ]
 
 
 def _draw(panel: Axes, series: Series, metric: MetricColumn, style: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from guidex.reports.rows import Row, Value
 
 _KEY = "guidex"  # of the text in a PNG
-_PER_LINE = 4  # images of a point in the report
+_PER_LINE = 5  # images of a point in the report
 _CELL, _PANEL = 112, 480  # their longest side there in pixels, and that of a figure
 
 # Left, upper, right, lower, in pixels.

@@ -31,8 +31,8 @@ class Series:
 
     @property
     def x(self) -> list[float]:
-        """The value [len(rows)] of a curve."""
-        return [float(row.values[self.key]) for row in self.rows]
+        """The value [len(rows)] of a curve, 0 without one."""
+        return [float(row.values[self.key]) if self.is_curve else 0.0 for row in self.rows]
 
     @property
     def place(self) -> dict[str, Value]:
