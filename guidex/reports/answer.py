@@ -77,6 +77,8 @@ def _words(record: str) -> list[str] | None:
             if not other:
                 return words
             key, value = other[0]
+            if key.endswith("_target_"):
+                return None  # of a preset that is another one today
             words.append(f"{key}={as_text(value)}")
     except (UsageError, KeyError):
         pass

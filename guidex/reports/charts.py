@@ -31,8 +31,9 @@ class Spot(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """Spots in a style, which sets --colour. The kind is line or path (neighbours are joined, with their band), dots,
-    level (lines across, wherever x is), published (open marks) or front (a stair)."""
+    """Spots in a style, which sets --colour. The kind is line or path (neighbours are joined, with
+    their band), dots, level (lines across, wherever x is), published (open marks) or front (a
+    stair)."""
 
     kind: str
     style: str

@@ -29,14 +29,13 @@ def write_report(folders: Sequence[Path], path: Path) -> Path:
     rows: list[Row] = []
     pictures: dict[int, Picture] = {}
     for folder in folders:
-        for row in (own := ordered(read_rows(folder / "rows.jsonl"))):
-            values = (
-                {"run": folder.resolve().name, **row.values} if len(folders) > 1 else row.values
-            )
-            rows.append(replace(row, point=len(rows), values=values))
+        own, run = read_rows(folder / "rows.jsonl"), {"run": folder.resolve().name}
         found = pictures_of(own, folder)
-        first = len(rows) - len(own)
-        pictures |= {first + k: found[row.point] for k, row in enumerate(own) if row.point in found}
+        for row in ordered(own):
+            if row.point in found:
+                pictures[len(rows)] = found[row.point]
+            values = {**run, **row.values} if len(folders) > 1 else row.values
+            rows.append(replace(row, point=len(rows), values=values))
     title = " and ".join(folder.resolve().name for folder in folders)
     content = _page(f"guidex: {title}", rows, pictures).encode(errors="backslashreplace")
     atomic_write(path, lambda file: file.write(content))

@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element
 from guidex.reports.charts import Spot, Trace, chart, heat_map, tag
 from guidex.reports.curves import pairs_of
 from guidex.reports.heat_maps import finite_values, maps_of, squares
-from guidex.reports.labels import axis_label, metric_label, plain, point_label
+from guidex.reports.labels import axis_label, plain, point_label
 from guidex.reports.published import published_value
 from guidex.reports.rows import MetricColumn, Row, chief_metrics, main_metrics, spread
 from guidex.reports.series import Series, curve_keys, numbers, panels_of, series_of
@@ -37,13 +37,9 @@ class Figures:
 
     def legend(self) -> Element:
         """A button for each series, which picks all of its points."""
+        picks = {s: " ".join(str(row.point) for row in s.rows) for s in self._labels}
         buttons = [
-            tag(
-                "button",
-                name,
-                data_pick=" ".join(str(row.point) for row in s.rows),
-                style=f"--colour:{self._colours[s]}",
-            )
+            tag("button", name, data_pick=picks[s], style=self._styles[s])
             for s, name in self._labels.items()
         ]
         return tag("div", *buttons, class_="legend")
@@ -57,13 +53,13 @@ class Figures:
             for s in members:
                 traces.append(self._trace("line" if s.is_curve else "level", s, metric, s.x))
                 traces.append(self._trace("published", s, metric, s.x))
-            name = ", ".join(filter(None, [metric_label(metric), plain(panel)]))
+            name = ", ".join(filter(None, [_heading(metric), plain(panel)]))
             values = [spot.y for trace in traces for spot in trace.spots if spot.y > 0]
             is_wide = metric.column.is_chief and max(values, default=0) > 8 * min(values, default=1)
             yield chart(plain(axis_label(self._keys[0], self._rows)), name, traces, log=is_wide)
         for recall, precision in pairs_of(self._rows, series):
             traces = [self._trace("path", s, precision, s.values(recall)) for s in series]
-            yield chart(metric_label(recall), metric_label(precision), traces)
+            yield chart(_heading(recall), _heading(precision), traces)
         for metric, (name, cost) in itertools.product(chief_metrics(metrics), _COSTS.items()):
             if len({cost(row) for row in self._rows if row.is_priced}) > 1:
                 traces = [
@@ -72,7 +68,7 @@ class Figures:
                     for kind in ("dots", "published")
                 ]
                 traces.insert(0, _front(metric, traces))
-                yield chart(name, metric_label(metric), traces)
+                yield chart(name, _heading(metric), traces)
 
     def maps(self) -> Iterator[Element]:
         """The chief metrics over two keys that form grids."""
@@ -86,7 +82,7 @@ class Figures:
         metrics = [m for m in main_metrics(drawn) if len(finite_values(drawn, m)) > 0]
         for metric in chief_metrics(metrics):
             for name, points in maps.items():
-                title = ", ".join([metric_label(metric), *filter(None, [plain(name)])])
+                title = ", ".join([_heading(metric), *filter(None, [plain(name)])])
                 yield heat_map(title, labels, values, squares(points, drawn, metric, keys))
 
     def _trace(self, kind: str, s: Series, metric: MetricColumn, x: Iterable[float]) -> Trace:
@@ -98,11 +94,15 @@ class Figures:
             if kind == "published":
                 y, ends = published_value(row, metric.name), None
             is_known = y is not None and math.isfinite(y + place)
-            text = f"{self.names[row.point]}: {metric_label(metric)} {y or 0:.{digits}f}"
+            text = f"{self.names[row.point]}: {_heading(metric)} {y or 0:.{digits}f}"
             text += " as published" if kind == "published" else ""
             band = (ends.low, ends.high) if ends and kind == "line" else (math.nan, math.nan)
             spots.append(Spot(place, y if is_known else math.nan, row, text, *band))
         return Trace(kind, self._styles[s], spots)
+
+
+def _heading(metric: MetricColumn) -> str:
+    return metric.headed(metric.title)
 
 
 def _front(metric: MetricColumn, traces: Sequence[Trace]) -> Trace:
