@@ -251,21 +251,8 @@ def test_precision_against_recall_joins_points_along_w(rows):
     line = curve(panel, "cfg", figure)
     np.testing.assert_array_equal(line.get_xdata(), [0.25, math.nan, 0.175, 0.2])
     np.testing.assert_array_equal(line.get_ydata(), [0.5, math.nan, 0.65, 0.6])
-    numbered = {(text.xy, text.get_text()) for text in panel.texts}
-    assert {((0.25, 0.5), "1.5"), ((0.2, 0.6), "3")} <= numbered
     none = curve(panel, "none", figure)
     assert none.get_linestyle() == "None" and list(none.get_xdata()) == [0.4]
-
-
-def test_numbers_do_not_pile_up():
-    points = [(name, 1 + n / 10) for name in ("a", "b") for n in range(60)]
-    rows = [row(n, {"x": name, W: w}, 0.1 + (w // 0.5) / 100) for n, (name, w) in enumerate(points)]
-    figure = precision_recall(rows)
-    figure.draw_without_rendering()
-    (panel,) = figure.axes
-    boxes = [words.get_window_extent() for words in panel.texts]
-    assert 10 < len(boxes) < 60 and "6.9" in {words.get_text() for words in panel.texts}
-    assert not any(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[k + 1 :])
 
 
 @pytest.mark.parametrize("draw", [curves, precision_recall])

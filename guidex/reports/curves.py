@@ -11,10 +11,9 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
-from matplotlib.transforms import Bbox
 
 from guidex.reports.labels import axis_label, metric_label, text, title
-from guidex.reports.rows import MetricColumn, Row, main_metrics, shown, spread
+from guidex.reports.rows import MetricColumn, Row, main_metrics, spread
 from guidex.reports.series import Members, Series, curve_keys, panels_of, series_of
 
 MOST_PANELS = 60  # of small ones in a figure; beyond them, only the first metrics are drawn
@@ -77,15 +76,8 @@ def precision_recall(rows: Sequence[Row]) -> Figure | None:
     for panel, number, _ in panels:
         for axis, metric in zip((panel.xaxis, panel.yaxis), pairs[number], strict=True):
             _limit(axis, metric)
-    numbered = any(s.is_curve for s in series)
-    remarks = [f"numbers: {axis_label(keys[0], rows)}"] if numbered else []
     subject = f"{pairs[0][1].column.label} against {pairs[0][0].column.label.lower()}"
-    figure.suptitle(title(subject, rows, remarks, figure.get_figwidth()))
-    figure.draw_without_rendering()  # only now are places known
-    for panel, number, members in panels:
-        taken: list[Bbox] = []
-        for s, label in members.items():
-            _number(panel, s, pairs[number], styles[label]["color"], taken)
+    figure.suptitle(title(subject, rows, [], figure.get_figwidth()))
     return figure
 
 
@@ -127,22 +119,6 @@ def _limit(axis: Axis, metric: MetricColumn) -> None:
     if metric.column.is_share:
         room = 0.05 * (min(high, 1) - max(low, 0))
         axis.set_view_interval(max(low, -room), min(high, 1 + room), ignore=True)
-
-
-def _number(panel: Axes, series: Series, pair: _Pair, colour: str, taken: list[Bbox]) -> None:
-    """Write w beside the points of a curve that have room for it, the ends first."""
-    xy = np.stack([series.values(metric) for metric in pair], axis=1)
-    known = np.flatnonzero(np.isfinite(xy).all(axis=1)).tolist() if series.is_curve else []
-    for k in [*known[-1:], *known[:-1]]:
-        for away, across, along in ((4, "left", "bottom"), (-4, "right", "top")):
-            style = {"ha": across, "va": along, "color": colour, "fontsize": 7.5}
-            style |= {"xytext": (away, away), "textcoords": "offset points"}
-            note = panel.annotate(shown(series.x[k]), xy[k], **style)
-            box = note.get_window_extent().padded(2)
-            if box.count_overlaps(taken) == 0:
-                taken.append(box)
-                break
-            note.remove()
 
 
 def _sheet(

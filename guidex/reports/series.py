@@ -1,6 +1,5 @@
 """What figures show: which keys are axes, which points make a curve or a map, in which panel."""
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,20 +88,15 @@ def series_of(rows: Sequence[Row], keys: Sequence[str]) -> list[Series]:
 def panels_of(series: Sequence[Series], rows: Sequence[Row]) -> dict[str, Members]:
     """The series of each small panel, by its title.
 
-    Many series are parted by the keys that make the fewest panels; one without some of these keys
-    is in all panels that agree with it in the others. Where that would leave hardly more than one
-    series in each, they are parted in their order.
+    Many series are parted by the key that makes the fewest panels; one without it is in all. Where
+    no key will do, they are parted in their order.
     """
     if len(series) <= MOST_CURVES:
         return {"": _labelled(series, rows)}
-    names = dict.fromkeys(key for s in series for key in s.place)
-    keys = [k for k in names if len({s.place[k] for s in series if k in s.place}) > 1]
-    ways = []
-    for count in range(1, len(keys) + 1):
-        for chosen in itertools.combinations(keys, count):
-            panels = _parted(series, rows, chosen)
-            if max(map(len, panels.values())) <= MOST_CURVES and 2 * len(panels) <= len(series):
-                ways.append(panels)
+    keys = dict.fromkeys(key for s in series for key in s.place)
+    ways = [_parted(series, rows, key) for key in keys]
+    few = len(series) // 2  # else hardly more than one series would be in each
+    ways = [w for w in ways if len(w) <= few and max(map(len, w.values())) <= MOST_CURVES]
     if len(ways) > 0:
         return min(ways, key=len)
     labels = _labelled(series, rows)
@@ -110,21 +104,16 @@ def panels_of(series: Sequence[Series], rows: Sequence[Row]) -> dict[str, Member
     return {f"from {labels[part[0]]}": {s: labels[s] for s in part} for part in parts}
 
 
-def _labelled(
-    series: Sequence[Series], rows: Sequence[Row], without: Sequence[str] = ()
-) -> Members:
-    return {s: point_label(s.rows[0], rows, (s.key, *without)) for s in series}
+def _labelled(series: Sequence[Series], rows: Sequence[Row], key: str | None = None) -> Members:
+    return {s: point_label(s.rows[0], rows, (s.key, key)) for s in series}
 
 
-def _parted(
-    series: Sequence[Series], rows: Sequence[Row], keys: Sequence[str]
-) -> dict[str, Members]:
-    """A panel for each combination of values of some keys."""
-    places = [{k: v for k, v in s.place.items() if k in keys}.items() for s in series]
-    panels = {}
-    for first, place in zip(series, places, strict=True):
-        if not any(place < other for other in places):
-            name = ", ".join(value_label(first.rows[0], rows, key) for key, _ in place)
-            members = [s for s, other in zip(series, places, strict=True) if other <= place]
-            panels[name] = _labelled(members, rows, keys)
-    return panels
+def _parted(series: Sequence[Series], rows: Sequence[Row], key: str) -> dict[str, Members]:
+    """A panel for each value of a key."""
+    firsts = {s.place[key]: s.rows[0] for s in reversed(series) if key in s.place}
+    return {
+        value_label(row, rows, key): _labelled(
+            [s for s in series if s.place.get(key, value) == value], rows, key
+        )
+        for value, row in reversed(firsts.items())
+    }
