@@ -12,11 +12,10 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from report_rows import HI, LO, W
 
-from guidex.reports.curves import curves, precision_recall
+from guidex.reports.curves import MOST_CURVES, curves, precision_recall
 from guidex.reports.heat_maps import heat_maps
 from guidex.reports.plots import STYLE, default_settings, write_plots
 from guidex.reports.rows import Row
-from guidex.reports.series import MOST_CURVES
 
 
 def row(point: int, values: dict, fd: float | None, guidance: str = "cfg", **changes) -> Row:

@@ -12,6 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from guidex.reports.curves import numbers
 from guidex.reports.labels import (
     axis_label,
     last,
@@ -33,7 +34,6 @@ from guidex.reports.rows import (
     shown,
     swept_keys,
 )
-from guidex.reports.series import numbers
 
 _MAPS_PER_LINE = 4
 

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from xml.etree.ElementTree import Element
 
 from guidex.reports.charts import Spot, Trace, chart, heat_map, tag
-from guidex.reports.curves import pairs_of
+from guidex.reports.curves import Series, curve_keys, numbers, pairs_of, panels_of, series_of
 from guidex.reports.heat_maps import finite_values, maps_of, squares
 from guidex.reports.labels import axis_label, plain, point_label
 from guidex.reports.published import published_value
 from guidex.reports.rows import MetricColumn, Row, chief_metrics, main_metrics, spread
-from guidex.reports.series import Series, curve_keys, numbers, panels_of, series_of
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f4f24", "#444")
 _COSTS = {
