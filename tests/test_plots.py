@@ -12,9 +12,9 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from report_rows import HI, LO, W
 
-from guidex.reports.curves import MOST_CURVES, curves, precision_recall
+from guidex.reports import charts
 from guidex.reports.heat_maps import heat_maps
-from guidex.reports.plots import STYLE, default_settings, write_plots
+from guidex.reports.plots import STYLE, default_settings, figure_of, write_plots
 from guidex.reports.rows import Row
 
 
@@ -23,6 +23,14 @@ def row(point: int, values: dict, fd: float | None, guidance: str = "cfg", **cha
     missing = "out of memory" if fd is None else None
     plain = {"metrics": metrics, "settings": {}, "missing": missing, "evals_ref": 0}
     return report_rows.row(point, values, guidance, **plain | changes)
+
+
+def curves(rows: list[Row]) -> Figure | None:
+    return figure_of(charts.curves(rows), rows)
+
+
+def precision_recall(rows: list[Row]) -> Figure | None:
+    return figure_of(charts.precision_recall(rows), rows)
 
 
 FIGURES = ["curves", "heatmap", "precision_recall"]
@@ -167,7 +175,7 @@ def test_many_curves_differ_in_colour_or_line():
     figure = curves(rows)
     handles = figure.legends[0].legend_handles
     assert len(handles) == 36
-    assert max(len(panel.lines) for panel in figure.axes) <= MOST_CURVES
+    assert max(len(panel.lines) for panel in figure.axes) <= charts.MOST_CURVES
     styles = {(to_rgba(h.get_color()), h.get_marker(), str(h.get_linestyle())) for h in handles}
     assert len(styles) == 36
 

@@ -1,21 +1,37 @@
-"""The drawings of the report as SVG, whose points, curves and squares can be picked: an element
-with `data-pick` names the points that it stands for. Text is escaped by the XML library."""
+"""What the charts of a table show: which points make a curve, in which panel, each metric against
+the guidance weight, precision against recall, and quality against cost. plots.py draws them for
+papers, svg.py for the report."""
 
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
-from xml.etree.ElementTree import Element
 
 import numpy as np
-from matplotlib.colors import to_hex
-from matplotlib.ticker import MaxNLocator
 
-from guidex.reports.heat_maps import Square
-from guidex.reports.rows import Row, shown
+from guidex.reports.labels import (
+    axis_label,
+    last,
+    metric_label,
+    plain,
+    point_label,
+    relevant,
+    value_label,
+)
+from guidex.reports.published import published_value
+from guidex.reports.rows import (
+    MetricColumn,
+    Row,
+    Value,
+    chief_metrics,
+    is_number,
+    main_metrics,
+    spread,
+    swept_keys,
+)
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 370, 10, 228  # of the axes of a chart
-_ACROSS, _DOWN = 54, 28  # a square of a heat map
+MOST_CURVES = 8  # in one panel
 
 
 class Spot(NamedTuple):
@@ -31,151 +47,239 @@ class Spot(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """Spots in a style, which sets --colour. The kind is line or path (neighbours are joined, with
-    their band), dots, level (lines across, wherever x is), published (open marks) or front (a
-    stair)."""
+    """Spots of one label. The kind is line or path (neighbours are joined, with their band or
+    without), dots, level (lines across, whatever x is), published (open marks) or front (a stair).
+    """
 
     kind: str
-    style: str
+    label: str
     spots: Sequence[Spot]
 
 
-def tag(name: str, *inside: Element | str, **attributes: object) -> Element:
-    """An element of text and elements; class_ is the attribute class, data_pick is data-pick."""
-    words = {key.rstrip("_").replace("_", "-"): str(value) for key, value in attributes.items()}
-    element = Element(name, words)
-    for item in inside:
-        if isinstance(item, Element):
-            element.append(item)
-        elif len(element) > 0:
-            element[-1].tail = f"{element[-1].tail or ''}{item}"
-        else:
-            element.text = f"{element.text or ''}{item}"
-    return element
+class Chart(NamedTuple):
+    """Traces over two labelled axes, one of several panels or of none (""); shares end at 1."""
+
+    x: str
+    y: str
+    panel: str
+    traces: list[Trace]
+    is_log: bool = False
+    are_shares: tuple[bool, bool] = (False, False)
 
 
-def pickable(name: str, rows: Iterable[Row], text: str, *inside: Element, **more) -> Element:
-    """What stands for points, for the mouse, the keyboard and screen readers."""
-    more |= {"data_pick": " ".join(str(row.point) for row in rows), "aria_label": text}
-    return tag(name, tag("title", text), *inside, role="button", tabindex=-1, **more)
+@dataclass(frozen=True, eq=False)
+class Series:
+    """Points that differ in one value only.
+
+    Attributes:
+        rows: ordered by that value.
+        key: its key; None for points that do not have it, which are no curve.
+    """
+
+    rows: Sequence[Row]
+    key: str | None
+
+    @property
+    def is_curve(self) -> bool:
+        return self.key is not None
+
+    @property
+    def x(self) -> list[float]:
+        """The value [len(rows)] of a curve, 0 without one."""
+        return [float(row.values[self.key]) if self.is_curve else 0.0 for row in self.rows]
+
+    @property
+    def place(self) -> dict[str, Value]:
+        """What may tell it from others, by swept key; guidance is such a key of curves."""
+        values = {key: value for key, value in relevant(self.rows[0]).items() if key != self.key}
+        return {"guidance": self.rows[0].guidance, **values} if self.is_curve else values
+
+    def values(self, metric: MetricColumn) -> np.ndarray:
+        """A metric [len(rows)], float64, NaN where there is none."""
+        return np.array([row.metrics.get(metric.name, math.nan) for row in self.rows])
+
+    def has(self, *metrics: MetricColumn) -> bool:
+        """Whether a point has all of these metrics."""
+        return bool(np.isfinite([self.values(metric) for metric in metrics]).all(axis=0).any())
 
 
-class _Axis:
-    """From values to pixels."""
-
-    def __init__(self, values: Iterable[float], start: float, end: float, log: bool) -> None:
-        values = [value for value in values if math.isfinite(value)]
-        self._log, self._turn = log, math.log10 if log else float
-        low, high = self._turn(min(values)), self._turn(max(values))
-        room = 0.05 * (high - low) or 0.1 * abs(high) or 1
-        self._ends, self._place = (low - room, high + room), (start, end)
-
-    def __call__(self, value: float) -> float:
-        return round(float(np.interp(self._turn(value), self._ends, self._place)), 1)
-
-    def ticks(self) -> Iterable[tuple[float, str]]:
-        """The places of round numbers."""
-        low, high = self._ends
-        tens = range(math.floor(low), math.ceil(high)) if self._log else ()
-        values = [m * 10.0**e for e in tens for m in (1, 2, 5)]
-        values = values or MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high).tolist()
-        return [(self(v), f"{v:.6g}") for v in values if low <= self._turn(v) <= high]
+# The series of a panel with their labels.
+Members = dict[Series, str]
 
 
-def chart(x_label: str, y_label: str, traces: Sequence[Trace], log: bool = False) -> Element:
-    """Traces over two axes, the vertical one logarithmic where asked for."""
-    spots = [spot for trace in traces for spot in trace.spots if math.isfinite(spot.y)]
-    across = [s.x for t in traces if t.kind != "level" for s in t.spots if math.isfinite(s.y)]
-    x = _Axis(across or [0.0], _LEFT, _RIGHT, log=False)
-    y = _Axis([value for s in spots for value in (s.y, s.low, s.high)], _BOTTOM, _TOP, log)
-    picture = tag("svg", viewBox="0 0 380 270", role="group", aria_label=f"{y_label}, {x_label}")
-    for place, text in x.ticks():
-        picture.append(tag("text", text, x=place, y=_BOTTOM + 15, class_="x"))
-    for place, text in y.ticks():
-        picture.append(tag("path", d=f"M{_LEFT} {place}H{_RIGHT}", class_="grid"))
-        picture.append(tag("text", text, x=_LEFT - 5, y=place + 4, class_="y"))
-    picture.append(tag("text", x_label, x=(_LEFT + _RIGHT) / 2, y=262, class_="x"))
-    picture.extend(_drawn(trace, x, y) for trace in traces)
-    return tag("figure", tag("figcaption", f"{y_label} against {x_label}"), picture)
+def numbers(rows: Sequence[Row], key: str) -> set[float]:
+    """The values under a key, if all that there are are numbers; else none."""
+    values = [row.values[key] for row in rows if key in row.values]
+    return {float(v) for v in values} if all(is_number(v) for v in values) else set()
 
 
-def _drawn(trace: Trace, x: _Axis, y: _Axis) -> Element:
-    group = tag("g", class_=trace.kind, style=trace.style)
-    known = [spot for spot in trace.spots if math.isfinite(spot.y)]
-    pairs = [
-        pair for pair in itertools.pairwise(trace.spots) if math.isfinite(sum(s.y for s in pair))
+def curve_keys(rows: Sequence[Row]) -> list[str]:
+    """The keys that may be the horizontal axis: those of w, or the numeric one with most values."""
+    values = {key: numbers(rows, key) for key in swept_keys(rows)}
+    weights = [key for key in values if last(key) == "w" and len(values[key]) > 0]
+    if len(set().union(*(values[key] for key in weights))) > 1:
+        return weights
+    most = max(values, key=lambda key: len(values[key]), default=None)
+    return [most] if most is not None and len(values[most]) > 1 else []
+
+
+def series_of(rows: Sequence[Row], keys: Sequence[str]) -> list[Series]:
+    """The series along some keys, curves first."""
+    members: dict[tuple[bool, str, str | None], list[Row]] = {}
+    for row in rows:
+        # Of several weights, the one that varies most.
+        values = relevant(row)
+        finite = [key for key in keys if key in values and math.isfinite(values[key])]
+        alike = [other for other in rows if other.guidance == row.guidance]
+        key = max(finite, key=lambda key: len(numbers(alike, key)), default=None)
+        label = point_label(row, rows, without=(key,))
+        members.setdefault((key is None, label, key), []).append(row)
+    return [
+        Series(sorted(some, key=lambda row: row.values.get(key, 0)), key)
+        for (_, _, key), some in sorted(members.items(), key=lambda item: item[0][0])
     ]
-    lines = " ".join(f"M{x(a.x)} {y(a.y)}L{x(b.x)} {y(b.y)}" for a, b in pairs)
-    if trace.kind == "front":
-        lines = " ".join(f"M{x(a.x)} {y(a.y)}H{x(b.x)}V{y(b.y)}" for a, b in pairs)
-        group.append(tag("path", d=lines))
-    elif trace.kind in ("line", "path") and pairs:
-        bands = [(a, b) for a, b in pairs if math.isfinite(a.high + b.high)]
-        shape = "".join(
-            f"M{x(a.x)} {y(a.low)}L{x(b.x)} {y(b.low)}V{y(b.high)}L{x(a.x)} {y(a.high)}Z"
-            for a, b in bands
+
+
+def panels_of(series: Sequence[Series], rows: Sequence[Row]) -> dict[str, Members]:
+    """The series of each small panel, by its title.
+
+    Many series are parted by the key that makes the fewest panels; one without it is in all. Where
+    no key will do, they are parted in their order.
+    """
+    if len(series) <= MOST_CURVES:
+        return {"": _labelled(series, rows)}
+    keys = dict.fromkeys(key for s in series for key in s.place)
+    ways = [_parted(series, rows, key) for key in keys]
+    few = len(series) // 2  # else hardly more than one series would be in each
+    ways = [w for w in ways if len(w) <= few and max(map(len, w.values())) <= MOST_CURVES]
+    if len(ways) > 0:
+        return min(ways, key=len)
+    labels = _labelled(series, rows)
+    parts = [series[k : k + MOST_CURVES] for k in range(0, len(series), MOST_CURVES)]
+    return {f"from {labels[part[0]]}": {s: labels[s] for s in part} for part in parts}
+
+
+def _labelled(series: Sequence[Series], rows: Sequence[Row], key: str | None = None) -> Members:
+    return {s: point_label(s.rows[0], rows, (s.key, key)) for s in series}
+
+
+def _parted(series: Sequence[Series], rows: Sequence[Row], key: str) -> dict[str, Members]:
+    """A panel for each value of a key."""
+    firsts = {s.place[key]: s.rows[0] for s in reversed(series) if key in s.place}
+    return {
+        value_label(row, rows, key): _labelled(
+            [s for s in series if s.place.get(key, value) == value], rows, key
         )
-        group.append(tag("path", d=shape, class_="band"))
-        rows, text = [spot.row for spot in known], f"all of this curve, {len(known)} points"
-        line = [tag("path", d=lines, class_=name) for name in ("hit", "seen")]
-        group.append(pickable("g", rows, text, *line))
-    for spot in known if trace.kind != "front" else ():
-        if trace.kind == "level":
-            d = f"M{_LEFT} {y(spot.y)}H{_RIGHT}"
-            marks = [tag("path", d=d, class_=name) for name in ("hit", "seen")]
-        else:
-            place = {"cx": x(spot.x), "cy": y(spot.y)}
-            marks = [tag("circle", r=r, **place, class_=c) for r, c in ((9, "hit"), (3.5, "seen"))]
-        group.append(pickable("g", [spot.row], spot.text, *marks))
-    return group
+        for value, row in reversed(firsts.items())
+    }
 
 
-def heat_map(
-    name: str, labels: tuple[str, str], values: Sequence[Sequence[float]], squares: Sequence[Square]
-) -> Element:
-    """Squares over two axes of some labels and values, the lowest value at the left and below."""
-    (x, y), bottom, left = values, len(values[1]) * _DOWN, 60
-    width, height = left + len(x) * _ACROSS + 6, bottom + 40
-    size = {"viewBox": f"0 0 {width} {height}", "width": width, "height": height}
-    picture = tag("svg", **size, role="group", aria_label=name, class_="map")
-    for one in sorted(squares, key=lambda one: one.is_best):  # whose frame lies over others
-        place = {"x": left + one.x * _ACROSS, "y": bottom - (one.y + 1) * _DOWN}
-        middle = {"x": place["x"] + _ACROSS / 2, "y": place["y"] + _DOWN / 2 + 4}
-        colour = to_hex(one.rgba) if one.text else "#ddd"
-        kind = "best" if one.is_best else "square"
-        shape = tag("rect", **place, width=_ACROSS, height=_DOWN, fill=colour, class_=kind)
-        text = tag("text", one.text, **middle, class_="x", fill="#fff" if one.is_dark else "#000")
-        where = ", ".join(f"{labels[k]} {shown(values[k][(one.x, one.y)[k]])}" for k in (0, 1))
-        said = f"{where}: {one.text or 'missing'}"
-        picture.append(pickable("g", [one.row], said, shape, text))
-    for k, value in enumerate(x):
-        place = left + (k + 0.5) * _ACROSS
-        picture.append(tag("text", shown(value), x=place, y=bottom + 15, class_="x"))
-    for k, value in enumerate(y):
-        place = bottom - (k + 0.5) * _DOWN + 4
-        picture.append(tag("text", shown(value), x=left - 5, y=place, class_="y"))
-    picture.append(tag("text", labels[0], x=left + len(x) * _ACROSS / 2, y=bottom + 34, class_="x"))
-    turned = f"translate(12 {bottom / 2}) rotate(-90)"
-    picture.append(tag("text", labels[1], transform=turned, class_="x"))
-    return tag("figure", tag("figcaption", name), picture)
+def curves(rows: Sequence[Row]) -> list[Chart]:
+    """Each metric against w, in its panels; none where no numeric key has two values."""
+    keys = curve_keys(rows)
+    series = series_of(rows, keys)
+    metrics = [metric for metric in main_metrics(rows) if any(s.has(metric) for s in series)]
+    series = [s for s in series if any(s.has(metric) for metric in metrics)]
+    charts = []
+    panels = panels_of(series, rows) if any(s.is_curve for s in series) else {}
+    for metric, (panel, members) in itertools.product(metrics, panels.items()):
+        traces = []
+        for s, label in members.items():
+            traces.append(_trace("line" if s.is_curve else "level", s, label, metric, s.x, rows))
+            if s.is_curve:
+                traces.append(_trace("published", s, label, metric, s.x, rows))
+        values = [value for s in series for value in s.values(metric) if value > 0]
+        is_log = metric.column.is_chief and max(values, default=0) > 8 * min(values, default=1)
+        shares = (False, metric.column.is_share)
+        axis = axis_label(keys[0], rows)
+        charts.append(Chart(axis, metric_label(metric), panel, _seen(traces), is_log, shares))
+    return charts
 
 
-def plan_drawing(row: Row, most: float) -> Element:
-    """Weights over noise levels, from the first step to the last, w from 1 (or below) to `most`;
-    noise levels are spaced as their logarithms."""
-    sigmas = [sigma for sigma in row.plan.get("sigmas", []) if sigma > 0]
-    text = row.plan.get("summary", "the plan is not known")
-    picture = tag("svg", tag("title", text), viewBox="0 0 120 36", class_="plan", role="img")
-    picture.append(tag("path", d="M0 33.5H120", class_="grid"))
-    if len(sigmas) > 1:
-        x = np.interp(np.log(sigmas), np.log([sigmas[-1], sigmas[0]]), (116, 1)).tolist() + [120]
-        low = min(1.0, np.min(row.plan["weights"], initial=1.0))
-        for term in row.plan["weights"]:
-            weights = [max(step, key=lambda w: abs(w - 1)) for step in term]
-            y = np.interp(weights, (low, max(most, low + 1)), (33.5, 3))
-            steps = itertools.groupby(
-                zip(np.round(y, 1).tolist(), x[1:], strict=False), lambda s: s[0]
-            )
-            stairs = "".join(f"V{height}H{max(step)[1]:.0f}" for height, step in steps)
-            picture.append(tag("path", d=f"M1 33.5{stairs}V33.5"))
-    return picture
+def precision_recall(rows: Sequence[Row]) -> list[Chart]:
+    """Precision against recall in the space of each detector; none without them."""
+    series = series_of(rows, curve_keys(rows))
+    pairs = [
+        (recall, precision)
+        for precision, recall in itertools.product(main_metrics(rows), repeat=2)
+        if precision.column.against == recall.column.name != ""
+        and precision.detector == recall.detector
+        and any(s.has(recall, precision) for s in series)
+    ]
+    series = [s for s in series if any(s.has(*pair) for pair in pairs)]
+    charts = []
+    panels = panels_of(series, rows) if len(series) > 0 else {}
+    for (recall, precision), (panel, members) in itertools.product(pairs, panels.items()):
+        traces = [
+            _trace("path" if s.is_curve else "dots", s, label, precision, s.values(recall), rows)
+            for s, label in members.items()
+        ]
+        shares = (recall.column.is_share, precision.column.is_share)
+        axes = metric_label(recall), metric_label(precision)
+        charts.append(Chart(*axes, panel, _seen(traces), are_shares=shares))
+    return charts
+
+
+def costs(rows: Sequence[Row]) -> list[Chart]:
+    """The chief metrics against evaluations and GFLOP, where they differ, with what nothing cheaper
+    is better than."""
+    series = series_of(rows, curve_keys(rows))
+    charts = []
+    for metric, name in itertools.product(chief_metrics(main_metrics(rows)), _COSTS):
+        known = [row for row in rows if row.is_priced and metric.name in row.metrics]
+        if len({_COSTS[name](row) for row in known}) > 1:
+            traces = [
+                _trace(kind, s, label, metric, map(_COSTS[name], s.rows), rows)
+                for members in panels_of(series, rows).values()
+                for s, label in members.items()
+                for kind in ("dots", "published")
+            ]
+            traces = [_front(metric, traces), *_seen(traces)]
+            charts.append(Chart(name, metric_label(metric), "", traces))
+    return charts
+
+
+_COSTS = {
+    "evaluations per image": lambda row: float(row.evals_main + row.evals_ref),
+    "GFLOP per image": lambda row: row.gflops,
+}
+
+
+def _trace(
+    kind: str,
+    s: Series,
+    label: str,
+    metric: MetricColumn,
+    x: Iterable[float],
+    rows: Sequence[Row],
+) -> Trace:
+    """A metric of a series, or what was published of it, over the values x."""
+    digits = metric.decimals(s.values(metric))
+    spots = []
+    for row, place in zip(s.rows, x, strict=True):
+        y, ends = row.metrics.get(metric.name, math.nan), spread(row, metric.name)
+        said = ""
+        if kind == "published":
+            y, said = published_value(row, metric.name), " as published"
+            y = math.nan if y is None else y
+        name = f"{plain(point_label(row, rows, ()))}: {plain(metric_label(metric))}"
+        band = (ends.low, ends.high) if ends and kind == "line" else (math.nan, math.nan)
+        y = y if math.isfinite(place) else math.nan
+        spots.append(Spot(place, y, row, f"{name} {y:.{digits}f}{said}", *band))
+    return Trace(kind, label, spots)
+
+
+def _seen(traces: Iterable[Trace]) -> list[Trace]:
+    """Those of which there is something to be seen."""
+    return [t for t in traces if any(math.isfinite(spot.y) for spot in t.spots)]
+
+
+def _front(metric: MetricColumn, traces: Sequence[Trace]) -> Trace:
+    """The points that no cheaper one, and none of the same cost, is better than."""
+    spots = [s for t in traces if t.kind == "dots" for s in t.spots if math.isfinite(s.y)]
+    sign = -1 if metric.column.better == "higher" else 1
+    front: list[Spot] = []
+    for spot in sorted(spots, key=lambda spot: (spot.x, sign * spot.y)):
+        if not front or sign * spot.y < sign * front[-1].y:
+            front.append(spot)
+    return Trace("front", "", front)

@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from guidex.reports.curves import numbers
+from guidex.reports.charts import numbers
 from guidex.reports.labels import (
     axis_label,
     last,

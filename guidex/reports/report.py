@@ -9,13 +9,17 @@ from xml.etree.ElementTree import Element, tostring
 
 from guidex.files.atomic import atomic_write
 from guidex.reports.answer import answers
-from guidex.reports.charts import plan_drawing, tag
+from guidex.reports.charts import Chart, costs, curves, numbers, precision_recall
 from guidex.reports.columns import Column, rounded
+from guidex.reports.heat_maps import finite_values, maps_of, squares
+from guidex.reports.labels import axis_label, metric_label, plain, point_label
 from guidex.reports.notes import notes, origin
 from guidex.reports.pictures import Picture, pictures_of
-from guidex.reports.report_figures import Figures
-from guidex.reports.rows import Row, ordered, read_rows
+from guidex.reports.rows import Row, chief_metrics, main_metrics, ordered, read_rows
+from guidex.reports.svg import drawing, heat_map, plan_drawing, tag
 from guidex.reports.tables import arranged
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f4f24", "#888")
 
 
 def write_report(folders: Sequence[Path], path: Path) -> Path:
@@ -45,7 +49,9 @@ def write_report(folders: Sequence[Path], path: Path) -> Path:
 def _page(title: str, rows: Sequence[Row], pictures: dict[int, Picture]) -> str:
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     before, _, after = template.partition("<!--body-->")
-    figures, best, table = Figures(rows), answers(rows), arranged(rows)
+    charts = [*curves(rows), *precision_recall(rows), *costs(rows)]
+    best, table, styles = answers(rows), arranged(rows), _styles(charts)
+    names = {row.point: plain(point_label(row, rows, ())) for row in rows}
     columns = rounded(table)
     most = max((_most(row) for row in rows), default=1.0)
     main = tag("main", tag("h1", title), *_paragraphs(origin(rows)))
@@ -56,17 +62,17 @@ def _page(title: str, rows: Sequence[Row], pictures: dict[int, Picture]) -> str:
     main.append(tag("input", id="filter", type="search", placeholder=hint, aria_label=hint))
     main.append(_table(table, columns, most))
     main.extend(_paragraphs(notes(rows, ["bold = best"])))
-    for heading, drawn in (("Curves", [*figures.charts()]), ("Maps", [*figures.maps()])):
-        if len(drawn) > 0:
-            legend = [figures.legend()] if heading == "Curves" else []
-            main.extend([tag("h2", heading), *legend, tag("div", *drawn, class_="charts")])
+    if len(charts) > 0:
+        drawn = [drawing(chart, styles) for chart in charts]
+        main.extend([_legend(charts, styles), tag("div", *drawn, class_="charts")])
+    main.append(tag("div", *_maps(rows), class_="charts"))
     chosen = [answer.row.point for answer in best] or [table[0].point]
     first = next((row.point for row in rows if row.point != chosen[0]), chosen[0])
-    panes = [_pane(figures.names, *one) for one in (("left", chosen[0]), ("right", first))]
+    panes = [_pane(names, *one) for one in (("left", chosen[0]), ("right", first))]
     keep = tag("label", tag("input", type="checkbox", id="keep"), " keep the right one")
     inside = [tag("summary", "Explorer"), keep, tag("div", *panes, class_="panes")]
     cards = [
-        _card(row, figures.names[row.point], k, columns, pictures.get(row.point), most)
+        _card(row, names[row.point], k, columns, pictures.get(row.point), most)
         for k, row in enumerate(table)
     ]
     aside = tag("aside", tag("details", *inside, open=""))
@@ -130,3 +136,38 @@ def _card(
             numbers.extend([tag("dt", column.heading), tag("dd", text)])
     card.append(numbers)
     return card
+
+
+def _styles(charts: Sequence[Chart]) -> dict[str, str]:
+    """A colour for each label, dashed where colours are used up."""
+    labels = dict.fromkeys(trace.label for chart in charts for trace in chart.traces)
+    styles = {}
+    for k, label in enumerate(filter(None, labels)):
+        dashes = "" if k < len(_COLOURS) else ";stroke-dasharray:6 3"
+        styles[label] = f"--colour:{_COLOURS[k % len(_COLOURS)]}{dashes}"
+    return styles
+
+
+def _legend(charts: Sequence[Chart], styles: dict[str, str]) -> Element:
+    """A button for each label, which picks all of its points."""
+    legend = tag("div", class_="legend")
+    traces = [trace for chart in charts for trace in chart.traces]
+    for label, style in styles.items():
+        points = {spot.row.point: None for t in traces if t.label == label for spot in t.spots}
+        legend.append(
+            tag("button", plain(label), data_pick=" ".join(map(str, points)), style=style)
+        )
+    return legend
+
+
+def _maps(rows: Sequence[Row]) -> Iterator[Element]:
+    """The chief metrics over two keys that form grids."""
+    keys, maps = maps_of(rows) or ((), {})
+    drawn = [row for points in maps.values() for row in points]
+    labels = [plain(axis_label(key, drawn)) for key in keys]
+    values = [sorted(numbers(drawn, key)) for key in keys]
+    metrics = [m for m in main_metrics(drawn) if len(finite_values(drawn, m)) > 0]
+    for metric in chief_metrics(metrics):
+        for name, points in maps.items():
+            title = ", ".join(filter(None, map(plain, (metric_label(metric), name))))
+            yield heat_map(title, labels, values, squares(points, drawn, metric, keys))
