@@ -84,10 +84,10 @@ def figure_of(charts: Sequence[Chart], rows: Sequence[Row]) -> Figure | None:
     figure = Figure((columns * across, lines * down + 0.5), layout="constrained")
     styles, place = _styles(drawn), 0
     for group in groups:
-        first = None
+        panels: list[Axes] = []
         for k, chart in enumerate(group):
-            panel = figure.add_subplot(lines, columns, place + k + 1, sharex=first, sharey=first)
-            first = first or panel
+            shared = dict.fromkeys(("sharex", "sharey"), panels[0] if panels else None)
+            panels.append(panel := figure.add_subplot(lines, columns, place + k + 1, **shared))
             panel.set(xlabel=chart.x, ylabel=chart.y)
             panel.set_title(chart.panel, fontsize=9)
             panel.grid(alpha=0.25)
@@ -95,7 +95,8 @@ def figure_of(charts: Sequence[Chart], rows: Sequence[Row]) -> Figure | None:
             for trace in chart.traces:
                 _draw(panel, trace, styles[trace.label])
         place += math.ceil(len(group) / columns) * columns if small else 1
-        _scale(first, group[0])
+        for panel in panels:  # shared axes do not tell each other
+            _scale(panel, group[0])
     handles = [Line2D([], [], **style) for style in styles.values()]
     # Outside of the figure, which grows by it when it is saved.
     beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
