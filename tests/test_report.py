@@ -109,6 +109,24 @@ def test_nothing_that_is_shown_is_code(rows, tmp_path):
     assert sum(tag == "img" for tag, _ in page.tags) == len(rows)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [[0.0, -0.1, 9.0], [np.inf, 1.0, 2.0], [np.nan] * 3, [1e-9, 1.0, 1e9], [3.0, 3.0, 3.0]],
+)
+def test_any_values_can_be_drawn(values, tmp_path):
+    for values_of in ({"fd_a": 1.0}, {"fd_a": 1.0, "fd_a_lo": -9.0, "fd_a_hi": np.inf}):
+        points = [
+            row(n, {W: n}, metrics={k: v if k != "fd_a" else one for k, v in values_of.items()})
+            for n, one in enumerate(values)
+        ]
+        for some in (points, points[1:2]):
+            write_tables(some, tmp_path)
+            path = write_report([tmp_path], tmp_path / "report.html")
+            text = path.read_text(encoding="utf-8")
+            assert text.count("<article") == len(some)
+            assert not re.search(r' (d|x|y|cx|cy)="[^"]*(nan|inf)', text)
+
+
 def test_pictures_are_found_by_the_values_of_points(rows, tmp_path):
     written(rows, tmp_path)
     found = pictures_of([replace(one, point=99 - one.point) for one in rows], tmp_path)

@@ -188,8 +188,8 @@ def curves(rows: Sequence[Row]) -> list[Chart]:
             traces.append(_trace("line" if s.is_curve else "level", s, label, metric, s.x, rows))
             if s.is_curve:
                 traces.append(_trace("published", s, label, metric, s.x, rows))
-        values = [value for s in series for value in s.values(metric) if value > 0]
-        is_log = metric.column.is_chief and max(values, default=0) > 8 * min(values, default=1)
+        values = [value for s in series for value in s.values(metric) if math.isfinite(value)]
+        is_log = metric.column.is_chief and max(values) > 8 * min(values) > 0
         shares = (False, metric.column.is_share)
         axis = axis_label(keys[0], rows)
         charts.append(Chart(axis, metric_label(metric), panel, _seen(traces), is_log, shares))

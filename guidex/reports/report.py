@@ -32,16 +32,19 @@ def write_report(folders: Sequence[Path], path: Path) -> Path:
     """
     rows: list[Row] = []
     pictures: dict[int, Picture] = {}
-    for folder in folders:
-        own, run = read_rows(folder / "rows.jsonl"), {"run": folder.resolve().name}
+    short = [folder.resolve().name for folder in folders]
+    runs = short if len(set(short)) == len(short) else [str(folder) for folder in folders]
+    for folder, run in zip(folders, runs, strict=True):
+        own = read_rows(folder / "rows.jsonl")
         found = pictures_of(own, folder)
         for row in ordered(own):
             if row.point in found:
                 pictures[len(rows)] = found[row.point]
-            values = {**run, **row.values} if len(folders) > 1 else row.values
+            values = {"run": run, **row.values} if len(folders) > 1 else row.values
             rows.append(replace(row, point=len(rows), values=values))
-    title = " and ".join(folder.resolve().name for folder in folders)
-    content = _page(f"guidex: {title}", rows, pictures).encode(errors="backslashreplace")
+    content = _page(f"guidex: {' and '.join(runs)}", rows, pictures).encode(
+        errors="backslashreplace"
+    )
     atomic_write(path, lambda file: file.write(content))
     return path
 
@@ -50,6 +53,7 @@ def _page(title: str, rows: Sequence[Row], pictures: dict[int, Picture]) -> str:
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     before, _, after = template.partition("<!--body-->")
     charts = [*curves(rows), *precision_recall(rows), *costs(rows)]
+    charts = [chart for chart in charts if len(chart.traces) > 0]
     best, table, styles = answers(rows), arranged(rows), _styles(charts)
     names = {row.point: plain(point_label(row, rows, ())) for row in rows}
     columns = rounded(table)
@@ -57,7 +61,8 @@ def _page(title: str, rows: Sequence[Row], pictures: dict[int, Picture]) -> str:
     main = tag("main", tag("h1", title), *_paragraphs(origin(rows)))
     for answer in best:
         link = tag("button", answer.text, data_pick=answer.row.point)
-        main.append(tag("p", link, " ", tag("code", answer.command or "")))
+        code = [] if answer.command is None else [" ", tag("code", answer.command)]
+        main.append(tag("p", link, *code))
     hint = "filter: words, or conditions such as w>2"
     main.append(tag("input", id="filter", type="search", placeholder=hint, aria_label=hint))
     main.append(_table(table, columns, most))

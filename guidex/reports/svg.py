@@ -44,7 +44,8 @@ class _Axis:
 
     def __init__(self, values: Iterable[float], start: float, end: float, log: bool) -> None:
         values = [value for value in values if math.isfinite(value)]
-        self._log, self._turn = log, math.log10 if log else float
+        least = min((value for value in values if value > 0), default=1.0)
+        self._log, self._turn = log, (lambda v: math.log10(max(v, least))) if log else float
         low, high = self._turn(min(values)), self._turn(max(values))
         room = 0.05 * (high - low) or 0.1 * abs(high) or 1
         self._ends, self._place = (low - room, high + room), (start, end)
