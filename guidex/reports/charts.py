@@ -174,20 +174,25 @@ def _parted(series: Sequence[Series], rows: Sequence[Row], key: str) -> dict[str
     }
 
 
+def names_of(rows: Sequence[Row]) -> dict[int, str]:
+    """What each point is called, by its number."""
+    return {row.point: plain(point_label(row, rows, ())) for row in rows}
+
+
 def curves(rows: Sequence[Row]) -> list[Chart]:
     """Each metric against w, in its panels; none where no numeric key has two values."""
     keys = curve_keys(rows)
     series = series_of(rows, keys)
     metrics = [metric for metric in main_metrics(rows) if any(s.has(metric) for s in series)]
     series = [s for s in series if any(s.has(metric) for metric in metrics)]
-    charts = []
+    charts, names = [], names_of(rows)
     panels = panels_of(series, rows) if any(s.is_curve for s in series) else {}
     for metric, (panel, members) in itertools.product(metrics, panels.items()):
         traces = []
         for s, label in members.items():
-            traces.append(_trace("line" if s.is_curve else "level", s, label, metric, s.x, rows))
+            traces.append(_trace("line" if s.is_curve else "level", s, label, metric, s.x, names))
             if s.is_curve:
-                traces.append(_trace("published", s, label, metric, s.x, rows))
+                traces.append(_trace("published", s, label, metric, s.x, names))
         values = [value for s in series for value in s.values(metric) if math.isfinite(value)]
         is_log = metric.column.is_chief and max(values) > 8 * min(values) > 0
         shares = (False, metric.column.is_share)
@@ -207,11 +212,11 @@ def precision_recall(rows: Sequence[Row]) -> list[Chart]:
         and any(s.has(recall, precision) for s in series)
     ]
     series = [s for s in series if any(s.has(*pair) for pair in pairs)]
-    charts = []
+    charts, names = [], names_of(rows)
     panels = panels_of(series, rows) if len(series) > 0 else {}
     for (recall, precision), (panel, members) in itertools.product(pairs, panels.items()):
         traces = [
-            _trace("path" if s.is_curve else "dots", s, label, precision, s.values(recall), rows)
+            _trace("path" if s.is_curve else "dots", s, label, precision, s.values(recall), names)
             for s, label in members.items()
         ]
         shares = (recall.column.is_share, precision.column.is_share)
@@ -223,13 +228,13 @@ def precision_recall(rows: Sequence[Row]) -> list[Chart]:
 def costs(rows: Sequence[Row]) -> list[Chart]:
     """The chief metrics against evaluations and GFLOP, where they differ, with what nothing cheaper
     is better than."""
-    series = series_of(rows, curve_keys(rows))
+    series, names = series_of(rows, curve_keys(rows)), names_of(rows)
     charts = []
     for metric, name in itertools.product(chief_metrics(main_metrics(rows)), _COSTS):
         known = [row for row in rows if row.is_priced and metric.name in row.metrics]
         if len({_COSTS[name](row) for row in known}) > 1:
             traces = [
-                _trace(kind, s, label, metric, map(_COSTS[name], s.rows), rows)
+                _trace(kind, s, label, metric, map(_COSTS[name], s.rows), names)
                 for members in panels_of(series, rows).values()
                 for s, label in members.items()
                 for kind in ("dots", "published")
@@ -251,10 +256,10 @@ def _trace(
     label: str,
     metric: MetricColumn,
     x: Iterable[float],
-    rows: Sequence[Row],
+    names: dict[int, str],
 ) -> Trace:
     """A metric of a series, or what was published of it, over the values x."""
-    digits = metric.decimals(s.values(metric))
+    digits, name = metric.decimals(s.values(metric)), plain(metric_label(metric))
     spots = []
     for row, place in zip(s.rows, x, strict=True):
         y, ends = row.metrics.get(metric.name, math.nan), spread(row, metric.name)
@@ -262,10 +267,9 @@ def _trace(
         if kind == "published":
             y, said = published_value(row, metric.name), " as published"
             y = math.nan if y is None else y
-        name = f"{plain(point_label(row, rows, ()))}: {plain(metric_label(metric))}"
         band = (ends.low, ends.high) if ends and kind == "line" else (math.nan, math.nan)
         y = y if math.isfinite(place) else math.nan
-        spots.append(Spot(place, y, row, f"{name} {y:.{digits}f}{said}", *band))
+        spots.append(Spot(place, y, row, f"{names[row.point]}: {name} {y:.{digits}f}{said}", *band))
     return Trace(kind, label, spots)
 
 
@@ -280,6 +284,6 @@ def _front(metric: MetricColumn, traces: Sequence[Trace]) -> Trace:
     sign = -1 if metric.column.better == "higher" else 1
     front: list[Spot] = []
     for spot in sorted(spots, key=lambda spot: (spot.x, sign * spot.y)):
-        if not front or sign * spot.y < sign * front[-1].y:
+        if metric.column.better and (not front or sign * spot.y < sign * front[-1].y):
             front.append(spot)
     return Trace("front", "", front)

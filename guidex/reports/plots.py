@@ -103,6 +103,8 @@ def figure_of(charts: Sequence[Chart], rows: Sequence[Row]) -> Figure | None:
     figure.legend(handles, styles, **beside, ncols=math.ceil(len(styles) / (5 * lines * down)))
     y = {chart.y.rstrip(" ↓↑") for chart in charts}
     remarks = _bands(drawn, rows) + (["others in table.csv"] if len(drawn) < len(charts) else [])
+    if any(trace.kind == "published" for chart in drawn for trace in chart.traces):
+        remarks.append("open marks: published")
     subject = f"{min(y) if len(y) == 1 else 'Metrics'} against {charts[0].x.rstrip(' ↓↑')}"
     figure.suptitle(title(subject, rows, remarks, figure.get_figwidth()))
     return figure

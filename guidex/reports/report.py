@@ -9,10 +9,10 @@ from xml.etree.ElementTree import Element, tostring
 
 from guidex.files.atomic import atomic_write
 from guidex.reports.answer import answers
-from guidex.reports.charts import Chart, costs, curves, numbers, precision_recall
+from guidex.reports.charts import Chart, costs, curves, names_of, numbers, precision_recall
 from guidex.reports.columns import Column, rounded
 from guidex.reports.heat_maps import finite_values, maps_of, squares
-from guidex.reports.labels import axis_label, metric_label, plain, point_label
+from guidex.reports.labels import axis_label, metric_label, plain
 from guidex.reports.notes import notes, origin
 from guidex.reports.pictures import Picture, pictures_of
 from guidex.reports.rows import Row, chief_metrics, main_metrics, ordered, read_rows
@@ -55,8 +55,7 @@ def _page(title: str, rows: Sequence[Row], pictures: dict[int, Picture]) -> str:
     charts = [*curves(rows), *precision_recall(rows), *costs(rows)]
     charts = [chart for chart in charts if len(chart.traces) > 0]
     best, table, styles = answers(rows), arranged(rows), _styles(charts)
-    names = {row.point: plain(point_label(row, rows, ())) for row in rows}
-    columns = rounded(table)
+    columns, names = rounded(table), names_of(rows)
     most = max((_most(row) for row in rows), default=1.0)
     main = tag("main", tag("h1", title), *_paragraphs(origin(rows)))
     for answer in best:

@@ -199,7 +199,8 @@ def ordered(rows: Iterable[Row]) -> list[Row]:
 
 def swept_keys(rows: Iterable[Row]) -> list[str]:
     """All swept keys, in order of first appearance in the table of points."""
-    return list(dict.fromkeys(key for row in ordered(rows) for key in row.values))
+    rows = sorted(rows, key=lambda row: row.point)
+    return list(dict.fromkeys(key for row in rows for key in row.values))
 
 
 def is_number(value: Value) -> bool:
