@@ -59,7 +59,8 @@ class _Axis:
         tens = range(math.floor(low), math.ceil(high)) if self._log else ()
         values = [m * 10.0**e for e in tens for m in (1, 2, 5)]
         values = values or MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high).tolist()
-        return [(self(v), f"{v:.6g}") for v in values if low <= self._turn(v) <= high]
+        turn = math.log10 if self._log else float
+        return [(self(v), f"{v:.6g}") for v in values if low <= turn(v) <= high]
 
 
 def drawing(chart: Chart, styles: Mapping[str, str]) -> Element:
