@@ -13,11 +13,11 @@ from guidex.reports.charts import Chart, costs, curves, names_of, numbers, preci
 from guidex.reports.columns import Column, rounded
 from guidex.reports.heat_maps import finite_values, maps_of, squares
 from guidex.reports.labels import axis_label, metric_label, plain
-from guidex.reports.notes import notes, origin
+from guidex.reports.notes import origin
 from guidex.reports.pictures import Picture, pictures_of
 from guidex.reports.rows import Row, chief_metrics, main_metrics, ordered, read_rows
 from guidex.reports.svg import drawing, heat_map, plan_drawing, tag
-from guidex.reports.tables import arranged
+from guidex.reports.tables import arranged, below
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f4f24", "#888")
 
@@ -65,7 +65,7 @@ def _page(title: str, rows: Sequence[Row], pictures: dict[int, Picture]) -> str:
     hint = "filter: words, or conditions such as w>2"
     main.append(tag("input", id="filter", type="search", placeholder=hint, aria_label=hint))
     main.append(_table(table, columns, most))
-    main.extend(_paragraphs(notes(rows, ["bold = best"])))
+    main.extend(_paragraphs(below(table, columns, "bold = best")))
     if len(charts) > 0:
         drawn = [drawing(chart, styles) for chart in charts]
         main.extend([_legend(charts, styles), tag("div", *drawn, class_="charts")])

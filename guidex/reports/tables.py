@@ -108,10 +108,10 @@ def markdown_table(rows: Sequence[Row]) -> str:
         *_cells(columns, _escape_markdown, "**{}**"),
     ]
     body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    below = [*_notes(rows, columns, "bold = best"), *origin(rows)]
+    ending = [*below(rows, columns, "bold = best"), *origin(rows)]
     best = [(a.text, a.command and f"`` {a.command} ``") for a in answers(rows)]
     lines = [": ".join([_escape_markdown(text), *filter(None, [line])]) for text, line in best]
-    lines += [_escape_markdown(note) for note in below]
+    lines += [_escape_markdown(note) for note in ending]
     return body + "".join(f"\n{line}\n" for line in lines)
 
 
@@ -122,14 +122,14 @@ def latex_table(rows: Sequence[Row]) -> str:
     alignment = "".join("r" if column.numeric else "l" for column in columns)
     lines = [map(_latex_heading, columns), *_cells(columns, _escape_latex, r"\textbf{{{}}}")]
     heading, *body = [f"  {' & '.join(line)} \\\\\n" for line in lines]
-    below = [*_notes(rows, columns, "bold = best"), *origin(rows)]
+    ending = [*below(rows, columns, "bold = best"), *origin(rows)]
     return (
         "% Needs \\usepackage{booktabs}. In a document:\n"
         "% \\begin{table}\\centering\\input{table}\\caption{...}\\end{table}\n"
         f"\\begin{{tabular}}{{{alignment}}}\n  \\toprule\n{heading}  \\midrule\n"
         f"{''.join(body)}  \\bottomrule\n\\end{{tabular}}\n"
         "\\par\\smallskip\n\\begin{minipage}{\\linewidth}\n  \\footnotesize\n"
-        + "".join(f"  {_escape_latex(note)}\\par\n" for note in below)
+        + "".join(f"  {_escape_latex(note)}\\par\n" for note in ending)
         + "\\end{minipage}\n"
     )
 
@@ -154,14 +154,15 @@ def terminal_table(rows: Sequence[Row], width: int = 100) -> str:
     lack = [f"Left out for want of room, see table.csv: {lost}."] if lost != "" else []
     lack += [f"Left out, for all points agree to two digits: {', '.join(flat)}."] if flat else []
     best = [note for answer in answers(rows) for note in answer[:2] if note is not None]
-    for note in [*best, *lack, *_notes(rows, columns, "* = best")]:
+    for note in [*best, *lack, *below(rows, columns, "* = best")]:
         is_command = note.startswith("guidex sample ")
         wrapped = textwrap.wrap(note, width, subsequent_indent="  ", break_on_hyphens=False)
         lines += [f"  {note}"] if is_command else wrapped
     return "\n".join(lines)
 
 
-def _notes(rows: Sequence[Row], columns: Sequence[Column], mark: str) -> list[str]:
+def below(rows: Sequence[Row], columns: Sequence[Column], mark: str) -> list[str]:
+    """The notes below a table, which marks the best values in some way."""
     nfe = "NFE: network evaluations per image, main + references"
     remarks = [nfe] if any(column.heading == "NFE" for column in columns) else []
     remarks += [mark] if any(cell.best for column in columns for cell in column.cells) else []
