@@ -15,12 +15,14 @@ import torch
 
 from guidex.commands.launch import launch
 from guidex.config.instantiate import Models
-from guidex.errors import GuidexError
+from guidex.config.presets import nearest
+from guidex.errors import GuidexError, UsageError
 from guidex.features.detectors import detect_all
 from guidex.features.features import FeatureSet
 from guidex.features.references import describe
 from guidex.features.samples import PassSettings
 from guidex.files.progress import Progress
+from guidex.reports.report import write_report
 from guidex.reports.rows import Row, counted
 from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.asked import ask
@@ -149,7 +151,10 @@ def _finish(
     rows = _rows(entries, whole, made)
     folder.check()
     before = read_json(folder.path / _SHOWN) or {}
-    files = [*write_tables(rows, folder.path), *(draw(rows, whole, folder.path) if figures else ())]
+    files = write_tables(rows, folder.path)
+    if figures:
+        files = [*files, *draw(rows, whole, folder.path)]
+        files.append(write_report([folder.path], folder.path / "report.html"))
     for name in set(before.get("files", ())) - {file.name for file in files}:
         (folder.path / Path(name).name).unlink(missing_ok=True)  # of another table
     shown = {"token": token, "files": [file.name for file in files]}
@@ -185,6 +190,7 @@ def _prepare(table: Table, rank: Rank) -> list[Task]:
             points=point.kind.image_shape is None,
         )
         tasks.append(Task(index, point, _outputs(point, found), found))
+    _check_sort(table.base.config["sort"], tasks)
     _check_samples(tasks)
     if rank.first:
         _tell(tasks)
@@ -209,6 +215,15 @@ def _inputs(task: Task) -> list[tuple[str, str]]:
     """Role and place, as one text, and SHA-256 of the files that results depend on: models,
     references, detectors."""
     return [*task.point.inputs, *(pair for one in task.measures for pair in one.inputs)]
+
+
+def _check_sort(name: str | None, tasks: Sequence[Task]) -> None:
+    """Refuse to sort by a column that the table will not have."""
+    measures = [one for task in tasks for one in task.measures]
+    metrics = [(one, metric) for one in measures for metric in one.metrics.values()]
+    columns = {f"{column.name}_{one.name}" for one, metric in metrics for column in metric.columns}
+    if name is not None and name not in columns:
+        raise UsageError(f"sort={name}: the table has no such column{nearest(name, columns)}")
 
 
 def _check_samples(tasks: Sequence[Task]) -> None:
