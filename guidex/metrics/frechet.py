@@ -4,7 +4,6 @@
 arXiv 1706.08500, equation 6), with N - 1 covariances and in float64.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,10 +13,8 @@ from torch import Tensor
 from guidex.errors import UsageError
 from guidex.features.features import FeatureSet
 from guidex.features.statistics import GaussianStatistics
+from guidex.metrics.differences import FEWEST_BLOCKS, FEWEST_FAKES, blocks_of
 from guidex.metrics.metric import PUBLISHED_IMAGES, Column, Fewest, Metric, check_share
-
-JACKKNIFE_BLOCKS = 20
-FEWEST_BLOCKS = 5  # of balanced classes, which a block holds one image of each of
 
 # With fewer fakes per feature the bias no longer falls as 1 / N, and intervals miss the truth.
 IMAGES_PER_FEATURE = 2
@@ -133,7 +130,7 @@ class Frechet(Metric):
     def fewest(self, dim: int) -> Fewest:
         if self.confidence == "none":
             return Fewest(2, 2)
-        least = max(IMAGES_PER_FEATURE * dim, 2 * JACKKNIFE_BLOCKS)
+        least = self._fewest_fakes(dim)
         return Fewest(2, least, f"confidence=jackknife and {dim} features", "confidence=none")
 
     def doubts(self, *, real: int | None, fake: int, dim: int, network: bool) -> list[str]:
@@ -162,10 +159,29 @@ class Frechet(Metric):
     ) -> tuple[float, float, float]:
         from scipy.special import stdtrit  # half a second, for the few who ask for an interval
 
+        pseudo, ratios = self._pseudovalues(distance_to_real, fake, distance)
+        if len(pseudo) == 0:
+            least = int(fake.labels.unique(return_counts=True)[1].min())
+            raise UsageError(
+                f"the fakes have {least} images of every class, and an interval needs at least "
+                f"{FEWEST_BLOCKS}; use more images or confidence=none."
+            )
+        estimate = float((pseudo / ratios).sum())
+        variance = ((pseudo - estimate).square() / (ratios - 1)).mean()
+        quantile = float(stdtrit(len(pseudo) - 1, (1 + self.level) / 2))
+        reach = quantile * float(variance.sqrt())
+        return estimate - reach, estimate, estimate + reach
+
+    def _pseudovalues(
+        self, distance_to_real: DistanceTo, fake: FeatureSet, distance: float
+    ) -> tuple[Tensor, Tensor]:
+        """Of each block, float64, and the ratio of all images to those in it; none where classes
+        are too small for blocks."""
         values, whole = fake.values, fake.statistics
-        blocks = [rows.to(values.device) for rows in _blocks(fake.count, fake.labels, self.seed)]
+        blocks = blocks_of(fake.count, fake.labels, self.seed)
+        blocks = [rows.to(values.device) for rows in blocks]
         count = sum(map(len, blocks))
-        if count < fake.count:  # some of each class are left over
+        if 0 < count < fake.count:  # some of each class are left over
             whole = GaussianStatistics.from_features(values[torch.cat(blocks)])
             distance = distance_to_real(whole)
         left_out = [
@@ -173,33 +189,18 @@ class Frechet(Metric):
             for block in blocks
         ]
         ratios = torch.tensor([count / len(block) for block in blocks], dtype=torch.float64)
-        pseudo = ratios * distance - (ratios - 1) * torch.tensor(left_out, dtype=torch.float64)
-        estimate = float((pseudo / ratios).sum())
-        variance = ((pseudo - estimate).square() / (ratios - 1)).mean()
-        quantile = float(stdtrit(len(blocks) - 1, (1 + self.level) / 2))
-        reach = quantile * float(variance.sqrt())
-        return estimate - reach, estimate, estimate + reach
+        left_out = torch.tensor(left_out, dtype=torch.float64)
+        return ratios * distance - (ratios - 1) * left_out, ratios
 
+    @staticmethod
+    def _fewest_fakes(dim: int) -> int:
+        """With fewer, a jackknife misses the truth."""
+        return max(IMAGES_PER_FEATURE * dim, FEWEST_FAKES)
 
-def _blocks(count: int, labels: Tensor | None, seed: int) -> Sequence[Tensor]:
-    """Rows of the blocks of a jackknife, on the CPU: at random, since images often come sorted by
-    class and a block must look like the whole. Of labels [N] with equal numbers of several classes,
-    give or take one, each block has as many of each."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    labels = torch.zeros(count) if labels is None else labels.cpu()
-    found, numbers = labels.unique(return_counts=True)
-    least = int(numbers.min())
-    if len(found) == 1 or numbers.max() - least > 1:
-        return order.tensor_split(JACKKNIFE_BLOCKS)
-    classes = [order[labels[order] == label] for label in found]
-    if least < FEWEST_BLOCKS:
-        raise UsageError(
-            f"the fakes have {least} images of every class, and an interval needs at least "
-            f"{FEWEST_BLOCKS}; use more images or confidence=none."
-        )
-    # As few left over as possible.
-    choices = range(min(least, JACKKNIFE_BLOCKS // 2), min(least, JACKKNIFE_BLOCKS) + 1)
-    blocks = max(choices, key=lambda number: (least // number * number, number))
-    each = least // blocks
-    cut = [rows[: each * blocks].split(each) for rows in classes]
-    return [torch.cat(rows_of_block) for rows_of_block in zip(*cut, strict=True)]
+    def pseudovalues(
+        self, real: FeatureSet, fake: FeatureSet, numbers: dict[str, float | Tensor]
+    ) -> dict[str, list[float]]:
+        if fake.values is None or fake.count < self._fewest_fakes(fake.dim):
+            return {}
+        pseudo, _ = self._pseudovalues(DistanceTo(real.statistics), fake, numbers["fd"])
+        return {"fd": pseudo.tolist()}
