@@ -13,11 +13,12 @@ import torch
 
 from guidex.config.compose import Config
 from guidex.config.instantiate import Models
-from guidex.features.detectors import detect_all
+from guidex.features.detectors import detect_all, detector_record
 from guidex.features.features import FeatureSet
 from guidex.features.references import describe
 from guidex.features.samples import PassSettings
 from guidex.files.progress import Progress
+from guidex.reports.differences import baseline_of, with_differences
 from guidex.reports.rows import Row, counted
 from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.drawings import draw
@@ -51,13 +52,14 @@ from guidex.runs.settings import VOLATILE
 def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_EXPERIMENT) -> None:
     """Run the command. Words with several values are the axes; of `default`, see `plan_table`."""
     table, rank = plan_table(words, default), this_rank()
+    config = table.base.config
+    baseline_of(config["baseline"], [e.planned and typed(e.values) for e in table.entries])
     if rank.first:
         _print_size(table)
         warn(table.doubts)
     if plan_only:
         print_plans(table)
         return
-    config = table.base.config
     identity = {
         "command": "sweep",
         **{key: value for key, value in config.items() if key not in VOLATILE},
@@ -72,7 +74,7 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
         with run(cohorts, rank, folder / "table.csv") as is_last:
             if not is_last:
                 return
-            rows = _rows(table.entries, cohorts, made)
+            rows = with_differences(_rows(table.entries, cohorts, made), config["baseline"])
             held.check()
             files = [*write_tables(rows, folder), *draw(rows, cohorts, folder)]
     print("", terminal_table(rows), "", *files, sep="\n")
@@ -197,6 +199,7 @@ def _row(cohort: Cohort, made: dict[str, str], task: Task, tick: Tick) -> Row:
         images=_count(task.point),
         repeats=repeats,
         metrics=found["metrics"],
+        pseudovalues=found.get("pseudovalues", {}),
         settings=settings_of(task.measures) if task.is_measured else {},
         evals_main=plan.evaluations_main,
         evals_ref=sum(plan.evaluations_ref),
@@ -210,6 +213,8 @@ def _row(cohort: Cohort, made: dict[str, str], task: Task, tick: Tick) -> Row:
             **provenance(planned.config),
             **merged([found["versions"], made_with]),
             "origins": task.point.origins,
+            "reals": [one.about_real for one in task.measures],
+            "detectors": [detector_record(one.detector) for one in task.measures],
             "presets": planned.choices,
             **made,
         },
@@ -234,6 +239,7 @@ def _measured(cohort: Cohort, task: Task) -> Config:
     """All metrics of a point, from the blocks on disk, and what its samples took."""
     arrays, made_with = cohort.gathered(task, "seconds")
     metrics: dict[str, float] = {}
+    pseudovalues: dict[str, list[float]] = {}
     for one in task.measures if task.is_measured else ():
         name = f"features{detectors_of(task.measures).index(one.detector)}"
         kept, _ = cohort.gathered(task, "labels", name)
@@ -242,5 +248,9 @@ def _measured(cohort: Cohort, task: Task) -> Config:
             values=torch.from_numpy(kept[name]),
             labels=torch.from_numpy(kept["labels"]) if "labels" in kept else None,
         )
-        metrics |= one.values(repeats_of(features, task.point.planned.settings.repeats))
-    return {"metrics": metrics, "seconds": float(arrays["seconds"].sum()), "versions": made_with}
+        found = one.measured(repeats_of(features, task.point.planned.settings.repeats))
+        metrics |= found[0]
+        pseudovalues |= found[1]
+    seconds = float(arrays["seconds"].sum())
+    found = {"metrics": metrics, "pseudovalues": pseudovalues, "seconds": seconds}
+    return {**found, "versions": made_with}

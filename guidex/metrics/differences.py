@@ -7,15 +7,18 @@ does to both, the same seeds being in block b, cancels.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+LEVEL = 0.9  # of confidence
 BLOCKS = 20
 FEWEST_BLOCKS = 5  # of balanced classes, which a block holds one image of each of
 FEWEST_FAKES = 2 * BLOCKS
+
+T = TypeVar("T")
 
 
 def blocks_of(count: int, labels: Tensor | None, seed: int) -> Sequence[Tensor]:
@@ -48,38 +51,42 @@ def block_means(values: Tensor) -> list[float]:
 
 
 class Difference(NamedTuple):
-    """A difference of two points without the bias of finitely many fakes, its standard error, and
-    the number of blocks that it is known from."""
+    """A difference of two points without the bias of finitely many fakes, and the ends of the
+    interval that holds the true one with the probability asked for."""
 
     centre: float
-    error: float
-    blocks: int
-
-    def reach(self, level: float) -> float:
-        """Half the width of the interval that holds the true difference with this probability, by
-        Student's t."""
-        from scipy.special import stdtrit  # half a second, for those who have points to compare
-
-        return float(stdtrit(self.blocks - 1, (1 + level) / 2)) * self.error
+    low: float
+    high: float
 
 
-def difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
-    """From the pseudo-values of two points, in equal blocks of the same seeds; those of repeats
-    one after the other."""
+def difference(ours: Sequence[float], theirs: Sequence[float], level: float = LEVEL) -> Difference:
+    """From the pseudo-values of two points in blocks of the same seeds, those of repeats one after
+    the other, by Student's t."""
+    from scipy.special import stdtrit  # half a second, for those who have points to compare
+
     apart = np.subtract(ours, theirs)
-    return Difference(float(apart.mean()), float(apart.std(ddof=1)) / len(apart) ** 0.5, len(apart))
+    error = float(apart.std(ddof=1)) / len(apart) ** 0.5
+    reach = float(stdtrit(len(apart) - 1, (1 + level) / 2)) * error
+    centre = float(apart.mean())
+    return Difference(centre, centre - reach, centre + reach)
 
 
-def among_best(points: Sequence[Sequence[float]], best: int, sign: int, level: float) -> list[bool]:
-    """Which points may be the best, of pseudo-values [points, blocks] and the number of the point
-    that seems so: the truly best one is among them with the probability `level`.
+def among_best(
+    points: Sequence[T], values: Sequence[Sequence[float]], best: T, sign: int, level: float = LEVEL
+) -> list[T]:
+    """The points that may be the best, of their pseudo-values [points, blocks] and the one that
+    seems so: the truly best one is among them with the probability `level`.
 
-    A point is left out where it is worse by more than chance explains, by one-sided tests whose
+    A point is left out where it is worse by more than chance explains, in one-sided tests whose
     errors add up to 1 - level (Bonferroni), so that the choice of the best is allowed for.
 
     Arguments:
         sign: 1 where lower values are better, -1 where higher ones are.
     """
-    tests = max(len(points) - 1, 1)
-    apart = [difference(point, points[best]) for point in points]
-    return [sign * each.centre <= each.reach(1 - 2 * (1 - level) / tests) for each in apart]
+    if len(points) < 2:
+        return list(points)
+    one_sided = 1 - 2 * (1 - level) / (len(points) - 1)
+    theirs = values[[point is best for point in points].index(True)]
+    apart = [difference(ours, theirs, one_sided) for ours in values]
+    worse = [each.low > 0 if sign > 0 else each.high < 0 for each in apart]
+    return [point for point, is_worse in zip(points, worse, strict=True) if not is_worse]

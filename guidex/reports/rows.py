@@ -2,7 +2,8 @@
 
 A metric column is called <name>_<detector>, such as fd_pixels. With repeats it holds the median,
 and the columns <name>_min, _max, _mean and _std (of a sample) go with it; with a confidence
-interval, <name>_lo, <name>_hi and its centre <name>_unbiased.
+interval, <name>_lo, <name>_hi and its centre <name>_unbiased; with a baseline, the difference to
+it <name>_difference and its interval, <name>_difference_lo and _hi.
 """
 
 import json
@@ -34,6 +35,8 @@ class Row:
         note: what must be said of this point below a table, or None.
         unit: what is counted: images, or samples of a toy.
         plan, config, provenance: the record of the point as plain data.
+        pseudovalues: of blocks of seeds (see `guidex.metrics.differences`), by metric column.
+        among_best: metric columns that the point may be the best in.
     """
 
     point: int
@@ -53,6 +56,8 @@ class Row:
     plan: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    pseudovalues: dict[str, list[float]] = field(default_factory=dict)
+    among_best: list[str] = field(default_factory=list)
 
     @property
     def is_measured(self) -> bool:
@@ -106,7 +111,7 @@ class Spread(NamedTuple):
     source: str
 
 
-_COMPANIONS = ("_min", "_max", "_mean", "_std", *COMPANIONS)
+_COMPANIONS = ("_min", "_max", "_mean", "_std", *COMPANIONS, "_difference")
 
 
 def metric_columns(rows: Iterable[Row]) -> list[str]:

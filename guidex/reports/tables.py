@@ -1,7 +1,8 @@
 """The table of a sweep: CSV and JSON lines with everything; Markdown, LaTeX, terminal for people.
 
 CSV and JSON lines hold all digits, and equal rows give equal bytes. The others are rounded, with
-the best value of each metric marked; values that print alike are marked alike.
+the best value of each metric marked, and those that cannot be told from it; values that print
+alike are marked alike.
 """
 
 import csv
@@ -11,10 +12,13 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from guidex.errors import GuidexError, UsageError
 from guidex.files.atomic import atomic_write
+from guidex.metrics.differences import LEVEL
 from guidex.reports.columns import Column, loss, narrower, rounded
 from guidex.reports.notes import notes, origin
 from guidex.reports.published import published_columns
@@ -76,6 +80,35 @@ def json_lines(rows: Sequence[Row]) -> str:
     )
 
 
+def read_rows(folder: Path) -> list[Row]:
+    """The rows of a finished run, as `json_lines` tells them, in order.
+
+    Raises:
+        UsageError: there are none.
+        GuidexError: they are damaged.
+    """
+    path, names = folder / "rows.jsonl", {each.name for each in fields(Row)}
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        records = [_read(json.loads(line)) for line in lines if line != ""]
+        return [Row(**{k: v for k, v in each.items() if k in names}) for each in records]
+    except OSError as error:
+        raise UsageError(
+            f"{folder} holds no rows.jsonl; give the folder of a finished run"
+        ) from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise GuidexError(f"{path} is damaged; the command that made it makes it anew") from error
+
+
+def _read(value: Any) -> Any:
+    """Undoes what `_plain` does to numbers."""
+    if isinstance(value, dict):
+        return {key: _read(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_read(item) for item in value]
+    return float(value) if value in ("inf", "-inf", "nan") else value
+
+
 def markdown_table(rows: Sequence[Row]) -> str:
     """A pipe table, the best values in bold, with notes below."""
     rows = ordered(rows)
@@ -83,10 +116,10 @@ def markdown_table(rows: Sequence[Row]) -> str:
     lines = [
         [_escape_markdown(column.heading) for column in columns],
         ["---:" if column.numeric else ":---" for column in columns],
-        *_cells(columns, _escape_markdown, "**{}**"),
+        *_cells(columns, _escape_markdown, "**{}**", "*{}*"),
     ]
     body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    below = [*_notes(rows, columns, "bold = best"), *origin(rows)]
+    below = [*_notes(rows, columns, "bold", "italic"), *origin(rows)]
     return body + "".join(f"\n{_escape_markdown(note)}\n" for note in below)
 
 
@@ -95,9 +128,10 @@ def latex_table(rows: Sequence[Row]) -> str:
     rows = ordered(rows)
     columns = rounded(rows)
     alignment = "".join("r" if column.numeric else "l" for column in columns)
-    lines = [map(_latex_heading, columns), *_cells(columns, _escape_latex, r"\textbf{{{}}}")]
+    body = _cells(columns, _escape_latex, r"\textbf{{{}}}", r"\textit{{{}}}")
+    lines = [map(_latex_heading, columns), *body]
     heading, *body = [f"  {' & '.join(line)} \\\\\n" for line in lines]
-    below = [*_notes(rows, columns, "bold = best"), *origin(rows)]
+    below = [*_notes(rows, columns, "bold", "italic"), *origin(rows)]
     return (
         "% Needs \\usepackage{booktabs}. In a document:\n"
         "% \\begin{table}\\centering\\input{table}\\caption{...}\\end{table}\n"
@@ -110,7 +144,8 @@ def latex_table(rows: Sequence[Row]) -> str:
 
 
 def terminal_table(rows: Sequence[Row], width: int = 100) -> str:
-    """The table for a terminal, the best values marked with "*"; no line break at its end.
+    """The table for a terminal, the best values marked with "*", those
+    that cannot be told from the best with "~"; no line break at its end.
 
     Columns that do not fit into `width` characters are left out, the least important first, and
     named below.
@@ -127,24 +162,28 @@ def terminal_table(rows: Sequence[Row], width: int = 100) -> str:
     lines = [line if len(line) <= width else line[: width - 1] + "…" for line in lines]
     lost = loss(whole, columns)
     lack = [f"Left out for want of room, see table.csv: {lost}."] if lost != "" else []
-    for note in [*lack, *_notes(rows, columns, "* = best")]:
+    for note in [*lack, *_notes(rows, columns, "*", "~")]:
         lines += textwrap.wrap(note, width, subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(lines)
 
 
-def _notes(rows: Sequence[Row], columns: Sequence[Column], mark: str) -> list[str]:
+def _notes(rows: Sequence[Row], columns: Sequence[Column], mark: str, tied: str) -> list[str]:
     nfe = "NFE: network evaluations per image, main + references"
     remarks = [nfe] if any(column.heading == "NFE" for column in columns) else []
-    remarks += [mark] if any(cell.best for column in columns for cell in column.cells) else []
+    cells = [cell for column in columns for cell in column.cells]
+    remarks += [f"{mark} = best"] if any(cell.best for cell in cells) else []
+    if any(cell.tied for cell in cells):
+        remarks.append(f"{tied} = not distinguishable from the best ({LEVEL:.0%} confidence)")
     return notes(rows, remarks)
 
 
 def _cells(
-    columns: Sequence[Column], escape: Callable[[str], str], bold: str
+    columns: Sequence[Column], escape: Callable[[str], str], bold: str, italic: str
 ) -> Iterator[list[str]]:
-    """The cells row by row, escaped, the best in bold."""
+    """The cells row by row, escaped, the best in bold, what may be the best in italic."""
     for line in zip(*(column.cells for column in columns), strict=True):
-        texts = [(bold if cell.best else "{}").format(escape(cell.text)) for cell in line]
+        forms = [bold if cell.best else italic if cell.tied else "{}" for cell in line]
+        texts = [form.format(escape(cell.text)) for form, cell in zip(forms, line, strict=True)]
         spreads = [escape(cell.spread) for cell in line]
         yield [f"{text} {spread}".strip() for text, spread in zip(texts, spreads, strict=True)]
 
