@@ -10,7 +10,7 @@ Run: .venv/bin/python scripts/bench_confidence.py [--sections gaussians digits] 
 
 import argparse
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -28,28 +28,27 @@ from guidex.api import (
     KNNAccuracy,
     Pixels,
     detect,
-    difference,
     frechet_distance,
     kernel,
     model_features,
     none,
     sample,
     to_uint8,
-)  # fmt: skip
+)
 from guidex.features.statistics import GaussianStatistics
-from guidex.metrics import differences
+from guidex.guidance.methods import difference as guided
+from guidex.metrics.differences import LEVEL, among_best, difference
 from guidex.metrics.metric import Metric
 
-LEVEL = 0.9
 BATCH = 1200
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sections", nargs="+", default=["gaussians", "digits"])
-    parser.add_argument("--trials", type=int, default=400, help="of each case; fewer of digits")
+    parser.add_argument("--trials", type=int, default=400, help="of each case")
     args = parser.parse_args()
-    print(f"{'case':<44} {'pairs':>6} {'held':>6} {'width':>6} {'best':>6}   (nominal {LEVEL})")
+    print(f"{'case':<58} {'pairs':>6} {'held':>6} {'width':>6} {'best':>6}   (nominal {LEVEL})")
     if "gaussians" in args.sections:
         gaussians(args.trials)
     if "digits" in args.sections:
@@ -89,8 +88,8 @@ def gaussians(trials: int) -> None:
                 mixed = common**0.5 * noise + (1 - common) ** 0.5 * own
                 yield FeatureSet.from_values(detector="d", values=shift + scale * mixed)
 
-        sets = ([list(draws()) for _ in range(repeats)] for _ in range(trials))
-        _report(f"{name} (D={dim}, N={count})", {"fd_d": truths}, Frechet(), real, sets)
+        found = [_pseudovalues(Frechet(), real, list(draws())) for _ in range(trials * repeats)]
+        _report(f"{name} (D={dim}, N={count})", truths, found, "fd_d", repeats)
 
 
 def digits(trials: int) -> None:
@@ -100,10 +99,10 @@ def digits(trials: int) -> None:
     weaker = kernel("digits", h=0.5)
     guidances = [
         none(),
-        difference(reference, Constant(w=2), Extrapolate()),
-        difference(reference, Interval(w=8, lo=0, hi=0.8), Extrapolate()),
-        difference(reference, Interval(w=12, lo=0, hi=0.8), Extrapolate()),
-        difference(weaker, Constant(w=5), Extrapolate()),
+        guided(reference, Constant(w=2), Extrapolate()),
+        guided(reference, Interval(w=8, lo=0, hi=0.8), Extrapolate()),
+        guided(reference, Interval(w=12, lo=0, hi=0.8), Extrapolate()),
+        guided(weaker, Constant(w=5), Extrapolate()),
     ]
     solver, pools = Heun(grid=Karras(steps=16)), []
     for guidance in guidances:
@@ -114,73 +113,54 @@ def digits(trials: int) -> None:
         x, labels = (torch.cat(some) for some in zip(*parts, strict=True))
         pools.append(detect(Pixels(), to_uint8(x), labels))
     real = model_features(model, Pixels())
-    _digits(real, pools, count, 1)
-    _digits(real, pools, count, 3)
+    whole = [_mean(each, "fd_pixels") for each in _pseudovalues(Frechet(), real, pools)]
+    for metric in (Frechet(), PRDC(), KNNAccuracy()):
+        found = []
+        for first in range(0, trials * count, count):
+            fakes = [pool.rows(slice(first, first + count)) for pool in pools]
+            found.append(_pseudovalues(metric, real, fakes))
+        for name in found[0][0]:
+            # Of means over fakes, the truth is the mean of all.
+            means = np.mean([[_mean(each, name) for each in points] for points in found], axis=0)
+            truths = whole if name == "fd_pixels" else means.tolist()
+            for repeats in (1, 3):
+                _report(f"digits, {repeats} x {count} images", truths, found, name, repeats)
 
 
-def _digits(real: FeatureSet, pools: Sequence[FeatureSet], count: int, repeats: int) -> None:
-    trials = pools[0].count // (count * repeats)
+def _pseudovalues(
+    metric: Metric, real: FeatureSet, fakes: Sequence[FeatureSet]
+) -> list[dict[str, list[float]]]:
+    """Of each point, by column."""
+    return [metric.measured(real=real, fake=fake)[1] for fake in fakes]
 
-    def sets() -> Iterator[list[list[FeatureSet]]]:
-        for first in range(0, trials * repeats, repeats):
-            cuts = [slice(k * count, (k + 1) * count) for k in range(first, first + repeats)]
-            yield [[pool.rows(cut) for pool in pools] for cut in cuts]
 
-    name = f"digits, {repeats} x {count} images"
-    whole = [Frechet().measured(real=real, fake=pool)[1]["fd_pixels"] for pool in pools]
-    distances = {"fd_pixels": [float(np.mean(pseudo)) for pseudo in whole]}
-    _report(name, distances, Frechet(), real, sets())
-    for metric in (PRDC(), KNNAccuracy()):
-        _report(name, None, metric, real, sets())
+def _mean(pseudovalues: dict[str, list[float]], name: str) -> float:
+    return float(np.mean(pseudovalues[name]))
 
 
 def _report(
     case: str,
-    truths: dict[str, Sequence[float]] | None,
-    metric: Metric,
-    real: FeatureSet,
-    sets: Iterator[list[list[FeatureSet]]],
+    truths: Sequence[float],
+    found: Sequence[Sequence[dict[str, list[float]]]],
+    name: str,
+    repeats: int,
 ) -> None:
-    """Measure the pairs of points of each trial, whose repeats are lists of fakes by point. The
-    truths of means over fakes (None) are the means of all trials."""
-    found = [
-        [
-            {name: sum((p[name] for p in some), []) for name in some[0]}
-            for some in zip(*(_pseudo(metric, real, fakes) for fakes in trial), strict=True)
-        ]
-        for trial in sets
-    ]
-    if truths is None:
-        truths = {
-            name: np.mean([[np.mean(point[name]) for point in points] for points in found], axis=0)
-            for name in found[0][0]
-        }
-    for name, truth in truths.items():
-        held, widths, alone, best = [], [], [], []
-        better = 1 if name.startswith("fd") else -1
-        for points in found:
-            values = [point[name] for point in points]
-            for a, b in itertools.combinations(range(len(truth)), 2):
-                apart = differences.difference(values[a], values[b])
-                reach = apart.reach(LEVEL)
-                held.append(abs(apart.centre - (truth[a] - truth[b])) <= reach)
-                widths.append(apart.error)
-                alone.append(np.hypot(*(np.std(values[k], ddof=1) for k in (a, b))))
-                alone[-1] /= len(values[a]) ** 0.5
-            scores = [better * float(np.mean(each)) for each in values]
-            marked = differences.among_best(values, int(np.argmin(scores)), better, LEVEL)
-            best.append(marked[int(np.argmin([better * t for t in truth]))])
-        label = f"{case}: {name.partition('_')[0]}"
-        ratio = np.mean(widths) / np.mean(alone)
-        print(
-            f"{label:<44} {len(held):>6} {np.mean(held):>6.3f} {ratio:>6.2f} {np.mean(best):>6.3f}"
-        )
-
-
-def _pseudo(
-    metric: Metric, real: FeatureSet, fakes: Sequence[FeatureSet]
-) -> list[dict[str, list[float]]]:
-    return [metric.measured(real=real, fake=fake)[1] for fake in fakes]
+    """Print what intervals of all pairs of points hold, trial by trial of some repeats each."""
+    held, widths, alone, among = [], [], [], []
+    sign, numbers = 1 if name.startswith("fd") else -1, list(range(len(truths)))
+    for first in range(0, len(found) // repeats * repeats, repeats):
+        trial = found[first : first + repeats]
+        values = [sum((points[k][name] for points in trial), []) for k in numbers]
+        for a, b in itertools.combinations(numbers, 2):
+            apart = difference(values[a], values[b])
+            held.append(apart.low <= truths[a] - truths[b] <= apart.high)
+            widths.append(np.std(np.subtract(values[a], values[b])))
+            alone.append(np.hypot(np.std(values[a]), np.std(values[b])))
+        seems = min(numbers, key=lambda k: sign * np.mean(values[k]))
+        best = min(numbers, key=lambda k: sign * truths[k])
+        among.append(best in among_best(numbers, values, seems, sign))
+    label, ratio = f"{case}: {name.partition('_')[0]}", np.mean(widths) / np.mean(alone)
+    print(f"{label:<58} {len(held):>6} {np.mean(held):>6.3f} {ratio:>6.2f} {np.mean(among):>6.3f}")
 
 
 def _known(mean: Tensor, covariance: Tensor) -> FeatureSet:
