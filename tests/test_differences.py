@@ -211,14 +211,19 @@ def test_a_sweep_tells_differences_to_its_baseline(runs: Path, tmp_path: Path, c
 
 
 def test_repeats_are_paired_one_by_one(tmp_path: Path) -> None:
-    words = [*SWEEP, "guidance.schedule.w=1,2", "metrics=[frechet]"]
-    assert main([*words, "repeats=2", f"out={tmp_path / 'both'}"]) == 0
-    (both,) = (each.pseudovalues for each in read_rows(tmp_path / "both")[1:])
-    single = []
-    for seeds in ("0-159", "160-319"):
+    words = [*SWEEP, "guidance=none,cfg"]
+    assert main([*words, "repeats=3", f"out={tmp_path / 'all'}"]) == 0
+    together, distances, recalls = read_rows(tmp_path / "all")[1], [], []
+    for seeds in ("0-159", "160-319", "320-479"):
         assert main([*words, f"seeds={seeds}", f"out={tmp_path / seeds}"]) == 0
-        single += read_rows(tmp_path / seeds)[1].pseudovalues["fd_pixels"]
-    assert both["fd_pixels"] == pytest.approx(single)
+        single = read_rows(tmp_path / seeds)[1]
+        distances += single.pseudovalues["fd_pixels"]
+        recalls.append(single.metrics["recall_pixels"])
+        assert "recall_pixels" not in single.pseudovalues
+    assert together.pseudovalues["fd_pixels"] == pytest.approx(distances)
+    # Of what blocks do not tell, repeats do.
+    assert together.pseudovalues["recall_pixels"] == pytest.approx(recalls)
+    assert "recall_pixels_difference" in together.metrics
 
 
 def test_compare_joins_what_was_measured_alike(runs: Path, tmp_path: Path, capsys) -> None:

@@ -26,17 +26,16 @@ def compare(words: Sequence[str]) -> None:
     names = [folder.resolve().name for folder in folders]
     names = names if len(set(names)) == len(names) else places
     runs = {name: read_rows(folder) for name, folder in zip(names, folders, strict=True)}
-    _check_alike(runs)
     baseline = settings.get("baseline", "best")
+    _check_alike(runs)
     keys = swept_keys(row for own in runs.values() for row in own)
     rows: list[Row] = []
     for name, own in runs.items():
-        commands = {row.provenance.get("command", "") for row in own}
-        print(f"{name}: {'; '.join(sorted(commands))}")
+        print(f"{name}: {'; '.join({row.provenance.get('command', ''): None for row in own})}")
         for row in own:
+            found = {"run": name, **{key: _value(row.config, key) for key in keys}, **row.values}
+            values = {key: value for key, value in found.items() if not isinstance(value, dict)}
             config = {**row.config, "baseline": baseline}
-            values = {"run": name, **{key: _value(row.config, key) for key in keys}, **row.values}
-            values = {key: value for key, value in values.items() if not isinstance(value, dict)}
             rows.append(replace(row, point=len(rows), values=values, config=config))
     rows, files = with_differences(rows, baseline), []
     if (out := settings.get("out")) is not None:
@@ -55,17 +54,15 @@ def _value(config: Any, key: str) -> Any:
 
 def _check_alike(runs: Mapping[str, Sequence[Row]]) -> None:
     """Refuse runs that were not measured alike, naming what differs."""
-    records = [
-        (name, _protocol(row)) for name, rows in runs.items() for row in rows if row.is_measured
-    ]
+    found: dict[str, dict[str, dict[str, None]]] = {}  # names of runs by key and value
+    for name, rows in runs.items():
+        for record in (_protocol(row) for row in rows if row.is_measured):
+            for key, value in {**dict.fromkeys(_PROTOCOL, "none"), **record}.items():
+                found.setdefault(key, {}).setdefault(str(value), {})[name] = None
     lines = []
-    for key in dict.fromkeys(key for _, record in records for key in record):
-        found: dict[str, dict[str, None]] = {}
-        for name, record in records:
-            if key in record or key in _PROTOCOL:
-                found.setdefault(str(record.get(key, "none")), {})[name] = None
-        if len(found) > 1:
-            each = (f"{value:.60} in {', '.join(names)}" for value, names in found.items())
+    for key, values in found.items():
+        if len(values) > 1:
+            each = (f"{value:.60} in {', '.join(names)}" for value, names in values.items())
             lines.append(f"  {key}: {'; '.join(each)}")
     if lines:
         raise UsageError("\n".join(["these runs do not compare, since they differ in", *lines]))

@@ -23,6 +23,9 @@ PUBLISHED_IMAGES = 50_000
 # Ends of the columns that go with another one: an interval and its centre.
 COMPANIONS = ("_unbiased", "_lo", "_hi")
 
+# By name; of a mean over fakes, the value of each.
+Numbers = dict[str, float | Tensor]
+
 
 @dataclass(frozen=True)
 class Column:
@@ -86,18 +89,17 @@ class Metric(ABC):
                 check_whole(name, getattr(self, name), least=least)
 
     @abstractmethod
-    def compute(self, real: FeatureSet | None, fake: FeatureSet) -> dict[str, float | Tensor]:
+    def compute(self, real: FeatureSet | None, fake: FeatureSet) -> Numbers:
         """Numbers by the names of `columns`, which may end in COMPANIONS, of sets that lack nothing
         it needs; real is None where it needs no reference. Of a mean over fakes, the value of each
         [N] instead, which tells its confidence, too."""
 
     def pseudovalues(
-        self, real: FeatureSet | None, fake: FeatureSet, numbers: dict[str, float | Tensor]
+        self, real: FeatureSet | None, fake: FeatureSet, numbers: Numbers
     ) -> dict[str, list[float]]:
         """Those of blocks of fakes (see `metrics.differences`) by column, as far as they are cheap;
         `numbers` are what `compute` has returned."""
-        means = {name: value for name, value in numbers.items() if isinstance(value, Tensor)}
-        return {name: block_means(value) for name, value in means.items()}
+        return {k: block_means(each) for k, each in numbers.items() if isinstance(each, Tensor)}
 
     def fewest(self, dim: int) -> Fewest:
         """The images needed for D features; UsageError where the options do not suit D."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from guidex.features.features import FeatureSet
 from guidex.features.networks import full_float32
-from guidex.metrics.metric import PUBLISHED_IMAGES, Column, Fewest, Metric
+from guidex.metrics.metric import PUBLISHED_IMAGES, Column, Fewest, Metric, Numbers
 
 Rule = Literal["<", "<="]
 
@@ -111,7 +111,7 @@ class PRDC(Metric):
         text += ", float16 distances" if self.arithmetic == "adm" else ""
         return {"precision/recall": text}
 
-    def compute(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float | Tensor]:
+    def compute(self, real: FeatureSet, fake: FeatureSet) -> Numbers:
         most = [self.reals or real.count, self.fakes or fake.count]
         if self.equal:
             most = [min(*most, real.count, fake.count)] * 2

@@ -10,7 +10,7 @@ from torch.distributions import MultivariateNormal
 
 from guidex.errors import GuidexError, UsageError
 from guidex.features.features import FeatureSet
-from guidex.metrics.metric import Column, Metric, check_share
+from guidex.metrics.metric import Column, Metric, Numbers, check_share
 from guidex.models.denoiser import ExactDenoiser
 from guidex.models.mixture import GaussianMixture
 
@@ -73,7 +73,7 @@ class ToyQuality(Metric):
         return {"outliers": f"below the {self.quantile} quantile"}
 
     @torch.no_grad()
-    def compute(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float | Tensor]:
+    def compute(self, real: FeatureSet, fake: FeatureSet) -> Numbers:
         """mode_coverage only where there are modes.
 
         Raises:

@@ -30,6 +30,8 @@ from guidex.models.denoiser import Denoiser
 from guidex.models.spec import Model
 from guidex.models.spec import load as load_model
 
+FEWEST_REPEATS = 3  # that tell how sure their mean is
+
 # What is known of a set of images, as plain data.
 About = dict[str, object]
 
@@ -174,7 +176,8 @@ class Measure:
     def measured(
         self, fakes: Sequence[FeatureSet], blockwise: bool = True
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """The same, and the pseudo-values of blocks of seeds, of one repeat after the other."""
+        """The same, and pseudo-values by column (see `metrics.differences`): of blocks of seeds, one
+        repeat after the other; of metrics without such, of repeats themselves."""
         results: list[dict[str, float]] = []
         pseudovalues: dict[str, list[float]] = {}
         real = None if self.real is None else self.real.features
@@ -191,6 +194,8 @@ class Measure:
         summary: dict[str, float] = {}
         for name in results[0]:
             values = [result[name] for result in results]
+            if blockwise and len(values) >= FEWEST_REPEATS:
+                pseudovalues.setdefault(name, values)
             tensor = torch.tensor(values, dtype=torch.float64)  # whose std takes infinity, too
             summary |= {
                 name: statistics.median(values),
