@@ -176,8 +176,8 @@ class Measure:
     def measured(
         self, fakes: Sequence[FeatureSet], blockwise: bool = True
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """The same, and pseudo-values by column (see `metrics.differences`): of blocks of seeds, one
-        repeat after the other; of metrics without such, of repeats themselves."""
+        """The same, and pseudo-values by column (see `metrics.differences`): of blocks of seeds, of
+        one repeat after the other; of metrics without such, the repeats themselves."""
         results: list[dict[str, float]] = []
         pseudovalues: dict[str, list[float]] = {}
         real = None if self.real is None else self.real.features
@@ -194,9 +194,9 @@ class Measure:
         summary: dict[str, float] = {}
         for name in results[0]:
             values = [result[name] for result in results]
-            if blockwise and len(values) >= FEWEST_REPEATS:
-                pseudovalues.setdefault(name, values)
             tensor = torch.tensor(values, dtype=torch.float64)  # whose std takes infinity, too
+            if blockwise and len(values) >= FEWEST_REPEATS and tensor.isfinite().all():
+                pseudovalues.setdefault(name, values)
             summary |= {
                 name: statistics.median(values),
                 f"{name}_min": min(values),
