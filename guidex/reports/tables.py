@@ -93,9 +93,7 @@ def read_rows(folder: Path) -> list[Row]:
         records = [_read(json.loads(line)) for line in lines if line != ""]
         return [Row(**{k: v for k, v in each.items() if k in names}) for each in records]
     except OSError as error:
-        raise UsageError(
-            f"{folder} holds no rows.jsonl; give the folder of a finished run"
-        ) from error
+        raise UsageError(f"{folder} holds no rows.jsonl; give a finished run's folder") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise GuidexError(f"{path} is damaged; the command that made it makes it anew") from error
 
@@ -144,8 +142,8 @@ def latex_table(rows: Sequence[Row]) -> str:
 
 
 def terminal_table(rows: Sequence[Row], width: int = 100) -> str:
-    """The table for a terminal, the best values marked with "*", those
-    that cannot be told from the best with "~"; no line break at its end.
+    """The table for a terminal, the best values marked with "*", those that cannot be told from
+    them with "~"; no line break at its end.
 
     Columns that do not fit into `width` characters are left out, the least important first, and
     named below.
