@@ -14,16 +14,8 @@ from guidex.reports.tables import read_rows, terminal_table, write_tables
 from guidex.runs.folder import run_folder
 
 # What numbers depend on, whatever the metric; other settings concern those who have them.
-_PROTOCOL = (
-    "detector",
-    "reference",
-    "resize",
-    "weights",
-    "precision",
-    "fakes",
-    "labels",
-    "read as",
-)
+_PROTOCOL = ("detector", "reference", "resize", "weights", "precision", "fakes", "labels")
+_PROTOCOL += ("read as",)
 
 
 def compare(words: Sequence[str]) -> None:
