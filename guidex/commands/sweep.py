@@ -15,12 +15,15 @@ import torch
 
 from guidex.commands.launch import launch
 from guidex.config.instantiate import Models
-from guidex.errors import GuidexError
-from guidex.features.detectors import detect_all
+from guidex.config.presets import nearest
+from guidex.errors import GuidexError, UsageError
+from guidex.features.detectors import detect_all, detector_record
 from guidex.features.features import FeatureSet
 from guidex.features.references import describe
 from guidex.features.samples import PassSettings
 from guidex.files.progress import Progress
+from guidex.reports.differences import baseline_of, with_differences
+from guidex.reports.report import write_report
 from guidex.reports.rows import Row, counted
 from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.asked import ask
@@ -59,6 +62,8 @@ _IDENTITY = {"command": "sweep"}
 def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_EXPERIMENT) -> None:
     """Run the command. Words with several values are the axes; of `default`, see `plan_table`."""
     table, rank = plan_table(words, default), this_rank()
+    config = table.base.config
+    baseline_of(config["baseline"], [e.planned and typed(e.values) for e in table.entries])
     if rank.first:
         _print_size(table)
         warn(table.doubts)
@@ -67,15 +72,15 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
         return
     identity = {
         "command": "sweep",
-        **{k: v for k, v in table.base.config.items() if k not in VOLATILE},
+        **{k: v for k, v in config.items() if k not in VOLATILE},
         "points": {words_of(entry.values): entry.identity for entry in table.entries},
     }
-    folder = output_folder(table.base.config["out"], "sweep", table.name, identity)
+    folder = output_folder(config["out"], "sweep", table.name, identity)
     asked = ["sweep"] if default else ["sample", "eval=true"]
-    if launch([*asked, *words], table.base.config, folder):
+    if launch([*asked, *words], config, folder):
         return
     made = made_by(" ".join(asked), words)
-    rows = fill(table, folder, made, bool(table.base.config["overwrite"]))
+    rows = fill(table, folder, made, bool(config["overwrite"]))
     if rows is not None:
         show(rows, folder)
     elif rank.first:
@@ -117,7 +122,7 @@ def fill(
             require_same_inputs(folder / "points" / task.name, _inputs(task))
         cohorts = grouped(tasks, held)
         if not sampling:
-            return _finish(table.entries, cohorts, made, figures, None)
+            return _finish(table, cohorts, made, figures, None)
         chosen = table.are_metrics_chosen
         ask(held, table.entries, tasks, command="sweep", made=made, chosen=chosen)
         with run(cohorts, rank, folder / "table.csv") as state:
@@ -125,13 +130,13 @@ def fill(
                 return None
             if state == "written" and (read_json(folder / _SHOWN) or {}).get("token") == token:
                 return None
-            rows = _finish(table.entries, cohorts, made, figures, token)
+            rows = _finish(table, cohorts, made, figures, token)
         held.forget_workers()
     return rows
 
 
 def _finish(
-    entries: Sequence[Entry],
+    table: Table,
     cohorts: Sequence[Cohort],
     made: dict[str, str],
     figures: bool,
@@ -146,10 +151,13 @@ def _finish(
     ]
     if not whole:
         raise GuidexError(f"no point of {folder.path} has all its samples yet")
-    rows = _rows(entries, whole, made)
+    rows = with_differences(_rows(table.entries, whole, made), table.base.config["baseline"])
     folder.check()
     before = read_json(folder.path / _SHOWN) or {}
-    files = [*write_tables(rows, folder.path), *(draw(rows, whole, folder.path) if figures else ())]
+    files = write_tables(rows, folder.path)
+    if figures:
+        files = [*files, *draw(rows, whole, folder.path)]
+        files.append(write_report([folder.path], folder.path / "report.html"))
     for name in set(before.get("files", ())) - {file.name for file in files}:
         (folder.path / Path(name).name).unlink(missing_ok=True)  # of another table
     shown = {"token": token, "files": [file.name for file in files]}
@@ -185,6 +193,7 @@ def _prepare(table: Table, rank: Rank) -> list[Task]:
             points=point.kind.image_shape is None,
         )
         tasks.append(Task(index, point, _outputs(point, found), found))
+    _check_sort(table.base.config["sort"], tasks)
     _check_samples(tasks)
     if rank.first:
         _tell(tasks)
@@ -209,6 +218,15 @@ def _inputs(task: Task) -> list[tuple[str, str]]:
     """Role and place, as one text, and SHA-256 of the files that results depend on: models,
     references, detectors."""
     return [*task.point.inputs, *(pair for one in task.measures for pair in one.inputs)]
+
+
+def _check_sort(name: str | None, tasks: Sequence[Task]) -> None:
+    """Refuse to sort by a column that the table will not have."""
+    measures = [one for task in tasks for one in task.measures]
+    metrics = [(one, metric) for one in measures for metric in one.metrics.values()]
+    columns = {f"{column.name}_{one.name}" for one, metric in metrics for column in metric.columns}
+    if name is not None and name not in columns:
+        raise UsageError(f"sort={name}: the table has no such column{nearest(name, columns)}")
 
 
 def _check_samples(tasks: Sequence[Task]) -> None:
@@ -256,7 +274,10 @@ def _rows(entries: Sequence[Entry], cohorts: Sequence[Cohort], made: dict[str, s
 
 def _row(cohort: Cohort, made: dict[str, str], task: Task, tick: Tick) -> Row:
     planned, plan = task.point.planned, task.point.planned.plan
-    metrics, made_with = _measured(cohort, task)
+    metrics, pseudovalues, made_with = _measured(cohort, task)
+    settings = settings_of(task.measures) if task.is_measured else {}
+    if planned.config["labels"] == "balanced":  # FID is lower than with random ones
+        settings["labels"] = "balanced"
     tick(1)
     return Row(
         point=task.index,
@@ -265,7 +286,8 @@ def _row(cohort: Cohort, made: dict[str, str], task: Task, tick: Tick) -> Row:
         images=_count(task.point),
         repeats=planned.settings.repeats,
         metrics=metrics,
-        settings=settings_of(task.measures) if task.is_measured else {},
+        pseudovalues=pseudovalues,
+        settings=settings,
         evals_main=plan.evaluations_main,
         evals_ref=sum(plan.evaluations_ref),
         gflops=task.point.gflops,
@@ -278,6 +300,8 @@ def _row(cohort: Cohort, made: dict[str, str], task: Task, tick: Tick) -> Row:
             **provenance({**planned.config, "device": planned.settings.device}),
             **made_with,
             "origins": task.point.origins,
+            "reals": [one.about_real for one in task.measures],
+            "detectors": [detector_record(one.detector) for one in task.measures],
             "presets": planned.choices,
             **made,
         },
@@ -298,11 +322,15 @@ def _missing_row(index: int, entry: Entry, made: dict[str, str]) -> Row:
     )
 
 
-def _measured(cohort: Cohort, task: Task) -> tuple[dict[str, float], dict[str, str]]:
-    """All metrics of a point, and the versions that they and its samples were made with. Each is
-    computed once, and kept under what it depends on."""
+def _measured(
+    cohort: Cohort, task: Task
+) -> tuple[dict[str, float], dict[str, list[float]], dict[str, str]]:
+    """All metrics of a point, their pseudo-values (see `metrics.differences`), and the versions
+    that they and its samples were made with. Each metric is computed once, and kept under what it
+    depends on."""
     folder, store, repeats = cohort.folder, cohort.store, task.point.planned.settings.repeats
-    metrics, outputs = {}, ["labels", *(Features(each.detector).name for each in task.measures)]
+    metrics, pseudovalues = {}, {}
+    outputs = ["labels", *(Features(each.detector).name for each in task.measures)]
     versions = [store.made(task.name, *outputs)[0]]
     for one in task.measures:
         fakes: list[FeatureSet] = []
@@ -311,12 +339,14 @@ def _measured(cohort: Cohort, task: Task) -> tuple[dict[str, float], dict[str, s
             found = folder.read(path)
             if found is None:
                 fakes = fakes or repeats_of(_features(cohort, task, one), repeats)
-                values = dataclasses.replace(one, metrics={name: metric}).values(fakes)
-                folder.write(path, json.dumps(values).encode())
+                results = dataclasses.replace(one, metrics={name: metric}).measured(fakes)
+                folder.write(path, json.dumps(results).encode())
                 found = folder.read(path)
-            metrics |= json.loads(found[0])
+            values, blocks = json.loads(found[0])
+            metrics |= values
+            pseudovalues |= blocks
             versions.append(found[1])
-    return metrics, merged(versions)
+    return metrics, pseudovalues, merged(versions)
 
 
 def _key(one: Measure, name: str, store: Store, repeats: int) -> str:
