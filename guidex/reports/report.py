@@ -106,7 +106,7 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], most: float) -> Eleme
     for k, row in enumerate(rows):
         line = tag("tr", tag("td", plan_drawing(row, most)), data_pick=row.point, tabindex=-1)
         for column in columns:
-            text, best, ends = column.cells[k]
+            text, best, ends, _ = column.cells[k]
             small = [tag("small", ends)] if ends else []
             line.append(tag("td", tag("b", text) if best else text, *small, class_=_kind(column)))
         lines.append(line)
