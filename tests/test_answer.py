@@ -14,8 +14,7 @@ from report_rows import W, row
 from guidex.cli import main
 from guidex.config.compose import compose
 from guidex.reports.answer import answers, command
-from guidex.reports.rows import read_rows
-from guidex.reports.tables import csv_table, markdown_table, terminal_table
+from guidex.reports.tables import csv_table, markdown_table, read_rows, terminal_table
 from guidex.runs import drawings
 
 FEW = ["seeds=0-19", "sampler.grid.steps=4", "gallery=2"]
@@ -54,7 +53,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_command_samples_the_same_images(swept, tmp_path, capsys):
-    rows = read_rows(swept / "rows.jsonl")
+    rows = read_rows(swept)
     for one in rows:
         words = shlex.split(command(one))
         config = compose("sample", words[2:]).config
@@ -69,7 +68,7 @@ def test_the_command_samples_the_same_images(swept, tmp_path, capsys):
 
 
 def test_tables_say_what_to_type_and_are_sorted(swept):
-    rows = read_rows(swept / "rows.jsonl")
+    rows = read_rows(swept)
     best = min(rows, key=lambda one: one.metrics["fd_pixels"])
     assert f"\n  {command(best)}\n" in terminal_table(rows, width=60)  # in one line, to be copied
     assert f"`` {command(best)} ``" in markdown_table(rows)

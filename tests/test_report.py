@@ -19,8 +19,8 @@ from guidex.errors import GuidexError
 from guidex.reports.image_grids import image_grid
 from guidex.reports.pictures import pictures_of
 from guidex.reports.report import write_report
-from guidex.reports.rows import Row, read_rows
-from guidex.reports.tables import write_tables
+from guidex.reports.rows import Row
+from guidex.reports.tables import read_rows, write_tables
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium to show the page in")
@@ -158,7 +158,11 @@ def test_several_runs_are_one_table(rows, tmp_path):
 
 @pytest.mark.parametrize(
     "words, message",
-    [([], "give the folder"), (["{}"], "holds no table"), (["{}", "x=1"], "there is no key x")],
+    [
+        ([], "give the folder"),
+        (["{}"], "no rows.jsonl"),
+        (["{}", "x=1"], "there is no key x"),
+    ],
 )
 def test_what_is_no_sweep_is_refused(words, message, tmp_path, capsys):
     assert main(["report", *(word.format(tmp_path) for word in words)]) == 2
@@ -167,11 +171,11 @@ def test_what_is_no_sweep_is_refused(words, message, tmp_path, capsys):
 
 def test_rows_are_read_as_they_were_written(rows, tmp_path):
     write_tables(rows, tmp_path)
-    assert read_rows(tmp_path / "rows.jsonl") == rows
-    for content in ("", "{", '{"point": 0}', "[1]"):
+    assert read_rows(tmp_path) == rows
+    for content in ("{", '{"point": 0}', "[1]"):
         (tmp_path / "rows.jsonl").write_text(content)
         with pytest.raises(GuidexError, match="rows.jsonl"):
-            read_rows(tmp_path / "rows.jsonl")
+            read_rows(tmp_path)
 
 
 SCRIPT = """<script>

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from xml.etree.ElementTree import Element, tostring
 
+from guidex.errors import GuidexError
 from guidex.files.atomic import atomic_write
 from guidex.reports.answer import answers
 from guidex.reports.charts import Chart, costs, curves, names_of, numbers, precision_recall
@@ -15,9 +16,9 @@ from guidex.reports.heat_maps import finite_values, maps_of, squares
 from guidex.reports.labels import axis_label, metric_label, plain
 from guidex.reports.notes import origin
 from guidex.reports.pictures import Picture, pictures_of
-from guidex.reports.rows import Row, chief_metrics, main_metrics, ordered, read_rows
+from guidex.reports.rows import Row, chief_metrics, main_metrics, ordered
 from guidex.reports.svg import drawing, heat_map, plan_drawing, tag
-from guidex.reports.tables import arranged, below
+from guidex.reports.tables import arranged, below, read_rows
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f4f24", "#888")
 
@@ -35,13 +36,15 @@ def write_report(folders: Sequence[Path], path: Path) -> Path:
     short = [folder.resolve().name for folder in folders]
     runs = short if len(set(short)) == len(short) else [str(folder) for folder in folders]
     for folder, run in zip(folders, runs, strict=True):
-        own = read_rows(folder / "rows.jsonl")
+        own = read_rows(folder)
         found = pictures_of(own, folder)
         for row in ordered(own):
             if row.point in found:
                 pictures[len(rows)] = found[row.point]
             values = {"run": run, **row.values} if len(folders) > 1 else row.values
             rows.append(replace(row, point=len(rows), values=values))
+    if not any(row.is_measured for row in rows):
+        raise GuidexError(f"{' and '.join(runs)}: no point is measured yet")
     content = _page(f"guidex: {' and '.join(runs)}", rows, pictures).encode(
         errors="backslashreplace"
     )

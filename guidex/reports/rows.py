@@ -9,10 +9,8 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from guidex.errors import GuidexError
 from guidex.metrics.metric import COMPANIONS, Column, column_of
 
 Value = str | int | float | bool | None
@@ -109,27 +107,6 @@ class Spread(NamedTuple):
 
 
 _COMPANIONS = ("_min", "_max", "_mean", "_std", *COMPANIONS)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a rows.jsonl; GuidexError where there is none, or it is not whole."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        rows = [Row(**_unplain(json.loads(line))) for line in lines]
-    except (OSError, ValueError, TypeError) as error:
-        raise GuidexError(f"cannot read {path} as the rows of a table: {error}") from error
-    if not any(row.is_measured for row in rows):
-        raise GuidexError(f"{path} holds no measured point")
-    return rows
-
-
-def _unplain(data: Any) -> Any:
-    """Infinities and NaN as numbers again, which strict JSON has no words for."""
-    if isinstance(data, dict):
-        return {key: _unplain(item) for key, item in data.items()}
-    if isinstance(data, list):
-        return [_unplain(item) for item in data]
-    return float(data) if data in ("inf", "-inf", "nan") else data
 
 
 def metric_columns(rows: Iterable[Row]) -> list[str]:

@@ -11,9 +11,11 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from guidex.errors import GuidexError, UsageError
 from guidex.files.atomic import atomic_write
 from guidex.reports.answer import answers
 from guidex.reports.columns import Column, loss, narrower, parted, rounded
@@ -96,6 +98,33 @@ def json_lines(rows: Sequence[Row]) -> str:
         json.dumps(_plain(vars(row)), ensure_ascii=False, allow_nan=False) + "\n"
         for row in ordered(rows)
     )
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The rows of a finished run, as `json_lines` tells them, in order.
+
+    Raises:
+        UsageError: there are none.
+        GuidexError: they are damaged.
+    """
+    path, names = folder / "rows.jsonl", {each.name for each in fields(Row)}
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        records = [_read(json.loads(line)) for line in lines if line != ""]
+        return [Row(**{k: v for k, v in each.items() if k in names}) for each in records]
+    except OSError as error:
+        raise UsageError(f"{folder} holds no rows.jsonl; give a finished run's folder") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise GuidexError(f"{path} is damaged; the command that made it makes it anew") from error
+
+
+def _read(value: Any) -> Any:
+    """Undoes what `_plain` does to numbers."""
+    if isinstance(value, dict):
+        return {key: _read(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_read(item) for item in value]
+    return float(value) if value in ("inf", "-inf", "nan") else value
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
