@@ -109,9 +109,10 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], most: float) -> Eleme
     for k, row in enumerate(rows):
         line = tag("tr", tag("td", plan_drawing(row, most)), data_pick=row.point, tabindex=-1)
         for column in columns:
-            text, best, ends = column.cells[k]
-            small = [tag("small", ends)] if ends else []
-            line.append(tag("td", tag("b", text) if best else text, *small, class_=_kind(column)))
+            cell = column.cells[k]
+            text = tag("b", cell.text) if cell.best else cell.text
+            small = [tag("small", cell.spread)] if cell.spread else []
+            line.append(tag("td", text, *small, class_=_kind(column)))
         lines.append(line)
     head = tag("thead", tag("tr", tag("th", tag("button", "plan")), *headings))
     return tag("div", tag("table", head, tag("tbody", *lines)), class_="scroll")
