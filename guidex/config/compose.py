@@ -154,10 +154,12 @@ def _choose(command: str, groups: Iterable[Override]) -> tuple[Config, dict[str,
 @functools.cache
 def _store_rows(own: Path | None) -> None:
     """Show Hydra the presets that are rows of tables, once for each folder of the user's own."""
+    store = ConfigStore.instance()
+    store.__deepcopy__ = lambda memo: store  # Hydra would copy all rows for each configuration
     for group, name, row in table_rows():
         package = "_global_" if group == "experiment" else group.replace("/", ".")
         *parents, last = f"{group}/{name}".split("/")
-        ConfigStore.instance().store(last, row, group="/".join(parents), package=package)
+        store.store(last, row, group="/".join(parents), package=package)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -55,20 +55,16 @@ class Reference:
             output = output_of(detector, samples.blank())
             labelled, truth = samples.has_labels, samples.truth
             return SetDescription(*output, samples.count, True, labelled, truth, about)
-        about = {
-            "path": self.source,
-            "kind": file.kind,
-            "count": file.count,
-            "sha256": self._sha256,
-            "detector": self._convention(detector),
-            **file.record,
-        }
-        count, has_values, has_labels = given.count, given.has_values, given.has_labels
+        about = {"path": self.source, "kind": file.kind, "count": file.count}
+        about |= {"sha256": self._sha256, "detector": self._convention(detector), **file.record}
+        singles = given
         if samples is not None:
-            about["features"] = count = samples.count
+            about["features"] = samples.count
             about |= {key: samples.about[key] for key in ("shape", "formats")}
-            has_values, has_labels = True, samples.has_labels
-        return SetDescription(detector.name, given.dim, count, has_values, has_labels, None, about)
+            singles = samples
+        has_values = samples is not None or given.has_values
+        facts = (singles.count, has_values, singles.has_labels, None, about)
+        return SetDescription(detector.name, given.dim, *facts)
 
     def features(
         self, asked: Sequence[tuple[Detector, bool]], settings: PassSettings
@@ -138,13 +134,9 @@ class Reference:
 def open_reference(
     source: str, *, resize: int | None, crop: bool = False, bad: str, most: int | None = None
 ) -> Reference:
-    """Open a file or folder as the real side of comparisons.
-
-    Arguments:
-        source: path or URL of statistics (see `statistics_files`), of images, or of a toy's points.
-        resize, crop, bad: as for `open_samples`, which raises the same errors.
-        most: of the single images or features, no more than so many, chosen at random.
-    """
+    """Open a path or URL of statistics, images or a toy's points as the real side of comparisons,
+    with `most` of its single images or features, chosen at random. The other arguments and the
+    errors are those of `open_samples`."""
     path = Path(source)
     if "://" in source:
         with download_bar(source.rpartition("/")[2]) as progress:

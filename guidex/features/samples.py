@@ -45,7 +45,8 @@ class PassSettings:
 
 @dataclass(frozen=True, eq=False)
 class Points:
-    """Points of a toy, floating [N, d], on the CPU, and labels, int64 [N], or None."""
+    """Points of a toy, floating [N, d], on the CPU, and labels, int64 [N], or None. Its methods
+    are those of `ImageSet`."""
 
     values: Tensor
     labels: Tensor | None
@@ -54,11 +55,9 @@ class Points:
         return len(self.values)
 
     def subset(self, rows: np.ndarray) -> "Points":
-        """Some of them."""
         return Points(self.values[rows], None if self.labels is None else self.labels[rows])
 
     def fingerprint(self) -> str:
-        """SHA-256, in hex."""
         parts = [part for part in (self.values, self.labels) if part is not None]
         digest = hashlib.sha256(str([(part.dtype, part.shape) for part in parts]).encode())
         for part in parts:
@@ -165,7 +164,7 @@ def image_features(
     images: ImageSet, detectors: Sequence[Detector], settings: PassSettings
 ) -> list[FeatureSet]:
     """Features by different detectors, on the CPU, from the cache where they are there."""
-    labels = None if images.labels is None else torch.as_tensor(images.labels, dtype=torch.int64)
+    labels = None if images.labels is None else torch.from_numpy(images.labels)
     stores: dict[Detector, FeatureStore] = {}
     for detector in detectors:
         place, identity = None, detector.identity
@@ -226,13 +225,5 @@ def _read_points(path: Path) -> Points | None:
     with open_npz(path) as file:
         if "samples" not in file.files:
             return None
-        samples, labels = file["samples"], file.get("labels")
-    if samples.ndim != 2 or samples.dtype.kind != "f" or len(samples) == 0:
-        told = f"{samples.dtype} {samples.shape}"
-        raise UsageError(f"{path}: samples must be floating point [N, d], not {told}")
-    if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != samples.shape[:1]):
-        raise UsageError(f"{path}: labels must be integers [N], not {labels.dtype} {labels.shape}")
-    # To a type that torch knows, which knows no long doubles and no other byte order.
-    kind = np.float32 if samples.dtype.itemsize <= 4 else np.float64
-    points = torch.from_numpy(samples.astype(kind, copy=False))
-    return Points(points, None if labels is None else torch.from_numpy(labels.astype(np.int64)))
+        labels = torch.from_numpy(file["labels"]) if "labels" in file.files else None
+        return Points(torch.from_numpy(file["samples"]), labels)
