@@ -82,13 +82,12 @@ def _check(images: np.ndarray | None, labels: np.ndarray | None) -> None:
     if not right or images.size == 0:
         raise GuidexError(
             f"it holds {images.dtype} {images.shape}, yet images are uint8 [N,H,W,C] with C = 1 or "
-            "3, at least one of at least 1x1 pixel. Convert [-1, 1] by (x * 127.5 + 128)"
-            ".clip(0, 255).astype('uint8'), and [N,C,H,W] by transpose(0, 2, 3, 1)."
+            "3, at least one. Convert [-1, 1] by (x * 127.5 + 128).clip(0, 255).astype('uint8'), "
+            "and [N,C,H,W] by transpose(0, 2, 3, 1)."
         )
-    if labels is None:
-        return
-    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or labels.min() < 0:
+    if labels is not None and (
+        labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or labels.min() < 0
+    ):
         raise GuidexError(
-            f"its labels are {labels.dtype} {labels.shape}, yet labels are ({len(images)},) "
-            "integers, 0 and above. Remove the array to do without them."
+            f"its labels are {labels.dtype} {labels.shape}, not integers [{len(images)}] from 0 on"
         )

@@ -38,7 +38,7 @@ def open_images(
         GuidexError: unreadable images, images of several sizes, a damaged or dangerous file.
     """
     if bad not in ("error", "skip"):
-        raise UsageError(f"bad is {bad!r}; allowed are 'error' and 'skip'.")
+        raise UsageError(f"bad must be error or skip, not {bad!r}")
     require_size(resize, crop)
     path = sample_output(Path(path))
     kind = path.suffix.lower()
@@ -115,7 +115,10 @@ def _open_files(container: Container, bad: str, resize: int | None, crop: bool) 
     if resize is None and len(counts) > 1:
         _refuse(
             f"{path} holds images of {len(counts)} sizes (width x height); a set has one:",
-            [f"{size}: {n} images, such as {printable(names[sizes.index(size)])}" for size, n in counts],
+            [
+                f"{size}: {n} images, such as {printable(names[sizes.index(size)])}"
+                for size, n in counts
+            ],
             "Remove those that are not meant, or bring all to NxN pixels: resize=N in guidex eval "
             "and guidex ref (crop=true: their central squares), model.resize=N in a model's data.",
         )

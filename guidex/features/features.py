@@ -16,24 +16,15 @@ from guidex.models.denoiser import ExactDenoiser
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """One set of images after a detector. Made by `from_values` or `from_statistics`.
+    """One set of images after a detector. Made by `from_values` or `from_statistics`."""
 
-    Attributes:
-        detector: name of the detector; columns end in it (fd_<detector>).
-        count: number of images N in the set; 0 where a file of statistics does not tell.
-        values: features [N, D], float32 or float64, finite, on the device where metrics of them
-            are computed; None where only statistics are known.
-        labels: class of each image [N], int64 (for fakes: the class asked for); None if unknown.
-        given_statistics: statistics that came with the set, or None.
-        truth: the exact distribution behind the set, known for toys only.
-    """
-
-    detector: str
-    count: int
+    detector: str  # name of the detector; columns end in it (fd_<detector>)
+    count: int  # number of images N in the set; 0 where a file of statistics does not tell
+    # [N, D], float32 or float64, finite, where metrics are computed; None: there are statistics.
     values: Tensor | None
-    labels: Tensor | None = None
-    given_statistics: GaussianStatistics | None = None
-    truth: ExactDenoiser | None = None
+    labels: Tensor | None = None  # class of each image [N], int64 (of fakes: the class asked for)
+    given_statistics: GaussianStatistics | None = None  # that came with the set
+    truth: ExactDenoiser | None = None  # the exact distribution behind it, known for toys only
 
     @classmethod
     def from_values(
@@ -123,24 +114,17 @@ _ROWS = 4096  # that are checked at a time
 
 @dataclass(eq=False)
 class SetDescription:
-    """What is known of a set of images before its features are made.
-
-    Attributes:
-        detector, dim, has_values, has_labels, truth: as of the `FeatureSet` to come.
-        count: number of single images, where there are any; else as of the `FeatureSet`.
-        about: what there is to know, as plain data; its count is of the images that statistics are
-            of, None where it is not recorded.
-        features: the set itself, as soon as it is made.
-    """
+    """What is known of a set of images, as of the `FeatureSet` to come, before that is made."""
 
     detector: str
     dim: int
-    count: int = 0
+    count: int = 0  # of single images, where there are any
     has_values: bool = True
     has_labels: bool = False
     truth: ExactDenoiser | None = None
+    # All there is to know; its count is of the images that statistics are of, None: not recorded.
     about: dict[str, Any] = field(default_factory=dict)
-    features: FeatureSet | None = None
+    features: FeatureSet | None = None  # the set itself, as soon as it is made
 
 
 AnySet = FeatureSet | SetDescription

@@ -66,17 +66,9 @@ def inception(
 
 
 class Extractor(nn.Module):
-    """A network of torch-fidelity with some of its layers as outputs, side by side.
-
-    Arguments:
-        module, network: torch-fidelity's names of the network.
-        weights: of all layers.
-        layers: torch-fidelity's names of the outputs.
-
-    Raises:
-        UsageError: torch-fidelity cannot be imported.
-        GuidexError: the weights are those of another network.
-    """
+    """A network of torch-fidelity, by its names there, with some of its layers as outputs, side by
+    side. Raises UsageError: torch-fidelity cannot be imported; GuidexError: the weights are those
+    of another network."""
 
     def __init__(self, module: str, network: str, weights: Weights, *layers: str) -> None:
         super().__init__()
@@ -104,10 +96,6 @@ class Inception(Extractor):
     pairs them so, too. Of a block, `conv` is what lies in none of the towers: the 1 x 1 branch.
     The node of that very name is the last one of its scope (Conv2D, batchnorm, CheckNumerics,
     control_dependency, conv), behind the ReLU.
-
-    Arguments:
-        weights: of all layers.
-        outputs: some of pool3, logits and spatial.
     """
 
     def __init__(self, weights: Weights, *outputs: str) -> None:

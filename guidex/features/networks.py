@@ -27,36 +27,22 @@ PASS, CPU_PASS = 128, 16
 
 @dataclass(eq=False, kw_only=True)
 class NetworkDetector:
-    """Images through a network, on a device and in a precision: float32, without TF32, as published
-    numbers are computed, or another by autocast.
-
-    Nothing is read before it is needed: the weights' hash by `identity`, the network by the first
-    call.
-
-    Attributes:
-        name: of the detector; features of equal names compare.
-        dim: number of features D.
-        resize: how images get to the size that the network takes, in words.
-        package: Python package that the network comes from.
-        weights: of the network.
-        build: from weights and `outputs` to the network: images uint8 [B, 3, H, W] to features
-            float32 [B, D].
-        prepare: what happens to images before they go to the device.
-        precision: of the network; features are float32 in any case.
-        compile: whether torch.compile is used: slow at first, faster for many images.
-        outputs: of a network with several, those that are features, side by side.
+    """Images through a network: in float32, without TF32, as published numbers are computed, or in
+    another precision by autocast. Nothing is read before it is needed: the weights' hash by
+    `identity`, the network by the first call. What is not explained is as of `Identity`.
     """
 
     name: str
     dim: int
     resize: str
-    package: str
+    package: str  # Python package that the network comes from
     weights: Weights
+    # From weights and `outputs` to the network: uint8 [B, 3, H, W] to features float32 [B, D].
     build: Callable[..., nn.Module]
-    prepare: Callable[[Tensor], Tensor] | None = None
-    precision: Precision = "float32"
-    compile: bool = False
-    outputs: tuple[str, ...] = ()
+    prepare: Callable[[Tensor], Tensor] | None = None  # images, before they go to the device
+    precision: Precision = "float32"  # features are float32 in any case
+    compile: bool = False  # by torch.compile: slow at first, faster for many images
+    outputs: tuple[str, ...] = ()  # of a network with several, those to take, side by side
     _device: torch.device = torch.device("cpu")
     _network: Callable[[Tensor], Tensor] | None = field(default=None, init=False)
     _joined: dict[tuple[str, ...], "NetworkDetector"] = field(default_factory=dict, init=False)

@@ -30,21 +30,13 @@ _COMPARED = {"dim": "number of features", "resize": "way to resize", "weights": 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Statistics, samples, or (ADM's files) both, opened: nothing about it is damaged.
+    """Statistics, samples, or (ADM's files) both, opened: nothing about it is damaged."""
 
-    Attributes:
-        source: path or URL as given, or name of a model.
-        path: the file, or a folder of images; None for a model's data.
-        file: the statistics, or None.
-        samples: the images or points, or None.
-        most: number of single features that are taken of the file's, or None for all.
-    """
-
-    source: str
-    path: Path | None
+    source: str  # path or URL as given, or name of a model
+    path: Path | None  # the file, or a folder of images; None for a model's data
     file: StatisticsFile | None
     samples: Samples | None
-    most: int | None = None
+    most: int | None = None  # number of single features that are taken of the file's; None: all
 
     def description(self, detector: Detector) -> SetDescription:
         """What it is to a detector. Raises UsageError where its statistics are of another detector,
@@ -163,23 +155,19 @@ def published_reference(name: str) -> str | None:
 
 def describe(about: Mapping[str, Any]) -> str:
     """In one line: what it is, N, resolution, detector, resize and hash."""
-    count, shape = about.get("count"), about.get("shape")
+    count, detector = about.get("count"), about.get("detector", {})
     parts = ["number of images not recorded" if count is None else f"{count:,} images"]
     if "of" in about:
         parts[0] += f" of {about['of']:,}, chosen at random"
-    if shape is not None:
-        parts.append(f"{shape[2]}x{shape[1]}")
-    elif "kind" in about:
-        parts.append("resolution not recorded")
+    if "shape" in about:
+        parts.append(f"{about['shape'][2]}x{about['shape'][1]}")
     if "features" in about:
         parts.append(f"single features of {about['features']:,}")
     if about.get("formats"):
         parts.append("/".join(about["formats"]))
-    detector = about.get("detector", {})
     parts += [detector[key] for key in ("name", "resize", "precision") if key in detector]
-    if detector.get("weights") is not None:
-        parts.append(f"weights {detector['weights'][:8]}")
-    if "sha256" in about:
-        parts.append(f"SHA-256 {about['sha256'][:8]}")
+    for what, digest in (("weights", detector.get("weights")), ("SHA-256", about.get("sha256"))):
+        if digest is not None:
+            parts.append(f"{what} {digest[:8]}")
     kind = f" ({about['kind']})" if "kind" in about else ""
     return f"{about.get('path', about.get('model'))}{kind}: {', '.join(parts)}"

@@ -28,17 +28,12 @@ BATCH_BYTES = 256 * 2**20  # pixels of a batch, and about as many that are read 
 
 @dataclass(frozen=True)
 class PassSettings:
-    """How images go through detectors.
+    """How images go through detectors."""
 
-    Attributes:
-        batch: images per batch, fewer of large ones (see BATCH_BYTES); no effect on features.
-        cache: whether features of networks are kept on disk for the next time.
-        rank, ranks: of the processes that take the same images and share the cache. Each begins
-            with other blocks, and ends with all features.
-    """
-
-    batch: int = 512
-    cache: bool = True
+    batch: int = 512  # images per batch, fewer of large ones (BATCH_BYTES); no effect on features
+    cache: bool = True  # whether features of networks are kept on disk for the next time
+    # Of the processes that take the same images and share the cache. Each begins with other blocks,
+    # and ends with all features.
     rank: int = 0
     ranks: int = 1
 
@@ -67,19 +62,12 @@ class Points:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Samples of a file, a folder or a model, before any detector takes them.
+    """Samples of a file, a folder or a model, before any detector takes them."""
 
-    Attributes:
-        name: path as given, or name of the model.
-        content: the samples.
-        of: number of samples that these are a random choice of, or None.
-        model: whose data these are, or None.
-    """
-
-    name: str
+    name: str  # path as given, or name of the model
     content: ImageSet | Points
-    of: int | None = None
-    model: ExactDenoiser | None = None
+    of: int | None = None  # number of samples that these are a random choice of
+    model: ExactDenoiser | None = None  # whose data these are
 
     @cached_property
     def about(self) -> dict[str, object]:

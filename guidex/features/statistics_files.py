@@ -36,21 +36,13 @@ _PUBLISHED = {"inception": "", "inception_spatial": "_s"}
 
 @dataclass(frozen=True, eq=False)
 class StatisticsFile:
-    """What a file of statistics holds.
+    """What a file of statistics holds."""
 
-    Attributes:
-        kind: what sort of file it is, for people.
-        sets: statistics, and single features where the file has them, by name of the detector.
-        count: number of images, or None where the file does not tell.
-        has_images: whether the file holds images as well (ADM's).
-        record: of guidex's own files, as far as known: "shape" [C, H, W] and "formats" of the
-            images, and "detector".
-    """
-
-    kind: str
-    sets: dict[str, FeatureSet]
-    count: int | None
-    has_images: bool = False
+    kind: str  # what sort of file it is, for people
+    sets: dict[str, FeatureSet]  # by name of the detector, with single features where it has them
+    count: int | None  # of images, or None where the file does not tell
+    has_images: bool = False  # as ADM's
+    # Of guidex's own: "shape" [C, H, W] and "formats" of the images, and "detector".
     record: dict[str, Any] = field(default_factory=dict)
 
 
@@ -113,7 +105,9 @@ def _read_edm2(path: Path) -> StatisticsFile:
     except (KeyError, TypeError):
         sets = {}
     if not sets:
-        raise UsageError(f"{path} is no reference of EDM2, with mu and sigma of {' or '.join(_EDM2)}")
+        raise UsageError(
+            f"{path} is no reference of EDM2, with mu and sigma of {' or '.join(_EDM2)}"
+        )
     return StatisticsFile("EDM2", sets, count)
 
 
@@ -138,7 +132,9 @@ def _read_own(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
         values = torch.from_numpy(arrays["features"])
         labels = torch.from_numpy(arrays["labels"]) if "labels" in arrays.files else None
         if values.shape != (count, moments.dim):
-            raise GuidexError(f"its features are {values.shape}, not {(count, moments.dim)}.")
+            raise GuidexError(
+                f"its features are {tuple(values.shape)}, not {(count, moments.dim)}."
+            )
         features = FeatureSet.from_values(
             detector=name, values=values, labels=labels, statistics=moments
         )

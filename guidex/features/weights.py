@@ -17,19 +17,12 @@ from guidex.files.progress import download_bar
 
 @dataclass(frozen=True)
 class Weights:
-    """A file of weights; nothing is fetched or read before it is asked for.
+    """A file of weights; nothing is fetched or read before it is asked for."""
 
-    Attributes:
-        what: the network, for messages.
-        given: path or URL that the user chose, or None for the published file.
-        url: of the published file.
-        prefix: what its publisher tells of its SHA-256: the hexadecimal digits that it begins with.
-    """
-
-    what: str
-    given: str | None
-    url: str
-    prefix: str = ""
+    what: str  # the network, for messages
+    given: str | None  # path or URL that the user chose, or None for the published file
+    url: str  # of the published file
+    prefix: str = ""  # first hexadecimal digits of its SHA-256, as its publisher tells them
 
     @property
     def source(self) -> str:

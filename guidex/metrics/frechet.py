@@ -107,16 +107,11 @@ class Frechet(Metric):
 
     With fewer than 2 images per feature, intervals miss the truth and are refused; with 2, those of
     level 0.9 have held it in 0.83 ... 0.86 of the cases, with 5 in 0.87 ... 0.92.
-
-    Attributes:
-        confidence: "none" or "jackknife".
-        level: probability that the interval holds the truth, between 0 and 1.
-        seed: of the blocks.
     """
 
     confidence: Literal["none", "jackknife"] = "none"
-    level: float = 0.95
-    seed: int = 0
+    level: float = 0.95  # probability that the interval holds the truth, between 0 and 1
+    seed: int = 0  # of the blocks
 
     columns = (Column("fd", "FD", "lower", is_chief=True),)
     least = {"seed": 0}
