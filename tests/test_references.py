@@ -137,7 +137,7 @@ def test_edm2(tmp_path: Path, dtype: type) -> None:
         [doubt] = doubts_of_sides(real=about, fake={"detector": {"precision": "float16"}})
         assert "differ in precision: float32 and float16" in doubt
         told = describe(about)
-        for part in ("img512.pkl (EDM2)", "50,000 images", "resolution not recorded", name):
+        for part in ("img512.pkl (EDM2)", "50,000 images", name):
             assert part in told
         assert "halves" in told and "SHA-256" in told
 

@@ -1,10 +1,6 @@
-"""`guidex ema`: averaged weights of any length from the snapshots of a training run ("post-hoc
-EMA").
-
-Karras et al. 2024 (arXiv 2312.02696), section 3.2. A training run stores, now and then, averages of
-a few lengths. An average of any other length, at any time up to the last snapshot, is a weighted
-sum of them.
-"""
+"""`guidex ema`: averaged weights of any length, at any time, as a weighted sum of those of a few
+lengths that a training run has stored ("post-hoc EMA", Karras et al. 2024, arXiv 2312.02696,
+section 3.2)."""
 
 import re
 from collections.abc import Sequence

@@ -16,13 +16,7 @@ from guidex.files.progress import Progress
 from guidex.reports.rows import Row
 from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.folder import run_folder
-from guidex.runs.measure import (
-    Measures,
-    are_metrics_chosen,
-    repeats_of,
-    settings_of,
-    warn,
-)
+from guidex.runs.measure import Measures, are_metrics_chosen, repeats_of, settings_of, warn
 from guidex.runs.provenance import made_by, output_folder, provenance
 from guidex.runs.ranks import this_rank
 from guidex.runs.settings import VOLATILE, resolve_device, whole

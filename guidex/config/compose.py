@@ -1,9 +1,9 @@
 """From words on the command line to a configuration: Hydra's composition and override grammar.
 
 Groups (`model=digits`) are composed by Hydra. Values (`guidance.schedule.w=3`) are then set one by
-one, so that an unknown key can be answered with the nearest valid ones, and so that a key may
-reach into a part that a preset takes over from elsewhere (`guidance.reference.h=0.7`, where the
-reference is one of the model's). References to other keys (`${model.h}`) are followed last.
+one, so that an unknown key is answered with the nearest valid ones, and a key may reach into a part
+that is taken over from elsewhere (`guidance.reference.h=0.7`, where the reference is one of the
+model's). References to other keys (`${model.h}`) are followed last.
 """
 
 import copy

@@ -30,7 +30,6 @@ KINDS = {
     "experiments": "experiment",
 }
 
-
 _OWN: list[Path] = []  # the folder of the user's own presets (--config-dir), if there is one
 
 

@@ -16,12 +16,9 @@ from guidex.errors import GuidexError, reason_of
 def open_array(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
     """The images uint8 [N,H,W,C], C = 1 or 3, and labels int64 [N] or None, of a .npy or .npz file.
 
-    In an .npz, the images are `images` or else `arr_0` (np.savez's name for a first array, used by
-    ADM), the labels `labels` or else `arr_1`. Nothing is unpickled. Arrays are mapped and not
-    loaded, but for those of np.savez_compressed. All of an .npz is read for its checksums.
-
-    Raises:
-        GuidexError: the file is damaged, or its arrays are of another name, type or shape.
+    In an .npz, they are `images` or else `arr_0` (np.savez's name for a first array, used by ADM),
+    and `labels` or else `arr_1`. Arrays are mapped and not loaded, but for compressed ones. All of
+    an .npz is read for its checksums. Raises GuidexError: it is damaged, or holds other arrays.
     """
     try:
         if path.suffix.lower() == ".npy":

@@ -5,6 +5,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from guidex.errors import GuidexError, printable, reason_of
@@ -12,27 +13,21 @@ from guidex.errors import GuidexError, printable, reason_of
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
+@dataclass
 class Container:
-    """Files by name, those that are images and others.
+    """A folder or zip: its files by name, relative to it, "/"-separated."""
 
-    Attributes:
-        path: of the folder or zip.
-        prefix: what a table beside it puts before the names of its images.
-        read: gives the bytes of a file. Raises OSError or ValueError, with the reason.
-        names: image files, relative to it, "/"-separated; by seed, or else sorted as text.
-        others: the other files.
-    """
+    path: Path
+    prefix: str  # what a table beside it puts before the names of its images
+    files: Iterable[str]
+    read: Callable[[str], bytes]  # raises OSError or ValueError, with the reason
 
-    def __init__(
-        self, path: Path, prefix: str, files: Iterable[str], read: Callable[[str], bytes]
-    ) -> None:
-        files = set(files)
-        images = {name for name in files if name.lower().endswith(SUFFIXES)}
+    def __post_init__(self) -> None:
+        images = {name for name in self.files if name.lower().endswith(SUFFIXES)}
         by_seed = all(seed_of(name) is not None for name in images)
-        self.path, self.prefix, self.read = path, prefix, read
         # The text of a million and more is not sorted by value.
         self.names = sorted(images, key=seed_of if by_seed else None)
-        self.others = files - images
+        self.others = set(self.files) - images
 
 
 def open_folder(path: Path) -> Container:

@@ -27,9 +27,8 @@ def open_images(
 
     Arguments:
         path: a folder (with its sub-folders; .png .jpg .jpeg .webp .bmp in any case, hidden files
-            ignored), a .zip of the same, a .npz or .npy of uint8 [N,H,W,C] (see
-            `arrays.open_array`), or the folder of a run (see `sample_output`). Every file is
-            examined (see `codec.examine`). For labels, see `classes.find_labels`.
+            ignored), a .zip of the same, an array (see `open_array`), or the folder of a run (see
+            `sample_output`). Every file is examined. For labels, see `find_labels`.
         bad: "error" refuses a set with unreadable images, listing them; "skip" leaves them out.
         resize, crop: see `codec.to_pixels`, where colours are stated too.
 

@@ -41,30 +41,34 @@ class Detector(Protocol):
         """Features, float32 [N, D], of images uint8 [N, C, H, W] or points, floating [N, d]."""
 
 
-class _WithoutNetwork:
+def require_images(detector: str, samples: Tensor) -> None:
+    """Refuse points, by a UsageError."""
+    if samples.dtype != torch.uint8:
+        raise UsageError(
+            f"detector={detector} takes images, but these are points; use detector=coordinates"
+        )
+
+
+class Pixels:
+    """The pixels themselves, scaled to [-1, 1] and flattened; D = C H W. For small images."""
+
+    name, identity = "pixels", Identity("pixels")
+
     def to(self, device: str | torch.device) -> Self:
         return self
 
-
-class Pixels(_WithoutNetwork):
-    """The pixels themselves, scaled to [-1, 1] and flattened; D = C H W. For small images."""
-
-    name = "pixels"
-    identity = Identity("pixels")
-
     def __call__(self, samples: Tensor) -> Tensor:
-        if samples.dtype != torch.uint8:
-            raise UsageError(
-                "detector=pixels takes images, but these are points; use detector=coordinates"
-            )
+        require_images(self.name, samples)
         return to_float(samples, torch.float32).flatten(1)
 
 
-class Coordinates(_WithoutNetwork):
+class Coordinates:
     """The coordinates of a toy's points themselves; D = d."""
 
-    name = "coordinates"
-    identity = Identity("coordinates")
+    name, identity = "coordinates", Identity("coordinates")
+
+    def to(self, device: str | torch.device) -> Self:
+        return self
 
     def __call__(self, samples: Tensor) -> Tensor:
         if samples.dtype == torch.uint8:

@@ -16,7 +16,7 @@ from guidex.models.denoiser import ExactDenoiser
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """One set of images after a detector. Made by `from_values` or `from_statistics`."""
+    """One set of images after a detector; see `from_values`."""
 
     detector: str  # name of the detector; columns end in it (fd_<detector>)
     count: int  # number of images N in the set; 0 where a file of statistics does not tell
@@ -48,27 +48,17 @@ class FeatureSet:
         if labels is not None and (labels.shape != values.shape[:1] or labels.dtype != torch.int64):
             told = f"{detector}: labels are {labels.dtype} {list(labels.shape)}"
             raise UsageError(f"{told}, not int64 [{len(values)}].")
-        for start, rows in enumerate(values.split(_ROWS)):
-            finite = torch.isfinite(rows).all(dim=1)
-            if not bool(finite.all()):
-                row = start * _ROWS + int(torch.nonzero(~finite)[0])
-                raise UsageError(
-                    f"features: row {row} (counted from 0) holds NaN or infinity. Check that "
-                    "image, and the sampler's weights and precision."
-                )
+        finite = torch.cat([rows.isfinite().all(dim=1) for rows in values.split(_ROWS)])
+        if not finite.all():
+            raise UsageError(
+                f"features: row {int((~finite).nonzero()[0])} (counted from 0) holds NaN or "
+                "infinity. Check that image, and the sampler's weights and precision."
+            )
         return cls(detector, len(values), values, labels, statistics, truth)
-
-    @classmethod
-    def from_statistics(cls, *, detector: str, statistics: GaussianStatistics) -> "FeatureSet":
-        """A reference of which only mean and covariance are known."""
-        return cls(detector, statistics.count, None, given_statistics=statistics)
 
     def to(self, device: str | torch.device) -> "FeatureSet":
         """The same on a device; the truth stays where it is."""
         statistics = self.given_statistics
-        first = self.values if statistics is None else statistics.mean
-        if first.device == torch.device(device):
-            return self
         return dataclasses.replace(
             self,
             values=None if self.values is None else self.values.to(device),

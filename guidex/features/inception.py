@@ -43,14 +43,9 @@ def inception(
     precision: Precision = "float32",
     compile: bool = False,
 ) -> NetworkDetector:
-    """The detector.
-
-    Arguments:
-        weights: path or URL of a file like the published one, or None for that one (95 MB).
-        features: "pool3", 2048 numbers, for FID, KID, precision and recall; "logits", 1008
-            numbers, for the Inception score; "spatial", 2023 numbers, for sFID.
-        precision, compile: see `NetworkDetector`.
-    """
+    """The detector of FID, KID, precision and recall ("pool3", 2048 numbers), of the Inception
+    score ("logits", 1008), or of sFID ("spatial", 2023); `weights` is a path or URL of a file like
+    the published one, or None for that one (95 MB)."""
     name, _, dim = _LAYERS[features]
     return NetworkDetector(
         name=name,

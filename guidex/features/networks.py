@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from guidex.data.codec import from_pixels
 from guidex.data.image_set import default_workers
-from guidex.errors import UsageError
-from guidex.features.detectors import Identity
+from guidex.features.detectors import Identity, require_images
 from guidex.features.weights import Weights, not_usable, optional
 
 Precision = Literal["float32", "float16", "bfloat16"]
@@ -76,10 +75,7 @@ class NetworkDetector:
     def __call__(self, samples: Tensor) -> Tensor:
         """Features of images uint8 [N, C, H, W], float32 [N, D], on its device. Grey images (C = 1)
         are repeated to RGB. Raises UsageError for points, and as `identity`."""
-        if samples.dtype != torch.uint8:
-            raise UsageError(
-                f"detector={self.name} takes images, but these are points; use detector=coordinates"
-            )
+        require_images(self.name, samples)
         if self._network is None:
             network = self.build(self.weights, *self.outputs)
             network = network.eval().requires_grad_(False).to(self._device)
@@ -122,17 +118,15 @@ def full_float32() -> Iterator[None]:
 
 
 class TimmNetwork(nn.Module):
-    """A ViT of timm, on pixels normalised as it was trained with.
-
-    Arguments:
-        vit: as `timm_vit` gives it.
-        weights: whose tensors it gets.
-        tensors: by timm's names. GuidexError: they are those of another network.
-    """
+    """A ViT as `timm_vit` gives it, with the tensors of `weights` by timm's names, on pixels
+    normalised as it was trained with. Raises GuidexError: they are those of another network."""
 
     def __init__(self, vit: nn.Module, weights: Weights, tensors: dict[str, Tensor]) -> None:
         super().__init__()
-        weights.load_into(vit, tensors)
+        try:
+            vit.load_state_dict({name: each.float() for name, each in tensors.items()}, assign=True)
+        except RuntimeError as error:
+            raise weights.mismatch(error) from error
         self.vit = vit
         for name in ("mean", "std"):  # in 0 ... 1, per channel
             values = torch.tensor(vit.pretrained_cfg[name])[:, None, None]

@@ -61,12 +61,9 @@ class Reference:
     def features(
         self, asked: Sequence[tuple[Detector, bool]], settings: PassSettings
     ) -> list[FeatureSet]:
-        """Features for detectors, on the CPU; each image is decoded once for all of them.
-
-        Arguments:
-            asked: different detectors, each with whether single features are needed where there
-                are statistics. Where not, no image goes through it.
-        """
+        """Features for different detectors, on the CPU; each image is decoded once for all of them.
+        Each is asked with whether single features are needed where there are statistics; where
+        they are not, no image goes through it."""
         sets = {detector: self._given(detector) for detector, _ in asked}
         run = [d for d, single in asked if sets[d] is None or (single and self.samples is not None)]
         made = self.samples.features(run, settings) if run else []

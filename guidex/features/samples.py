@@ -113,13 +113,10 @@ class Samples:
 
     def features(self, detectors: Sequence[Detector], settings: PassSettings) -> list[FeatureSet]:
         """The features of all detectors, on the CPU; images are decoded once for all of them."""
-        distinct = list(dict.fromkeys(detectors))
         if self.images is not None:
-            sets = image_features(self.images, distinct, settings)
-        else:
-            sets = detect_all(distinct, self.content.values, self.content.labels, settings.batch)
-            sets = [dataclasses.replace(features, truth=self.truth) for features in sets]
-        return [sets[distinct.index(detector)] for detector in detectors]
+            return image_features(self.images, detectors, settings)
+        sets = detect_all(detectors, self.content.values, self.content.labels, settings.batch)
+        return [dataclasses.replace(features, truth=self.truth) for features in sets]
 
 
 def open_samples(path: str, *, resize: int | None, crop: bool = False, bad: str) -> Samples:
@@ -151,10 +148,10 @@ def model_features(model: object, detector: Detector, seed: int = 0) -> FeatureS
 def image_features(
     images: ImageSet, detectors: Sequence[Detector], settings: PassSettings
 ) -> list[FeatureSet]:
-    """Features by different detectors, on the CPU, from the cache where they are there."""
+    """As `Samples.features`, from the cache where they are there."""
     labels = None if images.labels is None else torch.from_numpy(images.labels)
     stores: dict[Detector, FeatureStore] = {}
-    for detector in detectors:
+    for detector in dict.fromkeys(detectors):
         place, identity = None, detector.identity
         if settings.cache and identity.weights is not None:
             place = place_of(images.fingerprint(), identity)
@@ -167,10 +164,11 @@ def image_features(
         for number, block in reversed(list(enumerate(blocks))):
             if number % ranks != rank:
                 _fill(stores, images, [block], settings, bar)
-    return [
-        FeatureSet.from_values(detector=detector.name, values=store.values, labels=labels)
+    sets = {
+        detector: FeatureSet.from_values(detector=detector.name, values=store.values, labels=labels)
         for detector, store in stores.items()
-    ]
+    }
+    return [sets[detector] for detector in detectors]
 
 
 def _fill(

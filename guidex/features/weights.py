@@ -8,7 +8,7 @@ from types import ModuleType
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from guidex.errors import GuidexError, UsageError
 from guidex.files.cache import fetch, file_sha256
@@ -68,15 +68,6 @@ class Weights:
         if file_sha256(path) != sha256:
             raise GuidexError(f"{path} was replaced while it was being read; start again.")
         return tensors
-
-    def load_into(self, network: nn.Module, tensors: dict[str, Tensor]) -> None:
-        """Make tensors the float32 weights of a network, which may be on the meta device. Raises
-        GuidexError for other names or shapes than the network's."""
-        floats = {name: tensor.float() for name, tensor in tensors.items()}
-        try:
-            network.load_state_dict(floats, assign=True)
-        except RuntimeError as error:
-            raise self.mismatch(error) from error
 
     def mismatch(self, reason: object) -> GuidexError:
         """The complaint that these are the weights of another network."""

@@ -63,8 +63,7 @@ def fetch(source: str, *, sha256: str | None = None, progress: Received | None =
     else:
         known = "" if expected is None else f" (SHA-256 {expected})"
         by_hand = (
-            f"Download {url}{known} on a machine that can, and put it at {path}, or give the path "
-            "of a local copy in place of the URL."
+            f"Download {url}{known} elsewhere and put it at {path}, or give a path in its place."
         )
         if offline():
             raise UsageError(

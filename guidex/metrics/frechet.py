@@ -33,9 +33,7 @@ def frechet_distance(*, real: GaussianStatistics, fake: GaussianStatistics) -> f
 
     Exact also where images are fewer than features. Rounding leaves less than 1e-9 of the largest
     variance, 1e-6 where variances span eight decades or more; below zero it is returned as zero.
-
-    Raises:
-        UsageError: fewer than 2 images, or a matrix that is no covariance.
+    Raises UsageError: fewer than 2 images, or a matrix that is no covariance.
     """
     return DistanceTo(real)(fake)
 

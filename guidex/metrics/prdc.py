@@ -190,12 +190,8 @@ def _radii(values: Tensor, k: int) -> Tensor:
 
 
 class _Pair:
-    """Squared distances from one tile of rows to another, with their error bound.
-
-    Attributes:
-        squared: [Ta, Tb], as the matrix product in `dtype` gives them.
-        slack_a, slack_b: [Ta, 1] and [1, Tb]; by row or by column, squared is wrong by less.
-    """
+    """Squared distances [Ta, Tb] from one tile of rows to another, as the matrix product in `dtype`
+    gives them; by row or by column, they are wrong by less than slack [Ta, 1] or [1, Tb]."""
 
     def __init__(self, a: Tensor, b: Tensor, centre: Tensor, dtype: torch.dtype) -> None:
         self._a, self._b, self._centre, self._dtype = a, b, centre, dtype

@@ -117,8 +117,7 @@ def _by_class(truth: ExactDenoiser, fake: FeatureSet) -> Classes:
     if fake.dim != math.prod(truth.shape):
         raise UsageError(
             f"ToyQuality judges the samples themselves, {list(truth.shape)} each, but "
-            f"{fake.detector} gives {fake.dim} features. Use a detector that leaves samples as "
-            "they are."
+            f"{fake.detector} gives {fake.dim} features; use detector=coordinates."
         )
     x = fake.values.double().reshape(fake.count, *truth.shape)
     if fake.labels is None or truth.num_classes == 0:
