@@ -71,6 +71,20 @@ examples:
   guidex ref reals.zip dest=reals.npz detector=dinov2 features=true
 """
 
+_TABLE = """\
+Write the tables and figures of a sweep anew, from what is there, at any time. Exit code 1: not all.
+
+example:
+  guidex table outputs/sweep/interval-digits-1a2b3c
+"""
+
+_STATUS = """\
+Tell how far a sweep or sample is: samples that are missing, processes at work, and failures.
+
+example:
+  guidex status outputs/sweep/interval-digits-1a2b3c
+"""
+
 _CONVERT = """\
 Convert a released EDM2 snapshot (.pkl) to PATH.safetensors + PATH.json. Nothing in it is executed.
 
@@ -110,6 +124,8 @@ _COMMANDS = {
     "sweep": (_SWEEP, "OVERRIDE", "sweep:sweep", ("cfg", "config-dir", "plan")),
     "eval": (_EVAL, "IMAGES|OVERRIDE", "evaluate:evaluate", ("cfg", "config-dir")),
     "ref": (_REF, "IMAGES|OVERRIDE", "reference:make_reference", ("cfg", "config-dir")),
+    "table": (_TABLE, "DIR", "table:table_command", ()),
+    "status": (_STATUS, "DIR", "table:status", ()),
     "models": (_MODELS, "PRESET", "models:models_command", ()),
     "convert": (_CONVERT, "WORD", "convert:convert_command", ()),
     "ema": (_EMA, "WORD", "ema:ema_command", ()),
