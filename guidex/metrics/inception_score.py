@@ -49,10 +49,10 @@ class InceptionScore(Metric):
             last = fake % self.size
             told = f"scores of parts of {self.size:,} have a last part of {last:,}, which comes out"
             return [f"{fake:,} fake images: {told} smaller."] if last > 0 else []
+        if fake == PUBLISHED_IMAGES:
+            return []
         told = f"published scores are of {PUBLISHED_IMAGES:,}; with fewer they come out smaller"
-        return (
-            [] if fake == PUBLISHED_IMAGES else [f"{fake:,} fake images: {told}, with more larger."]
-        )
+        return [f"{fake:,} fake images: {told}, with more larger."]
 
     def compute(self, real: FeatureSet | None, fake: FeatureSet) -> dict[str, float]:
         logits, count = fake.values, fake.count
