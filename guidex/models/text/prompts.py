@@ -1,0 +1,137 @@
+"""Prompts: what a text-to-image model is conditioned on, numbered in the order they are given."""
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from guidex.errors import UsageError
+from guidex.models.condition import Conditions
+
+_KEPT = 256  # encoded prompts that stay on the device
+
+
+class Text(NamedTuple):
+    """What a network takes of prompts: tokens [B, L, D], and what sums each up [B, P], or None."""
+
+    tokens: Tensor
+    pooled: Tensor | None
+
+
+class Encoder:
+    """The text encoders of a pipeline of diffusers, which are read when first needed. A prompt is
+    encoded by itself, so that it does not depend on its batch, and once.
+
+    Arguments:
+        read: makes the pipeline, on the CPU.
+        others: what its further arguments for prompts are called.
+        negative: the prompt that stands for none; None: what its pipeline takes by default.
+        offload: let the encoders wait in the CPU's memory.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Any],
+        others: Sequence[str],
+        negative: str | None,
+        offload: bool,
+    ) -> None:
+        self.read, self.others = read, others
+        self.negative, self.offload = negative, offload
+        self.pipeline: Any = None
+        self.known: dict[str | None, Text] = {}
+
+    def __call__(self, prompts: Sequence[str | None], device: torch.device) -> Text:
+        """Prompts, or None for the negative one, a row each."""
+        distinct = dict.fromkeys(prompts)
+        found = {each: self.known[each] for each in distinct if each in self.known}
+        if missing := [each for each in distinct if each not in found]:
+            if self.pipeline is None:
+                self.pipeline = self.read()
+            self._move(device)
+            found |= {each: self._encode(each, device) for each in missing}
+            if self.offload:
+                self._move("cpu")
+        self.known = dict(list({**self.known, **found}.items())[-_KEPT:])
+        texts = [found[each] for each in prompts]
+        pooled = [text.pooled for text in texts if text.pooled is not None]
+        return Text(
+            torch.cat([text.tokens for text in texts]).to(device),
+            torch.cat(pooled).to(device) if pooled else None,
+        )
+
+    @torch.no_grad()
+    def _encode(self, prompt: str | None, device: torch.device) -> Text:
+        given = {"device": device, "num_images_per_prompt": 1} | dict.fromkeys(self.others)
+        if prompt is None:
+            options = {"do_classifier_free_guidance": True, "negative_prompt": self.negative}
+            _, tokens, *rest = self.pipeline.encode_prompt("", **given, **options)
+            return Text(tokens, rest[1] if rest else None)
+        tokens, _, *rest = self.pipeline.encode_prompt(
+            prompt, **given, do_classifier_free_guidance=False
+        )
+        return Text(tokens, rest[0] if rest else None)
+
+    def _move(self, device: torch.device | str) -> None:
+        for name, component in self.pipeline.components.items():
+            if name.startswith("text_encoder") and component is not None:
+                component.to(device)
+
+
+@dataclass(frozen=True)
+class Prompts(Conditions):
+    """Prompts by number; their names are their ids, or else themselves. Seed k draws number k
+    modulo their count, so that seeds in a row take them in turn.
+
+    Attributes:
+        texts: the prompts, `count` of them.
+        encoder: None in a recipe.
+    """
+
+    texts: tuple[str, ...] = ()
+    encoder: Encoder | None = None
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        return torch.tensor(generator.initial_seed() % self.count, device=generator.device)
+
+    def batch(self, numbers: Tensor | None) -> Text | None:
+        if numbers is None:
+            return None
+        return self.encoder([self.texts[number] for number in numbers.tolist()], numbers.device)
+
+    def caption(self, number: int) -> str:
+        return self.texts[number]
+
+
+def read_prompts(given: str | list[str]) -> Prompts:
+    """Prompts from a list, or from a file: one per line; of a .csv, its column prompt, named by its
+    column id, if it has one. Raises UsageError: no such file, or no prompts in it."""
+    if isinstance(given, list):
+        if not given or not all(isinstance(each, str) for each in given):
+            raise UsageError(f"""prompts must be texts, as prompts='["…","…"]', not {given}""")
+        return Prompts(len(given), tuple(given), tuple(given))
+    path = Path(given).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise UsageError(
+            f"prompts={given}: no file of text ({error}); a prompt itself is written in a list, "
+            f"""prompts='["{given}"]'"""
+        ) from error
+    if path.suffix.lower() != ".csv":
+        texts = names = tuple(line.strip() for line in lines if line.strip())
+    else:
+        rows = list(csv.DictReader(lines))
+        if rows and rows[0].get("prompt") is None:
+            raise UsageError(f"{path} needs a column prompt, and may have a column id")
+        texts = tuple(row["prompt"] or "" for row in rows)
+        names = tuple(row["id"] for row in rows) if rows and "id" in rows[0] else texts
+        if names is not texts and len(set(names)) < len(names):
+            raise UsageError(f"{path}: an id is given to two prompts")
+    if not texts:
+        raise UsageError(f"{path} has no prompts")
+    return Prompts(len(texts), names, texts)
