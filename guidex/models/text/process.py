@@ -3,10 +3,12 @@ what an answer says about x0, for x = x0 + sigma n."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from torch import Tensor
+
+from guidex.errors import UsageError
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 _ROUNDING = 1e-4  # of the noise levels at both ends, which diffusers knows in float32
@@ -49,6 +51,8 @@ class Discrete(Process):
     """
 
     def __init__(self, betas: np.ndarray, prediction: Prediction, reach: float = 1.0) -> None:
+        if prediction not in get_args(Prediction):
+            raise UsageError(f"networks that predict {prediction} are not known")
         log_abar = np.cumsum(np.log1p(-np.minimum(betas, 1 - 1e-15)))
         # A process rescaled to end without any signal has no sigma at its last timestep.
         self.log_sigmas = np.log(np.expm1(-log_abar[betas < 1])) / 2

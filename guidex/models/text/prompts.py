@@ -28,20 +28,12 @@ class Encoder:
 
     Arguments:
         read: makes the pipeline, on the CPU.
-        others: what its further arguments for prompts are called.
         negative: the prompt that stands for none; None: what its pipeline takes by default.
         offload: let the encoders wait in the CPU's memory.
     """
 
-    def __init__(
-        self,
-        read: Callable[[], Any],
-        others: Sequence[str],
-        negative: str | None,
-        offload: bool,
-    ) -> None:
-        self.read, self.others = read, others
-        self.negative, self.offload = negative, offload
+    def __init__(self, read: Callable[[], Any], negative: str | None, offload: bool) -> None:
+        self.read, self.negative, self.offload = read, negative, offload
         self.pipeline: Any = None
         self.known: dict[str | None, Text] = {}
 
@@ -66,7 +58,9 @@ class Encoder:
 
     @torch.no_grad()
     def _encode(self, prompt: str | None, device: torch.device) -> Text:
-        given = {"device": device, "num_images_per_prompt": 1} | dict.fromkeys(self.others)
+        # What SDXL and SD3 take of further prompts, for their further encoders.
+        names = [f"prompt{end}" for end in ("_2", "_3") if f"text_encoder{end}" in self.parts]
+        given = {"device": device, "num_images_per_prompt": 1} | dict.fromkeys(names)
         if prompt is None:
             options = {"do_classifier_free_guidance": True, "negative_prompt": self.negative}
             _, tokens, *rest = self.pipeline.encode_prompt("", **given, **options)
@@ -76,8 +70,12 @@ class Encoder:
         )
         return Text(tokens, rest[0] if rest else None)
 
+    @property
+    def parts(self) -> dict[str, Any]:
+        return self.pipeline.components
+
     def _move(self, device: torch.device | str) -> None:
-        for name, component in self.pipeline.components.items():
+        for name, component in self.parts.items():
             if name.startswith("text_encoder") and component is not None:
                 component.to(device)
 
