@@ -89,11 +89,12 @@ def text_to_image(
             f"reach must be 1 or more, original and crop two numbers each, not {reach:g}, "
             f"{original} and {crop}"
         )
-    libraries()
     known, kind = read_prompts(prompts), getattr(torch, dtype)
 
     def outline(folder: Path) -> TextToImage:
-        network, process, factor = _empty(folder), _process(folder, reach), _vae_factor(folder)
+        network, process = _empty(folder), _process(folder, reach)
+        levels = _json(folder / "vae" / "config.json")["block_out_channels"]
+        factor = 2 ** (len(levels) - 1)  # pixels to a latent, along each side
         config = network.config
         side = factor * config.sample_size
         image = (side if height is None else height, side if width is None else width)
@@ -140,21 +141,18 @@ def _process(folder: Path, reach: float) -> Process:
     return Discrete(made.betas.double().numpy(), config.get("prediction_type", "epsilon"), reach)
 
 
+@cache
 def _empty(folder: Path) -> nn.Module:
     """A pipeline's network without weights."""
     family = _family(folder)[1]
-    return _without_weights(family.network, _text(folder / family.folder / "config.json"))
-
-
-@cache
-def _without_weights(network: str, config: str) -> nn.Module:
+    config = _json(folder / family.folder / "config.json")
     with torch.device("meta"):
-        made = getattr(libraries()[0], network).from_config(json.loads(config))
+        made = getattr(libraries()[0], family.network).from_config(config)
     odd = [name for name in ("time_cond_proj_dim", "class_embed_type") if made.config.get(name)]
     odd += ["in_channels"] if made.config.in_channels != made.config.out_channels else []
     if odd or made.config.get("addition_embed_type") not in (None, "text_time"):
         raise UsageError(
-            f"networks with {(*odd, 'addition_embed_type')[0]} of this kind: not known"
+            f"{folder} has another {(*odd, 'addition_embed_type')[0]} than SD and SDXL"
         )
     return made
 
@@ -220,21 +218,17 @@ def _read(name: str, place: Path, variant: str | None = None, dtype: Any = None)
     return made.to(dtype) if isinstance(made, nn.Module) and made.dtype != dtype else made
 
 
-def _vae_factor(folder: Path) -> int:
-    """Pixels to a latent, along each side."""
-    return 2 ** (len(_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
-
-
 def _place(path: str) -> Path | None:
     """Where a pipeline lies on this machine, in a folder or in the cache of Hugging Face."""
     if (folder := Path(path).expanduser()).is_dir():
         return folder
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
     try:
+        from huggingface_hub import try_to_load_from_cache
+
         index = try_to_load_from_cache(path, "model_index.json")
-    except HFValidationError as error:
+    except ImportError:
+        return None
+    except ValueError as error:
         raise UsageError(f"there is no folder {path}, and it is no id on huggingface.co") from error
     return Path(index).parent if isinstance(index, str) else None
 
@@ -260,20 +254,13 @@ def obtain(path: str, variant: str | None) -> Path:
     )
 
 
-def _text(path: Path) -> str:
+def _json(path: Path) -> dict[str, Any]:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
         raise UsageError(
             f"{path} cannot be read ({error}); a pipeline is a folder as diffusers saves it"
         ) from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(_text(path)))
-    except (ValueError, TypeError) as error:
-        raise GuidexError(f"{path} is damaged: {error}") from error
 
 
 def libraries() -> tuple[Any, Any]:

@@ -1,8 +1,6 @@
-"""How networks were trained to see noise: what x is scaled by, which timestep a noise level is, and
-what an answer says about x0, for x = x0 + sigma n."""
+"""How networks were trained to see x = x0 + sigma n: what it is scaled by, which timestep a noise
+level is, whole or between two, and what an answer says about x0."""
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -14,30 +12,7 @@ Prediction = Literal["epsilon", "v_prediction", "sample"]
 _ROUNDING = 1e-4  # of the noise levels at both ends, which diffusers knows in float32
 
 
-class Process(ABC):
-    """The interface, with the noise levels that networks were trained for."""
-
-    sigma_min: float
-    sigma_max: float
-
-    @abstractmethod
-    def scale(self, sigma: float) -> float:
-        """Factor from x to what the network sees."""
-
-    @abstractmethod
-    def timestep(self, sigma: float) -> float:
-        """The timestep that the network is told, whole or between two."""
-
-    @abstractmethod
-    def sigma(self, timestep: float) -> float:
-        """The noise level of a timestep."""
-
-    @abstractmethod
-    def x0(self, x: Tensor, sigma: float, answer: Tensor) -> Tensor:
-        """The denoised prediction, from what the network answers."""
-
-
-class Discrete(Process):
+class Discrete:
     """The variance-preserving process of DDPM (Ho et al. 2020, arXiv 2006.11239).
 
     sigma = sqrt((1 - abar) / abar). Between timesteps, log sigma is linear in them, as in
@@ -53,26 +28,27 @@ class Discrete(Process):
     def __init__(self, betas: np.ndarray, prediction: Prediction, reach: float = 1.0) -> None:
         if prediction not in get_args(Prediction):
             raise UsageError(f"networks that predict {prediction} are not known")
-        log_abar = np.cumsum(np.log1p(-np.minimum(betas, 1 - 1e-15)))
         # A process rescaled to end without any signal has no sigma at its last timestep.
-        self.log_sigmas = np.log(np.expm1(-log_abar[betas < 1])) / 2
+        self.log_sigmas = np.log(np.expm1(-np.cumsum(np.log1p(-betas[betas < 1])))) / 2
+        self.steps = np.arange(len(self.log_sigmas))
         self.prediction = prediction
-        low, high = np.exp(self.log_sigmas[[0, -1]])
-        self.sigma_min = float(low) * (1 - _ROUNDING)
-        self.sigma_max = float(high) * (1 + _ROUNDING) * reach
+        self.sigma_min = self.sigma(0) * (1 - _ROUNDING)
+        self.sigma_max = self.sigma(len(betas)) * (1 + _ROUNDING) * reach
 
     def scale(self, sigma: float) -> float:
+        """Factor from x to what the network sees."""
         return 1 / float(np.hypot(1, sigma))
 
     def timestep(self, sigma: float) -> float:
-        steps = np.arange(len(self.log_sigmas))
-        return float(np.interp(np.log(sigma), self.log_sigmas, steps))
+        """The timestep that the network is told."""
+        return float(np.interp(np.log(sigma), self.log_sigmas, self.steps))
 
     def sigma(self, timestep: float) -> float:
-        steps = np.arange(len(self.log_sigmas))
-        return float(np.exp(np.interp(timestep, steps, self.log_sigmas)))
+        """The noise level of a timestep."""
+        return float(np.exp(np.interp(timestep, self.steps, self.log_sigmas)))
 
     def x0(self, x: Tensor, sigma: float, answer: Tensor) -> Tensor:
+        """The denoised prediction, from what the network answers."""
         if self.prediction == "sample":
             return answer
         if self.prediction == "epsilon":
@@ -81,18 +57,15 @@ class Discrete(Process):
         return signal**2 * x - sigma * signal * answer
 
 
-@dataclass(frozen=True)
-class Flow(Process):
-    """The linear path (1 - t) x0 + t n of rectified flows, sigma = t / (1 - t); the network answers
-    n - x0 (Esser et al. 2024, arXiv 2403.03206).
+class Flow:
+    """The linear path (1 - t) x0 + t n of rectified flows, sigma = t / (1 - t), with the same
+    methods; the network answers n - x0 (Esser et al. 2024, arXiv 2403.03206). The shift of training
+    does not matter here."""
 
-    Attributes:
-        timesteps: what t = 1 is called; the shift of training does not matter here.
-    """
+    sigma_min, sigma_max = 0.0, 1.01e6
 
-    timesteps: int = 1000
-    sigma_min: float = 0.0
-    sigma_max: float = 1.01e6
+    def __init__(self, timesteps: int = 1000) -> None:
+        self.timesteps = timesteps  # what t = 1 is called
 
     def scale(self, sigma: float) -> float:
         return 1 / (1 + sigma)
@@ -105,3 +78,6 @@ class Flow(Process):
 
     def x0(self, x: Tensor, sigma: float, answer: Tensor) -> Tensor:
         return self.scale(sigma) * (x - sigma * answer)
+
+
+Process = Discrete | Flow
