@@ -111,7 +111,6 @@ def text_to_image(
         model, family = outline(folder), _family(folder)[1]
         encoder = Encoder(lambda: _encoders(folder, variant, kind), negative, offload)
         model.conditions = replace(known, encoder=encoder)
-        model.network = _read(family.network, folder / family.folder, variant, kind)
         total = hashlib.sha256(repr([known.names, known.texts, negative]).encode())
         for name in (family.folder, *(f"text_encoder{end}" for end in _ENDS)):
             files = sorted((folder / name).glob("*.safetensors"))
@@ -122,6 +121,7 @@ def text_to_image(
                 )
             for file in files:
                 total.update(f"{name}/{file.name} {file_sha256(file)}".encode())
+        model.network = _read(family.network, folder / family.folder, variant, kind)
         model.origin = {"source": path, "path": path, "sha256": total.hexdigest()}
         return model
 
