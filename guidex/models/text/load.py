@@ -25,27 +25,20 @@ from guidex.models.text.prompts import Encoder, Prompts, read_prompts
 
 
 class Family(NamedTuple):
-    """Of a pipeline of diffusers the network's folder and class, the classes of its text encoders
-    in transformers, and the tokens of a prompt."""
+    """Of a pipeline of diffusers the network's folder and class, and the classes of its text
+    encoders in transformers."""
 
     folder: str
     network: str
     encoders: tuple[str, ...]
-    tokens: int = 77
 
 
-_PROJECTED = "CLIPTextModelWithProjection"
+_CLIP, _PROJECTED = "CLIPTextModel", "CLIPTextModelWithProjection"
+_SD3_ENCODERS = (_PROJECTED, _PROJECTED, "T5EncoderModel")
 FAMILIES = {
-    "StableDiffusionPipeline": Family("unet", "UNet2DConditionModel", ("CLIPTextModel",)),
-    "StableDiffusionXLPipeline": Family(
-        "unet", "UNet2DConditionModel", ("CLIPTextModel", _PROJECTED)
-    ),
-    "StableDiffusion3Pipeline": Family(
-        "transformer",
-        "SD3Transformer2DModel",
-        (_PROJECTED, _PROJECTED, "T5EncoderModel"),
-        77 + 256,
-    ),
+    "StableDiffusionPipeline": Family("unet", "UNet2DConditionModel", (_CLIP,)),
+    "StableDiffusionXLPipeline": Family("unet", "UNet2DConditionModel", (_CLIP, _PROJECTED)),
+    "StableDiffusion3Pipeline": Family("transformer", "SD3Transformer2DModel", _SD3_ENCODERS),
 }
 _ENDS = ("", "_2", "_3")  # of the names of what each text encoder takes
 
@@ -63,8 +56,8 @@ def text_to_image(
     variant: str | None = None,
     offload: bool = False,
 ) -> ModelSpec:
-    """The recipe of a text-to-image model; of one that is not on this machine, only the prompts are
-    known.
+    """The recipe of a text-to-image model; of one that is not in a folder, only the prompts are
+    known before it is loaded.
 
     Arguments:
         path: folder of a pipeline as diffusers saves it, or its id on huggingface.co.
@@ -125,10 +118,10 @@ def text_to_image(
         model.origin = {"source": path, "path": path, "sha256": total.hexdigest()}
         return model
 
-    folder, sources = _place(path), (Source(path),)
-    if folder is None:
-        return ModelSpec(build, sources, conditions=known, space="latents")
-    return ModelSpec.of(outline(folder), build, sources)
+    folder, sources = Path(path).expanduser(), (Source(path),)
+    if folder.is_dir():
+        return ModelSpec.of(outline(folder), build, sources)
+    return ModelSpec(build, sources, conditions=known, space="latents")
 
 
 def _process(folder: Path, reach: float) -> Process:
@@ -160,16 +153,19 @@ def _empty(folder: Path) -> nn.Module:
 @cache
 def _gflops(folder: Path, shape: tuple[int, ...]) -> float:
     """10^9 floating-point operations for one image, counted where none runs."""
-    network, tokens = _empty(folder), _family(folder)[1].tokens
-    config, pooled = network.config, None
+    network, pooled = _empty(folder), None
+    config = network.config
     if config.get("addition_embed_type") == "text_time":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     pooled = config.get("pooled_projection_dim", pooled)
-    width = config.get("joint_attention_dim") or config.cross_attention_dim
+    # Tokens of CLIP's prompts; with those of T5, and their width.
+    text = (1, 77, config.get("cross_attention_dim"))
+    if "joint_attention_dim" in config:
+        text = (1, 77 + 256, config.joint_attention_dim)
     model = TextToImage(network, Flow(), shape, Prompts(), (0,) * 6, 0.0)
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         sums = None if pooled is None else torch.empty(1, pooled)
-        model.ask(torch.empty(1, *shape), torch.empty(1), torch.empty(1, tokens, width), sums)
+        model.ask(torch.empty(1, *shape), torch.empty(1), torch.empty(text), sums)
     return counter.get_total_flops() / 1e9
 
 
@@ -216,21 +212,6 @@ def _read(name: str, place: Path, variant: str | None = None, dtype: Any = None)
         reason = " ".join(str(error).split())
         raise GuidexError(f"{place} cannot be read as {name}: {reason:.300}") from error
     return made.to(dtype) if isinstance(made, nn.Module) and made.dtype != dtype else made
-
-
-def _place(path: str) -> Path | None:
-    """Where a pipeline lies on this machine, in a folder or in the cache of Hugging Face."""
-    if (folder := Path(path).expanduser()).is_dir():
-        return folder
-    try:
-        from huggingface_hub import try_to_load_from_cache
-
-        index = try_to_load_from_cache(path, "model_index.json")
-    except ImportError:
-        return None
-    except ValueError as error:
-        raise UsageError(f"there is no folder {path}, and it is no id on huggingface.co") from error
-    return Path(index).parent if isinstance(index, str) else None
 
 
 def obtain(path: str, variant: str | None) -> Path:

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,45 +40,35 @@ class Encoder:
 
     def __call__(self, prompts: Sequence[str | None], device: torch.device) -> Text:
         """Prompts, or None for the negative one, a row each."""
-        distinct = dict.fromkeys(prompts)
-        found = {each: self.known[each] for each in distinct if each in self.known}
-        if missing := [each for each in distinct if each not in found]:
-            if self.pipeline is None:
-                self.pipeline = self.read()
-            self._move(device)
+        found = {each: self.known[each] for each in prompts if each in self.known}
+        if missing := [each for each in dict.fromkeys(prompts) if each not in found]:
+            self.pipeline = self.pipeline or self.read()
+            parts = self.pipeline.components
+            encoders = [parts[name] for name in parts if name.startswith("text_encoder")]
+            encoders = [encoder.to(device) for encoder in encoders if encoder is not None]
             found |= {each: self._encode(each, device) for each in missing}
-            if self.offload:
-                self._move("cpu")
+            for encoder in encoders if self.offload else ():
+                encoder.to("cpu")
         self.known = dict(list({**self.known, **found}.items())[-_KEPT:])
-        texts = [found[each] for each in prompts]
-        pooled = [text.pooled for text in texts if text.pooled is not None]
-        return Text(
-            torch.cat([text.tokens for text in texts]).to(device),
-            torch.cat(pooled).to(device) if pooled else None,
-        )
+        rows = [found[each] for each in prompts]
+        sums = None if rows[0].pooled is None else torch.cat([row.pooled for row in rows])
+        return Text(torch.cat([row.tokens for row in rows]), sums)
 
     @torch.no_grad()
     def _encode(self, prompt: str | None, device: torch.device) -> Text:
-        # What SDXL and SD3 take of further prompts, for their further encoders.
-        names = [f"prompt{end}" for end in ("_2", "_3") if f"text_encoder{end}" in self.parts]
-        given = {"device": device, "num_images_per_prompt": 1} | dict.fromkeys(names)
-        if prompt is None:
-            options = {"do_classifier_free_guidance": True, "negative_prompt": self.negative}
-            _, tokens, *rest = self.pipeline.encode_prompt("", **given, **options)
-            return Text(tokens, rest[1] if rest else None)
-        tokens, _, *rest = self.pipeline.encode_prompt(
-            prompt, **given, do_classifier_free_guidance=False
+        # SDXL and SD3 take further prompts for their further encoders.
+        taken = signature(self.pipeline.encode_prompt).parameters
+        given = {name: None for name in ("prompt_2", "prompt_3") if name in taken}
+        found = self.pipeline.encode_prompt(
+            prompt or "",
+            **given,
+            device=device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=prompt is None,
+            negative_prompt=self.negative,
         )
-        return Text(tokens, rest[0] if rest else None)
-
-    @property
-    def parts(self) -> dict[str, Any]:
-        return self.pipeline.components
-
-    def _move(self, device: torch.device | str) -> None:
-        for name, component in self.parts.items():
-            if name.startswith("text_encoder") and component is not None:
-                component.to(device)
+        wanted = found[1 if prompt is None else 0 :: 2]  # with and without it in turn
+        return Text(wanted[0], wanted[1] if len(wanted) > 1 else None)
 
 
 @dataclass(frozen=True)
