@@ -128,9 +128,7 @@ def _process(folder: Path, reach: float) -> Process:
     config = _json(folder / "scheduler" / "scheduler_config.json")
     if _family(folder)[1].folder == "transformer":
         return Flow(config.get("num_train_timesteps", 1000))
-    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-    names += ("rescale_betas_zero_snr",)
-    made = libraries()[0].DDPMScheduler(**{name: config[name] for name in names if name in config})
+    made = libraries()[0].DDPMScheduler.from_config(config)
     return Discrete(made.betas.double().numpy(), config.get("prediction_type", "epsilon"), reach)
 
 
@@ -220,12 +218,12 @@ def obtain(path: str, variant: str | None) -> Path:
         return folder
     unneeded = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
     options = {"variant": variant, "use_safetensors": True, **unneeded}
+    download = libraries()[0].DiffusionPipeline.download
     # What is on this machine comes first: no waiting for a site.
     for local_only in (True,) if offline() else (True, False):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", module=r"huggingface_hub\.")
-                download = libraries()[0].DiffusionPipeline.download
                 return Path(download(path, local_files_only=local_only, **options))
         except Exception as error:  # every library on the way has its own
             failure = " ".join(str(error).split())
