@@ -1,5 +1,6 @@
 """Decoders: from what a model samples to the images that people and metrics look at."""
 
+import re
 import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -188,8 +189,10 @@ def _read_vae(path: str, dtype: torch.dtype, variant: str | None = None) -> Any:
             failure = str(error).splitlines()[0]
         except Exception as error:  # damaged or foreign: every library on the way has its own
             raise GuidexError(f"the VAE at {path} cannot be read: {str(error):.200}") from error
+    published = path if re.fullmatch(r"[\w.-]+/[\w.-]+", path) else SD_VAE
+    chosen = "decoder=sd_vae " if published == SD_VAE else ""
     raise UsageError(
         f"there is no VAE at {path} ({failure:.200}). Download config.json and "
-        f"diffusion_pytorch_model.safetensors from https://huggingface.co/{SD_VAE}/tree/main on a "
-        "machine that can, put both into one folder, and give decoder=sd_vae decoder.path=FOLDER"
+        f"diffusion_pytorch_model.safetensors from https://huggingface.co/{published}/tree/main on "
+        f"a machine that can, put both into one folder, and give {chosen}decoder.path=FOLDER"
     )
