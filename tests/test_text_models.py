@@ -164,7 +164,9 @@ def test_one_call_answers_all_views(model):
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
 def test_other_perturbations(kind, mode, model, tmp_path):
     if kind == "sd3":
-        model = text_to_image(saved(tmp_path, kind), ["a cat"], dtype="float32").load("cpu")
+        model = text_to_image(saved(tmp_path, kind), ["a cat"], dtype="float32", flow=True).load(
+            "cpu"
+        )
     x = torch.randn(1, *model.shape, generator=torch.Generator().manual_seed(0))
     text = model.conditions.batch(torch.tensor([0]))
 
@@ -307,6 +309,7 @@ def test_what_is_not_known_is_refused(copy):
     refused("height and width must be multiples of 4", height=18)
     refused("reach must be 1 or more", reach=0.5)
     refused("two numbers each", crop=[1])
+    refused("use model=sd3 for flows", flow=True)
     change(copy / "scheduler" / "scheduler_config.json", prediction_type="noise")
     refused("networks that predict noise are not known")
     change(copy / "model_index.json", _class_name="EvilPipeline")

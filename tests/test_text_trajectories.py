@@ -18,6 +18,7 @@ from guidex.guidance.schedules import Constant
 from guidex.models.denoiser import Denoiser
 from guidex.models.text.decoder import PipelineVAE
 from guidex.models.text.load import text_to_image
+from guidex.sampling.flow import Flow
 from guidex.sampling.grids import DDPM, Grid, Karras
 from guidex.sampling.seeds import Draws, Start
 from guidex.sampling.solver import Solver
@@ -61,7 +62,8 @@ Terms = dict[str, Callable[[Denoiser], Term]]
 
 def ours(folder: str, solver: Solver, terms: Terms, start: Tensor) -> Tensor:
     """Latents from x at the first noise level."""
-    model = text_to_image(folder, PROMPTS, NEGATIVE, dtype="float32").load("cpu")
+    flow = isinstance(solver.grid, Flow)
+    model = text_to_image(folder, PROMPTS, NEGATIVE, dtype="float32", flow=flow).load("cpu")
     guidance = Guidance({name: term(model) for name, term in terms.items()}, Extrapolate())
     numbers = torch.arange(2)
     noise = start / float(solver.sigmas()[0])
@@ -195,9 +197,10 @@ def test_flow(folders, s):
     diffusers, _ = libraries()
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(STEPS)
+    solver = Euler(grid=Flow(steps=STEPS, last=0.003 / 1.002, shift=3.0))
+    levels = solver.sigmas()[:-1]
     times = scheduler.sigmas[:-1].double().numpy()
-    levels = np.minimum(times / np.maximum(1 - times, 1e-9), 1e6)
-    solver = Euler(grid=Given(steps=STEPS, at=tuple(levels)))
+    np.testing.assert_allclose(levels / (1 + levels), times, rtol=1e-4)
     terms = cfg(4.0) | (pag(s, "transformer_blocks.1.attn") if s > 0 else {})
     x = ours(folder, solver, terms, noise * levels[0])
     more = {"pag_scale": s, "layers": ["blocks.1"]} if s > 0 else {}

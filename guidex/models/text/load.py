@@ -55,6 +55,7 @@ def text_to_image(
     dtype: Literal["float16", "bfloat16", "float32"] = "float16",
     variant: str | None = None,
     offload: bool = False,
+    flow: bool = False,
 ) -> ModelSpec:
     """The recipe of a text-to-image model; of one that is not in a folder, only the prompts are
     known before it is loaded.
@@ -71,6 +72,7 @@ def text_to_image(
         dtype: in which network and text encoders compute.
         variant: of the files, such as fp16, where there are several.
         offload: let the text encoders wait in the CPU's memory while they are not needed.
+        flow: whether the network is a flow, which takes a grid of its own.
 
     Raises:
         UsageError: diffusers or transformers are not installed; no prompts; a pipeline of another
@@ -86,6 +88,8 @@ def text_to_image(
 
     def outline(folder: Path) -> TextToImage:
         network, process = _empty(folder), _process(folder, reach)
+        if isinstance(process, Flow) != flow:
+            raise UsageError(f"{folder}: use model=sd3 for flows, model=diffusers for the others")
         levels = _json(folder / "vae" / "config.json")["block_out_channels"]
         factor = 2 ** (len(levels) - 1)  # pixels to a latent, along each side
         config = network.config

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from guidex.errors import UsageError
 from guidex.models.denoiser import Denoiser, View
 from guidex.models.text.attention import attention_layers, perturbed
-from guidex.models.text.process import Process
+from guidex.models.text.process import Flow, Process
 from guidex.models.text.prompts import Prompts, Text
 
 
@@ -43,6 +43,7 @@ class TextToImage(Denoiser):
         self.shape, self.conditions, self.gflops = shape, prompts, gflops
         self.sigma_min, self.sigma_max = process.sigma_min, process.sigma_max
         self.attention_layers = attention_layers(network)
+        self.native_unit = "time" if isinstance(process, Flow) else None
         self.is_transformer = not hasattr(network.config, "cross_attention_dim")
 
     def forward(self, x: Tensor, sigma: float, condition: Text | None = None) -> Tensor:
