@@ -288,6 +288,8 @@ def test_clip_scores_are_cosines(clip):
     assert metric(real=None, fake=fake)["clip_score_tiny_clip"] == pytest.approx(
         float(expected), rel=1e-5
     )
+    with pytest.raises(UsageError, match="labels go from 0 to 0"):
+        CLIPScore(["a cat"], clip)(real=None, fake=fake)
     with pytest.raises(UsageError, match="tiny_clip alone"):
         metric(real=None, fake=feature_set(values, labels, "other"))
 
@@ -376,3 +378,29 @@ def test_guidance_against_the_model_itself_is_doubted(tiny, capsys):
     words = [*WORDS, f"model.path={tiny}", "guidance=cfg", "guidance.drop_labels=false", "--plan"]
     assert main(["sample", *words]) == 0
     assert "guidance.reference is the model itself" in capsys.readouterr().err
+
+
+def test_a_second_checkpoint_is_a_reference(model, tmp_path):
+    prompts = ["a cat", "two dogs"]
+    weaker = text_to_image(saved(tmp_path / "b", "sd", seed=1), prompts, dtype="float32")
+    guidance = difference(weaker, Constant(w=2.0), Extrapolate()).on("cpu")
+    [other] = guidance.networks
+    x = torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(0))
+    text = model.conditions.batch(torch.tensor([0, 1]))
+    assert (other(x, 2.0, text) - model(x, 2.0, text)).abs().max() > 1e-3
+    assert other.conditions.encoder.pipeline is None  # its text encoders are not even read
+    xl = text_to_image(saved(tmp_path / "xl", "sdxl"), prompts, dtype="float32").load("cpu")
+    with pytest.raises(UsageError, match="choose a reference of the same family"):
+        xl(x, 2.0, text)
+
+
+def test_half_precision_computes_and_keeps_the_dtype_of_x(tiny, model):
+    half = text_to_image(tiny, ["a cat", "two dogs"], dtype="bfloat16").load("cpu")
+    x = torch.randn(
+        2, *model.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    numbers = torch.tensor([0, 1])
+    made = half(x, 2.0, half.conditions.batch(numbers))
+    assert made.dtype == torch.float64
+    wanted = model(x, 2.0, model.conditions.batch(numbers))
+    assert (made - wanted).norm() < 0.05 * wanted.norm()

@@ -35,9 +35,10 @@ class CLIPScore(Metric):
         return Fewest()
 
     def compute(self, real: FeatureSet | None, fake: FeatureSet) -> dict[str, float]:
-        texts, values = read_prompts(self.prompts).texts, fake.values
+        prompts, values = read_prompts(self.prompts), fake.values
+        prompts.check(fake.labels, fake.count)
         numbers, rows = fake.labels.unique(return_inverse=True)
-        asked = tuple(texts[number] for number in numbers.tolist())
+        asked = tuple(prompts.texts[number] for number in numbers.tolist())
         embedded = embed_texts(self.weights, asked, values.device)[rows.to(values.device)]
         cosines = (values.double() * embedded.double()).sum(dim=1)
         return {"clip_score": 100 * torch.clamp(cosines, min=0).mean().item()}

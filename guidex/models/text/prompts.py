@@ -105,7 +105,7 @@ def read_prompts(given: str | list[str]) -> Prompts:
         return Prompts(len(given), tuple(given), tuple(given))
     path = Path(given).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
     except (OSError, UnicodeError) as error:
         raise UsageError(
             f"prompts={given}: no file of text ({error}); a prompt itself is written in a list, "
