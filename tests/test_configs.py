@@ -74,8 +74,10 @@ def words_of(group: str, name: str, images: str) -> list[str]:
     words = [f"{group}={name}"]
     if group.startswith("guidance/"):
         words.insert(0, "guidance=cfg")
-    if (group, name) in (("decoder", "pipeline"), ("metrics", "clip_score")):
-        words.insert(0, "model=sd15")
+    # What takes keys of a text-to-image model, or of its own detector.
+    text = {"pipeline": ["model=sd15"], "text": ["model=sd15"]}
+    text["clip_score"] = ["model=sd15", "detector=clip_score"] if group == "metrics" else []
+    words += text.get(name, [])
     if group == "model":
         text = preset_text("model", name)
         needed = {"data": images, "checkpoint": "network.safetensors", "path": "a/pipeline"}
