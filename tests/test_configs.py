@@ -347,7 +347,7 @@ PAIRS = {
 @pytest.mark.parametrize(("sampler", "grid"), sorted(PAIRS))
 def test_every_sampler_and_every_grid(sampler, grid):
     base = ["model=digits", f"sampler={sampler}", f"sampler/grid={grid}"]
-    bounds = ["guidance.schedule.lo=0.1", "guidance.schedule.hi=10"]
+    bounds = ["guidance.schedule.lo=0.1", "guidance.schedule.hi=5"]
     result = check_contract(base, ["guidance=interval", *bounds])
     assert result.plan.guided.any() and not result.plan.guided[:, 0].any()
     assert result.x.dtype == torch.float64
