@@ -48,6 +48,7 @@ METRIC_NAMES = {  # what metrics are called elsewhere
     "is": "inception_score",
 }
 PATH_KEYS = {"eval": "images", "ref": "data"}  # what the first word of a command may be
+SHORT = re.compile(r"(prompts|negative)=")  # for model.prompts=… and model.negative=…
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")  # to another key
 
 
@@ -315,6 +316,7 @@ def _axis(key: str, values: Iterable[str]) -> Axis:
 def parse(word: str) -> Override:
     """One override in Hydra's grammar. A value that the grammar can't read (a path, say) is taken
     as text."""
+    word = f"model.{word}" if SHORT.match(word) else word
     key, equals, value = word.partition("=")
     if not equals or not key:
         raise UsageError(f"{word!r} is not an override; they look like key=value")

@@ -68,8 +68,12 @@ class CLIP(TimmNetwork):
 
 def crop_and_resize(images: Tensor) -> Tensor:
     """Images uint8 [B, 3, H, W] to [B, 3, 336, 336], uint8: their middle squares, resized."""
+    return middle_square(images, SIDE)
+
+
+def middle_square(images: Tensor, side: int) -> Tensor:
+    """Images uint8 [B, 3, H, W] to [B, 3, side, side], uint8: their middle squares, resized."""
     height, width = images.shape[2:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    squares = images[:, :, top : top + side, left : left + side]
-    return resize_by_pillow(squares, SIDE)
+    least = min(height, width)
+    top, left = (height - least) // 2, (width - least) // 2
+    return resize_by_pillow(images[:, :, top : top + least, left : left + least], side)
