@@ -194,7 +194,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         added.add_argument("words", nargs="*", metavar=command.words)
         for option in command.options:
-            added.add_argument(f"--{option}", **_OPTIONS[option])
+            names = [f"--{option}", *(["--dry-run"] if option == "plan" else [])]
+            added.add_argument(*names, **_OPTIONS[option])
     return parser
 
 

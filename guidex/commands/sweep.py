@@ -34,13 +34,13 @@ from guidex.runs.measure import (
 )
 from guidex.runs.outputs import Features, Labels, Output
 from guidex.runs.parallel import Tick, in_parallel
+from guidex.runs.plans import print_plans
 from guidex.runs.points import Point, load, words_of
 from guidex.runs.points_table import (
     DEFAULT_EXPERIMENT,
     Entry,
     Table,
     plan_table,
-    print_plans,
     typed,
 )
 from guidex.runs.provenance import digest, made_by, merged, output_folder, provenance

@@ -20,6 +20,7 @@ from guidex.errors import GuidexError
 from guidex.files.progress import Progress
 from guidex.models.memory import Halving
 from guidex.runs.blocks import Block, cut, run_block
+from guidex.runs.cost import timed
 from guidex.runs.folder import RunFolder, require_space
 from guidex.runs.measure import Measure
 from guidex.runs.outputs import Made, Output, joined
@@ -173,7 +174,12 @@ def _sample(cohorts: Sequence[Cohort], rank: Rank) -> None:
     if rank.first:
         _print_shared(cohorts)
     bar = Progress("sampling", total, total - left, unit, quiet=not rank.first)
-    with bar as progress, Writers() as writers:
+    work = [
+        ([task.point.planned for task in tasks], len(block.seeds))
+        for _, lacking in todo
+        for block, tasks in lacking
+    ]
+    with timed(work), bar as progress, Writers() as writers:
         for cohort, lacking in todo:
             longest = max(len(block.seeds) for block, _ in lacking)
             batch = Halving(min(cohort.settings.batch, longest))

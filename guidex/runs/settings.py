@@ -1,5 +1,7 @@
 """The settings of `guidex sample` and `guidex sweep`: typed, checked, and what each decides."""
 
+import functools
+import json
 import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
@@ -86,7 +88,8 @@ class Settings:
                 raise UsageError(f"{key} must be {' or '.join(_CHOICES[key])}, not {config[key]!r}")
         names = {each.name for each in fields(cls)}
         typed = {key: value for key, value in config.items() if key in names}
-        view, seeds = View(**config.get("figure", {})), _all_seeds(config)
+        view = View(**config.get("figure", {}))
+        seeds = _all_seeds(json.dumps(config["seeds"]), config.get("repeats", 1))
         return cls(**typed | {"config": config, "seeds": seeds, "figure": view})
 
     @property
@@ -151,9 +154,11 @@ def whole(config: Config, key: str, least: int = 1) -> int:
     return value
 
 
-def _all_seeds(config: Config) -> list[int]:
-    """The seeds and, for repeats, as many ranges of the same length after them."""
-    first, repeats = parse_seeds(config["seeds"]), config.get("repeats", 1)
+@functools.lru_cache(maxsize=16)
+def _all_seeds(text: str, repeats: int) -> list[int]:
+    """The seeds, given as JSON, and, for repeats, as many ranges of the same length after them;
+    made once for all points that have the same."""
+    first = parse_seeds(json.loads(text))
     check_count(len(first) * repeats)
     stride = max(first) - min(first) + 1
     if max(first) + stride * (repeats - 1) >= SEED_LIMIT:

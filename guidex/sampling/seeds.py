@@ -117,6 +117,8 @@ def parse_seeds(text: str | int | Sequence[str | int]) -> list[int]:
 
 def check_seeds(seeds: Sequence[int]) -> None:
     """Refuse seeds that make the same image."""
+    if len({seed % _MODULUS for seed in seeds}) == len(seeds):
+        return
     first: dict[int, int] = {}
     for seed in seeds:
         other = first.setdefault(seed % _MODULUS, seed)
@@ -124,8 +126,7 @@ def check_seeds(seeds: Sequence[int]) -> None:
             raise UsageError(
                 f"seeds {other} and {seed} make the same image, since seeds count modulo 2^32"
             )
-    if len(first) < len(seeds):
-        raise UsageError("a seed is given twice; each seed makes one image")
+    raise UsageError("a seed is given twice; each seed makes one image")
 
 
 def check_count(count: int) -> None:
