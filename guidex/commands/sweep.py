@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterator, Sequence
 import torch
 
 from guidex.config.compose import Config
-from guidex.config.instantiate import Models
+from guidex.config.instantiate import Models, instantiate
 from guidex.features.detectors import detect_all
 from guidex.features.features import FeatureSet
 from guidex.features.references import describe
@@ -20,6 +20,7 @@ from guidex.features.samples import PassSettings
 from guidex.files.progress import Progress
 from guidex.reports.rows import Row, counted
 from guidex.reports.tables import terminal_table, write_tables
+from guidex.reports.trackers import Tracker
 from guidex.runs.drawings import draw
 from guidex.runs.engine import Cohort, Task, grouped, run
 from guidex.runs.folder import require_same_inputs, run_folder
@@ -46,6 +47,7 @@ from guidex.runs.points_table import (
 from guidex.runs.provenance import digest, made_by, merged, output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
 from guidex.runs.settings import VOLATILE
+from guidex.runs.tracking import track
 
 
 def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_EXPERIMENT) -> None:
@@ -58,6 +60,8 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
         print_plans(table)
         return
     config = table.base.config
+    told = config.get("tracker")
+    tracker = told and instantiate(told, "tracker", Models(), Tracker)
     identity = {
         "command": "sweep",
         **{key: value for key, value in config.items() if key not in VOLATILE},
@@ -75,6 +79,8 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
             rows = _rows(table.entries, cohorts, made)
             held.check()
             files = [*write_tables(rows, folder), *draw(rows, cohorts, folder)]
+            if tracker is not None:
+                track(tracker, told, table.name, rows, cohorts)
     print("", terminal_table(rows), "", *files, sep="\n")
 
 

@@ -41,7 +41,7 @@ from guidex.errors import UsageError
 Config = dict[str, Any]
 
 LIST_GROUPS = ("metrics",)  # of which several presets may be chosen together
-OPTIONAL_GROUPS = ("experiment", "protocol")  # of which none may be chosen, as null
+OPTIONAL_GROUPS = ("experiment", "protocol", "tracker")  # of which none may be chosen, as null
 METRIC_NAMES = {  # what metrics are called elsewhere
     **dict.fromkeys(("fid", "sfid", "fd", "fdd", "fd_dinov2"), "frechet"),
     **dict.fromkeys(("precision", "recall", "density", "coverage", "pr"), "prdc"),

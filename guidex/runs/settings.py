@@ -62,6 +62,7 @@ class Settings:
     figure: View = _key("volatile", default=View())
     eval: bool = _key("volatile", default=False)
     published: Any = _key("volatile", default=None)
+    tracker: Config | None = _key("volatile", default=None)
     seeds: list[int] = _key("start", "extent")
     repeats: int = _key("start", "extent", default=1)
     labels: Any = _key("start")
