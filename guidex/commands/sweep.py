@@ -195,6 +195,9 @@ def _row(cohort: Cohort, made: dict[str, str], task: Task, tick: Tick) -> Row:
         folder.write(path, json.dumps(_measured(cohort, task)).encode())
     content, made_with = folder.read(path)
     found = json.loads(content)
+    settings = settings_of(task.measures) if task.is_measured else {}
+    if planned.config["labels"] == "balanced":  # FID is lower than with random ones
+        settings["labels"] = "balanced"
     tick(1)
     return Row(
         point=task.index,
@@ -203,7 +206,7 @@ def _row(cohort: Cohort, made: dict[str, str], task: Task, tick: Tick) -> Row:
         images=_count(task.point),
         repeats=repeats,
         metrics=found["metrics"],
-        settings=settings_of(task.measures) if task.is_measured else {},
+        settings=settings,
         evals_main=plan.evaluations_main,
         evals_ref=sum(plan.evaluations_ref),
         gflops=task.point.gflops,

@@ -235,7 +235,7 @@ def _set_published(config: Config, choices: dict[str, str]) -> Config:
             _select(config, parent, key)[name] = value
     results = {key: value for key, value in found.items() if "." not in key}
     is_other = isinstance(published.get(guidance), str)  # the settings of another guidance
-    about = {"source", "protocol", "images", "repeats", "statistic"}
+    about = {"source", "protocol", "images", "repeats", "statistic", "labels"}
     return {} if is_other or results.keys() <= about else results
 
 

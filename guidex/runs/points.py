@@ -91,7 +91,7 @@ class Planned:
     def describe(self) -> str:
         """The plan in one line, what an image costs where that is known and not next to nothing,
         and its networks."""
-        parts = [self.plan.describe()]
+        parts = [self.plan.describe(self.model.native_unit)]
         if self.gflops >= 0.5:
             parts.append(f"{self.gflops:,.0f} GFLOP per image (2 per multiply-add)")
         return "; ".join([*parts, self.networks] if self.networks else parts)
@@ -143,9 +143,11 @@ def check(
     model = instantiate(settings.model, "model", made, Model)
     solver = instantiate(settings.sampler, "sampler", made, Solver)
     guidance = instantiate(settings.guidance, "guidance", made, Guidance)
-    labels = parse_labels(settings.labels, len(settings.seeds))
+    labels = parse_labels(settings.labels, settings.seeds)
     plan = guidance.plan(solver.timeline())
     _check_models(model, guidance, plan)
+    if solver.learned_variance and model.learned_variance is False:
+        raise UsageError("sampler: this model has not learned a variance; use sampler=ddim")
     labels = _numbered(labels, model)
     return Planned(settings, composed.choices, values, model, guidance, solver, plan, labels)
 
