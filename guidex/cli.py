@@ -73,6 +73,17 @@ examples:
   guidex ref reals.zip dest=reals.npz detector=dinov2 features=true
 """
 
+_FETCH = """\
+Bring every file that a run needs: networks, references, detectors' weights, decoders.
+
+Jobs without network find them with the same GUIDEX_CACHE. --plan says what there is to bring, and
+what of it is here.
+
+examples:
+  guidex fetch experiment=autoguidance/img512
+  guidex fetch model=edm2-img512-xxl guidance=interval protocol=edm2 --plan
+"""
+
 _CONVERT = """\
 Convert a released EDM2 snapshot (.pkl) to PATH.safetensors + PATH.json. Nothing in it is executed.
 
@@ -121,6 +132,7 @@ _COMMANDS = {
     "eval": Command(_EVAL, "IMAGES|OVERRIDE", "evaluate:evaluate", ("cfg", "config-dir")),
     "ref": Command(_REF, "IMAGES|OVERRIDE", "reference:make_reference", ("cfg", "config-dir")),
     "models": Command(_MODELS, "PRESET", "models:models_command"),
+    "fetch": Command(_FETCH, "OVERRIDE", "fetch:fetch_command", ("config-dir", "plan")),
     "convert": Command(_CONVERT, "WORD", "convert:convert_command"),
     "ema": Command(_EMA, "WORD", "ema:ema_command"),
     "list": Command(_LIST, "KIND|OVERRIDE", "", ("config-dir",)),
