@@ -106,6 +106,14 @@ example:
   guidex ema SNAPSHOT_FOLDER ema=0.1 out=edm2-ema-0.100.safetensors
 """
 
+_COMPLETION = """\
+Print what lets a shell complete commands, keys, groups and presets: bash, zsh or fish.
+
+examples:
+  source <(guidex completion bash)    # in ~/.bashrc; for zsh in ~/.zshrc
+  guidex completion fish | source     # in ~/.config/fish/config.fish
+"""
+
 _LIST = f"""\
 List presets, with one line on each: {", ".join(KINDS)}.
 
@@ -136,6 +144,7 @@ _COMMANDS = {
     "convert": Command(_CONVERT, "WORD", "convert:convert_command"),
     "ema": Command(_EMA, "WORD", "ema:ema_command"),
     "list": Command(_LIST, "KIND|OVERRIDE", "", ("config-dir",)),
+    "completion": Command(_COMPLETION, "SHELL", "", ("config-dir",)),
 }
 _OPTIONS = {
     "cfg": {"action": "store_true", "help": "print the configuration and stop"},
@@ -215,6 +224,11 @@ def _dispatch(options: argparse.Namespace) -> None:
     command, words = _COMMANDS[options.command], options.words
     if options.command == "list":
         _list(words)
+        return
+    if options.command == "completion":
+        from guidex.commands.completion import completion
+
+        print(completion(words, {name: each.options for name, each in _COMMANDS.items()}), end="")
         return
     if "cfg" in command.options:
         from guidex.config.compose import check_words, show
