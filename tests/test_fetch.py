@@ -60,7 +60,7 @@ def test_all_files_are_brought_once(
         ("0.4 MB  reference", "img512.pkl"),
     ):
         assert any(size in line and line.endswith(what) for line in out.splitlines()), (size, out)
-    assert f"  decoder    {vae}" in out and "1.0 MB  in all\n" in out
+    assert f"folder  decoder    {vae}" in out and "1.0 MB  in all\n" in out
     monkeypatch.setenv("GUIDEX_OFFLINE", "1")
     assert main(words) == 0
     assert main([*words, "--plan"]) == 0
@@ -71,5 +71,5 @@ def test_all_files_are_brought_once(
 
 def test_what_is_known_in_closed_form_needs_nothing(server: str, capsys: Captured) -> None:
     assert main(["fetch", "experiment=interval/digits"]) == 0
-    assert capsys.readouterr().out.splitlines()[2:] == ["      0.0 MB  in all"]
+    assert capsys.readouterr().out.splitlines()[2:] == ["       0.0 MB  in all"]
     assert main(["fetch", "experiment=interval/digit"]) == 2

@@ -13,7 +13,7 @@ from PIL import Image
 from guidex.cli import main
 from guidex.config.compose import compose
 from guidex.config.instantiate import Models, instantiate
-from guidex.reports import trackers
+from guidex.runs import trackers
 
 Captured = pytest.CaptureFixture[str]
 

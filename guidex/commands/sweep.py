@@ -20,7 +20,6 @@ from guidex.features.samples import PassSettings
 from guidex.files.progress import Progress
 from guidex.reports.rows import Row, counted
 from guidex.reports.tables import terminal_table, write_tables
-from guidex.reports.trackers import Tracker
 from guidex.runs.drawings import draw
 from guidex.runs.engine import Cohort, Task, grouped, run
 from guidex.runs.folder import require_same_inputs, run_folder
@@ -47,7 +46,7 @@ from guidex.runs.points_table import (
 from guidex.runs.provenance import digest, made_by, merged, output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
 from guidex.runs.settings import VOLATILE
-from guidex.runs.tracking import track
+from guidex.runs.trackers import Tracker, track
 
 
 def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_EXPERIMENT) -> None:

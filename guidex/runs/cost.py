@@ -1,6 +1,8 @@
 """What points cost, alone and sharing steps, and how fast runs last were on this machine.
 
-Speeds lie in speeds.json of guidex's cache folder, which may be deleted at any time.
+A cost is that of one image, float64 [3]: evaluations of the main network, of all references, and
+10^9 floating-point operations, NaN where they are not known before networks are loaded. Speeds lie
+in speeds.json of guidex's cache folder, which may be deleted at any time.
 """
 
 import json
@@ -8,10 +10,8 @@ import math
 import os
 import platform
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,43 +26,23 @@ from guidex.sampling.trajectories import taken
 LEAST = 5.0  # seconds; shorter runs say little of speed
 
 
-class Cost(NamedTuple):
-    """Evaluations of the main network and of all references, and 10^9 floating-point operations
-    (NaN where they are not known before networks are loaded)."""
-
-    main: int
-    ref: int
-    gflops: float
-
-
-def total(costs: Iterable[Cost]) -> Cost:
-    """The sum of costs."""
-    return Cost(*map(sum, zip((0, 0, 0.0), *costs, strict=True)))
-
-
-def alone(planned: Planned) -> Cost:
-    """Of one image of a point."""
+def alone(planned: Planned) -> np.ndarray:
+    """The cost of a point."""
     plan = planned.plan
-    return Cost(plan.evaluations_main, sum(plan.evaluations_ref), planned.gflops)
+    return np.array([plan.evaluations_main, sum(plan.evaluations_ref), planned.gflops])
 
 
-def shared(cohort: Sequence[Planned]) -> Cost:
-    """Of one image of each point of a cohort, where each step is taken once for all that share
-    it."""
-    counts = np.sum(~np.isnan(cohort[0].plan.timeline.evaluations), axis=1).tolist()
+def shared(cohort: Sequence[Planned]) -> np.ndarray:
+    """The cost of the points of a cohort, where each step is taken once for all that share it."""
+    counts = np.sum(~np.isnan(cohort[0].plan.timeline.evaluations), axis=1)
     guided = [planned.plan.guided for planned in cohort]
-    costs = []
+    cost = np.zeros(3)
     for point, step in taken([planned.run for planned in cohort], len(counts)):
-        planned, calls = cohort[point], guided[point][:, step].sum(1).tolist()
+        planned, main, calls = cohort[point], counts[step], guided[point][:, step].sum(1)
         gflops = [term.direction.gflops for term in planned.guidance.terms.values()]
-        costs.append(
-            Cost(
-                counts[step],
-                int(np.dot(calls, planned.plan.costs)),
-                counts[step] * planned.model.gflops + float(np.dot(calls, gflops)),
-            )
-        )
-    return total(costs)
+        gflop = main * planned.model.gflops + np.dot(calls, gflops)
+        cost += (main, np.dot(calls, planned.plan.costs), gflop)
+    return cost
 
 
 def device_name(device: str) -> str:
@@ -72,11 +52,11 @@ def device_name(device: str) -> str:
     return f"{platform.machine()} with {os.cpu_count()} cores"
 
 
-def speed_of(planned: Planned) -> float | None:
+def speed_of(planned: Planned) -> float:
     """10^9 floating-point operations per second of the last run with the model of a point on its
-    device, with everything that goes with sampling; None where there was none."""
+    device, with everything that goes with sampling; NaN where there was none."""
     speed = _speeds().get(_key(planned))
-    return speed if isinstance(speed, float) and 0 < speed < math.inf else None
+    return speed if isinstance(speed, float) and 0 < speed < math.inf else math.nan
 
 
 @contextmanager
@@ -88,14 +68,12 @@ def timed(work: Iterable[tuple[Sequence[Planned], int]]) -> Iterator[None]:
     seconds = time.perf_counter() - began
     if seconds < LEAST:
         return
-    images: Counter[tuple[int, ...]] = Counter()
-    cohorts = {}
+    groups: dict[tuple[int, ...], tuple[Sequence[Planned], int]] = {}
     for points, count in work:
         group = tuple(map(id, points))
-        images[group] += count
-        cohorts[group] = points
-    keys = {_key(points[0]) for points in cohorts.values()}
-    gflops = sum(images[group] * shared(points).gflops for group, points in cohorts.items())
+        groups[group] = points, count + groups.get(group, (points, 0))[1]
+    keys = {_key(points[0]) for points, _ in groups.values()}
+    gflops = sum(count * shared(points)[2] for points, count in groups.values())
     if len(keys) == 1 and gflops > 0:
         text = json.dumps({**_speeds(), keys.pop(): gflops / seconds}, indent=1)
         with suppress(OSError, GuidexError):  # a cache that cannot be written spoils no run
@@ -105,10 +83,9 @@ def timed(work: Iterable[tuple[Sequence[Planned], int]]) -> Iterator[None]:
 
 def _speeds() -> dict[str, object]:
     try:
-        speeds = json.loads((cache_dir() / "speeds.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return dict(json.loads((cache_dir() / "speeds.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
-    return speeds if isinstance(speeds, dict) else {}
 
 
 def _key(planned: Planned) -> str:

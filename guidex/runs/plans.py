@@ -1,7 +1,7 @@
 """What a table will take, before anything is loaded or run: `--plan`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -10,8 +10,8 @@ from guidex.features.detectors import Detector
 from guidex.guidance.plan import level, ranges
 from guidex.reports.columns import Cell, Column
 from guidex.reports.labels import short_names
-from guidex.runs.cost import alone, device_name, shared, speed_of, total
-from guidex.runs.measure import parts_of
+from guidex.runs.cost import alone, device_name, shared, speed_of
+from guidex.runs.measure import Part, parts_of
 from guidex.runs.points import Planned, words_of
 from guidex.runs.points_table import Table
 
@@ -40,6 +40,13 @@ def print_plans(table: Table) -> None:
     print("", *_totals([entry.planned for entry in entries]), sep="\n")
 
 
+def detectors(planned: Planned) -> Iterator[tuple[Part, Detector]]:
+    """What a point is measured by, each detector once; nothing of it is loaded."""
+    parts = {content_key(part.detector): part for part in parts_of(planned.config) if part.metrics}
+    for part in parts.values():
+        yield part, instantiate(part.detector, f"{part.key}detector", Models(), Detector)
+
+
 def _cells(planned: Planned) -> list[str]:
     """What the columns say of a point."""
     plan, steps = planned.plan, planned.plan.guided_steps
@@ -57,6 +64,44 @@ def _cells(planned: Planned) -> list[str]:
     return [*cells, evaluations, gflops, planned.networks]
 
 
+def _totals(planned: Sequence[Planned]) -> list[str]:
+    """What all points take together, without and with sharing steps, a line each."""
+    cohorts: dict[str, list[Planned]] = {}
+    for one in planned:
+        cohorts.setdefault(one.settings.cohort, []).append(one)
+    groups = list(cohorts.values())
+    apart = np.array([sum(map(alone, group)) for group in groups])
+    together = np.array([shared(group) for group in groups])
+    (main, ref, gflops), (main_shared, ref_shared, gflops_shared) = apart.sum(0), together.sum(0)
+    counts = np.array([len(group[0].seeds) for group in groups])
+    lines = [
+        "An image of every point takes, without → with steps shared: evaluations of main "
+        f"{main:.0f} → {main_shared:.0f}, of references {ref:.0f} → {ref_shared:.0f}",
+        f"{sum(len(one.seeds) for one in planned):,} images",
+    ]
+    if not math.isnan(gflops_shared):
+        lines[0] += f"; {_flop(gflops)} → {_flop(gflops_shared)}"
+        lines[1] += f": {_flop(counts @ apart[:, 2])} → {_flop(counts @ together[:, 2])}"
+    size = sum(map(_features_size, planned))
+    if not math.isnan(size):
+        lines[1] += f"; features on disk: {size / 1e6:,.1f} MB"
+    hours = counts @ (together[:, 2] / [speed_of(group[0]) for group in groups]) / 3600
+    if not math.isnan(hours):
+        device = planned[0].settings.device
+        unit = "GPU-hours" if device.startswith("cuda") else "hours"
+        lines.append(f"{_number(hours)} {unit} as fast as it last was on {device_name(device)}")
+    return lines
+
+
+def _features_size(planned: Planned) -> float:
+    """Bytes of the features of a point, float32; NaN where that is not known before networks and
+    decoders are loaded."""
+    is_seen = planned.model.space in ("pixels", "points") and planned.model.shape is not None
+    own = math.prod(planned.model.shape) if is_seen else math.nan
+    dims = [getattr(detector, "dim", own) for _, detector in detectors(planned)]
+    return 4 * sum(dims) * len(planned.seeds)
+
+
 def _number(value: float) -> str:
     """With three digits or more."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
@@ -66,53 +111,3 @@ def _flop(gflops: float) -> str:
     """A number of operations with a fitting unit."""
     power = min(3, max(0, math.floor(math.log10(gflops) / 3))) if gflops > 0 else 0
     return f"{_number(gflops / 1000**power)} {'GTPE'[power]}FLOP"
-
-
-def _totals(planned: Sequence[Planned]) -> list[str]:
-    """What all points take together, with and without sharing steps, a line each."""
-    cohorts: dict[str, list[Planned]] = {}
-    for one in planned:
-        cohorts.setdefault(one.settings.cohort, []).append(one)
-    groups = list(cohorts.values())
-    apart, together = [total(map(alone, group)) for group in groups], list(map(shared, groups))
-    before, after = total(apart), total(together)
-    lines = [
-        "An image of every point takes, without → with steps shared: evaluations of main "
-        f"{before.main} → {after.main}, of references {before.ref} → {after.ref}"
-    ]
-    if not math.isnan(after.gflops):
-        lines[0] += f"; {_flop(before.gflops)} → {_flop(after.gflops)}"
-    counts = [len(group[0].seeds) for group in groups]
-    gflops = [float(np.dot(counts, [one.gflops for one in each])) for each in (apart, together)]
-    made = f"{sum(len(one.seeds) for one in planned):,} images"
-    if not math.isnan(gflops[1]):
-        made += f": {_flop(gflops[0])} → {_flop(gflops[1])}"
-    size = features_size(planned)
-    lines.append(made if size is None else f"{made}; features on disk: {size / 1e6:,.1f} MB")
-    speeds = [speed_of(group[0]) for group in groups]
-    if None not in speeds and not math.isnan(gflops[1]):
-        work = zip(counts, together, speeds, strict=True)
-        hours = sum(count * cost.gflops / speed for count, cost, speed in work) / 3600
-        device = planned[0].settings.device
-        unit = "GPU-hours" if device.startswith("cuda") else "hours"
-        lines.append(f"{_number(hours)} {unit} as fast as it last was on {device_name(device)}")
-    return lines
-
-
-def features_size(planned: Sequence[Planned]) -> int | None:
-    """Bytes of the features of all samples, float32; None where that is not known before networks
-    and decoders are loaded."""
-    dims: dict[str, int | None] = {}
-    size = 0
-    for one in planned:
-        parts = {content_key(part.detector): part for part in parts_of(one.config) if part.metrics}
-        for key, part in parts.items():
-            if key not in dims:
-                detector = instantiate(part.detector, f"{part.key}detector", Models(), Detector)
-                dims[key] = getattr(detector, "dim", None)
-            is_seen = one.model.space in ("pixels", "points") and one.model.shape is not None
-            dim = dims[key] or (math.prod(one.model.shape) if is_seen else None)
-            if dim is None:
-                return None
-            size += 4 * dim * len(one.seeds)
-    return size
