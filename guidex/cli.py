@@ -101,6 +101,17 @@ examples:
   guidex report outputs/a outputs/b out=both.html
 """
 
+_FETCH = """\
+Bring every file that a run needs: networks, references, detectors' weights, decoders.
+
+Jobs without network find them with the same GUIDEX_CACHE. --plan says what there is to bring, and
+what of it is here.
+
+examples:
+  guidex fetch experiment=autoguidance/img512
+  guidex fetch model=edm2-img512-xxl guidance=interval protocol=edm2 --plan
+"""
+
 _CONVERT = """\
 Convert a released EDM2 snapshot (.pkl) to PATH.safetensors + PATH.json. Nothing in it is executed.
 
@@ -121,6 +132,14 @@ Reconstruct a network with another EMA length from raw training snapshots (arXiv
 
 example:
   guidex ema SNAPSHOT_FOLDER ema=0.1 out=edm2-ema-0.100.safetensors
+"""
+
+_COMPLETION = """\
+Print what lets a shell complete commands, keys, groups and presets: bash, zsh or fish.
+
+examples:
+  source <(guidex completion bash)    # in ~/.bashrc; for zsh in ~/.zshrc
+  guidex completion fish | source     # in ~/.config/fish/config.fish
 """
 
 _LIST = f"""\
@@ -145,9 +164,11 @@ _COMMANDS = {
     "status": (_STATUS, "DIR", "table:status", ()),
     "report": (_REPORT, "DIR", "report:report_command", ()),
     "models": (_MODELS, "PRESET", "models:models_command", ()),
+    "fetch": (_FETCH, "OVERRIDE", "fetch:fetch_command", ("config-dir", "plan")),
     "convert": (_CONVERT, "WORD", "convert:convert_command", ()),
     "ema": (_EMA, "WORD", "ema:ema_command", ()),
     "list": (_LIST, "KIND|OVERRIDE", "", ("config-dir",)),
+    "completion": (_COMPLETION, "SHELL", "", ("config-dir",)),
 }
 _OPTIONS = {
     "cfg": {"action": "store_true", "help": "print the configuration and stop"},
@@ -211,7 +232,8 @@ def _parser() -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=first, description=text, formatter_class=form)
         added.add_argument("words", nargs="*", metavar=words)
         for option in options:
-            added.add_argument(f"--{option}", **_OPTIONS[option])
+            names = [f"--{option}", *(["--dry-run"] if option == "plan" else [])]
+            added.add_argument(*names, **_OPTIONS[option])
     return parser
 
 
@@ -219,6 +241,11 @@ def _dispatch(options: argparse.Namespace) -> None:
     words = options.words
     if options.command == "list":
         _list(words)
+        return
+    if options.command == "completion":
+        from guidex.commands.completion import completion
+
+        print(completion(words, {name: each[3] for name, each in _COMMANDS.items()}), end="")
         return
     if "cfg" in options:
         from guidex.config.compose import check_words, show

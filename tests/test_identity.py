@@ -14,7 +14,7 @@ from guidex.runs.settings import Settings
 
 # What may change while a run is resumed: where it goes, how much at once, what is drawn or told.
 VOLATILE = {"out", "overwrite", "batch", "eval", "figure", "published", "shard", "launcher"}
-VOLATILE |= {"sort", "baseline"}
+VOLATILE |= {"sort", "baseline", "tracker"}
 # What all points of a cohort have in common: they start from the same noise.
 STARTS = {"model", "sampler", "seeds", "labels", "rng", "device", "repeats"}
 # Where the results of a point lie says nothing of how many seeds there are, in which table, and how
@@ -42,9 +42,10 @@ def changed(settings: Settings, path: tuple[Any, ...]) -> Settings:
     return replace(settings, config=config)
 
 
-@pytest.fixture(scope="module", params=["sample", "sweep"])
+@pytest.fixture(scope="module", params=["sample", "sweep", "sweep tracker=tensorboard"])
 def settings(request: pytest.FixtureRequest) -> Settings:
-    return check(compose(request.param, ["device=cpu"]), {}).settings
+    command, *words = request.param.split()
+    return check(compose(command, ["device=cpu", *words]), {}).settings
 
 
 def test_every_key_is_of_the_identity_of_run_cohort_and_point_or_not(settings):

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from guidex.commands.launch import launch
-from guidex.config.instantiate import Models
+from guidex.config.instantiate import Models, instantiate
 from guidex.config.presets import nearest
 from guidex.errors import GuidexError, UsageError
 from guidex.features.detectors import detect_all, detector_record
@@ -41,18 +41,19 @@ from guidex.runs.measure import (
 )
 from guidex.runs.outputs import Features, Labels, Output
 from guidex.runs.parallel import Tick, in_parallel
+from guidex.runs.plans import print_plans
 from guidex.runs.points import Point, load, words_of
 from guidex.runs.points_table import (
     DEFAULT_EXPERIMENT,
     Entry,
     Table,
     plan_table,
-    print_plans,
     typed,
 )
 from guidex.runs.provenance import digest, made_by, merged, output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
 from guidex.runs.settings import VOLATILE
+from guidex.runs.trackers import Tracker, track
 
 SHOWN = (".csv", ".jsonl", ".md", ".tex", ".png", ".pdf", ".svg", ".html")  # of what a sweep writes
 _SHOWN = "shown.json"  # the files of the table last written, and which table that was
@@ -115,7 +116,8 @@ def fill(
     """
     rank = this_rank()
     reads = {words_of(entry.values): entry.identity for entry in table.entries}
-    token = digest([made, reads], 16)
+    token, told = digest([made, reads], 16), table.base.config["tracker"]
+    tracker = told and instantiate(told, "tracker", Models(), Tracker)
     with run_folder(folder, _IDENTITY, overwrite, rank, reads, shared=True) as held:
         tasks = _prepare(table, rank)
         for task in tasks:
@@ -131,6 +133,8 @@ def fill(
             if state == "written" and (read_json(folder / _SHOWN) or {}).get("token") == token:
                 return None
             rows = _finish(table, cohorts, made, figures, token)
+            if tracker:
+                track(tracker, told, table.name, rows, cohorts)
         held.forget_workers()
     return rows
 

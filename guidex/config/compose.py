@@ -41,7 +41,7 @@ from guidex.errors import UsageError
 Config = dict[str, Any]
 
 LIST_GROUPS = ("metrics",)  # of which several presets may be chosen together
-OPTIONAL_GROUPS = ("experiment", "protocol")  # of which none may be chosen, as null
+OPTIONAL_GROUPS = ("experiment", "protocol", "tracker")  # of which none may be chosen, as null
 METRIC_NAMES = {  # what metrics are called elsewhere
     **dict.fromkeys(("fid", "sfid", "fd", "fdd", "fd_dinov2"), "frechet"),
     **dict.fromkeys(("precision", "recall", "density", "coverage", "pr"), "prdc"),
@@ -234,11 +234,19 @@ def _set_published(config: Config, choices: dict[str, str]) -> Config:
 
 def _is_as_published(config: Config, choices: dict[str, str]) -> bool:
     """Whether model, guidance and sampler are what their presets alone make."""
-    alone = compose("sample", [f"{key}={choices[key]}" for key in ("model", "guidance")]).config
-    parts = [
-        [_method(each[p]) for p in ("model", "guidance", "sampler")] for each in (config, alone)
-    ]
-    return config["labels"] == "random" and parts[0] == parts[1]
+    words = tuple(f"{key}={choices[key]}" for key in ("model", "guidance"))
+    parts = [_method(config[part]) for part in _METHOD_PARTS]
+    return config["labels"] == "random" and parts == _parts_alone(words, own_folder())
+
+
+_METHOD_PARTS = ("model", "guidance", "sampler")
+
+
+@functools.lru_cache(maxsize=256)
+def _parts_alone(words: tuple[str, ...], own: Path | None) -> list[Any]:
+    """What presets make by themselves; `own` is the folder of the user's own."""
+    config = compose("sample", words).config
+    return [_method(config[part]) for part in _METHOD_PARTS]
 
 
 def _method(part: Any) -> Any:

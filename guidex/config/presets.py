@@ -28,12 +28,14 @@ KINDS = {
     "metrics": "metrics",
     "protocols": "protocol",
     "launchers": "launcher",
+    "trackers": "tracker",
     "experiments": "experiment",
 }
 
 _OWN: list[Path] = []  # the folder of the user's own presets (--config-dir), if there is one
 
 
+@functools.cache
 def config_dir() -> Path:
     """The folder of YAMLs: inside an installed package, else beside the package in a checkout."""
     package = Path(__file__).parents[1]

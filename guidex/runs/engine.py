@@ -27,6 +27,7 @@ from guidex.files.progress import Progress
 from guidex.models.memory import Halving
 from guidex.runs.batches import run_block
 from guidex.runs.blocks import Block, Store
+from guidex.runs.cost import timed
 from guidex.runs.folder import RunFolder, require_space
 from guidex.runs.measure import Measure
 from guidex.runs.outputs import Made, Output
@@ -209,7 +210,12 @@ def _sample(cohorts: Sequence[Cohort], rank: Rank) -> None:
         _print_shared(todo)
     (folder / ".claims").mkdir(exist_ok=True)
     bar = Progress("sampling", total, total - left, unit, quiet=not rank.first)
-    with bar as progress, Writers() as writers:
+    work = [
+        ([task.point.planned for task, _ in lacking], len(block.seeds))
+        for _, works in todo
+        for block, _, lacking in works
+    ]
+    with timed(work), bar as progress, Writers() as writers:
         for cohort, works in todo:
             longest = max(len(block.seeds) for block, *_ in works)
             batch = Halving(min(cohort.settings.batch, longest))

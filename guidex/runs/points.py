@@ -72,18 +72,30 @@ class Planned:
         main = self.model.gflops * self.plan.evaluations_main
         return main + self.guidance.gflops(self.plan)
 
+    @property
+    def run(self) -> Run:
+        """What the sampler carries out, once the networks are loaded. Equal guidance but for its
+        weights shares steps."""
+        guided = Guided(self.model, self.guidance, self.plan)
+        return Run(guided, content_key(_without_schedules(self.settings.guidance)))
+
+    @property
+    def networks(self) -> str:
+        """Names of the files that its networks come from; "" where they come from none."""
+        files = [
+            PurePosixPath(source.place).stem
+            for model in (self.model, *self.guidance.networks)
+            for source in getattr(model, "sources", ())
+        ]
+        return " against ".join(dict.fromkeys(files))
+
     def describe(self) -> str:
         """The plan in one line, what an image costs where that is known and not next to nothing,
         and its networks."""
         parts = [self.plan.describe(self.model.native_unit)]
         if self.gflops >= 0.5:
             parts.append(f"{self.gflops:,.0f} GFLOP per image (2 per multiply-add)")
-        files = [
-            PurePosixPath(source.place).stem
-            for model in (self.model, *self.guidance.networks)
-            for source in getattr(model, "sources", ())
-        ]
-        return "; ".join([*parts, " against ".join(dict.fromkeys(files))] if files else parts)
+        return "; ".join([*parts, self.networks] if self.networks else parts)
 
     @property
     def doubts(self) -> list[str]:
@@ -171,9 +183,8 @@ class Point:
 
     @property
     def run(self) -> Run:
-        """What the sampler carries out. Equal guidance but for its weights shares steps."""
-        guided = Guided(self.model, self.guidance, self.planned.plan)
-        return Run(guided, content_key(_without_schedules(self.planned.settings.guidance)))
+        """What the sampler carries out."""
+        return self.planned.run
 
     @functools.cached_property
     def origins(self) -> dict[str, dict[str, str]]:

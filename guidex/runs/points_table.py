@@ -111,16 +111,6 @@ def plan_table(words: Sequence[str], default: str | None = DEFAULT_EXPERIMENT) -
     return Table(base, list(entries.values()), are_metrics_chosen(words))
 
 
-def print_plans(table: Table) -> None:
-    """A line for each point: its swept values and its plan."""
-    for entry in table.entries:
-        values, planned = words_of(entry.values), entry.planned
-        if planned is None:
-            print(f"{values}: left out, {entry.missing}")
-        else:
-            print(f"{values or planned.method}: {planned.describe()}")
-
-
 def _entry(
     fixed: Sequence[str],
     values: dict[str, str],

@@ -1,5 +1,7 @@
 """The settings of `guidex sample` and `guidex sweep`: typed, checked, and what each decides."""
 
+import functools
+import json
 import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
@@ -64,6 +66,7 @@ class Settings:
     launcher: Any = _key("volatile", default=None)
     sort: str | None = _key("volatile", default=None)
     baseline: Any = _key("volatile", default="best")
+    tracker: Config | None = _key("volatile", default=None)
     seeds: list[int] = _key("start", "extent")
     repeats: int = _key("start", "extent", default=1)
     labels: Any = _key("start", "extent")
@@ -94,7 +97,8 @@ class Settings:
                 raise UsageError(f"{key} must be {' or '.join(_CHOICES[key])}, not {config[key]!r}")
         names = {each.name for each in fields(cls)}
         typed = {key: value for key, value in config.items() if key in names}
-        view, seeds = View(**config.get("figure", {})), _all_seeds(config)
+        view = View(**config.get("figure", {}))
+        seeds = _all_seeds(json.dumps(config["seeds"]), config.get("repeats", 1))
         made = cls(**typed | {"config": config, "seeds": seeds, "figure": view})
         made.part  # noqa: B018 (it is checked)
         return made
@@ -179,9 +183,11 @@ def whole(config: Config, key: str, least: int = 1) -> int:
     return value
 
 
-def _all_seeds(config: Config) -> list[int]:
-    """The seeds and, for repeats, as many ranges of the same length after them."""
-    first, repeats = parse_seeds(config["seeds"]), config.get("repeats", 1)
+@functools.lru_cache(maxsize=16)
+def _all_seeds(text: str, repeats: int) -> list[int]:
+    """The seeds, given as JSON, and, for repeats, as many ranges of the same length after them;
+    made once for all points that have the same."""
+    first = parse_seeds(json.loads(text))
     check_count(len(first) * repeats)
     stride = max(first) - min(first) + 1
     if max(first) + stride * (repeats - 1) >= SEED_LIMIT:

@@ -60,7 +60,13 @@ class NonFinite(GuidexError):
 
 def shared_steps(runs: Sequence[Run], steps: int) -> int:
     """How many steps are really taken for all runs together, per image."""
-    return sum(1 for _ in _nodes(list(range(len(runs))), runs, 0, steps))
+    return sum(1 for _ in taken(runs, steps))
+
+
+def taken(runs: Sequence[Run], steps: int) -> Iterator[tuple[int, int]]:
+    """The steps that are really taken for all runs together: for each, one of the runs that share
+    it, by number, and the step."""
+    return _nodes(list(range(len(runs))), runs, 0, steps)
 
 
 def trajectories(
@@ -172,12 +178,14 @@ def _branches(group: list[int], runs: Sequence[Run], step: int) -> list[list[int
     return list(branches.values())
 
 
-def _nodes(group: list[int], runs: Sequence[Run], step: int, steps: int) -> Iterator[int]:
+def _nodes(
+    group: list[int], runs: Sequence[Run], step: int, steps: int
+) -> Iterator[tuple[int, int]]:
     """The tree's steps, as the walk takes them."""
     if step == steps:
         return
     for branch in _branches(group, runs, step):
-        yield step
+        yield branch[0], step
         yield from _nodes(branch, runs, step + 1, steps)
 
 

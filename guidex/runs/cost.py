@@ -1,0 +1,93 @@
+"""What points cost, alone and sharing steps, and how fast runs last were on this machine.
+
+A cost is that of one image, float64 [3]: evaluations of the main network, of all references, and
+10^9 floating-point operations, NaN where they are not known before networks are loaded. Speeds lie
+in speeds.json of guidex's cache folder, which may be deleted at any time.
+"""
+
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+import numpy as np
+import torch
+
+from guidex.config.instantiate import content_key
+from guidex.errors import GuidexError
+from guidex.files.atomic import atomic_write
+from guidex.files.cache import cache_dir
+from guidex.runs.points import Planned
+from guidex.sampling.trajectories import taken
+
+LEAST = 5.0  # seconds; shorter runs say little of speed
+
+
+def alone(planned: Planned) -> np.ndarray:
+    """The cost of a point."""
+    plan = planned.plan
+    return np.array([plan.evaluations_main, sum(plan.evaluations_ref), planned.gflops])
+
+
+def shared(cohort: Sequence[Planned]) -> np.ndarray:
+    """The cost of the points of a cohort, where each step is taken once for all that share it."""
+    counts = np.sum(~np.isnan(cohort[0].plan.timeline.evaluations), axis=1)
+    guided = [planned.plan.guided for planned in cohort]
+    cost = np.zeros(3)
+    for point, step in taken([planned.run for planned in cohort], len(counts)):
+        planned, main, calls = cohort[point], counts[step], guided[point][:, step].sum(1)
+        gflops = [term.direction.gflops for term in planned.guidance.terms.values()]
+        gflop = main * planned.model.gflops + np.dot(calls, gflops)
+        cost += (main, np.dot(calls, planned.plan.costs), gflop)
+    return cost
+
+
+def device_name(device: str) -> str:
+    """What a device is, whatever its number."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} with {os.cpu_count()} cores"
+
+
+def speed_of(planned: Planned) -> float:
+    """10^9 floating-point operations per second of the last run with the model of a point on its
+    device, with everything that goes with sampling; NaN where there was none."""
+    speed = _speeds().get(_key(planned))
+    return speed if isinstance(speed, float) and 0 < speed < math.inf else math.nan
+
+
+@contextmanager
+def timed(work: Iterable[tuple[Sequence[Planned], int]]) -> Iterator[None]:
+    """Remember how fast the body is, unless it fails or is short. `work` is what it makes: points
+    that share steps, and a number of images of each. Of several models, nothing is remembered."""
+    began = time.perf_counter()
+    yield
+    seconds = time.perf_counter() - began
+    if seconds < LEAST:
+        return
+    groups: dict[tuple[int, ...], tuple[Sequence[Planned], int]] = {}
+    for points, count in work:
+        group = tuple(map(id, points))
+        groups[group] = points, count + groups.get(group, (points, 0))[1]
+    keys = {_key(points[0]) for points, _ in groups.values()}
+    gflops = sum(count * shared(points)[2] for points, count in groups.values())
+    if len(keys) == 1 and gflops > 0:
+        text = json.dumps({**_speeds(), keys.pop(): gflops / seconds}, indent=1)
+        with suppress(OSError, GuidexError):  # a cache that cannot be written spoils no run
+            cache_dir().mkdir(parents=True, exist_ok=True)
+            atomic_write(cache_dir() / "speeds.json", lambda file: file.write(text.encode()))
+
+
+def _speeds() -> dict[str, object]:
+    try:
+        return dict(json.loads((cache_dir() / "speeds.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
+
+
+def _key(planned: Planned) -> str:
+    model = {key: value for key, value in planned.settings.model.items() if key != "references"}
+    return f"{content_key(model)} on {device_name(planned.settings.device)}"
