@@ -7,7 +7,8 @@ all points of a cohort run together and share the steps they agree in -> feature
 
 import functools
 import json
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 
@@ -58,24 +59,57 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
         print_plans(table)
         return
     config = table.base.config
-    identity = {
-        "command": "sweep",
-        **{key: value for key, value in config.items() if key not in VOLATILE},
-        "points": {words_of(entry.values): entry.identity for entry in table.entries},
-    }
-    folder = output_folder(config["out"], "sweep", table.name, identity)
+    folder = output_folder(config["out"], "sweep", table.name, _identity(table))
     made = made_by("sweep" if default else "sample eval=true", words)
-    with run_folder(folder, identity, bool(config["overwrite"]), rank) as held:
-        tasks = _prepare(table, rank, are_metrics_chosen(words))
+    chosen = are_metrics_chosen(words)
+
+    def finish(rows: list[Row], cohorts: list[Cohort]) -> None:
+        files = [*write_tables(rows, folder), *draw(rows, cohorts, folder)]
+        print("", terminal_table(rows), "", *files, sep="\n")
+
+    fill(table, folder, made, bool(config["overwrite"]), chosen=chosen, finish=finish)
+
+
+def fill(
+    table: Table,
+    folder: Path,
+    made: dict[str, str],
+    overwrite: bool = False,
+    *,
+    chosen: bool = False,
+    identity: Config | None = None,
+    finish: Callable[[list[Row], list[Cohort]], None] = lambda rows, cohorts: None,
+) -> list[Row] | None:
+    """Make all points of a table that are not in a folder yet, and measure them; returns the rows,
+    or None where another process does.
+
+    Arguments:
+        made: the command line and the date, for the rows.
+        chosen: whether somebody chose the metrics.
+        identity: what the folder belongs to, if not to this table.
+        finish: called with the rows while the folder is held.
+    """
+    rank = this_rank()
+    with run_folder(folder, identity or _identity(table), overwrite, rank) as held:
+        tasks = _prepare(table, rank, chosen)
         require_same_inputs(folder, _inputs(tasks))
         cohorts = grouped(tasks, held)
         with run(cohorts, rank, folder / "table.csv") as is_last:
             if not is_last:
-                return
+                return None
             rows = _rows(table.entries, cohorts, made)
             held.check()
-            files = [*write_tables(rows, folder), *draw(rows, cohorts, folder)]
-    print("", terminal_table(rows), "", *files, sep="\n")
+            finish(rows, cohorts)
+    return rows
+
+
+def _identity(table: Table) -> Config:
+    """What decides the results of a table."""
+    return {
+        "command": "sweep",
+        **{key: value for key, value in table.base.config.items() if key not in VOLATILE},
+        "points": {words_of(entry.values): entry.identity for entry in table.entries},
+    }
 
 
 def _print_size(table: Table) -> None:

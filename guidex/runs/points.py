@@ -71,6 +71,12 @@ class Planned:
         main = self.model.gflops * self.plan.evaluations_main
         return main + self.guidance.gflops(self.plan)
 
+    @property
+    def run(self) -> Run:
+        """What the sampler is to carry out. Equal guidance but for its weights shares steps."""
+        key = content_key(_without_schedules(self.settings.guidance))
+        return Run(Guided(self.model, self.guidance, self.plan), key)
+
     def describe(self) -> str:
         """The plan in one line, what an image costs where that is known and not next to nothing,
         and its networks."""
@@ -159,9 +165,8 @@ class Point:
 
     @property
     def run(self) -> Run:
-        """What the sampler carries out. Equal guidance but for its weights shares steps."""
-        guided = Guided(self.model, self.guidance, self.planned.plan)
-        return Run(guided, content_key(_without_schedules(self.planned.settings.guidance)))
+        """What the sampler carries out."""
+        return self.planned.run
 
     @functools.cached_property
     def origins(self) -> dict[str, dict[str, str]]:
