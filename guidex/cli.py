@@ -130,7 +130,7 @@ class Command(NamedTuple):
 _COMMANDS = {
     "sample": Command(_SAMPLE, "OVERRIDE", "sample:sample", ("cfg", "config-dir", "plan")),
     "sweep": Command(_SWEEP, "OVERRIDE", "sweep:sweep", ("cfg", "config-dir", "plan")),
-    "tune": Command(_TUNE, "OVERRIDE", "tune:tune", ("cfg", "config-dir", "plan")),
+    "tune": Command(_TUNE, "OVERRIDE", "tune:tune", ("cfg", "config-dir")),
     "eval": Command(_EVAL, "IMAGES|OVERRIDE", "evaluate:evaluate", ("cfg", "config-dir")),
     "ref": Command(_REF, "IMAGES|OVERRIDE", "reference:make_reference", ("cfg", "config-dir")),
     "models": Command(_MODELS, "PRESET", "models:models_command"),

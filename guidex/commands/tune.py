@@ -8,8 +8,7 @@ import contextlib
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from guidex.commands.sweep import fill
@@ -20,6 +19,7 @@ from guidex.errors import UsageError
 from guidex.files.atomic import atomic_write
 from guidex.guidance.schedules import EmptyInterval
 from guidex.metrics.metric import Metric
+from guidex.models.spec import Model
 from guidex.reports.rows import Row
 from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.kinds import KINDS
@@ -31,52 +31,45 @@ from guidex.runs.ranks import this_rank
 from guidex.runs.settings import VOLATILE, whole
 from guidex.sampling.seeds import parse_seeds
 from guidex.tuning.answer import answer, summary
-from guidex.tuning.cost import price
 from guidex.tuning.search import Candidate, Objective, Search, Values, new_study
 from guidex.tuning.space import Budget, Range, ranges_of
 
 _OWN = ("metric", "budget", "search")  # keys that are not of a sweep
-_EXTENT = ("seeds", "repeats", "block", "sweep")  # keys that a folder may be filled with others of
+_EXTENT = ("seeds", "repeats", "block", "sweep", "gallery")  # keys that differ within a folder
 _LEAST = {"candidates": 1, "keep": 2, "rungs": 1, "seed": 0}
 BLOCKS = 8  # at least, for the confidence
 
 
-def tune(words: Sequence[str], plan_only: bool) -> None:
+def tune(words: Sequence[str]) -> None:
     """Run the command."""
-    own = [word for word in words if word.partition("=")[0].partition(".")[0] in _OWN]
+    own = [word for word in words if word.startswith(_OWN)]
     fixed, space = ranges_of([word for word in words if word not in own])
-    config = compose("tune", [*fixed, *own]).config
-    settings, budget = config["search"], Budget.of(config["budget"])
+    base = compose("tune", [*fixed, *own])
+    settings, budget = base.config["search"], Budget.of(base.config["budget"])
     for key, least in _LEAST.items():
         whole(settings, key, least)
-    runs = _Runs(words, fixed, parse_seeds(config["seeds"]), settings["rungs"], settings["keep"])
-    first = {one.key: f"{one.low:g}" for one in space if isinstance(one, Range)}
-    runs.check(first)
-    objectives = _objectives(config["metric"], runs, first)
-    study = new_study(settings["sampler"], settings["seed"], objectives, settings["storage"])
-    study.enqueue_trial(_preset(runs.base.config, space))
+    runs = _Runs(list(words), fixed, base, settings["keep"], settings["rungs"])
+    objectives = _objectives(base)
+    sampler = (settings["sampler"], settings["seed"], len(objectives), settings["storage"])
     search = Search(
-        study,
-        space,
-        objectives,
-        budget,
-        runs.rungs,
-        settings["candidates"],
-        settings["keep"],
-        runs.plan,
-        runs.measure,
-        runs.say,
+        study=new_study(*sampler),
+        space=space,
+        objectives=objectives,
+        budget=budget,
+        rungs=runs.rungs,
+        count=settings["candidates"],
+        keep=settings["keep"],
+        plan=runs.plan,
+        measure=runs.measure,
+        say=runs.say,
     )
-    print(
-        f"{', '.join(one.key for one in space)}: {budget.amount:g} {budget.unit}, rungs of "
-        f"{', '.join(map(str, runs.rungs))} images"
-    )
-    if plan_only:
-        _print_round(search)
-        return
+    ranges = [one for one in space if isinstance(one, Range) and one.step is None]
+    inside = [one for one in ranges if isinstance(one.preset, int | float)]
+    first = {one.key: one.preset for one in inside if one.low <= one.preset <= one.high}
+    search.study.enqueue_trial(first)
+    print(f"rungs of {', '.join(map(str, runs.rungs))} images", flush=True)
     search.run()
-    lines = answer(search, runs.sampled, len(runs.blocks), runs.without)
-    text = "\n".join([*lines, ""])
+    text = "\n".join([*answer(search, runs.sampled, runs.blocks, runs.without), ""])
     path = runs.folder / "answer.txt"
     atomic_write(path, lambda file: file.write(text.encode()))
     print("", terminal_table([one.rows[-1] for one in search.finalists]), "", text, sep="\n")
@@ -85,108 +78,79 @@ def tune(words: Sequence[str], plan_only: bool) -> None:
 
 @dataclass
 class _Runs:
-    """Candidates as points of tables in one folder.
+    """Candidates as points of tables in one folder, on the first so many of all seeds.
 
     Attributes:
-        words, fixed: of the command; those that are not searched, without those of the search.
-        seeds: all of them; the rungs are their beginnings.
+        words: of the command; `fixed` are not searched, and not about the search.
+        rungs: numbers of images; the last is all.
+        block: images of a block; a rung is whole blocks, and so are the parts of the confidence.
     """
 
-    words: Sequence[str]
-    fixed: Sequence[str]
-    seeds: list[int]
-    count: int
+    words: list[str]
+    fixed: list[str]
+    base: Composed
     keep: int
+    count: int
+    models: dict[str, Models] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.models: dict[str, Models] = {}
-        parts = self.keep ** (self.count - 1)
-        each = math.ceil(BLOCKS / parts)
-        self.block = math.ceil(len(self.seeds) / (parts * each))
-        rungs = [self.block * each * self.keep**rung for rung in range(self.count)]
-        self.rungs = [*rungs[:-1], len(self.seeds)]
-        if rungs[0] < 2 or self.rungs != sorted(set(self.rungs)):
-            raise UsageError(
-                f"{len(self.seeds)} seeds are too few for {self.count} rungs of {self.keep} times "
-                "as many images each; give more seeds, or a smaller search.rungs"
-            )
-
-    @cached_property
-    def base(self) -> Composed:
-        """What all candidates have in common."""
-        return compose("sweep", self.sampled)
-
-    @property
-    def sampled(self) -> list[str]:
-        """The words that say what is sampled, for all seeds."""
-        aside = ("out", "overwrite")
-        return [word for word in self.fixed if word.partition("=")[0] not in aside]
-
-    @cached_property
-    def identity(self) -> dict:
-        """What the folder belongs to."""
-        aside = (*VOLATILE, *_EXTENT)
-        kept = {key: value for key, value in self.base.config.items() if key not in aside}
-        return {"command": "tune", **kept}
-
-    @cached_property
-    def folder(self) -> Path:
-        name = "-".join(self.base.choices[group] for group in ("model", "guidance"))
-        out = compose("sweep", self.fixed).config["out"]
-        return output_folder(out, "tune", name, self.identity)
-
-    @property
-    def blocks(self) -> list[list[int]]:
-        """All seeds, in the blocks that they are made in."""
-        return [self.seeds[k : k + self.block] for k in range(0, len(self.seeds), self.block)]
-
-    def check(self, values: Values) -> None:
-        """Refuse what cannot be tuned, before anything is loaded."""
-        config = self.base.config
+        config, seeds = self.base.config, parse_seeds(self.base.config["seeds"])
+        self.first, self.images = seeds[0], len(seeds)
+        if seeds != list(range(self.first, self.first + self.images)) or config["repeats"] != 1:
+            raise UsageError("tune compares candidates on one range of seeds, such as seeds=0-1799")
         if config["sweep"]["axes"]:
             raise UsageError("the experiment has axes of its own; tune takes ranges instead")
-        if config["repeats"] != 1:
-            raise UsageError("tune compares candidates on one range of seeds; leave out repeats=")
-        if this_rank().count > 1:
-            raise UsageError("tune is for one process, not for torchrun")
-        if config["overwrite"] or "overwrite=true" in self.fixed:
-            raise UsageError("tune goes on in its folder; delete it, or choose another out=FOLDER")
-        self.planned(values, self.seeds)
+        if config["overwrite"] or this_rank().count > 1:
+            raise UsageError("tune is for one process, and goes on in its folder (no overwrite)")
+        parts = self.keep ** (self.count - 1)
+        each = math.ceil(BLOCKS / parts)
+        self.block = self.images // (parts * each)
+        least = [self.block * each * self.keep**rung for rung in range(self.count - 1)]
+        self.rungs, self.blocks = [*least, self.images], parts * each
+        if self.block < 2:
+            raise UsageError(
+                f"{self.images} seeds are too few for {self.count} rungs, each of {self.keep} "
+                f"times as many images, and {self.blocks} blocks; give more, or fewer search.rungs"
+            )
+        self.sampled = [word for word in self.fixed if not word.startswith("out=")]
+        aside = (*VOLATILE, *_EXTENT, *_OWN)
+        kept = {key: value for key, value in config.items() if key not in aside}
+        self.identity = {"command": "tune", **kept}
+        name = "-".join(self.base.choices[group] for group in ("model", "guidance"))
+        self.folder: Path = output_folder(config["out"], "tune", name, self.identity)
 
-    def planned(self, values: Values, seeds: Sequence[int]) -> Planned | None:
+    def plan(self, values: Values, seeds: str | None = None) -> Planned | None:
         """The point of some values; None where an interval is empty."""
-        words = [*self.sampled, f"seeds={_ranges(seeds)}", f"block={self.block}", "gallery=0"]
+        extent = [f"seeds={seeds or self._seeds(0, self.images)}", f"block={self.block}"]
+        given = [f"{key}={value}" for key, value in values.items()]
         try:
-            given = [f"{key}={value}" for key, value in values.items()]
-            return check(compose("sweep", [*words, *given]), values, self.models)
+            composed = compose("sweep", [*self.sampled, *extent, "gallery=0", *given])
+            return check(composed, values, self.models)
         except EmptyInterval:
             return None
         except UsageError as error:
             raise UsageError(at_the_point(error, values)) from error
 
-    def plan(self, values: Values) -> Planned | None:
-        return self.planned(values, self.seeds)
-
     def measure(self, group: Sequence[Candidate], rung: int) -> list[Row]:
-        return self._rows(group, self.seeds[: self.rungs[rung]])
+        """Rows of a rung."""
+        return self._rows(group, self._seeds(0, self.rungs[rung]))
 
-    def without(self, group: Sequence[Candidate], block: int) -> list[Row]:
+    def without(self, group: Sequence[Candidate], number: int) -> list[Row]:
         """Rows of all images but those of a block."""
-        blocks = self.blocks
-        return self._rows(group, sum(blocks[:block] + blocks[block + 1 :], []))
+        last = number == self.blocks - 1
+        ends = (0, number * self.block), ((number + 1) * self.block, self.images)
+        parts = [self._seeds(*end) for end in (ends[:1] if last else ends) if end[0] < end[1]]
+        return self._rows(group, f"[{','.join(parts)}]")
 
-    def _rows(self, group: Sequence[Candidate], seeds: Sequence[int]) -> list[Row]:
-        entries = [Entry(one.values, self.planned(one.values, seeds), None) for one in group]
+    def _seeds(self, first: int, stop: int) -> str:
+        return f"{self.first + first}-{self.first + stop - 1}"
+
+    def _rows(self, group: Sequence[Candidate], seeds: str) -> list[Row]:
+        entries = [Entry(one.values, self.plan(one.values, seeds), None) for one in group]
+        table, made = Table(self.base, entries), made_by("tune", self.words)
         chosen = are_metrics_chosen(self.fixed)
         with contextlib.redirect_stdout(io.StringIO()):
-            rows = fill(
-                Table(self.base, entries),
-                self.folder,
-                made_by("tune", self.words),
-                chosen=chosen,
-                identity=self.identity,
-            )
-        return rows
+            return fill(table, self.folder, made, chosen=chosen, identity=self.identity)
 
     def say(self, search: Search) -> None:
         """Tell of a round, and write its table."""
@@ -194,61 +158,25 @@ class _Runs:
         self.write(search)
 
     def write(self, search: Search) -> list[Path]:
-        """The table of all candidates, each by the most images it has."""
+        """The table of all candidates, each with the most images it has."""
         rows = [one.rows[-1] for one in search.candidates.values()]
         return write_tables([replace(row, point=k) for k, row in enumerate(rows)], self.folder)
 
 
-def _objectives(given: object, runs: _Runs, values: Values) -> list[Objective]:
-    """One or two columns that the configuration measures, and their directions."""
-    names = [str(name) for name in (given if isinstance(given, list) else [given])]
-    config, model = runs.base.config, runs.planned(values, runs.seeds)
-    is_image = model is None or KINDS[model.model.space].is_image
-    better: dict[str, str] = {}
+def _objectives(base: Composed) -> list[Objective]:
+    """One or two columns that a configuration measures, with their directions."""
+    config, better = base.config, dict[str, str]()
+    model = instantiate(config["model"], "model", Models(), Model)
     for part in parts_of(config):
-        detector = Detectors().get(vars(part), f"{part.key}detector", points=not is_image)
+        points = not KINDS[model.space].is_image
+        detector = Detectors().get(vars(part), f"{part.key}detector", points)
         metrics = instantiate(part.metrics, f"{part.key}metrics", Models(), dict[str, Metric])
         columns = [column for metric in metrics.values() for column in metric.columns]
         better |= {f"{one.name}_{detector.name}": one.better for one in columns if one.better}
-    for name in names:
+    given = config["metric"] if isinstance(config["metric"], list) else [config["metric"]]
+    for name in given:
         if name not in better:
-            raise UsageError(f"metric={name}: no such column{nearest(name, better)}")
-    if not 1 <= len(set(names)) == len(names) <= 2:
-        raise UsageError("metric is one column, or two different ones: metric=[fd_pixels,…]")
-    return [Objective(name, better[name]) for name in names]
-
-
-def _preset(config: dict, space: Sequence) -> dict[str, float]:
-    """What the presets say of the searched keys, where it is in the ranges: the first candidate."""
-    found = {}
-    for one in space:
-        node: object = config
-        for name in one.key.split("."):
-            node = node.get(name) if isinstance(node, dict) else None
-        is_range = isinstance(one, Range) and one.step is None
-        if is_range and isinstance(node, int | float) and one.low <= node <= one.high:
-            found[one.key] = node
-    return found
-
-
-def _print_round(search: Search) -> None:
-    """The plans of a first round, and what their images cost with and without sharing."""
-    points = [one.planned for one in search._asked()]
-    together, alone = price(points), sum((price([one]) for one in points), start=price([]))
-    for point in points:
-        print(point.describe())
-    unit = search.budget.unit
-    if unit != "seconds":
-        print(f"{together[unit]:g} {unit} for a seed of all, {alone[unit]:g} without sharing")
-
-
-def _ranges(seeds: Sequence[int]) -> str:
-    """Seeds as they are typed, such as 0-199,400-599."""
-    parts: list[list[int]] = []
-    for seed in seeds:
-        if parts and seed == parts[-1][1] + 1:
-            parts[-1][1] = seed
-        else:
-            parts.append([seed, seed])
-    texts = [f"{low}-{high}" for low, high in parts]
-    return texts[0] if len(texts) == 1 else f"[{','.join(texts)}]"
+            raise UsageError(f"metric={name} is not measured here{nearest(str(name), better)}")
+    if not 1 <= len(set(given)) == len(given) <= 2:
+        raise UsageError("metric is one column, or two: metric=[fd_pixels,recall_pixels]")
+    return [Objective(name, better[name]) for name in given]

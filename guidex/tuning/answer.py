@@ -2,14 +2,15 @@
 
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from scipy.stats import t as student
 
-from guidex.runs.points import words_of
+from guidex.reports.labels import short_names
+from guidex.reports.rows import Row
 from guidex.tuning.cost import identity
-from guidex.tuning.search import Candidate, Objective, Search, Values
+from guidex.tuning.search import Candidate, Objective, Search, beats
 
 RUNNERS_UP = 4
 LEVEL = 0.9
@@ -17,7 +18,7 @@ LEVEL = 0.9
 
 def paired(losses: np.ndarray, without: np.ndarray, level: float = LEVEL) -> np.ndarray:
     """Intervals for by how much others are worse than the first: delete-a-block jackknife of the
-    differences, whose blocks have the same seeds for all (bias-corrected, Student's t).
+    differences, bias-corrected, with Student's t. A block has the same seeds for all.
 
     Arguments:
         losses: of all images [C].
@@ -34,34 +35,12 @@ def paired(losses: np.ndarray, without: np.ndarray, level: float = LEVEL) -> np.
     return np.stack([centre - half, centre, centre + half], axis=1)
 
 
-def front(group: Sequence[Candidate], objective: Objective) -> list[Candidate]:
-    """The candidates that no other one, of the same evaluations or fewer, is as good as; from the
-    cheapest."""
-    best, found = math.inf, []
-    for one in sorted(group, key=lambda one: (one.evaluations, objective.loss(one.rows[-1]))):
-        if objective.loss(one.rows[-1]) < best:
-            best = objective.loss(one.rows[-1])
-            found.append(one)
-    return found
-
-
-def edges(search: Search, winner: Candidate) -> list[str]:
-    """The searched keys whose end makes the same plan as the winner's value."""
-    found = []
-    for one in search.space:
-        for end in one.ends:
-            planned = search.plan({**winner.values, one.key: end})
-            if planned is not None and identity(planned) == identity(winner.planned):
-                found.append(f"{one.key} = {end}")
-    return found
-
-
 def answer(
     search: Search,
     fixed: Sequence[str],
     blocks: int,
-    without: Callable[[Sequence[Candidate], int], Sequence],
-) -> list[str]:
+    without: Callable[[Sequence[Candidate], int], list[Row]],
+) -> Iterator[str]:
     """Lines that tell it, for each objective.
 
     Arguments:
@@ -69,60 +48,63 @@ def answer(
         blocks: how many blocks the images come in.
         without: candidates and the number of a block to rows of all other images.
     """
-    lines = []
-    for objective in search.objectives:
-        name = objective.metric
-        ranked = sorted(search.finalists, key=lambda one: objective.loss(one.rows[-1]))
-        winner, *others = ranked[: 1 + RUNNERS_UP]
-        value = winner.rows[-1].metrics[name]
-        lines += [
-            f"best {name}: {value:.4g} at {words_of(winner.values)}",
-            f"  {winner.planned.plan.describe()}",
-        ]
-        if others and blocks > 1:
-            group = [winner, *others]
-            part = [[objective.loss(row) for row in without(group, k)] for k in range(blocks)]
-            whole = np.array([objective.loss(one.rows[-1]) for one in group])
-            for one, (low, by, high) in zip(others, paired(whole, np.array(part)), strict=True):
-                mark = "" if low > 0 else "; not distinguishable"
-                lines.append(
-                    f"  better by {by:.3g} ({LEVEL:.0%}: {low:.3g} … {high:.3g}{mark}) than "
-                    f"{words_of(one.values)}"
-                )
-        if places := edges(search, winner):
-            lines.append(
-                "  on the edge of a range, beyond which better values may lie: " + ", ".join(places)
-            )
-        lines.append(f"  quality against cost, {name} by evaluations per image:")
-        for one in front(ranked, objective):
-            lines.append(
-                f"    {one.rows[-1].metrics[name]:.4g}  {one.evaluations}  {words_of(one.values)}"
-            )
-        lines.append(f"  again: {command(fixed, winner.values)}")
+    for one in search.objectives:
+        ranked = sorted(search.finalists, key=lambda each: one.loss(each.rows[-1]))
+        group, best = ranked[: 1 + RUNNERS_UP], ranked[0]
+        yield f"best {_told(best, [one])}; {best.planned.plan.describe()}"
+        part = np.array([[one.loss(row) for row in without(group, k)] for k in range(blocks)])
+        whole = np.array([one.loss(each.rows[-1]) for each in group])
+        for other, (low, by, high) in zip(group[1:], paired(whole, part), strict=True):
+            mark = "" if low > 0 else ", not distinguishable"
+            interval = f"{LEVEL:.0%}: {low:.3g} … {high:.3g}{mark}"
+            yield f"  by {by:.3g} ({interval}) over {_told(other, [one])}"
+        if places := edges(search, best):
+            yield f"  on the edge of its range, beyond which better may lie: {', '.join(places)}"
+        yield f"  {one.metric} against evaluations per image:"
+        for each in sorted(front(ranked, _cost_and(one)), key=_cost_and(one)):
+            yield f"    {each.evaluations}: {_told(each, [one])}"
+        words = [*fixed, *(f"{key}={value}" for key, value in best.values.items())]
+        yield f"  again: {shlex.join(['guidex', 'sample', 'eval=true', *words])}"
     if len(search.objectives) > 1:
-        names = ", ".join(one.metric for one in search.objectives)
-        lines.append(f"not beaten in both, {names}:")
-        for one in search.trade_offs:
-            numbers = [f"{one.rows[-1].metrics[each.metric]:.4g}" for each in search.objectives]
-            lines.append(f"    {'  '.join(numbers)}  {words_of(one.values)}")
-    return lines
+        yield f"beaten by none in both ({' and '.join(one.metric for one in search.objectives)}):"
+        for each in front(search.finalists, search.losses):
+            yield f"    {_told(each, search.objectives)}"
 
 
-def command(fixed: Sequence[str], values: Values) -> str:
-    """The command that samples and measures a candidate."""
-    return shlex.join(
-        ["guidex", "sample", "eval=true", *fixed, *(f"{k}={v}" for k, v in values.items())]
-    )
+def front(
+    group: Sequence[Candidate], losses: Callable[[Candidate], tuple[float, ...]]
+) -> list[Candidate]:
+    """The candidates that no other one beats: Pareto's front."""
+    return [one for one in group if not any(beats(losses(each), losses(one)) for each in group)]
+
+
+def edges(search: Search, best: Candidate) -> list[str]:
+    """The ends of ranges that make the same plan as the values of a candidate."""
+    found = []
+    for key, end in ((one.key, end) for one in search.space for end in one.ends):
+        planned = search.plan({**best.values, key: end})
+        if planned is not None and identity(planned) == identity(best.planned):
+            found.append(f"{key} = {end}")
+    return found
 
 
 def summary(search: Search) -> str:
-    """A line on a round."""
-    best, budget = search.finalists[:1], search.budget
-    told = f"{len(search.candidates)} candidates, {len(search.finalists)} with all images"
+    """A line on the search so far."""
+    budget, finalists = search.budget, search.finalists
+    told = f"{len(search.candidates)} candidates, {len(finalists)} with all images"
     spent = f"{search.spent[budget.unit]:.4g} of {budget.amount:.4g} {budget.unit}"
-    parts = [told, spent]
-    for one in best:
-        names = [each.metric for each in search.objectives]
-        parts += [f"{name} {one.rows[-1].metrics[name]:.4g}" for name in names]
-        parts.append(words_of(one.values))
-    return "; ".join(parts)
+    best = [f"best {_told(finalists[0], search.objectives)}"] if finalists else []
+    return "; ".join([told, spent, *best])
+
+
+def _cost_and(one: Objective) -> Callable[[Candidate], tuple[float, ...]]:
+    return lambda candidate: (candidate.evaluations, one.loss(candidate.rows[-1]))
+
+
+def _told(candidate: Candidate, objectives: Sequence[Objective]) -> str:
+    """Such as "fd_pixels 0.0715 (w 9.29, lo 0.0616, hi 0.857)"."""
+    metrics, short = candidate.rows[-1].metrics, short_names(list(candidate.values))
+    values = ", ".join(f"{short[key]} {value}" for key, value in candidate.values.items())
+    return (
+        ", ".join(f"{one.metric} {metrics[one.metric]:.4g}" for one in objectives) + f" ({values})"
+    )
