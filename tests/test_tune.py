@@ -147,10 +147,10 @@ def searched(amount: float, objectives: int = 1) -> Search:
 
 
 def test_a_search_finds_the_best_within_its_budget():
-    search = searched(20_000)
+    search = searched(12_000)
     best = search.finalists[0]
     assert search.losses(best)[0] < 1.35
-    assert search.spent["evaluations"] <= 20_000
+    assert search.spent["evaluations"] <= 12_000
     counts = [sum(len(one.rows) > rung for one in search.candidates.values()) for rung in range(3)]
     assert counts[0] > counts[1] > counts[2] > 0
     states = {trial.state.name for trial in search.study.trials}
@@ -159,13 +159,13 @@ def test_a_search_finds_the_best_within_its_budget():
 
 
 def test_a_search_goes_the_same_way_again_and_further_with_more():
-    short, again, far = (list(searched(amount).candidates) for amount in (6_000, 6_000, 9_000))
+    short, again, far = (list(searched(amount).candidates) for amount in (3_000, 3_000, 5_000))
     assert short == again
     assert len(far) > len(short) and far[:6] == short[:6]
 
 
 def test_two_objectives_end_with_what_none_beats():
-    search = searched(9_000, objectives=2)
+    search = searched(5_000, objectives=2)
     best = front(search.finalists, search.losses)
     assert 1 <= len(best) <= len(search.finalists)
     losses = np.array([search.losses(one) for one in best])
@@ -200,7 +200,7 @@ TUNE = [
 def test_tune_ends_with_an_answer_and_goes_on(tmp_path: Path, capsys):
     pytest.importorskip("optuna")
     out = tmp_path / "run"
-    assert main([*TUNE, "budget=5000 evaluations", f"out={out}"]) == 0
+    assert main([*TUNE, "budget=3000 evaluations", f"out={out}"]) == 0
     text = (out / "answer.txt").read_text()
     assert text in capsys.readouterr().out
     with (out / "table.csv").open() as file:
@@ -218,19 +218,15 @@ def test_tune_ends_with_an_answer_and_goes_on(tmp_path: Path, capsys):
     assert row["fd_pixels"] == best["fd_pixels"]
 
     records = {path: os.stat(path).st_mtime_ns for path in out.rglob("*.record")}
-    table = (out / "table.csv").read_bytes()
     assert main([*TUNE, "budget=5000 evaluations", f"out={out}"]) == 0
-    assert {path: os.stat(path).st_mtime_ns for path in out.rglob("*.record")} == records
-    assert (out / "table.csv").read_bytes() == table
-    assert main([*TUNE, "budget=9000 evaluations", f"out={out}"]) == 0
     later = {path: os.stat(path).st_mtime_ns for path in out.rglob("*.record")}
     assert records.items() < later.items()
 
 
 def test_an_edge_is_told(tmp_path: Path, capsys):
     pytest.importorskip("optuna")
-    words = [*TUNE[:-3], f"{W}=1..1.2:0.1", "sampler=heun,euler"]
-    assert main([*words, "budget=20000 evaluations", f"out={tmp_path / 'run'}"]) == 0
+    words = [*TUNE[:-3], f"{W}=1..1.2:0.1", "search.rungs=1"]
+    assert main([*words, "budget=9000 evaluations", f"out={tmp_path / 'run'}"]) == 0
     assert "on the edge of its range" in (tmp_path / "run" / "answer.txt").read_text()
 
 

@@ -69,7 +69,7 @@ def tune(words: Sequence[str]) -> None:
     search.study.enqueue_trial(first)
     print(f"rungs of {', '.join(map(str, runs.rungs))} images", flush=True)
     search.run()
-    text = "\n".join([*answer(search, runs.sampled, runs.blocks, runs.without), ""])
+    text = "\n".join([*answer(search, runs.sampled, runs.without), ""])
     path = runs.folder / "answer.txt"
     atomic_write(path, lambda file: file.write(text.encode()))
     print("", terminal_table([one.rows[-1] for one in search.finalists]), "", text, sep="\n")
@@ -96,10 +96,10 @@ class _Runs:
     def __post_init__(self) -> None:
         config, seeds = self.base.config, parse_seeds(self.base.config["seeds"])
         self.first, self.images = seeds[0], len(seeds)
-        if seeds != list(range(self.first, self.first + self.images)) or config["repeats"] != 1:
-            raise UsageError("tune compares candidates on one range of seeds, such as seeds=0-1799")
         if config["sweep"]["axes"]:
             raise UsageError("the experiment has axes of its own; tune takes ranges instead")
+        if seeds != list(range(self.first, self.first + self.images)) or config["repeats"] != 1:
+            raise UsageError("tune compares candidates on one range of seeds, such as seeds=0-1799")
         if config["overwrite"] or this_rank().count > 1:
             raise UsageError("tune is for one process, and goes on in its folder (no overwrite)")
         parts = self.keep ** (self.count - 1)
@@ -133,20 +133,24 @@ class _Runs:
 
     def measure(self, group: Sequence[Candidate], rung: int) -> list[Row]:
         """Rows of a rung."""
-        return self._rows(group, self._seeds(0, self.rungs[rung]))
+        return self._rows([(one.values, self._seeds(0, self.rungs[rung])) for one in group])
 
-    def without(self, group: Sequence[Candidate], number: int) -> list[Row]:
-        """Rows of all images but those of a block."""
-        last = number == self.blocks - 1
-        ends = (0, number * self.block), ((number + 1) * self.block, self.images)
-        parts = [self._seeds(*end) for end in (ends[:1] if last else ends) if end[0] < end[1]]
-        return self._rows(group, f"[{','.join(parts)}]")
+    def without(self, group: Sequence[Candidate]) -> list[list[Row]]:
+        """Rows of all images but those of each block, in one table."""
+        points = []
+        for first in range(0, self.blocks * self.block, self.block):
+            last = first + self.block if first < (self.blocks - 1) * self.block else self.images
+            parts = [self._seeds(*ends) for ends in ((0, first), (last, self.images))]
+            points += [(one.values, f"[{','.join(filter(None, parts))}]") for one in group]
+        rows = self._rows(points)
+        return [rows[k : k + len(group)] for k in range(0, len(rows), len(group))]
 
     def _seeds(self, first: int, stop: int) -> str:
-        return f"{self.first + first}-{self.first + stop - 1}"
+        return f"{self.first + first}-{self.first + stop - 1}" if first < stop else ""
 
-    def _rows(self, group: Sequence[Candidate], seeds: str) -> list[Row]:
-        entries = [Entry(one.values, self.plan(one.values, seeds), None) for one in group]
+    def _rows(self, points: Sequence[tuple[Values, str]]) -> list[Row]:
+        """Rows of some values, each of some seeds."""
+        entries = [Entry(values, self.plan(values, seeds), None) for values, seeds in points]
         table, made = Table(self.base, entries), made_by("tune", self.words)
         chosen = are_metrics_chosen(self.fixed)
         with contextlib.redirect_stdout(io.StringIO()):

@@ -38,21 +38,19 @@ def paired(losses: np.ndarray, without: np.ndarray, level: float = LEVEL) -> np.
 def answer(
     search: Search,
     fixed: Sequence[str],
-    blocks: int,
-    without: Callable[[Sequence[Candidate], int], list[Row]],
+    without: Callable[[Sequence[Candidate]], list[list[Row]]],
 ) -> Iterator[str]:
     """Lines that tell it, for each objective.
 
     Arguments:
         fixed: words of the command that are not searched.
-        blocks: how many blocks the images come in.
-        without: candidates and the number of a block to rows of all other images.
+        without: candidates to their rows without each block of the images [B, C].
     """
     for one in search.objectives:
         ranked = sorted(search.finalists, key=lambda each: one.loss(each.rows[-1]))
         group, best = ranked[: 1 + RUNNERS_UP], ranked[0]
         yield f"best {_told(best, [one])}; {best.planned.plan.describe()}"
-        part = np.array([[one.loss(row) for row in without(group, k)] for k in range(blocks)])
+        part = np.array([[one.loss(row) for row in rows] for rows in without(group)])
         whole = np.array([one.loss(each.rows[-1]) for each in group])
         for other, (low, by, high) in zip(group[1:], paired(whole, part), strict=True):
             mark = "" if low > 0 else ", not distinguishable"

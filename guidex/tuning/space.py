@@ -1,5 +1,6 @@
 """What is searched: ranges of keys, under a budget."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ class Budget:
         """From text such as "2e6 evaluations"; UsageError where it says something else."""
         number, unit = re.fullmatch(r"([\d.]*(?:e\d+)?) *(.*?)", str(text).strip()).groups()
         units = {known.lower().rstrip("s"): known for known in UNITS}
-        if not re.fullmatch(_NUMBER, number) or not float(number) > 0:
+        if not re.fullmatch(_NUMBER, number) or not 0 < float(number) < math.inf:
             raise UsageError(f"budget={text}: give a number above 0 and a unit: '2e6 evaluations'")
         if unit.lower().rstrip("s") not in units:
             raise UsageError(f"budget={text}: {unit!r} is not counted{nearest(unit, UNITS)}")
