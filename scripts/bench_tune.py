@@ -189,7 +189,7 @@ class Landscape:
         spent += (whole - count) * price([planned])["evaluations"]
         return spent, self.loss(planned, whole) <= self.enough
 
-    def tune(self, seed: int, rungs: Sequence[int], count: int = 8) -> float | None:
+    def tune(self, seed: int, rungs: Sequence[int], count: int = 8, keep: int = 3) -> float | None:
         """guidex tune, over the same measurements."""
         name = OBJECTIVE.metric
 
@@ -212,7 +212,7 @@ class Landscape:
             Budget(1e9, "evaluations"),
             rungs,
             count,
-            3,
+            keep,
             self.plan,
             measure,
             say,

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import os
+import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -207,11 +208,13 @@ def test_tune_ends_with_an_answer_and_goes_on(tmp_path: Path, capsys):
         rows = list(csv.DictReader(file))
     whole = [row for row in rows if row["images"] == "72"]
     assert len(rows) > len(whole) >= 2
+    assert "recall_pixels" not in rows[0]
     best = min(whole, key=lambda row: float(row["fd_pixels"]))
     assert f"best fd_pixels {float(best['fd_pixels']):.4g}" in text
     assert "against evaluations per image" in text and "90%" in text
 
-    again = next(line for line in text.splitlines() if "again:" in line).split()[2:]
+    line = next(line for line in text.splitlines() if "again:" in line)
+    again = shlex.split(line)[2:]
     assert main([*again, f"out={tmp_path / 'again'}"]) == 0
     with (tmp_path / "again" / "table.csv").open() as file:
         (row,) = csv.DictReader(file)

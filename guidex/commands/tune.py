@@ -7,6 +7,7 @@ have made is kept; so the same command goes on where it was, and a larger budget
 import contextlib
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,7 +43,7 @@ BLOCKS = 8  # at least, for the confidence
 
 def tune(words: Sequence[str]) -> None:
     """Run the command."""
-    own = [word for word in words if word.startswith(_OWN)]
+    own = [word for word in words if re.split(r"[.=]", word)[0] in _OWN]
     fixed, space = ranges_of([word for word in words if word not in own])
     base = compose("tune", [*fixed, *own])
     settings, budget = base.config["search"], Budget.of(base.config["budget"])

@@ -190,6 +190,8 @@ class Search:
     def _price(self, group: Sequence[Candidate]) -> float:
         """For one seed, in the unit of the budget; seconds as they were spent so far."""
         costs = price([one.planned for one in group])
+        if math.isnan(costs[self.budget.unit]):
+            raise UsageError("budget: the GFLOP of this model are not known; give evaluations")
         if self.budget.unit == "seconds":
             rate = self.spent["seconds"] / max(self.spent["evaluations"], 1)
             return rate * costs["evaluations"]
