@@ -151,8 +151,12 @@ class Search:
 
     def _asked(self) -> list[Candidate]:
         """New candidates, of which no two make the same images."""
-        pool: dict[Hashable, Candidate] = {}
-        for _ in range(PATIENCE * self.count):
+        from optuna.samplers import RandomSampler
+
+        pool, sampler = dict[Hashable, Candidate](), self.study.sampler
+        for asked in range(PATIENCE * self.count):
+            if asked == 2 * POOL * self.count:  # it comes back to what is known: look elsewhere
+                self.study.sampler = RandomSampler(seed=len(self.candidates))
             trial = self.study.ask()
             values = {one.key: one.ask(trial) for one in self.space}
             planned = self.plan(values)
@@ -166,6 +170,7 @@ class Search:
                 self._tell(known)
             if len(pool) == POOL * self.count:
                 break
+        self.study.sampler = sampler
         half = math.ceil(self.count / 2)
         taken, rest = list(pool.values())[:half], list(pool.values())[half:]
         while rest and len(taken) < self.count:
