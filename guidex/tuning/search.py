@@ -155,6 +155,8 @@ class Search:
 
         pool, sampler = dict[Hashable, Candidate](), self.study.sampler
         for asked in range(PATIENCE * self.count):
+            if asked >= 2 * POOL * self.count and len(pool) >= self.count:
+                break
             if asked == 2 * POOL * self.count:  # it comes back to what is known: look elsewhere
                 self.study.sampler = RandomSampler(seed=len(self.candidates))
             trial = self.study.ask()
