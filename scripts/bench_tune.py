@@ -4,8 +4,8 @@ grid, against the whole grid, Optuna alone, and the interval paper's recipe.
 The fine grid is sampled in full for each range of seeds, so that every way of searching can be
 followed over it, on the same images, without sampling again. What is counted is what each would
 have spent: evaluations of all networks. Optuna alone has the same sampler, and points that it asks
-for again are free for it, too; the recipe tunes w and hi at lo = 0, then lo, each with a third of
-the images, and measures its choice with all.
+for again are free for it, too; the recipe tunes w and hi at lo = 0, then lo, with a ninth
+or a third of the images, and measures its choice with all.
 
 Run: .venv/bin/python scripts/bench_tune.py [digits|fractal] [SEEDS]
 """
@@ -244,8 +244,8 @@ def main(name: str, seeds: int) -> None:
             results.setdefault(way, []).append(spent)
     for way, spent in results.items():
         cells = ["–" if one is None else f"{one / 1000:.0f}" for one in spent]
-        there = [one for one in spent if one is not None]
-        median = f"{statistics.median(there) / 1000:.0f}" if len(there) == len(spent) else "–"
+        middle = statistics.median(float("inf") if one is None else one for one in spent)
+        median = f"{middle / 1000:.0f}".replace("inf", "–")
         print(f"| {way} | {' | '.join(cells)} | {median} |")
 
 
