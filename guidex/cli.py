@@ -84,6 +84,20 @@ examples:
   guidex fetch model=edm2-img512-xxl guidance=interval protocol=edm2 --plan
 """
 
+_TABLE = """\
+Write the tables and figures of a sweep anew, from what is there, at any time. Exit code 1: not all.
+
+example:
+  guidex table outputs/sweep/interval-digits-1a2b3c
+"""
+
+_STATUS = """\
+Tell how far a sweep or sample is: samples that are missing, processes at work, and failures.
+
+example:
+  guidex status outputs/sweep/interval-digits-1a2b3c
+"""
+
 _CONVERT = """\
 Convert a released EDM2 snapshot (.pkl) to PATH.safetensors + PATH.json. Nothing in it is executed.
 
@@ -139,6 +153,8 @@ _COMMANDS = {
     "sweep": Command(_SWEEP, "OVERRIDE", "sweep:sweep", ("cfg", "config-dir", "plan")),
     "eval": Command(_EVAL, "IMAGES|OVERRIDE", "evaluate:evaluate", ("cfg", "config-dir")),
     "ref": Command(_REF, "IMAGES|OVERRIDE", "reference:make_reference", ("cfg", "config-dir")),
+    "table": Command(_TABLE, "DIR", "table:table_command"),
+    "status": Command(_STATUS, "DIR", "table:status"),
     "models": Command(_MODELS, "PRESET", "models:models_command"),
     "fetch": Command(_FETCH, "OVERRIDE", "fetch:fetch_command", ("config-dir", "plan")),
     "convert": Command(_CONVERT, "WORD", "convert:convert_command"),

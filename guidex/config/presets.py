@@ -28,6 +28,7 @@ KINDS = {
     "metrics": "metrics",
     "protocols": "protocol",
     "trackers": "tracker",
+    "launchers": "launcher",
     "experiments": "experiment",
 }
 

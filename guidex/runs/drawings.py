@@ -98,7 +98,7 @@ def captions(seeds: Sequence[int], labels: Sequence[int] | None, model: Denoiser
 def _columns(cohort: Cohort) -> list[str]:
     """What stands above the images of a cohort."""
     point = cohort.tasks[0].point
-    labels = cohort.gathered(cohort.tasks[0], "labels", first=cohort.kept)[0].get("labels")
+    labels = cohort.gathered(cohort.tasks[0], "labels").get("labels")
     return captions(point.planned.seeds[: cohort.kept], labels, point.model)
 
 
@@ -115,8 +115,7 @@ def _draw_grid(pairs: Sequence[_Pair], path: Path) -> list[Path]:
     """Same seeds under every point: a row per point, a column per seed."""
     images = []
     for cohort, task in pairs[:MOST_ROWS]:
-        arrays, _ = cohort.gathered(task, "gallery", first=cohort.kept)
-        images.append(arrays["gallery"][: cohort.kept])
+        images.append(cohort.gathered(task, "gallery")["gallery"])
     names = [_name(task) for _, task in pairs[:MOST_ROWS]]
     count = len(pairs)
     heading = f"the first {MOST_ROWS} of {count} points" if count > MOST_ROWS else None
@@ -133,8 +132,8 @@ def _draw_toy(pairs: Sequence[_Pair], path: Path) -> list[Path]:
     for first in range(0, len(pairs), MOST_PANELS):
         panels = []
         for cohort, task in pairs[first : first + MOST_PANELS]:
-            arrays, _ = cohort.gathered(task, "samples", "labels", "path")
-            samples, labels = arrays["samples"], arrays.get("labels")
+            arrays = cohort.gathered(task, "coordinates", "labels", "path")
+            samples, labels = arrays["coordinates"], arrays.get("labels")
             plan = task.point.planned.plan
             panels.append(toy_panel(_name(task), plan, samples, labels, arrays["path"]))
         file = path if first == 0 else path.with_stem(f"{path.stem}_{first // MOST_PANELS + 1}")

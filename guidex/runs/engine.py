@@ -1,7 +1,9 @@
 """The one engine: points, in cohorts that share noise and steps, block of seeds by block of seeds.
 
-Each point hands its samples to its outputs. What they keep of a block lies in a record under the
-point's own name; so a run goes on where it was, and a table may have its points in any order.
+Each point hands its samples to its outputs, and each output keeps a record of a block under the
+point's own name. So only what is missing is made, whatever the table was before. Processes share a
+run by way of the folder alone: who makes a block has locked its claim, which the operating system
+frees when a process dies.
 """
 
 import io
@@ -10,23 +12,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
+from filelock import FileLock as alone
 
 from guidex.errors import GuidexError
 from guidex.files.progress import Progress
 from guidex.models.memory import Halving
-from guidex.runs.blocks import Block, cut, run_block
-from guidex.runs.cost import timed
+from guidex.runs.batches import run_block
+from guidex.runs.blocks import Block, Store
+from guidex.runs.cost import Sampled, timed
 from guidex.runs.folder import RunFolder, require_space
 from guidex.runs.measure import Measure
-from guidex.runs.outputs import Made, Output, joined
+from guidex.runs.outputs import Made, Output
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, at_the_point
-from guidex.runs.provenance import merged
+from guidex.runs.provenance import digest
 from guidex.runs.ranks import Rank
 from guidex.runs.settings import Settings
 from guidex.runs.writers import Writers
@@ -43,8 +48,22 @@ class Task:
     measures: list[Measure] = field(default_factory=list)
 
     @property
+    def name(self) -> str:
+        """Of the point: what decides its samples."""
+        return self.point.planned.settings.name
+
+    @property
     def is_measured(self) -> bool:
         return any(measure.metrics for measure in self.measures)
+
+
+class Work(NamedTuple):
+    """Seeds of one block that lack the same outputs, the file that claims them, and for each task
+    the outputs."""
+
+    block: Block
+    claim: Path
+    lacking: list[tuple[Task, list[Output]]]
 
 
 @dataclass(frozen=True)
@@ -52,8 +71,11 @@ class Cohort:
     """Tasks that run together: same seeds, main model and solver."""
 
     tasks: list[Task]
-    blocks: list[Block]
-    folder: RunFolder
+    store: Store
+
+    @property
+    def folder(self) -> RunFolder:
+        return self.store.folder
 
     @property
     def settings(self) -> Settings:
@@ -70,48 +92,71 @@ class Cohort:
         """What samples are called."""
         return self.tasks[0].point.kind.unit
 
-    def record(self, task: Task, block: Block) -> Path:
-        """Where what a task makes of a block lies: under the point's own name, in any table."""
-        name = task.point.planned.settings.name
-        return self.folder.path / "points" / name / f"{block.name}.record"
+    @cached_property
+    def _name(self) -> str:
+        return digest(self.settings.cohort, 8)
 
-    def missing(self, block: Block) -> list[Task]:
-        """The tasks that a block is yet to be made for, or whose files are gone."""
-        missing = []
+    def lacks(self) -> tuple[list[tuple[Task, Output]], np.ndarray]:
+        """All outputs of all tasks, each once, and which seeds each is to have, and has not: bool
+        [., N]. Tasks that are measured in other ways may have one point."""
+        each = {
+            (task.name, output.name, output.seeds): (task, output)
+            for task in reversed(self.tasks)
+            for output in task.outputs
+        }
+        pairs = list(reversed(each.values()))
+        lacks = [self.store.lacks(t.name, output.name, output.seeds) for t, output in pairs]
+        return pairs, np.stack(lacks)
+
+    def is_whole(self, task: Task) -> bool:
+        """Whether nothing of a task is missing."""
+        outputs = task.outputs
+        return not any(self.store.lacks(task.name, o.name, o.seeds).any() for o in outputs)
+
+    def work(self, part: tuple[int, int]) -> list[Work]:
+        """What is missing, block by block, of this part of the blocks."""
+        pairs, lacks = self.lacks()
+        # To keep the samples of some seeds cuts no block, unless a task lacks nothing else there.
+        patterns = lacks.copy()
         for task in self.tasks:
-            record = self.record(task, block)
-            unneeded = [path for output in task.outputs for path in output.unneeded(record)]
-            if not self.folder.holds(record, unneeded):
-                missing.append(task)
-        return missing
-
-    def gathered(
-        self, task: Task, *names: str, first: int | None = None
-    ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        """Arrays of a task's blocks, joined, by those names that a block has, and the versions that
-        they were made with.
-
-        Arguments:
-            first: only of the blocks that have the run's first seeds, so many.
-
-        Raises:
-            GuidexError: a block is damaged; it is deleted, so as to be made again.
-        """
-        parts, made_with = [], []
-        for block in self.blocks:
-            if first is not None and block.first >= first:
+            some, rest = (
+                [
+                    k
+                    for k, (own, o) in enumerate(pairs)
+                    if own is task and (o.seeds is None) == all_of
+                ]
+                for all_of in (False, True)
+            )
+            patterns[some] &= ~lacks[rest].any(axis=0)
+        size, work = self.settings.block, []
+        for number, first in enumerate(range(0, lacks.shape[1], size)):
+            if number % part[1] != part[0]:
                 continue
-            path = self.record(task, block)
-            record = self.folder.read(path)
-            if record is None:
-                path.unlink(missing_ok=True)
-                raise GuidexError(
-                    f"{path} was damaged, or a file beside it; the same command makes it anew"
-                )
-            made_with.append(record[1])
-            with np.load(io.BytesIO(record[0]), allow_pickle=False) as arrays:
-                parts.append({name: arrays[name] for name in names if name in arrays})
-        return joined(parts), merged(made_with)
+            here = slice(first, first + size)
+            if not lacks[:, here].any():
+                continue
+            kinds, kind_of = np.unique(patterns[:, here], axis=1, return_inverse=True)
+            for kind in range(kinds.shape[1]):
+                if not kinds[:, kind].any():
+                    continue
+                places = first + np.flatnonzero(kind_of.ravel() == kind)
+                lacking: dict[int, list[Output]] = {}
+                for k in np.flatnonzero(lacks[:, places].any(axis=1)):
+                    lacking.setdefault(self.tasks.index(pairs[k][0]), []).append(pairs[k][1])
+                block = self.store.whole.rows(places)
+                claim = self.folder.path / ".claims" / f"{self._name}-{number * size}-{size}"
+                tasks = [(self.tasks[k], outputs) for k, outputs in lacking.items()]
+                work.append(Work(block, claim, tasks))
+        return work
+
+    def gathered(self, task: Task, *names: str) -> dict[str, np.ndarray]:
+        """What outputs of a task have kept of all their seeds, in order, by their names."""
+        arrays = {
+            output.name: self.store.gathered(task.name, output.name, output.seeds)
+            for output in task.outputs
+            if output.name in names
+        }
+        return {name: array for name, array in arrays.items() if array is not None}
 
 
 def grouped(tasks: Iterable[Task], folder: RunFolder) -> list[Cohort]:
@@ -120,31 +165,34 @@ def grouped(tasks: Iterable[Task], folder: RunFolder) -> list[Cohort]:
     for task in tasks:
         planned, key = task.point.planned, task.point.planned.settings.cohort
         if key not in cohorts:
-            blocks = cut(planned.seeds, planned.labels, planned.settings.block)
-            cohorts[key] = Cohort([], blocks, folder)
+            cohorts[key] = Cohort([], Store(folder, Block(planned.seeds, planned.labels)))
         cohorts[key].tasks.append(task)
     return list(cohorts.values())
 
 
 @contextmanager
-def run(cohorts: Sequence[Cohort], rank: Rank, result: Path) -> Iterator[bool]:
-    """Make every block of this process that is not there yet, or no longer; then see whether this
-    process is the last one, which goes on with the whole while the others wait.
+def run(cohorts: Sequence[Cohort], rank: Rank, result: Path) -> Iterator[str]:
+    """Make every block that is missing, and wait for those that other processes make; then hold
+    the whole while others wait.
 
     Arguments:
-        result: a file of the run that the last process writes.
+        result: a file that is written last.
+
+    Yields:
+        "missing" where other shards are; "written" where another process has written the result in
+        the meantime; "whole" otherwise.
 
     Raises:
         GuidexError: too little disk space; a sample that is not finite, naming its point.
     """
     before = _written(result)
     _sample(cohorts, rank)
-    if any(cohort.missing(block) for cohort in cohorts for block in cohort.blocks):
-        yield False
+    if any(cohort.lacks()[1].any() for cohort in cohorts):
+        yield "missing"
         return
     cohorts[0].folder.check()
-    with FileLock(result.parent / ".finish.lock"):
-        yield _written(result) == before  # or another process has done it
+    with alone(result.parent / ".lock-finish"):
+        yield "whole" if _written(result) == before else "written"
 
 
 def _written(file: Path) -> int | None:
@@ -154,78 +202,152 @@ def _written(file: Path) -> int | None:
 
 def _sample(cohorts: Sequence[Cohort], rank: Rank) -> None:
     unit, folder = cohorts[0].unit, cohorts[0].folder.path
-    total = left = needed = 0
-    todo: list[tuple[Cohort, list[tuple[Block, list[Task]]]]] = []
-    for cohort in cohorts:
-        own = [block for block in cohort.blocks if rank.takes(block.index)]
-        lacking = [(block, tasks) for block in own if (tasks := cohort.missing(block))]
-        total += sum(len(block.seeds) for block in own) * len(cohort.tasks)
-        for block, tasks in lacking:
-            left += len(block.seeds) * len(tasks)
-            sizes = (output.bytes_per_sample for task in tasks for output in task.outputs)
+    todo = [(cohort, cohort.work(cohort.settings.part)) for cohort in cohorts]
+    total = sum(len(cohort.store.whole.seeds) * len(cohort.tasks) for cohort in cohorts)
+    left = needed = 0
+    again: dict[str, int] = {}
+    for _, works in todo:
+        for block, _, lacking in works:
+            left += len(block.seeds) * len(lacking)
+            sizes = (output.bytes_per_sample for _, outputs in lacking for output in outputs)
             needed += len(block.seeds) * sum(sizes)
-        if lacking:
-            todo.append((cohort, lacking))
-    if left < total:
-        print(f"{total - left} of {total} {unit} are there already")
-    if not todo:
+            for _, outputs in lacking:
+                titles = [output.title for output in outputs]
+                for title in () if "labels" in titles else titles:
+                    again[title] = again.get(title, 0) + len(block.seeds)
+    said = [f"{total - left} of {total} {unit} are there already"] if left < total else []
+    said += [
+        f"{n} {unit} were sampled without {title}, and are again" for title, n in again.items()
+    ]
+    for line in said if rank.first else ():
+        print(line)
+    if not left:
         return
     require_space(folder, needed)
     if rank.first:
         _print_shared(cohorts)
+    (folder / ".claims").mkdir(exist_ok=True)
     bar = Progress("sampling", total, total - left, unit, quiet=not rank.first)
-    work = [
-        ([task.point.planned for task in tasks], len(block.seeds))
-        for _, lacking in todo
-        for block, tasks in lacking
-    ]
-    with timed(work), bar as progress, Writers() as writers:
-        for cohort, lacking in todo:
-            longest = max(len(block.seeds) for block, _ in lacking)
+    with timed() as made, bar as progress, Writers() as writers:
+        for cohort, works in todo:
+            if not works:
+                continue
+            longest = max(len(block.seeds) for block, *_ in works)
             batch = Halving(min(cohort.settings.batch, longest))
-            make, model = partial(_make, cohort, batch, writers), cohort.tasks[0].point.model
-            in_parallel(make, lacking, model, cohort.settings.device, progress.update)
+            model, device = cohort.tasks[0].point.model, cohort.settings.device
+            for wait in (False, True):  # for those that other processes make, in the end
+                make = partial(_claim, cohort, batch, writers, made, wait)
+                works = in_parallel(make, works, model, device, progress.update)
+                works = [work for work in works if work is not None]
+
+
+def _claim(
+    cohort: Cohort,
+    batch: Halving,
+    writers: Writers,
+    made: list[Sampled],
+    wait: bool,
+    work: Work,
+    tick: Tick,
+) -> Work | None:
+    """Make a block, unless another process makes it, or has made it; returns it if it is left."""
+    # Threads of `Writers` let it go.
+    claim = FileLock(work.claim, thread_local=False)
+    while True:
+        try:
+            claim.acquire(timeout=0)
+            break
+        except Timeout:
+            tick(0)
+            if not wait:
+                return work
+            time.sleep(0.1)
+    try:
+        lacking = [
+            (task, [output for output in outputs if _lacks(cohort, work.block, task, output)])
+            for task, outputs in work.lacking
+        ]
+        lacking = [(task, outputs) for task, outputs in lacking if outputs]
+        tick(len(work.block.seeds) * (len(work.lacking) - len(lacking)))
+        records = _make(cohort, batch, writers, work.block, lacking, tick) if lacking else []
+        made.append(([task.point.planned for task, _ in lacking], len(work.block.seeds)))
+        writers.submit(_release, claim, records)
+    except BaseException:
+        claim.release(force=True)
+        raise
+    return None
+
+
+def _lacks(cohort: Cohort, block: Block, task: Task, output: Output) -> bool:
+    """Whether nobody has made a block in the meantime."""
+    record = cohort.store.path(task.name, _part(block, output), output.name)
+    return cohort.folder.header(record) is None
+
+
+def _part(block: Block, output: Output) -> Block:
+    """The seeds of a block that an output keeps."""
+    if output.seeds is None:
+        return block
+    return block.rows(n for n, seed in enumerate(block.seeds) if seed in output.seeds)
+
+
+def _release(claim: FileLock, records: list[Future]) -> None:
+    try:
+        for record in records:
+            record.result()
+    finally:
+        claim.release(force=True)
 
 
 def _make(
-    cohort: Cohort, batch: Halving, writers: Writers, todo: tuple[Block, list[Task]], tick: Tick
-) -> None:
+    cohort: Cohort,
+    batch: Halving,
+    writers: Writers,
+    block: Block,
+    lacking: list[tuple[Task, list[Output]]],
+    tick: Tick,
+) -> list[Future]:
     """Sample a block and hand it to the writers; its records come last and make it count."""
-    block, tasks = todo
-    jobs: list[list[list[Future]]] = [[[] for _ in task.outputs] for task in tasks]
-    seconds = [0.0] * len(tasks)
-    points = [task.point for task in tasks]
-    wanted = {seed for task in tasks for output in task.outputs for seed in output.paths_of}
+    jobs: list[list[list[Future]]] = [[[] for _ in outputs] for _, outputs in lacking]
+    seconds = [0.0] * len(lacking)
+    points = [task.point for task, _ in lacking]
+    wanted = {
+        seed for _, own in lacking for output in own if output.follows for seed in output.seeds
+    }
     recorded = max((row + 1 for row, seed in enumerate(block.seeds) if seed in wanted), default=0)
+    detectors = [[each.detector for each in own if each.detector] for _, own in lacking]
     try:
         for seeds, labels, outcomes in run_block(points, block, batch, recorded, tick):
             cohort.folder.check()
-            for k, (task, outcome) in enumerate(zip(tasks, outcomes, strict=True)):
+            for k, ((task, outputs), outcome) in enumerate(zip(lacking, outcomes, strict=True)):
                 began = time.perf_counter()
-                made = Made(seeds, labels, outcome.x, outcome.path, task.point.kind.decode)
-                for output, own in zip(task.outputs, jobs[k], strict=True):
+                decode = task.point.kind.decode
+                made = Made(seeds, labels, outcome.x, outcome.path, decode, detectors[k])
+                for output, own in zip(outputs, jobs[k], strict=True):
                     own += map(writers.submit, output.take(made))
                 seconds[k] += outcome.seconds + time.perf_counter() - began
     except NonFinite as error:
         raise GuidexError(at_the_point(error, points[error.run].planned.values)) from error
-    for task, own, spent in zip(tasks, jobs, seconds, strict=True):
-        writers.submit(_keep, cohort.folder, cohort.record(task, block), task, own, spent)
+    return [
+        writers.submit(_keep, cohort.store, task, output, block, own, spent / len(block.seeds))
+        for (task, outputs), jobs_of, spent in zip(lacking, jobs, seconds, strict=True)
+        for output, own in zip(outputs, jobs_of, strict=True)
+    ]
 
 
 def _keep(
-    folder: RunFolder, record: Path, task: Task, jobs: list[list[Future]], seconds: float
+    store: Store, task: Task, output: Output, block: Block, jobs: list[Future], seconds: float
 ) -> None:
-    """Once the jobs of all outputs are done, write the record of a block."""
-    folder.check()
+    """Once its jobs are done, write the record of an output."""
+    store.folder.check()
+    part = _part(block, output)
+    record = store.path(task.name, part, output.name)
     record.parent.mkdir(parents=True, exist_ok=True)
-    arrays, files = {"seconds": np.array([seconds])}, []
-    for output, own in zip(task.outputs, jobs, strict=True):
-        kept, written = output.keep([job.result() for job in own], record)
-        arrays |= kept
-        files += written
+    arrays, files = output.keep([job.result() for job in jobs], record)
     content = io.BytesIO()
-    np.savez(content, **arrays)
-    folder.write(record, content.getvalue(), files)
+    if arrays:
+        np.savez(content, **arrays)
+    store.folder.write(record, content.getvalue(), files, seconds=seconds, **part.spelled)
 
 
 def _print_shared(cohorts: Sequence[Cohort]) -> None:
@@ -233,7 +355,8 @@ def _print_shared(cohorts: Sequence[Cohort]) -> None:
     for cohort in cohorts:
         steps = len(cohort.tasks[0].point.planned.plan.timeline.sigmas) - 1
         runs = [task.point.run for task in cohort.tasks]
-        taken += shared_steps(runs, steps) * len(cohort.blocks)
-        alone += steps * len(runs) * len(cohort.blocks)
+        blocks = -(-len(cohort.store.whole.seeds) // cohort.settings.block)
+        taken += shared_steps(runs, steps) * blocks
+        alone += steps * len(runs) * blocks
     if taken < alone:
         print(f"{taken} of {alone} steps are taken, the rest is shared between points")

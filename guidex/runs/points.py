@@ -129,16 +129,19 @@ def words_of(values: dict[str, str]) -> str:
 
 
 def check(
-    composed: Composed, values: dict[str, str], models: dict[str, Models] | None = None
+    composed: Composed,
+    values: dict[str, str],
+    models: dict[str, Models] | None = None,
+    settings: Settings | None = None,
 ) -> Planned:
     """Plan a point; everything that can be wrong without its networks is found here. `models` are
-    those made for other points, by device.
+    those made for other points, by device; `settings`, those of the configuration by default.
 
     Raises:
         UsageError: naming the key; labels that the model does not have, noise levels outside its
             range, a reference of another kind of samples.
     """
-    settings = Settings.of(composed.config)
+    settings = settings or Settings.of(composed.config)
     made = ({} if models is None else models).setdefault(settings.device, Models())
     model = instantiate(settings.model, "model", made, Model)
     solver = instantiate(settings.sampler, "sampler", made, Solver)

@@ -182,10 +182,8 @@ def track(
 
 
 def _side_by_side(cohort: Cohort, task: Task) -> np.ndarray | None:
-    if cohort.kept == 0:
+    gallery = cohort.gathered(task, "gallery").get("gallery") if cohort.kept > 0 else None
+    if gallery is None:
         return None
-    arrays, _ = cohort.gathered(task, "gallery", first=cohort.kept)
-    if "gallery" not in arrays:
-        return None
-    images = np.concatenate(arrays["gallery"][: cohort.kept], axis=2).transpose(1, 2, 0)
+    images = np.concatenate(gallery, axis=2).transpose(1, 2, 0)
     return np.broadcast_to(images, (*images.shape[:2], 3)).copy()
