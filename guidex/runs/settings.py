@@ -17,7 +17,7 @@ from guidex.sampling.seeds import SEED_LIMIT, check_count, check_seeds, parse_se
 
 FORMATS = ("png", "zip", "npz")
 _LEAST = {"batch": 1, "block": 1, "repeats": 1, "gallery": 0}
-_CHOICES = {"rng": ("device", "cpu"), "format": FORMATS}
+_CHOICES = {"rng": ("device", "cpu"), "format": FORMATS, "features": ("keep", "drop")}
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Settings:
     eval: bool = _key("volatile", default=False)
     published: Any = _key("volatile", default=None)
     tracker: Config | None = _key("volatile", default=None)
+    features: str = _key("volatile", default="keep")
     shard: Any = _key("volatile", default=None)
     launcher: Any = _key("volatile", default=None)
     seeds: list[int] = _key("start", "extent")
