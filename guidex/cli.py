@@ -98,6 +98,14 @@ example:
   guidex status outputs/sweep/interval-digits-1a2b3c
 """
 
+_REPORT = """\
+Write one HTML file of the table, figures and images of one sweep or more, to be explored.
+
+examples:
+  guidex report outputs/sweep/cfg-1a2b3c
+  guidex report outputs/a outputs/b out=both.html
+"""
+
 _CONVERT = """\
 Convert a released EDM2 snapshot (.pkl) to PATH.safetensors + PATH.json. Nothing in it is executed.
 
@@ -155,6 +163,7 @@ _COMMANDS = {
     "ref": Command(_REF, "IMAGES|OVERRIDE", "reference:make_reference", ("cfg", "config-dir")),
     "table": Command(_TABLE, "DIR", "table:table_command"),
     "status": Command(_STATUS, "DIR", "table:status"),
+    "report": Command(_REPORT, "DIR", "report:report_command"),
     "models": Command(_MODELS, "PRESET", "models:models_command"),
     "fetch": Command(_FETCH, "OVERRIDE", "fetch:fetch_command", ("config-dir", "plan")),
     "convert": Command(_CONVERT, "WORD", "convert:convert_command"),

@@ -20,6 +20,7 @@ from guidex.cli import main
 from guidex.runs import engine, outputs
 from guidex.runs.blocks import Block, Store
 from guidex.runs.folder import read_json, run_folder
+from guidex.runs.settings import Settings
 
 SWEEP = ["sweep", "guidance=cfg", "block=16", "sampler.grid.steps=4", "gallery=3"]
 Said = pytest.CaptureFixture[str]
@@ -286,3 +287,27 @@ def test_processes_that_are_killed_end_with_the_same_table(tmp_path: Path, capsy
     assert rows_of(shared) == rows_of(tmp_path / "whole")
     assert not list(shared.rglob(".guidex-*"))
     assert len(list(shared.glob("points/*/*.labels.record"))) == 3 * 20
+
+
+def test_a_table_is_made_where_its_device_is_missing(tmp_path: Path, capsys: Said) -> None:
+    out = tmp_path / "run"
+    words = [*SWEEP, "seeds=0-19", "metrics=[frechet]", "guidance.schedule.w=1,2", f"out={out}"]
+    assert main(words) == 0
+    asked = json.loads((out / "asked.json").read_text())
+    before = [row["metrics"] for row in rows_of(out)]
+    for point in asked["points"]:
+        named = out / "points" / point["point"]
+        point["config"]["device"] = "cuda"
+        planned = Settings.anywhere(point["config"])
+        assert planned.identity["device"] == "cuda"
+        named.rename(named.with_name(planned.name))
+        point["point"] = planned.name
+    (out / "asked.json").write_text(json.dumps(asked))
+    assert main(["table", str(out)]) == 0
+    assert [row["metrics"] for row in rows_of(out)] == before
+    for point in asked["points"]:
+        point["config"]["plugin"] = "mine.py"
+    (out / "asked.json").write_text(json.dumps(asked))
+    capsys.readouterr()
+    assert main(["table", str(out)]) == 2
+    assert "code of your own, plugin=mine.py; say so again" in capsys.readouterr().err

@@ -15,12 +15,14 @@ import torch
 
 from guidex.commands.launch import launch
 from guidex.config.instantiate import Models, instantiate
-from guidex.errors import GuidexError
+from guidex.config.presets import nearest
+from guidex.errors import GuidexError, UsageError
 from guidex.features.detectors import detect_all
 from guidex.features.features import FeatureSet
 from guidex.features.references import describe
 from guidex.features.samples import PassSettings
 from guidex.files.progress import Progress, megabytes
+from guidex.reports.report import write_report
 from guidex.reports.rows import Row, counted
 from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.asked import ask
@@ -80,7 +82,7 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
     if rows is not None:
         show(rows, folder)
     elif rank.first:
-        print(f"others make the rest; guidex status {folder} tells how far they are")
+        print(f"another process writes the table; guidex status {folder} tells more")
 
 
 def show(rows: Sequence[Row], folder: Path) -> None:
@@ -154,14 +156,17 @@ def _finish(
     whole = [
         dataclasses.replace(cohort, tasks=tasks)
         for cohort in cohorts
-        if (tasks := [task for task in cohort.tasks if cohort.is_whole(task)])
+        if (tasks := [task for task in cohort.tasks if task.is_whole(cohort.store)])
     ]
     if not whole:
         raise GuidexError(f"no point of {folder.path} has all its samples yet")
     rows = _rows(entries, whole, made)
     folder.check()
     before = read_json(folder.path / _SHOWN) or {}
-    files = [*write_tables(rows, folder.path), *(draw(rows, whole, folder.path) if figures else ())]
+    files = write_tables(rows, folder.path)
+    if figures:
+        files = [*files, *draw(rows, whole, folder.path)]
+        files.append(write_report([folder.path], folder.path / "report.html"))
     for name in set(before.get("files", ())) - {file.name for file in files}:
         (folder.path / Path(name).name).unlink(missing_ok=True)  # of another table
     shown = {"token": token, "files": [file.name for file in files]}
@@ -237,6 +242,7 @@ def _prepare(table: Table, rank: Rank) -> list[Task]:
             points=point.kind.image_shape is None,
         )
         tasks.append(Task(index, point, _outputs(point, found), found))
+    _check_sort(table.base.config["sort"], tasks)
     _check_samples(tasks)
     if rank.first:
         _tell(tasks)
@@ -261,6 +267,15 @@ def _inputs(task: Task) -> list[tuple[str, str]]:
     """Role and place, as one text, and SHA-256 of the files that results depend on: models,
     references, detectors."""
     return [*task.point.inputs, *(pair for one in task.measures for pair in one.inputs)]
+
+
+def _check_sort(name: str | None, tasks: Sequence[Task]) -> None:
+    """Refuse to sort by a column that the table will not have."""
+    measures = [one for task in tasks for one in task.measures]
+    metrics = [(one, metric) for one in measures for metric in one.metrics.values()]
+    columns = {f"{column.name}_{one.name}" for one, metric in metrics for column in metric.columns}
+    if name is not None and name not in columns:
+        raise UsageError(f"sort={name}: the table has no such column{nearest(name, columns)}")
 
 
 def _check_samples(tasks: Sequence[Task]) -> None:
@@ -330,7 +345,7 @@ def _row(cohort: Cohort, made: dict[str, str], task: Task, tick: Tick) -> Row:
         unit=cohort.unit,
         note="not guided: no step of the sampler is in its interval" if plan.idle else None,
         provenance={
-            **provenance(planned.config),
+            **provenance({**planned.config, "device": planned.settings.device}),
             **made_with,
             "origins": task.point.origins,
             "presets": planned.choices,

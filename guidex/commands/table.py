@@ -35,13 +35,14 @@ def status(words: Sequence[str]) -> None:
     """Print how far each point is, who is at work, and who did not come to an end."""
     folder = opened(_only(split_words(words, [])[0]))
     points = list(progress(folder))
-    seeds, done = (sum(numbers) for numbers in zip(*(each[1:] for each in points), strict=True))
-    whole = sum(point.done == point.seeds for point in points)
-    print(f"{folder.path}: {whole} of {counted(len(points), 'point')}, {done} of {seeds} samples")
-    for values, number, there in points:
-        if there < number:
-            print(f"  missing: {number - there} of {number} at {values or 'the point'}")
-    for worker in folder.workers():
+    whole = sum(missing == 0 for *_, missing in points)
+    seeds, left = sum(point[1] for point in points), sum(point[2] for point in points)
+    said = f"{whole} of {counted(len(points), 'point')}, {seeds - left} of {seeds} samples"
+    print(f"{folder.path}: {said}")
+    for values, count, missing in points:
+        if missing:
+            print(f"  missing: {missing} of {count} at {values or 'the point'}")
+    for worker in folder.workers().values():
         error = worker.get("error", "it was killed, or its machine went down")
         state = "at work" if worker["at work"] else f"did not come to an end: {error}"
         print(f"  {worker['host']}, process {worker['process']}, since {worker['begun']}: {state}")

@@ -15,8 +15,8 @@ NativeUnit = Literal["time", "timestep"]
 
 
 def flow_time(sigma: np.ndarray) -> np.ndarray:
-    """t of the linear path, for noise levels below infinity."""
-    return sigma / (1 + sigma)
+    """t of the linear path, 1 at an infinite noise level."""
+    return 1 - 1 / (1 + np.asarray(sigma))
 
 
 @cache

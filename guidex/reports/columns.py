@@ -73,6 +73,24 @@ def rounded(rows: Sequence[Row]) -> list[Column]:
     return columns + _cost_columns(rows)
 
 
+def parted(columns: Sequence[Column], rows: Sequence[Row]) -> tuple[list[Column], list[str]]:
+    """The columns without metrics in which all points agree, shares to two digits and others as
+    printed; and what these are, with their value. The first metric, and what is sorted by, stay."""
+    first = next((column for column in columns if column.metric is not None), None)
+    kept, flat = [], []
+    for column in columns:
+        name = column.metric and column.metric.name
+        values = [row.metrics[name] for row in rows if name in row.metrics]
+        is_share = column.metric is not None and column.metric.column.is_share
+        texts = {f"{v:.2f}" for v in values} if is_share else {cell.text for cell in column.cells}
+        asked = column is first or any(row.config.get("sort") == name for row in rows)
+        if len(values) > 1 and len(texts - {_ABSENT}) == 1 and not asked:
+            flat.append(f"{column.heading.rstrip(' ↓↑')} {min(texts - {_ABSENT})}")
+        else:
+            kept.append(column)
+    return kept, flat
+
+
 def narrower(columns: Sequence[Column]) -> Iterator[list[Column]]:
     """Ever narrower tables, the whole first. The first column, which tells points apart, and the
     first metric stay whole."""

@@ -28,7 +28,8 @@ def notes(rows: Sequence[Row], remarks: Sequence[str]) -> list[str]:
     """What the numbers are, with some remarks, in one line, and what hinders their comparison in
     others."""
     parts = [*_common(rows), *_settings(rows), runs(rows)]
-    spreads = {spread(row, metric.name) for row in rows for metric in main_metrics(rows)}
+    metrics = main_metrics(rows)
+    spreads = {spread(row, metric.name) for row in rows for metric in metrics}
     sources = {ends.source for ends in spreads - {None}}
     if any(row.repeats > 1 for row in rows):
         around = " (min–max in parentheses)" if "repeats" in sources else ""

@@ -9,8 +9,10 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from guidex.errors import GuidexError
 from guidex.metrics.metric import COMPANIONS, Column, column_of
 
 Value = str | int | float | bool | None
@@ -109,6 +111,27 @@ class Spread(NamedTuple):
 _COMPANIONS = ("_min", "_max", "_mean", "_std", *COMPANIONS)
 
 
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a rows.jsonl; GuidexError where there is none, or it is not whole."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        rows = [Row(**_unplain(json.loads(line))) for line in lines]
+    except (OSError, ValueError, TypeError) as error:
+        raise GuidexError(f"cannot read {path} as the rows of a table: {error}") from error
+    if not any(row.is_measured for row in rows):
+        raise GuidexError(f"{path} holds no measured point")
+    return rows
+
+
+def _unplain(data: Any) -> Any:
+    """Infinities and NaN as numbers again, which strict JSON has no words for."""
+    if isinstance(data, dict):
+        return {key: _unplain(item) for key, item in data.items()}
+    if isinstance(data, list):
+        return [_unplain(item) for item in data]
+    return float(data) if data in ("inf", "-inf", "nan") else data
+
+
 def metric_columns(rows: Iterable[Row]) -> list[str]:
     """All metric columns: main ones in order of first appearance, each followed by its own."""
     names = dict.fromkeys(name for row in rows for name in row.metrics)
@@ -175,7 +198,8 @@ def ordered(rows: Iterable[Row]) -> list[Row]:
 
 
 def swept_keys(rows: Iterable[Row]) -> list[str]:
-    """All swept keys, in order of first appearance."""
+    """All swept keys, in order of first appearance in the table of points."""
+    rows = sorted(rows, key=lambda row: row.point)
     return list(dict.fromkeys(key for row in rows for key in row.values))
 
 

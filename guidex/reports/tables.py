@@ -15,10 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from guidex.files.atomic import atomic_write
-from guidex.reports.columns import Column, loss, narrower, rounded
+from guidex.reports.answer import answers
+from guidex.reports.columns import Column, loss, narrower, parted, rounded
 from guidex.reports.notes import notes, origin
 from guidex.reports.published import published_columns
-from guidex.reports.rows import Row, Value, exact, metric_columns, one_line, ordered, swept_keys
+from guidex.reports.rows import (
+    MetricColumn,
+    Row,
+    Value,
+    exact,
+    metric_columns,
+    one_line,
+    ordered,
+    swept_keys,
+)
 
 
 def write_tables(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -41,9 +51,21 @@ def write_tables(rows: Sequence[Row], folder: Path) -> list[Path]:
     return [folder / name for name in tables]
 
 
+def arranged(rows: Sequence[Row]) -> list[Row]:
+    """By position, or with the best of the metric first that `sort=` names; what has none last."""
+    name = next((row.config["sort"] for row in rows if row.config.get("sort") is not None), "")
+    sign = -1 if MetricColumn.of(name).column.better == "higher" else 1
+
+    def place(row: Row) -> tuple[bool, float]:
+        value = row.metrics.get(name, math.nan)
+        return (False, sign * value) if math.isfinite(value) else (True, 0)
+
+    return sorted(ordered(rows), key=place)
+
+
 def csv_table(rows: Sequence[Row]) -> str:
     """All columns with all digits; what is missing, not known or of no concern is an empty cell."""
-    rows = ordered(rows)
+    rows = arranged(rows)
     keys, published = swept_keys(rows), published_columns(rows)
     names = [*keys, "guidance", "images"]
     names += ["repeats"] if any(row.repeats > 1 for row in rows) else []
@@ -78,7 +100,7 @@ def json_lines(rows: Sequence[Row]) -> str:
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """A pipe table, the best values in bold, with notes below."""
-    rows = ordered(rows)
+    rows = arranged(rows)
     columns = rounded(rows)
     lines = [
         [_escape_markdown(column.heading) for column in columns],
@@ -86,25 +108,28 @@ def markdown_table(rows: Sequence[Row]) -> str:
         *_cells(columns, _escape_markdown, "**{}**"),
     ]
     body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    below = [*_notes(rows, columns, "bold = best"), *origin(rows)]
-    return body + "".join(f"\n{_escape_markdown(note)}\n" for note in below)
+    ending = [*below(rows, columns, "bold = best"), *origin(rows)]
+    best = [(a.text, a.command and f"`` {a.command} ``") for a in answers(rows)]
+    lines = [": ".join([_escape_markdown(text), *filter(None, [line])]) for text, line in best]
+    lines += [_escape_markdown(note) for note in ending]
+    return body + "".join(f"\n{line}\n" for line in lines)
 
 
 def latex_table(rows: Sequence[Row]) -> str:
     r"""A booktabs tabular, the best values in bold, with notes below; to be \input in a table."""
-    rows = ordered(rows)
+    rows = arranged(rows)
     columns = rounded(rows)
     alignment = "".join("r" if column.numeric else "l" for column in columns)
     lines = [map(_latex_heading, columns), *_cells(columns, _escape_latex, r"\textbf{{{}}}")]
     heading, *body = [f"  {' & '.join(line)} \\\\\n" for line in lines]
-    below = [*_notes(rows, columns, "bold = best"), *origin(rows)]
+    ending = [*below(rows, columns, "bold = best"), *origin(rows)]
     return (
         "% Needs \\usepackage{booktabs}. In a document:\n"
         "% \\begin{table}\\centering\\input{table}\\caption{...}\\end{table}\n"
         f"\\begin{{tabular}}{{{alignment}}}\n  \\toprule\n{heading}  \\midrule\n"
         f"{''.join(body)}  \\bottomrule\n\\end{{tabular}}\n"
         "\\par\\smallskip\n\\begin{minipage}{\\linewidth}\n  \\footnotesize\n"
-        + "".join(f"  {_escape_latex(note)}\\par\n" for note in below)
+        + "".join(f"  {_escape_latex(note)}\\par\n" for note in ending)
         + "\\end{minipage}\n"
     )
 
@@ -113,10 +138,10 @@ def terminal_table(rows: Sequence[Row], width: int = 100) -> str:
     """The table for a terminal, the best values marked with "*"; no line break at its end.
 
     Columns that do not fit into `width` characters are left out, the least important first, and
-    named below.
+    named below; so are metrics that do not tell points apart. Commands are not broken into lines.
     """
-    rows = ordered(rows)
-    whole = rounded(rows)
+    rows = arranged(rows)
+    whole, flat = parted(rounded(rows), rows)
     for columns in narrower(whole):
         texts = zip(*(column.aligned() for column in columns), strict=True)
         heading, *body = ["  ".join(line).rstrip() for line in texts]
@@ -127,12 +152,17 @@ def terminal_table(rows: Sequence[Row], width: int = 100) -> str:
     lines = [line if len(line) <= width else line[: width - 1] + "…" for line in lines]
     lost = loss(whole, columns)
     lack = [f"Left out for want of room, see table.csv: {lost}."] if lost != "" else []
-    for note in [*lack, *_notes(rows, columns, "* = best")]:
-        lines += textwrap.wrap(note, width, subsequent_indent="  ", break_on_hyphens=False)
+    lack += [f"Left out, for all points agree to two digits: {', '.join(flat)}."] if flat else []
+    best = [note for answer in answers(rows) for note in answer[:2] if note is not None]
+    for note in [*best, *lack, *below(rows, columns, "* = best")]:
+        is_command = note.startswith("guidex sample ")
+        wrapped = textwrap.wrap(note, width, subsequent_indent="  ", break_on_hyphens=False)
+        lines += [f"  {note}"] if is_command else wrapped
     return "\n".join(lines)
 
 
-def _notes(rows: Sequence[Row], columns: Sequence[Column], mark: str) -> list[str]:
+def below(rows: Sequence[Row], columns: Sequence[Column], mark: str) -> list[str]:
+    """The notes below a table, which marks the best values in some way."""
     nfe = "NFE: network evaluations per image, main + references"
     remarks = [nfe] if any(column.heading == "NFE" for column in columns) else []
     remarks += [mark] if any(cell.best for column in columns for cell in column.cells) else []

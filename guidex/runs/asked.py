@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from guidex.config import plugin
 from guidex.config.compose import Composed
@@ -17,30 +17,18 @@ from guidex.runs.settings import Settings
 _FILE = "asked.json"
 
 
-class Progress(NamedTuple):
-    """Of a point: its swept values, and how many of its seeds are wanted and there."""
-
-    values: str
-    seeds: int
-    done: int
-
-
 def ask(folder: RunFolder, entries: Sequence[Entry], tasks: Sequence[Task], **about: Any) -> None:
     """Write it down."""
-    kept = {task.index: task for task in tasks}
-    points = []
-    for index, entry in enumerate(entries):
-        point: dict[str, Any] = {"values": entry.values, "missing": entry.missing}
-        if index in kept:
-            planned = kept[index].point.planned
-            point |= {
-                "choices": planned.choices,
-                "config": {**planned.config, **planned.settings.identity},
-                "point": kept[index].name,
-                "kept": [output.name for output in kept[index].outputs if output.seeds is None],
-                **Block(planned.seeds, planned.labels).spelled,
-            }
-        points.append(point)
+    points = [{"values": entry.values, "missing": entry.missing} for entry in entries]
+    for task in tasks:
+        planned = task.point.planned
+        points[task.index] |= {
+            "choices": planned.choices,
+            "config": {**planned.config, **planned.settings.identity},
+            "point": task.name,
+            "kept": [output.name for output in task.outputs if output.seeds is None],
+            **Block(planned.seeds, planned.labels).spelled,
+        }
     write_json(folder.path / _FILE, {**about, "points": points})
 
 
@@ -62,15 +50,13 @@ def seeds_asked(folder: Path) -> set[int]:
     return {seed for point in points if "seeds" in point for seed in Block.of(point).seeds}
 
 
-def progress(folder: RunFolder) -> Iterator[Progress]:
-    """How far each point is."""
+def progress(folder: RunFolder) -> Iterator[tuple[str, int, int]]:
+    """Of each point its swept values, its seeds, and how many of them are missing."""
     for point in asked(folder.path)["points"]:
         if "point" in point:
-            block = Block.of(point)
-            store = Store(folder, block)
+            store = Store(folder, Block.of(point))
             lacks = sum(store.lacks(point["point"], output) for output in point["kept"])
-            done = len(block.seeds) - int((lacks > 0).sum())
-            yield Progress(words_of(point["values"]), len(block.seeds), done)
+            yield words_of(point["values"]), len(lacks), int((lacks > 0).sum())
 
 
 def table_of(folder: Path, plugin_word: str | None) -> Table:
@@ -83,21 +69,20 @@ def table_of(folder: Path, plugin_word: str | None) -> Table:
     found = asked(folder)
     if found["command"] != "sweep":
         raise UsageError(f"{folder} holds images of guidex sample, no table; guidex eval measures")
+    needed = {point["config"].get("plugin") for point in found["points"] if "point" in point}
     if plugin_word is not None:
         plugin.register(plugin_word)
+    elif needed != {None}:
+        raise UsageError(
+            f"{folder} was made with code of your own, plugin={max(needed - {None})}; say so "
+            "again, since this code is run"
+        )
     entries, models = [], {}
     for point in found["points"]:
-        if "point" not in point:
-            entries.append(Entry(point["values"], None, point["missing"]))
-            continue
-        config = point["config"]
-        if config.get("plugin") and plugin_word is None:
-            raise UsageError(
-                f"{folder} was made with code of your own, plugin={config['plugin']}; say so "
-                "again, since this code is run"
-            )
-        composed = Composed(config, point["choices"])
-        planned = check(composed, point["values"], models, Settings.anywhere(config))
-        entries.append(Entry(point["values"], planned, None))
+        planned, values = None, point["values"]
+        if "point" in point:
+            composed = Composed(point["config"], point["choices"])
+            planned = check(composed, values, models, Settings.anywhere(composed.config))
+        entries.append(Entry(values, planned, point["missing"]))
     base = next(entry.planned for entry in entries if entry.planned)
     return Table(Composed(base.config, base.choices), entries, found["chosen"])

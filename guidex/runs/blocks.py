@@ -97,7 +97,7 @@ class Store:
         free, pieces = np.ones(len(self.whole.seeds), bool), []
         for record in sorted(self.path(point, "", "").parent.glob(f"*.{output}.record")):
             header = self.folder.header(record)
-            if header is None:
+            if header is None or not {"seeds", "labels"} <= set(header):
                 continue
             spelled = str((header["seeds"], header["labels"]))
             if spelled not in self._known:

@@ -1,6 +1,7 @@
 """Everything that a sweep draws: curves and maps of its rows, and what its samples look like."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from guidex.reports.plots import write_plots
 from guidex.reports.rows import Row
 from guidex.reports.toy_figures import ToyPanel, figure_1d, figure_2d
 from guidex.runs.engine import Cohort, Task
+from guidex.runs.points_table import typed
 from guidex.runs.settings import View
 
 MOST_ROWS = 60  # of points in one image grid
@@ -119,7 +121,9 @@ def _draw_grid(pairs: Sequence[_Pair], path: Path) -> list[Path]:
     names = [_name(task) for _, task in pairs[:MOST_ROWS]]
     count = len(pairs)
     heading = f"the first {MOST_ROWS} of {count} points" if count > MOST_ROWS else None
-    image_grid(np.stack(images), names, _columns(pairs[0][0]), path, title=heading)
+    values = [typed(task.point.planned.values) for _, task in pairs[:MOST_ROWS]]
+    columns = _columns(pairs[0][0])
+    image_grid(np.stack(images), names, columns, path, title=heading, points=values)
     return [path]
 
 
@@ -134,8 +138,9 @@ def _draw_toy(pairs: Sequence[_Pair], path: Path) -> list[Path]:
         for cohort, task in pairs[first : first + MOST_PANELS]:
             arrays = cohort.gathered(task, "coordinates", "labels", "path")
             samples, labels = arrays["coordinates"], arrays.get("labels")
-            plan = task.point.planned.plan
-            panels.append(toy_panel(_name(task), plan, samples, labels, arrays["path"]))
+            planned = task.point.planned
+            panel = toy_panel(_name(task), planned.plan, samples, labels, arrays["path"])
+            panels.append(replace(panel, values=typed(planned.values)))
         file = path if first == 0 else path.with_stem(f"{path.stem}_{first // MOST_PANELS + 1}")
         if draw_toy(panels, model, file, view, reference):
             files.append(file)

@@ -6,13 +6,15 @@ run by way of the folder alone: who makes a block has locked its claim, which th
 frees when a process dies.
 """
 
+import concurrent.futures
 import io
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,6 +58,10 @@ class Task:
     def is_measured(self) -> bool:
         return any(measure.metrics for measure in self.measures)
 
+    def is_whole(self, store: Store) -> bool:
+        """Whether nothing is missing."""
+        return not any(store.lacks(self.name, o.name, o.seeds).any() for o in self.outputs)
+
 
 class Work(NamedTuple):
     """Seeds of one block that lack the same outputs, the file that claims them, and for each task
@@ -92,62 +98,40 @@ class Cohort:
         """What samples are called."""
         return self.tasks[0].point.kind.unit
 
-    @cached_property
-    def _name(self) -> str:
-        return digest(self.settings.cohort, 8)
-
     def lacks(self) -> tuple[list[tuple[Task, Output]], np.ndarray]:
         """All outputs of all tasks, each once, and which seeds each is to have, and has not: bool
         [., N]. Tasks that are measured in other ways may have one point."""
-        each = {
-            (task.name, output.name, output.seeds): (task, output)
-            for task in reversed(self.tasks)
-            for output in task.outputs
-        }
-        pairs = list(reversed(each.values()))
-        lacks = [self.store.lacks(t.name, output.name, output.seeds) for t, output in pairs]
-        return pairs, np.stack(lacks)
-
-    def is_whole(self, task: Task) -> bool:
-        """Whether nothing of a task is missing."""
-        outputs = task.outputs
-        return not any(self.store.lacks(task.name, o.name, o.seeds).any() for o in outputs)
-
-    def work(self, part: tuple[int, int]) -> list[Work]:
-        """What is missing, block by block, of this part of the blocks."""
-        pairs, lacks = self.lacks()
-        # To keep the samples of some seeds cuts no block, unless a task lacks nothing else there.
-        patterns = lacks.copy()
+        each: dict[Hashable, tuple[Task, Output]] = {}
         for task in self.tasks:
-            some, rest = (
-                [
-                    k
-                    for k, (own, o) in enumerate(pairs)
-                    if own is task and (o.seeds is None) == all_of
-                ]
-                for all_of in (False, True)
-            )
-            patterns[some] &= ~lacks[rest].any(axis=0)
-        size, work = self.settings.block, []
-        for number, first in enumerate(range(0, lacks.shape[1], size)):
-            if number % part[1] != part[0]:
-                continue
-            here = slice(first, first + size)
-            if not lacks[:, here].any():
-                continue
-            kinds, kind_of = np.unique(patterns[:, here], axis=1, return_inverse=True)
-            for kind in range(kinds.shape[1]):
-                if not kinds[:, kind].any():
-                    continue
-                places = first + np.flatnonzero(kind_of.ravel() == kind)
-                lacking: dict[int, list[Output]] = {}
-                for k in np.flatnonzero(lacks[:, places].any(axis=1)):
-                    lacking.setdefault(self.tasks.index(pairs[k][0]), []).append(pairs[k][1])
-                block = self.store.whole.rows(places)
-                claim = self.folder.path / ".claims" / f"{self._name}-{number * size}-{size}"
-                tasks = [(self.tasks[k], outputs) for k, outputs in lacking.items()]
-                work.append(Work(block, claim, tasks))
-        return work
+            for output in task.outputs:
+                each.setdefault((task.name, output.name, output.seeds), (task, output))
+        lacks = [self.store.lacks(task.name, o.name, o.seeds) for task, o in each.values()]
+        return list(each.values()), np.stack(lacks)
+
+    def work(self) -> tuple[list[Work], int]:
+        """What is missing of this process's part, block by block; how many seeds that part has."""
+        (part, parts), size = self.settings.part, self.settings.block
+        pairs, lacks = self.lacks()
+        numbers = np.arange(lacks.shape[1]) // size
+        mine, work = numbers % parts == part, []
+        # To keep the samples of some seeds cuts no block, unless a task lacks nothing else there.
+        patterns, is_all = lacks.copy(), np.array([output.seeds is None for _, output in pairs])
+        of_task = np.array([task.index for task, _ in pairs])
+        for k in np.flatnonzero(~is_all):
+            patterns[k] &= ~lacks[is_all & (of_task == of_task[k])].any(axis=0)
+        places = np.flatnonzero(patterns.any(axis=0) & mine)
+        groups: dict[bytes, list[int]] = {}
+        for place, key in zip(places, np.vstack([numbers, patterns])[:, places].T, strict=True):
+            groups.setdefault(key.tobytes(), []).append(place)
+        for group in groups.values():
+            lacking: dict[int, tuple[Task, list[Output]]] = {}
+            for k in np.flatnonzero(lacks[:, group].any(axis=1)):
+                task, output = pairs[k]
+                lacking.setdefault(task.index, (task, []))[1].append(output)
+            name = f"{digest(self.settings.cohort, 8)}-{numbers[group[0]] * size}-{size}"
+            claim = self.folder.path / ".claims" / name
+            work.append(Work(self.store.whole.rows(group), claim, list(lacking.values())))
+        return work, int(mine.sum())
 
     def gathered(self, task: Task, *names: str) -> dict[str, np.ndarray]:
         """What outputs of a task have kept of all their seeds, in order, by their names."""
@@ -202,36 +186,32 @@ def _written(file: Path) -> int | None:
 
 def _sample(cohorts: Sequence[Cohort], rank: Rank) -> None:
     unit, folder = cohorts[0].unit, cohorts[0].folder.path
-    todo = [(cohort, cohort.work(cohort.settings.part)) for cohort in cohorts]
-    total = sum(len(cohort.store.whole.seeds) * len(cohort.tasks) for cohort in cohorts)
-    left = needed = 0
-    again: dict[str, int] = {}
-    for _, works in todo:
+    todo, total, left, needed = [], 0, 0, 0
+    again: Counter[str] = Counter()
+    for cohort in cohorts:
+        works, seeds = cohort.work()
+        todo += [(cohort, works)] if works else []
+        total += seeds * len(cohort.tasks)
         for block, _, lacking in works:
-            left += len(block.seeds) * len(lacking)
-            sizes = (output.bytes_per_sample for _, outputs in lacking for output in outputs)
-            needed += len(block.seeds) * sum(sizes)
             for _, outputs in lacking:
+                left += len(block.seeds)
+                needed += len(block.seeds) * sum(output.bytes_per_sample for output in outputs)
                 titles = [output.title for output in outputs]
-                for title in () if "labels" in titles else titles:
-                    again[title] = again.get(title, 0) + len(block.seeds)
-    said = [f"{total - left} of {total} {unit} are there already"] if left < total else []
-    said += [
-        f"{n} {unit} were sampled without {title}, and are again" for title, n in again.items()
-    ]
-    for line in said if rank.first else ():
-        print(line)
+                again.update(dict.fromkeys([] if "labels" in titles else titles, len(block.seeds)))
+    if rank.first:
+        if left < total:
+            print(f"{total - left} of {total} {unit} are there already")
+        for title, count in again.items():
+            print(f"{count} {unit} were sampled without {title}, and are again")
     if not left:
         return
     require_space(folder, needed)
     if rank.first:
-        _print_shared(cohorts)
+        _print_shared(todo)
     (folder / ".claims").mkdir(exist_ok=True)
     bar = Progress("sampling", total, total - left, unit, quiet=not rank.first)
     with timed() as made, bar as progress, Writers() as writers:
         for cohort, works in todo:
-            if not works:
-                continue
             longest = max(len(block.seeds) for block, *_ in works)
             batch = Halving(min(cohort.settings.batch, longest))
             model, device = cohort.tasks[0].point.model, cohort.settings.device
@@ -251,26 +231,22 @@ def _claim(
     tick: Tick,
 ) -> Work | None:
     """Make a block, unless another process makes it, or has made it; returns it if it is left."""
-    # Threads of `Writers` let it go.
-    claim = FileLock(work.claim, thread_local=False)
-    while True:
-        try:
-            claim.acquire(timeout=0)
-            break
-        except Timeout:
-            tick(0)
-            if not wait:
-                return work
-            time.sleep(0.1)
+    claim = FileLock(work.claim, thread_local=False)  # threads of `Writers` let it go
+    while not _is_free(claim):
+        tick(0)
+        if not wait:
+            return work
+        time.sleep(0.1)
     try:
-        lacking = [
-            (task, [output for output in outputs if _lacks(cohort, work.block, task, output)])
-            for task, outputs in work.lacking
+        path, header, (block, _, wanted) = cohort.store.path, cohort.folder.header, work
+        lacking = [  # nobody has made it in the meantime
+            (task, outputs)
+            for task, outputs in wanted
+            if any(header(path(task.name, _part(block, o), o.name)) is None for o in outputs)
         ]
-        lacking = [(task, outputs) for task, outputs in lacking if outputs]
-        tick(len(work.block.seeds) * (len(work.lacking) - len(lacking)))
-        records = _make(cohort, batch, writers, work.block, lacking, tick) if lacking else []
-        made.append(([task.point.planned for task, _ in lacking], len(work.block.seeds)))
+        tick(len(block.seeds) * (len(wanted) - len(lacking)))
+        records = _make(cohort, batch, writers, block, lacking, tick) if lacking else []
+        made.append(([task.point.planned for task, _ in lacking], len(block.seeds)))
         writers.submit(_release, claim, records)
     except BaseException:
         claim.release(force=True)
@@ -278,10 +254,18 @@ def _claim(
     return None
 
 
-def _lacks(cohort: Cohort, block: Block, task: Task, output: Output) -> bool:
-    """Whether nobody has made a block in the meantime."""
-    record = cohort.store.path(task.name, _part(block, output), output.name)
-    return cohort.folder.header(record) is None
+def _is_free(claim: FileLock) -> bool:
+    try:
+        claim.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True
+
+
+def _release(claim: FileLock, records: list[Future]) -> None:
+    """Once everything is written; what failed is told by `Writers`."""
+    concurrent.futures.wait(records)
+    claim.release(force=True)
 
 
 def _part(block: Block, output: Output) -> Block:
@@ -289,14 +273,6 @@ def _part(block: Block, output: Output) -> Block:
     if output.seeds is None:
         return block
     return block.rows(n for n, seed in enumerate(block.seeds) if seed in output.seeds)
-
-
-def _release(claim: FileLock, records: list[Future]) -> None:
-    try:
-        for record in records:
-            record.result()
-    finally:
-        claim.release(force=True)
 
 
 def _make(
@@ -311,9 +287,8 @@ def _make(
     jobs: list[list[list[Future]]] = [[[] for _ in outputs] for _, outputs in lacking]
     seconds = [0.0] * len(lacking)
     points = [task.point for task, _ in lacking]
-    wanted = {
-        seed for _, own in lacking for output in own if output.follows for seed in output.seeds
-    }
+    follows = [o.seeds for _, outputs in lacking for o in outputs if o.follows]
+    wanted = frozenset[int]().union(*follows)
     recorded = max((row + 1 for row, seed in enumerate(block.seeds) if seed in wanted), default=0)
     detectors = [[each.detector for each in own if each.detector] for _, own in lacking]
     try:
@@ -350,13 +325,15 @@ def _keep(
     store.folder.write(record, content.getvalue(), files, seconds=seconds, **part.spelled)
 
 
-def _print_shared(cohorts: Sequence[Cohort]) -> None:
+def _print_shared(todo: Sequence[tuple[Cohort, list[Work]]]) -> None:
     taken = alone = 0
-    for cohort in cohorts:
+    for cohort, works in todo:
         steps = len(cohort.tasks[0].point.planned.plan.timeline.sigmas) - 1
-        runs = [task.point.run for task in cohort.tasks]
-        blocks = -(-len(cohort.store.whole.seeds) // cohort.settings.block)
-        taken += shared_steps(runs, steps) * blocks
-        alone += steps * len(runs) * blocks
+        for indices, times in Counter(
+            tuple(cohort.tasks.index(task) for task, _ in work.lacking) for work in works
+        ).items():
+            runs = [cohort.tasks[index].point.run for index in indices]
+            taken += shared_steps(runs, steps) * times
+            alone += steps * len(runs) * times
     if taken < alone:
         print(f"{taken} of {alone} steps are taken, the rest is shared between points")

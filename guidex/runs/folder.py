@@ -125,21 +125,20 @@ class RunFolder:
         is_whole = all(file_sha256(file) == sha256 for file, sha256 in files if file.exists())
         return (content, about["versions"]) if is_whole and about["run"] == self.run else None
 
-    def workers(self) -> list[dict[str, Any]]:
-        """Who works here, or did not come to an end: host, process, begin, whether it is at work,
-        and the error that it ended with."""
-        found = []
+    def workers(self) -> dict[Path, dict[str, Any]]:
+        """Who works here, or did not come to an end, by file: host, process, begin, whether it is
+        at work, and the error that it ended with."""
+        found = {}
         for file in sorted(self.path.glob(f"{_WORKER}*")):
             lock = file.with_name(f"{_LOCK}-{file.stem.removeprefix(_WORKER)}")
             at_work = lock.exists() and _is_locked(lock)
-            found.append({**(read_json(file) or {}), "at work": at_work})
+            found[file] = {**(read_json(file) or {}), "at work": at_work}
         return found
 
     def forget_workers(self) -> None:
         """Of those that did not come to an end: another has made what they left."""
-        for file in self.path.glob(f"{_WORKER}*"):
-            lock = file.with_name(f"{_LOCK}-{file.stem.removeprefix(_WORKER)}")
-            if not (lock.exists() and _is_locked(lock)):
+        for file, worker in self.workers().items():
+            if not worker["at work"]:
                 file.unlink(missing_ok=True)
 
 

@@ -66,6 +66,7 @@ class Settings:
     features: str = _key("volatile", default="keep")
     shard: Any = _key("volatile", default=None)
     launcher: Any = _key("volatile", default=None)
+    sort: str | None = _key("volatile", default=None)
     seeds: list[int] = _key("start", "extent")
     repeats: int = _key("start", "extent", default=1)
     labels: Any = _key("start", "extent")
