@@ -65,6 +65,14 @@ To compare with a paper, choose its protocol, which is a set of detectors and me
 {_rows("protocols", "  ")}
 """
 
+_COMPARE = """\
+Join the tables of several runs into one. Runs that were not measured alike are refused, with why.
+
+examples:
+  guidex compare outputs/sweep/cfg-1a2b3c outputs/sweep/interval-4d5e6f
+  guidex compare RUN1 RUN2 baseline=guidance=none out=outputs/both
+"""
+
 _REF = """\
 Compute the statistics of a set of images once, to compare with later as ref=FILE.
 
@@ -160,6 +168,7 @@ _COMMANDS = {
     "sample": Command(_SAMPLE, "OVERRIDE", "sample:sample", ("cfg", "config-dir", "plan")),
     "sweep": Command(_SWEEP, "OVERRIDE", "sweep:sweep", ("cfg", "config-dir", "plan")),
     "eval": Command(_EVAL, "IMAGES|OVERRIDE", "evaluate:evaluate", ("cfg", "config-dir")),
+    "compare": Command(_COMPARE, "DIR|OVERRIDE", "compare:compare"),
     "ref": Command(_REF, "IMAGES|OVERRIDE", "reference:make_reference", ("cfg", "config-dir")),
     "table": Command(_TABLE, "DIR", "table:table_command"),
     "status": Command(_STATUS, "DIR", "table:status"),

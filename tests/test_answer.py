@@ -54,7 +54,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_command_samples_the_same_images(swept, tmp_path, capsys):
-    rows = read_rows(swept / "rows.jsonl")
+    rows = read_rows(swept)
     for one in rows:
         words = shlex.split(command(one))
         config = compose("sample", words[2:]).config
@@ -69,7 +69,7 @@ def test_the_command_samples_the_same_images(swept, tmp_path, capsys):
 
 
 def test_tables_say_what_to_type_and_are_sorted(swept):
-    rows = read_rows(swept / "rows.jsonl")
+    rows = read_rows(swept)
     best = min(rows, key=lambda one: one.metrics["fd_pixels"])
     assert f"\n  {command(best)}\n" in terminal_table(rows, width=60)  # in one line, to be copied
     assert f"`` {command(best)} ``" in markdown_table(rows)

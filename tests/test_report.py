@@ -167,11 +167,11 @@ def test_what_is_no_sweep_is_refused(words, message, tmp_path, capsys):
 
 def test_rows_are_read_as_they_were_written(rows, tmp_path):
     write_tables(rows, tmp_path)
-    assert read_rows(tmp_path / "rows.jsonl") == rows
+    assert read_rows(tmp_path) == rows
     for content in ("", "{", '{"point": 0}', "[1]"):
         (tmp_path / "rows.jsonl").write_text(content)
         with pytest.raises(GuidexError, match="rows.jsonl"):
-            read_rows(tmp_path / "rows.jsonl")
+            read_rows(tmp_path)
 
 
 SCRIPT = """<script>

@@ -17,11 +17,12 @@ from guidex.commands.launch import launch
 from guidex.config.instantiate import Models, instantiate
 from guidex.config.presets import nearest
 from guidex.errors import GuidexError, UsageError
-from guidex.features.detectors import detect_all
+from guidex.features.detectors import detect_all, detector_record
 from guidex.features.features import FeatureSet
 from guidex.features.references import describe
 from guidex.features.samples import PassSettings
 from guidex.files.progress import Progress, megabytes
+from guidex.reports.differences import baseline_of, with_differences
 from guidex.reports.report import write_report
 from guidex.reports.rows import Row, counted
 from guidex.reports.tables import terminal_table, write_tables
@@ -62,6 +63,8 @@ _IDENTITY = {"command": "sweep"}
 def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_EXPERIMENT) -> None:
     """Run the command. Words with several values are the axes; of `default`, see `plan_table`."""
     table, rank = plan_table(words, default), this_rank()
+    config = table.base.config
+    baseline_of(config["baseline"], [e.planned and typed(e.values) for e in table.entries])
     if rank.first:
         _print_size(table)
         warn(table.doubts)
@@ -70,15 +73,15 @@ def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_E
         return
     identity = {
         "command": "sweep",
-        **{k: v for k, v in table.base.config.items() if k not in VOLATILE},
+        **{k: v for k, v in config.items() if k not in VOLATILE},
         "points": {words_of(entry.values): entry.identity for entry in table.entries},
     }
-    folder = output_folder(table.base.config["out"], "sweep", table.name, identity)
+    folder = output_folder(config["out"], "sweep", table.name, identity)
     asked = ["sweep"] if default else ["sample", "eval=true"]
-    if launch([*asked, *words], table.base.config, folder):
+    if launch([*asked, *words], config, folder):
         return
     made = made_by(" ".join(asked), words)
-    rows = fill(table, folder, made, bool(table.base.config["overwrite"]))
+    rows = fill(table, folder, made, bool(config["overwrite"]))
     if rows is not None:
         show(rows, folder)
     elif rank.first:
@@ -124,7 +127,7 @@ def fill(
         if dropping:
             _leave_out_measured(cohorts)
         if not sampling:
-            return _finish(table.entries, cohorts, made, figures, None)
+            return _finish(table, cohorts, made, figures, None)
         chosen = table.are_metrics_chosen
         ask(held, table.entries, tasks, command="sweep", made=made, chosen=chosen)
         with run(cohorts, rank, folder / "table.csv") as state:
@@ -132,11 +135,12 @@ def fill(
                 return None
             if state == "written" and (read_json(folder / _SHOWN) or {}).get("token") == token:
                 return None
-            rows = _finish(table.entries, cohorts, made, figures, token)
+            rows = _finish(table, cohorts, made, figures, token)
             if tracker is not None:
                 track(tracker, told, table.name, rows, cohorts)
             # Others may still look for what is missing.
-            dropping = dropping and sum(worker["at work"] for worker in held.workers()) <= 1
+            at_work = [each for each in held.workers().values() if each["at work"]]
+            dropping = dropping and len(at_work) <= 1
             _tell_features(cohorts, dropping)
             if dropping:
                 ask(held, table.entries, tasks, command="sweep", made=made, chosen=chosen)
@@ -145,7 +149,7 @@ def fill(
 
 
 def _finish(
-    entries: Sequence[Entry],
+    table: Table,
     cohorts: Sequence[Cohort],
     made: dict[str, str],
     figures: bool,
@@ -160,7 +164,7 @@ def _finish(
     ]
     if not whole:
         raise GuidexError(f"no point of {folder.path} has all its samples yet")
-    rows = _rows(entries, whole, made)
+    rows = with_differences(_rows(table.entries, whole, made), table.base.config["baseline"])
     folder.check()
     before = read_json(folder.path / _SHOWN) or {}
     files = write_tables(rows, folder.path)
@@ -323,7 +327,7 @@ def _rows(entries: Sequence[Entry], cohorts: Sequence[Cohort], made: dict[str, s
 
 def _row(cohort: Cohort, made: dict[str, str], task: Task, tick: Tick) -> Row:
     planned, plan = task.point.planned, task.point.planned.plan
-    metrics, made_with = _measured(cohort, task)
+    metrics, pseudovalues, made_with = _measured(cohort, task)
     settings = settings_of(task.measures) if task.is_measured else {}
     if planned.config["labels"] == "balanced":  # FID is lower than with random ones
         settings["labels"] = "balanced"
@@ -335,6 +339,7 @@ def _row(cohort: Cohort, made: dict[str, str], task: Task, tick: Tick) -> Row:
         images=_count(task.point),
         repeats=planned.settings.repeats,
         metrics=metrics,
+        pseudovalues=pseudovalues,
         settings=settings,
         evals_main=plan.evaluations_main,
         evals_ref=sum(plan.evaluations_ref),
@@ -348,6 +353,8 @@ def _row(cohort: Cohort, made: dict[str, str], task: Task, tick: Tick) -> Row:
             **provenance({**planned.config, "device": planned.settings.device}),
             **made_with,
             "origins": task.point.origins,
+            "reals": [one.about_real for one in task.measures],
+            "detectors": [detector_record(one.detector) for one in task.measures],
             "presets": planned.choices,
             **made,
         },
@@ -368,11 +375,15 @@ def _missing_row(index: int, entry: Entry, made: dict[str, str]) -> Row:
     )
 
 
-def _measured(cohort: Cohort, task: Task) -> tuple[dict[str, float], dict[str, str]]:
-    """All metrics of a point, and the versions that they and its samples were made with. Each is
-    computed once, and kept under what it depends on."""
+def _measured(
+    cohort: Cohort, task: Task
+) -> tuple[dict[str, float], dict[str, list[float]], dict[str, str]]:
+    """All metrics of a point, their pseudo-values (see `metrics.differences`), and the versions
+    that they and its samples were made with. Each metric is computed once, and kept under what it
+    depends on."""
     folder, store, repeats = cohort.folder, cohort.store, task.point.planned.settings.repeats
-    metrics, outputs = {}, ["labels", *(Features(each.detector).name for each in task.measures)]
+    metrics, pseudovalues = {}, {}
+    outputs = ["labels", *(Features(each.detector).name for each in task.measures)]
     versions = [store.made(task.name, *outputs)[0]]
     for one in task.measures:
         fakes: list[FeatureSet] = []
@@ -381,12 +392,14 @@ def _measured(cohort: Cohort, task: Task) -> tuple[dict[str, float], dict[str, s
             found = folder.read(path)
             if found is None:
                 fakes = fakes or repeats_of(_features(cohort, task, one), repeats)
-                values = dataclasses.replace(one, metrics={name: metric}).values(fakes)
-                folder.write(path, json.dumps(values).encode())
+                results = dataclasses.replace(one, metrics={name: metric}).measured(fakes)
+                folder.write(path, json.dumps(results).encode())
                 found = folder.read(path)
-            metrics |= json.loads(found[0])
+            values, blocks = json.loads(found[0])
+            metrics |= values
+            pseudovalues |= blocks
             versions.append(found[1])
-    return metrics, merged(versions)
+    return metrics, pseudovalues, merged(versions)
 
 
 def _path(cohort: Cohort, task: Task, one: Measure, name: str) -> Path:

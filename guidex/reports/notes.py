@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from guidex.metrics.differences import LEVEL
 from guidex.reports.labels import last, method_label, relevant, short_names
 from guidex.reports.published import published_notes
 from guidex.reports.rows import (
@@ -36,6 +37,10 @@ def notes(rows: Sequence[Row], remarks: Sequence[str]) -> list[str]:
         parts.append(f"values are medians of the repeats{around}")
     if "confidence" in sources:
         parts.append("confidence interval, with its centre, in brackets")
+    if (baseline := rows[0].config.get("baseline", "best")) not in (None, "best"):
+        told = any(f"{m.name}_difference" in r.metrics for r in rows for m in main_metrics(rows))
+        lack = "" if told else " are not known: too few images, or none of the same seeds"
+        parts.append(f"differences to the baseline, {baseline}, with {LEVEL:.0%} intervals{lack}")
     lines = ["; ".join([*parts, *remarks]) + "."]
     if apart := differing(rows):
         lines.append(

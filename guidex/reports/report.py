@@ -35,7 +35,7 @@ def write_report(folders: Sequence[Path], path: Path) -> Path:
     short = [folder.resolve().name for folder in folders]
     runs = short if len(set(short)) == len(short) else [str(folder) for folder in folders]
     for folder, run in zip(folders, runs, strict=True):
-        own = read_rows(folder / "rows.jsonl")
+        own = read_rows(folder)
         found = pictures_of(own, folder)
         for row in ordered(own):
             if row.point in found:
@@ -65,7 +65,7 @@ def _page(title: str, rows: Sequence[Row], pictures: dict[int, Picture]) -> str:
     hint = "filter: words, or conditions such as w>2"
     main.append(tag("input", id="filter", type="search", placeholder=hint, aria_label=hint))
     main.append(_table(table, columns, most))
-    main.extend(_paragraphs(below(table, columns, "bold = best")))
+    main.extend(_paragraphs(below(table, columns, "bold", "italic")))
     if len(charts) > 0:
         drawn = [drawing(chart, styles) for chart in charts]
         main.extend([_legend(charts, styles), tag("div", *drawn, class_="charts")])
@@ -106,7 +106,7 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], most: float) -> Eleme
     for k, row in enumerate(rows):
         line = tag("tr", tag("td", plan_drawing(row, most)), data_pick=row.point, tabindex=-1)
         for column in columns:
-            text, best, ends = column.cells[k]
+            text, best, ends, *_ = column.cells[k]
             small = [tag("small", ends)] if ends else []
             line.append(tag("td", tag("b", text) if best else text, *small, class_=_kind(column)))
         lines.append(line)

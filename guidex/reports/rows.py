@@ -2,7 +2,8 @@
 
 A metric column is called <name>_<detector>, such as fd_pixels. With repeats it holds the median,
 and the columns <name>_min, _max, _mean and _std (of a sample) go with it; with a confidence
-interval, <name>_lo, <name>_hi and its centre <name>_unbiased.
+interval, <name>_lo, <name>_hi and its centre <name>_unbiased; with a baseline, the difference to
+it <name>_difference and its interval, <name>_difference_lo and _hi.
 """
 
 import json
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from guidex.errors import GuidexError
+from guidex.errors import GuidexError, UsageError
 from guidex.metrics.metric import COMPANIONS, Column, column_of
 
 Value = str | int | float | bool | None
@@ -36,6 +37,8 @@ class Row:
         note: what must be said of this point below a table, or None.
         unit: what is counted: images, or samples of a toy.
         plan, config, provenance: the record of the point as plain data.
+        pseudovalues: of blocks of seeds (see `guidex.metrics.differences`), by metric column.
+        among_best: metric columns that the point may be the best in.
     """
 
     point: int
@@ -55,6 +58,8 @@ class Row:
     plan: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    pseudovalues: dict[str, list[float]] = field(default_factory=dict)
+    among_best: list[str] = field(default_factory=list)
 
     @property
     def is_measured(self) -> bool:
@@ -108,16 +113,24 @@ class Spread(NamedTuple):
     source: str
 
 
-_COMPANIONS = ("_min", "_max", "_mean", "_std", *COMPANIONS)
+_COMPANIONS = ("_min", "_max", "_mean", "_std", *COMPANIONS, "_difference")
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a rows.jsonl; GuidexError where there is none, or it is not whole."""
+def read_rows(folder: Path) -> list[Row]:
+    """The rows in the folder of a finished run, as the table has them.
+
+    Raises:
+        UsageError: there are none.
+        GuidexError: they are damaged, or no point is measured.
+    """
+    path = folder / "rows.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        rows = [Row(**_unplain(json.loads(line))) for line in lines]
-    except (OSError, ValueError, TypeError) as error:
-        raise GuidexError(f"cannot read {path} as the rows of a table: {error}") from error
+        lines = path.read_text(encoding="utf-8").split("\n")
+        rows = [Row(**_unplain(json.loads(line))) for line in lines if line != ""]
+    except OSError as error:
+        raise UsageError(f"{folder} holds no table (rows.jsonl); give a sweep's folder") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise GuidexError(f"{path} is damaged; the command that made it makes it anew") from error
     if not any(row.is_measured for row in rows):
         raise GuidexError(f"{path} holds no measured point")
     return rows

@@ -67,6 +67,7 @@ class Settings:
     shard: Any = _key("volatile", default=None)
     launcher: Any = _key("volatile", default=None)
     sort: str | None = _key("volatile", default=None)
+    baseline: Any = _key("volatile", default="best")
     seeds: list[int] = _key("start", "extent")
     repeats: int = _key("start", "extent", default=1)
     labels: Any = _key("start", "extent")
