@@ -6,7 +6,6 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import guidex
 from guidex.config.presets import KINDS, listing, nearest, use
@@ -15,8 +14,8 @@ from guidex.errors import GuidexError, UsageError
 _OVERRIDES = """\
 Settings are overrides, key=value, in Hydra's grammar: a preset (model=digits, guidance=interval),
 or a value (guidance.schedule.w=3, sampler.grid.steps=16, seeds=0-999). `guidex list` shows the
-presets and `--cfg` all keys with their values. Presets of your own lie in --config-dir; classes and
-functions of your own, which these name, in plugin=FILE.py or plugin=MODULE (docs/extending.md).
+presets and `--cfg` all keys with their values. Presets of your own lie in --config-dir, and code of
+your own that they name in plugin=FILE.py or plugin=MODULE (docs/extending.md).
 """
 
 _SAMPLE = f"""\
@@ -35,8 +34,7 @@ Sample and measure a table of points on the same seeds; write a table, plots and
 
 {_OVERRIDES}
 A key with several values is an axis: w=1,1.5,2  hi=range(1,5)  guidance=cfg,interval. All
-combinations are run (sweep.mode=zip pairs them instead). Without any axis, the default experiment
-is run.
+combinations are run (sweep.mode=zip pairs them); without an axis, the default experiment is.
 
 examples:
   guidex sweep
@@ -81,17 +79,6 @@ examples:
   guidex ref reals.zip dest=reals.npz detector=dinov2 features=true
 """
 
-_FETCH = """\
-Bring every file that a run needs: networks, references, detectors' weights, decoders.
-
-Jobs without network find them with the same GUIDEX_CACHE. --plan says what there is to bring, and
-what of it is here.
-
-examples:
-  guidex fetch experiment=autoguidance/img512
-  guidex fetch model=edm2-img512-xxl guidance=interval protocol=edm2 --plan
-"""
-
 _TABLE = """\
 Write the tables and figures of a sweep anew, from what is there, at any time. Exit code 1: not all.
 
@@ -112,6 +99,17 @@ Write one HTML file of the table, figures and images of one sweep or more, to be
 examples:
   guidex report outputs/sweep/cfg-1a2b3c
   guidex report outputs/a outputs/b out=both.html
+"""
+
+_FETCH = """\
+Bring every file that a run needs: networks, references, detectors' weights, decoders.
+
+Jobs without network find them with the same GUIDEX_CACHE. --plan says what there is to bring, and
+what of it is here.
+
+examples:
+  guidex fetch experiment=autoguidance/img512
+  guidex fetch model=edm2-img512-xxl guidance=interval protocol=edm2 --plan
 """
 
 _CONVERT = """\
@@ -155,38 +153,26 @@ examples:
 """
 
 
-class Command(NamedTuple):
-    """Help, name of its words, module and name of what runs it, and options of a command."""
-
-    text: str
-    words: str
-    function: str
-    options: tuple[str, ...] = ()
-
-
+# Help, name of the words, module and name of what runs it, and options of each command.
 _COMMANDS = {
-    "sample": Command(_SAMPLE, "OVERRIDE", "sample:sample", ("cfg", "config-dir", "plan")),
-    "sweep": Command(_SWEEP, "OVERRIDE", "sweep:sweep", ("cfg", "config-dir", "plan")),
-    "eval": Command(_EVAL, "IMAGES|OVERRIDE", "evaluate:evaluate", ("cfg", "config-dir")),
-    "compare": Command(_COMPARE, "DIR|OVERRIDE", "compare:compare"),
-    "ref": Command(_REF, "IMAGES|OVERRIDE", "reference:make_reference", ("cfg", "config-dir")),
-    "table": Command(_TABLE, "DIR", "table:table_command"),
-    "status": Command(_STATUS, "DIR", "table:status"),
-    "report": Command(_REPORT, "DIR", "report:report_command"),
-    "models": Command(_MODELS, "PRESET", "models:models_command"),
-    "fetch": Command(_FETCH, "OVERRIDE", "fetch:fetch_command", ("config-dir", "plan")),
-    "convert": Command(_CONVERT, "WORD", "convert:convert_command"),
-    "ema": Command(_EMA, "WORD", "ema:ema_command"),
-    "list": Command(_LIST, "KIND|OVERRIDE", "", ("config-dir",)),
-    "completion": Command(_COMPLETION, "SHELL", "", ("config-dir",)),
+    "sample": (_SAMPLE, "OVERRIDE", "sample:sample", ("cfg", "config-dir", "plan")),
+    "sweep": (_SWEEP, "OVERRIDE", "sweep:sweep", ("cfg", "config-dir", "plan")),
+    "eval": (_EVAL, "IMAGES|OVERRIDE", "evaluate:evaluate", ("cfg", "config-dir")),
+    "compare": (_COMPARE, "DIR|OVERRIDE", "compare:compare", ()),
+    "ref": (_REF, "IMAGES|OVERRIDE", "reference:make_reference", ("cfg", "config-dir")),
+    "table": (_TABLE, "DIR", "table:table_command", ()),
+    "status": (_STATUS, "DIR", "table:status", ()),
+    "report": (_REPORT, "DIR", "report:report_command", ()),
+    "models": (_MODELS, "PRESET", "models:models_command", ()),
+    "fetch": (_FETCH, "OVERRIDE", "fetch:fetch_command", ("config-dir", "plan")),
+    "convert": (_CONVERT, "WORD", "convert:convert_command", ()),
+    "ema": (_EMA, "WORD", "ema:ema_command", ()),
+    "list": (_LIST, "KIND|OVERRIDE", "", ("config-dir",)),
+    "completion": (_COMPLETION, "SHELL", "", ("config-dir",)),
 }
 _OPTIONS = {
     "cfg": {"action": "store_true", "help": "print the configuration and stop"},
-    "config-dir": {
-        "metavar": "DIR",
-        "help": "find presets also in DIR (DIR/model/NAME.yaml, …); plugin=FILE.py holds what they "
-        "name",
-    },
+    "config-dir": {"metavar": "DIR", "help": "find presets also in DIR (DIR/model/NAME.yaml, …)"},
     "plan": {"action": "store_true", "help": "print the plan and stop"},
 }
 
@@ -226,7 +212,7 @@ def _parsed(words: list[str]) -> argparse.Namespace:
     options, others = _parser().parse_known_args(words)
     for word in others:
         if word.startswith("-"):
-            allowed = ["--help", *(f"--{known}" for known in _COMMANDS[name].options)]
+            allowed = ["--help", *(f"--{known}" for known in _COMMANDS[name][3])]
             raise UsageError(f"there is no option {word}{nearest(word, allowed)}")
     options.words += others  # argparse stops at an option among them
     return options
@@ -240,40 +226,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"guidex {guidex.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, command in _COMMANDS.items():
-        added = commands.add_parser(
-            name,
-            help=re.split(r"\. |\.$|[:;]", command.text.splitlines()[0])[0],
-            description=command.text,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        added.add_argument("words", nargs="*", metavar=command.words)
-        for option in command.options:
+    for name, (text, words, _, options) in _COMMANDS.items():
+        first = re.split(r"\. |\.$|[:;]", text.splitlines()[0])[0]
+        form = argparse.RawDescriptionHelpFormatter
+        added = commands.add_parser(name, help=first, description=text, formatter_class=form)
+        added.add_argument("words", nargs="*", metavar=words)
+        for option in options:
             names = [f"--{option}", *(["--dry-run"] if option == "plan" else [])]
             added.add_argument(*names, **_OPTIONS[option])
     return parser
 
 
 def _dispatch(options: argparse.Namespace) -> None:
-    command, words = _COMMANDS[options.command], options.words
+    words = options.words
     if options.command == "list":
         _list(words)
         return
     if options.command == "completion":
         from guidex.commands.completion import completion
 
-        print(completion(words, {name: each.options for name, each in _COMMANDS.items()}), end="")
+        print(completion(words, {name: each[3] for name, each in _COMMANDS.items()}), end="")
         return
-    if "cfg" in command.options:
+    if "cfg" in options:
         from guidex.config.compose import check_words, show
 
         if options.cfg:
             print(show(options.command, words), end="")
             return
         check_words(options.command, words)
-    module, _, name = command.function.partition(":")
+    module, _, name = _COMMANDS[options.command][2].partition(":")
     run = getattr(importlib.import_module(f"guidex.commands.{module}"), name)
-    run(words, options.plan) if "plan" in command.options else run(words)
+    run(words, options.plan) if "plan" in options else run(words)
 
 
 def _list(words: Sequence[str]) -> None:

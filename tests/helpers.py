@@ -93,15 +93,15 @@ class Open(Bounded):
 
 
 class Calls:
-    """Counts the images that watched networks are called with: of an EDM2 its U-Net, which takes
-    several predictions of an image at once."""
+    """Counts the images that watched networks are called with: of an EDM2 its U-Net, of
+    text-to-image models their network, which take several predictions of an image at once."""
 
     def __init__(self) -> None:
         self.images: Counter[int] = Counter()
 
     def watch(self, network: nn.Module) -> nn.Module:
         """Count from now on."""
-        called = getattr(network, "unet", network)
+        called = getattr(network, "unet", getattr(network, "network", network))
         called.register_forward_pre_hook(functools.partial(self._count, id(network)))
         return network
 

@@ -288,8 +288,8 @@ def test_attempts_that_bring_nothing_are_bounded(server, waits):
         ({"sized": False}, "how long"),
         ({"status": 204, "body": b""}, "HTTP 204"),
         ({"status": 404, "body": b"no"}, r"HTTP 404 \(Not Found\)"),
-        ({"status": 302, "headers": {"Location": "file:///etc/passwd"}}, "HTTP 302.*redirect"),
-        ({"status": 302, "headers": {"Location": "ftp://127.0.0.1/a"}}, "HTTP 302.*redirect"),
+        ({"status": 302, "headers": {"Location": "file:///etc/passwd"}}, "HTTP 302"),
+        ({"status": 302, "headers": {"Location": "ftp://127.0.0.1/a"}}, "HTTP 302"),
     ],
 )
 def test_answers_that_are_no_file(server, behaviour, message):
@@ -310,7 +310,7 @@ def test_redirect_is_followed_with_the_range(server, status):
     assert server.requests[1][0] == "/moved%20here.pkl?a=1"
     assert server.ranges == [(f"bytes={HALF}-", '"one"')] * 2
     server.behaviours = [{"status": status, "headers": {"Location": "?again"}}] * 99
-    with pytest.raises(GuidexError, match="a redirect that cannot be followed"):
+    with pytest.raises(GuidexError, match="the server answers HTTP 30"):
         fetch(server.url + "?again")
     secure, target = cache.Request("https://a/b"), cache._Redirects().redirect_request
     assert target(secure, None, status, "", {}, "https://b/").full_url == "https://b/"

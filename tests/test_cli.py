@@ -145,7 +145,9 @@ def test_mistakes_in_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     for k in range(8):
         Image.fromarray(grey + k).save(fakes / f"{k}.png")
     out = f"out={tmp_path / 'run'}"
-    assert "nothing at" in fails(["eval", str(tmp_path / "nowhere"), "ref=digits", out], capsys)
+    assert "does not exist; give" in fails(
+        ["eval", str(tmp_path / "nowhere"), "ref=digits", out], capsys
+    )
     assert "ref must be given" in fails(["eval", str(fakes), out], capsys)
     assert "no metrics chosen" in fails(["eval", str(fakes), "ref=digits", "metrics=[]"], capsys)
     assert "coordinates" in fails(["eval", str(fakes), "ref=fractal2d", out], capsys)

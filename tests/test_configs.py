@@ -43,7 +43,7 @@ SEEDS = [5, 0, 2]
 STEPS = 8
 
 # Networks with trained weights can be planned without them, but not run.
-TRAINED = ("guidex.models.edm2", "guidex.models.dit", "guidex.models.diffusers")
+TRAINED = ("guidex.models.edm2", "guidex.models.dit", "guidex.models.text")
 
 YAMLS = sorted(config_dir().rglob("*.yaml"))
 GROUPS = sorted({file.parent.relative_to(config_dir()).as_posix() for file in YAMLS} - {"."})
@@ -74,9 +74,13 @@ def words_of(group: str, name: str, images: str) -> list[str]:
     words = [f"{group}={name}"]
     if group.startswith("guidance/"):
         words.insert(0, "guidance=cfg")
+    # What takes keys of a text-to-image model, or of its own detector.
+    text = {"pipeline": ["model=sd15"], "text": ["model=sd15"]}
+    text["clip_score"] = ["model=sd15", "detector=clip_score"] if group == "metrics" else []
+    words += text.get(name, [])
     if group == "model":
         text = preset_text("model", name)
-        needed = {"data": images, "checkpoint": "network.safetensors"}
+        needed = {"data": images, "checkpoint": "network.safetensors", "path": "a/pipeline"}
         words += [f"model.{k}={v}" for k, v in needed.items() if f"\n{k}: ???" in text]
     return words
 
@@ -343,7 +347,7 @@ PAIRS = {
 @pytest.mark.parametrize(("sampler", "grid"), sorted(PAIRS))
 def test_every_sampler_and_every_grid(sampler, grid):
     base = ["model=digits", f"sampler={sampler}", f"sampler/grid={grid}"]
-    bounds = ["guidance.schedule.lo=0.1", "guidance.schedule.hi=20"]
+    bounds = ["guidance.schedule.lo=0.1", "guidance.schedule.hi=5"]
     result = check_contract(base, ["guidance=interval", *bounds])
     assert result.plan.guided.any() and not result.plan.guided[:, 0].any()
     assert result.x.dtype == torch.float64

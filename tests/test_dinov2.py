@@ -14,7 +14,7 @@ from guidex.errors import GuidexError, UsageError
 from guidex.features import dinov2 as module
 from guidex.features import networks
 from guidex.features.dinov2 import DINOv2, dinov2
-from guidex.features.networks import NetworkDetector
+from guidex.features.networks import NetworkDetector, TimmNetwork
 from guidex.features.weights import Weights
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
@@ -202,6 +202,7 @@ def test_a_package_that_cannot_be_used_is_told(
 
 def test_float16_weights_are_computed_in_float32() -> None:
     network = torch.nn.Linear(2, 1)
-    weights = Weights("it", "x", "y")
-    weights.load_into(network, {k: v.half() for k, v in network.state_dict().items()})
+    network.pretrained_cfg = {"mean": (0.5,), "std": (0.5,)}
+    tensors = {name: value.half() for name, value in network.state_dict().items()}
+    TimmNetwork(network, Weights("it", "x", "y"), tensors)
     assert {p.dtype for p in network.parameters()} == {torch.float32}

@@ -22,7 +22,7 @@ def of(values: Tensor) -> GaussianStatistics:
 
 
 def known(statistics: GaussianStatistics) -> FeatureSet:
-    return FeatureSet.from_statistics(detector="d", statistics=statistics)
+    return FeatureSet("d", statistics.count, None, None, statistics)
 
 
 # Statistics

@@ -104,7 +104,7 @@ def evaluated(metric: Metric, put: Callable[[Tensor], Tensor], known: bool) -> d
         sides.append(FeatureSet.from_values(detector=detector, values=put(values), labels=labels))
     if not known:
         statistics = GaussianStatistics.from_features(features(900, 0))
-        sides[0] = FeatureSet.from_statistics(detector=detector, statistics=statistics)
+        sides[0] = FeatureSet(detector, statistics.count, None, None, statistics)
     return metric(real=sides[0], fake=sides[1])
 
 

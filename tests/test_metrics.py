@@ -69,7 +69,7 @@ def test_sets_that_lack_something_are_refused(metric: Metric) -> None:
     whole, other = feature_set(60), feature_set(60, "dinov2")
     detector, name = whole.detector, type(metric).__name__
     statistics = GaussianStatistics.from_features(whole.values)
-    given = FeatureSet.from_statistics(detector=detector, statistics=statistics)
+    given = FeatureSet(detector, statistics.count, None, None, statistics)
     unlabelled = helpers.feature_set(whole.values, detector=detector)
     narrow = helpers.feature_set(whole.values[:, 1:], detector=detector)
     cases = []

@@ -137,7 +137,7 @@ def test_edm2(tmp_path: Path, dtype: type) -> None:
         [doubt] = doubts_of_sides(real=about, fake={"detector": {"precision": "float16"}})
         assert "differ in precision: float32 and float16" in doubt
         told = describe(about)
-        for part in ("img512.pkl (EDM2)", "50,000 images", "resolution not recorded", name):
+        for part in ("img512.pkl (EDM2)", "50,000 images", name):
             assert part in told
         assert "halves" in told and "SHA-256" in told
 
@@ -485,7 +485,7 @@ def test_ref_checks_its_destination_first(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=text):
             make_reference([str(reals), f"dest={tmp_path / dest}"])
-    with pytest.raises(UsageError, match="nothing at"):
+    with pytest.raises(UsageError, match="does not exist; give"):
         make_reference([str(tmp_path / "nowhere"), f"dest={tmp_path / 'x.npz'}"])
     make_reference([str(reals), f"dest={tmp_path / 'there.npz'}", "overwrite=true", "bad=skip"])
     assert read_statistics(tmp_path / "there.npz").count == 3
@@ -525,24 +525,9 @@ def test_damaged_arrays_are_told_and_never_escape(tmp_path: Path, save: Any, key
     assert told > 9
 
 
-@pytest.mark.parametrize(
-    ("samples", "labels", "said"),
-    [
-        (np.ones((3, 2)), np.array(["a", "b", "c"]), "labels must be integers"),
-        (np.ones((3, 2)), np.arange(2), "labels must be integers"),
-        (np.ones((3, 2), object), np.arange(3), "Python objects"),
-        (np.ones(3), np.arange(3), "floating point"),
-        (np.ones((3, 2), ">f8"), np.arange(3), None),
-    ],
-)
-def test_points_of_another_kind_are_refused(
-    tmp_path: Path, samples: np.ndarray, labels: np.ndarray, said: str | None
-) -> None:
-    np.savez(tmp_path / "x.npz", samples=samples, labels=labels)
-    if said is None:
-        assert opened(tmp_path / "x.npz").content.values.sum() == 6
-        return
-    with pytest.raises(GuidexError, match=said) as caught:
+def test_points_hold_no_python_objects(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", samples=np.ones((3, 2), object))
+    with pytest.raises(GuidexError, match="Python objects") as caught:
         opened(tmp_path / "x.npz")
     assert "allow_pickle" not in str(caught.value)
 

@@ -10,8 +10,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -311,3 +312,35 @@ def test_a_table_is_made_where_its_device_is_missing(tmp_path: Path, capsys: Sai
     capsys.readouterr()
     assert main(["table", str(out)]) == 2
     assert "code of your own, plugin=mine.py; say so again" in capsys.readouterr().err
+
+
+def test_what_slurm_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
+    submitit = pytest.importorskip("submitit", reason="jobs take submitit")
+    words = [*SWEEP, "guidance.schedule.w=1,2", f"out={tmp_path / 'run'}", "launcher=slurm"]
+    assert main(words) == 2  # there is no SLURM here
+    assert "launcher=slurm: " in capsys.readouterr().err
+    assert main([*words, "launcher.jobs=0"]) == 2
+    assert "launcher.jobs must be a whole number" in capsys.readouterr().err
+    assert main([*words, "overwrite=true"]) == 2
+    told = {}
+
+    class Executor:
+        def __init__(self, folder: Path, cluster: str) -> None:
+            told["cluster"] = cluster
+
+        update_parameters = lambda self, **named: told.update(named)  # noqa: E731
+        batch = nullcontext
+
+        def submit(self, job):
+            told["words"] = job.words
+            return SimpleNamespace(job_id="7")
+
+    monkeypatch.setattr(submitit, "AutoExecutor", Executor)
+    words += ["launcher.jobs=16", "launcher.partition=gpu", "launcher.options={constraint: a100}"]
+    assert main(words) == 0
+    assert "jobs 7, 7, " in capsys.readouterr().out
+    assert told["cluster"] == "slurm" and told["slurm_partition"] == "gpu"
+    assert told["slurm_array_parallelism"] == 16 and "slurm_qos" not in told
+    assert told["slurm_additional_parameters"] == {"constraint": "a100"}
+    assert not any("launcher" in word for word in told["words"])
+    assert told["words"][0] == "sweep" and told["words"][-1] == f"out={tmp_path / 'run'}"

@@ -1,10 +1,6 @@
-"""`guidex ema`: averaged weights of any length from the snapshots of a training run ("post-hoc
-EMA").
-
-Karras et al. 2024 (arXiv 2312.02696), section 3.2. A training run stores, now and then, averages of
-a few lengths. An average of any other length, at any time up to the last snapshot, is a weighted
-sum of them.
-"""
+"""`guidex ema`: averaged weights of any length, at any time, as a weighted sum of those of a few
+lengths that a training run has stored ("post-hoc EMA", Karras et al. 2024, arXiv 2312.02696,
+section 3.2)."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +13,12 @@ import torch
 from guidex.commands.words import flag, required, split_words
 from guidex.errors import GuidexError, UsageError
 from guidex.files.progress import Progress
-from guidex.models.edm2.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from guidex.models.edm2.checkpoints import (
+    Checkpoint,
+    read_checkpoint,
+    require_free,
+    write_checkpoint,
+)
 from guidex.models.edm2.posthoc_ema import (
     gamma_of_sigma_rel,
     images_of,
@@ -33,33 +34,23 @@ SAME = ("network", "dtype", "dataset_kwargs", "encoder")
 
 
 class Snapshot(NamedTuple):
-    """A stored average: its file, training time in thousands of images, rounded down, and length
-    (sigma_rel)."""
+    """A stored average."""
 
     path: Path
-    kimg: int
-    ema: float
+    kimg: int  # training time in thousands of images, rounded down
+    ema: float  # length (sigma_rel)
 
 
 def ema_command(words: Sequence[str]) -> None:
-    """Run the command.
-
-    Arguments:
-        words: snapshots, or folders of them, whose names end in -<kimg>-<length>.pkl (or
-            .safetensors); ema=LENGTH, out=PATH.safetensors; maybe kimg=TIME (the last snapshot's
-            if not given) and overwrite=true. Snapshots after the first one at or past this time
-            are not read.
-    """
+    """Run the command: snapshots, or folders of them, whose names end in -<kimg>-<length>.pkl (or
+    .safetensors), ema=LENGTH, out=PATH.safetensors, and maybe kimg=TIME (the last snapshot's if not
+    given) and overwrite=true."""
     files, settings = split_words(words, ("ema", "out", "kimg", "overwrite"))
     ema = required(settings, "ema", "0.1")
     if type(ema) not in (int, float):
         raise UsageError(f"ema is the length of the average (sigma_rel), a number, not {ema!r}")
-    out = Path(str(required(settings, "out", "network.safetensors")))
-    if out.suffix != ".safetensors" or not out.parent.is_dir():
-        raise UsageError(f"out={out} must be PATH.safetensors in a folder that exists")
     overwrite = flag(settings, "overwrite")
-    if not overwrite and (out.exists() or out.with_suffix(".json").exists()):
-        raise UsageError(f"{out} is already there; give another out, or overwrite=true")
+    out, _ = require_free(str(required(settings, "out", "network.safetensors")), overwrite)
     snapshots = find_snapshots(files)
     last = max(snapshot.kimg for snapshot in snapshots)
     kimg = settings.get("kimg", last)

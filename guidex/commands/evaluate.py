@@ -16,13 +16,7 @@ from guidex.files.progress import Progress
 from guidex.reports.rows import Row
 from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.folder import run_folder
-from guidex.runs.measure import (
-    Measures,
-    are_metrics_chosen,
-    repeats_of,
-    settings_of,
-    warn,
-)
+from guidex.runs.measure import Measures, are_metrics_chosen, repeats_of, settings_of, warn
 from guidex.runs.provenance import made_by, output_folder, provenance
 from guidex.runs.ranks import this_rank
 from guidex.runs.settings import VOLATILE, resolve_device, whole
@@ -32,10 +26,9 @@ def evaluate(words: Sequence[str]) -> None:
     """Run the command. The first word may be where the images are."""
     config = compose("eval", path_first("eval", words)).config
     images = str(Path(str(config["images"])).expanduser())
-    check_images(config, images)
     repeats = whole(config, "repeats")
-    file = read_statistics(Path(images))
-    if file is not None:  # the two sides have been exchanged
+    exists = Path(images).exists()
+    if exists and (file := read_statistics(Path(images))):  # the two sides have been exchanged
         raise UsageError(
             f"{images} is a reference ({file.kind}), not images to measure; did you mean "
             f"guidex eval {config['ref'] or 'IMAGES'} ref={images}?"
@@ -55,9 +48,7 @@ def evaluate(words: Sequence[str]) -> None:
     )
     if not any(measure.metrics for measure in measures):
         known = ", ".join(options("metrics"))
-        raise UsageError(
-            f"no metrics chosen, or none of the metrics can be computed; there are {known}"
-        )
+        raise UsageError(f"no metrics chosen, or none that can be computed; there are {known}")
     doubts = []
     for measure in measures:
         measure.check_samples(samples.blank())
@@ -111,15 +102,11 @@ def evaluate(words: Sequence[str]) -> None:
 
 def _check_repeats(samples: Samples, repeats: int) -> None:
     """Refuse images that are no ranges of seeds, one after the other."""
+    told = f"repeats={repeats} cuts images into equal parts, in the order of their names"
     if samples.count % repeats != 0:
-        raise UsageError(
-            f"repeats={repeats}: {samples.count} images cannot be cut into as many equal parts"
-        )
+        raise UsageError(f"{told}, and there are {samples.count}")
     if repeats > 1 and samples.images is not None and samples.images.class_names is not None:
-        raise UsageError(
-            f"repeats={repeats} cuts images in the order of their names, and these are sorted by "
-            "class; measure the parts one by one"
-        )
+        raise UsageError(f"{told}, and these are sorted by class; measure the parts one by one")
 
 
 def _settings(config: Config, samples: Samples) -> dict[str, str]:
@@ -144,15 +131,3 @@ def pass_settings(config: Config) -> PassSettings:
 def reading(config: Config) -> dict[str, Any]:
     """How files become images."""
     return {key: config[key] for key in ("resize", "crop", "bad")}
-
-
-def check_images(config: Config, images: str) -> None:
-    """Refuse what is wrong with the images asked for, and how to read them, at once."""
-    if not Path(images).exists():
-        raise UsageError(f"there is nothing at {images}; give a folder, zip or npz of images")
-    if config["bad"] not in ("error", "skip"):
-        raise UsageError(f"bad must be error or skip, not {config['bad']!r}")
-    if config["resize"] is not None:
-        whole(config, "resize")
-    elif config["crop"]:
-        raise UsageError("crop=true needs the side of the square: add resize=N")

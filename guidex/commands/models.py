@@ -18,7 +18,7 @@ def models_command(words: Sequence[str]) -> None:
     known = {name: checkpoints(name) for name in words or options("model")}
     for name in words:
         if not known[name]:
-            others = nearest(name, (name for name in options("model") if checkpoints(name)))
+            others = nearest(name, {*options("model")} - {name})
             raise UsageError(f"no preset with checkpoints is called {name!r}{others}")
     print(f"Checkpoints are kept in {cache_dir()} (GUIDEX_CACHE); sizes are of those on disk.\n")
     for name, roles in known.items():

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from guidex.commands.evaluate import check_images, pass_settings, reading
+from guidex.commands.evaluate import pass_settings, reading
 from guidex.config.compose import Config, compose, path_first
 from guidex.errors import UsageError
 from guidex.features.detectors import detector_record
@@ -20,7 +20,6 @@ def make_reference(words: Sequence[str]) -> None:
     """Run the command. The first word may be where the images are."""
     config = compose("ref", path_first("ref", words)).config
     data = str(Path(str(config["data"])).expanduser())
-    check_images(config, data)
     dest = _destination(config)
     config["device"] = resolve_device(config["device"])
     settings, samples = pass_settings(config), open_samples(data, **reading(config))

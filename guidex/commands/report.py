@@ -18,9 +18,6 @@ def report_command(words: Sequence[str]) -> None:
     if not names:
         raise UsageError("give the folder of a sweep: guidex report DIR")
     folders = [Path(name).expanduser() for name in names]
-    for folder in folders:
-        if not (folder / "rows.jsonl").is_file():
-            raise UsageError(f"{folder} holds no table (rows.jsonl); give the folder of a sweep")
     out = settings.get("out")
     if len(folders) > 1:
         out = required(settings, "out", "both.html")

@@ -114,10 +114,10 @@ def fill(
     Returns:
         A row for each entry of the table; None where another process finishes.
     """
-    rank, told = this_rank(), table.base.config.get("tracker")
-    tracker = told and instantiate(told, "tracker", Models(), Tracker)
+    rank = this_rank()
     reads = {words_of(entry.values): entry.identity for entry in table.entries}
-    token = digest([made, reads], 16)
+    token, told = digest([made, reads], 16), table.base.config.get("tracker")
+    tracker = told and instantiate(told, "tracker", Models(), Tracker)
     with run_folder(folder, _IDENTITY, overwrite, rank, reads, shared=True) as held:
         tasks = _prepare(table, rank)
         for task in tasks:
@@ -136,7 +136,7 @@ def fill(
             if state == "written" and (read_json(folder / _SHOWN) or {}).get("token") == token:
                 return None
             rows = _finish(table, cohorts, made, figures, token)
-            if tracker is not None:
+            if tracker:
                 track(tracker, told, table.name, rows, cohorts)
             # Others may still look for what is missing.
             at_work = [each for each in held.workers().values() if each["at work"]]

@@ -1,9 +1,9 @@
 """From words on the command line to a configuration: Hydra's composition and override grammar.
 
 Groups (`model=digits`) are composed by Hydra. Values (`guidance.schedule.w=3`) are then set one by
-one, so that an unknown key can be answered with the nearest valid ones, and so that a key may
-reach into a part that a preset takes over from elsewhere (`guidance.reference.h=0.7`, where the
-reference is one of the model's). References to other keys (`${model.h}`) are followed last.
+one, so that an unknown key is answered with the nearest valid ones, and a key may reach into a part
+that is taken over from elsewhere (`guidance.reference.h=0.7`, where the reference is one of the
+model's). References to other keys (`${model.h}`) are followed last.
 """
 
 import copy
@@ -48,17 +48,14 @@ METRIC_NAMES = {  # what metrics are called elsewhere
     "is": "inception_score",
 }
 PATH_KEYS = {"eval": "images", "ref": "data"}  # what the first word of a command may be
+SHORT = re.compile(r"(prompts|negative)=")  # for model.prompts=… and model.negative=…
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")  # to another key
 
 
 @dataclass(frozen=True)
 class Composed:
-    """A resolved configuration.
-
-    Attributes:
-        config: plain data (dict, list, str, int, float, bool, None), all references resolved.
-        choices: the preset chosen in each group, such as {"guidance": "cfg"}; "None" for none.
-    """
+    """A configuration as plain data, all references resolved, and the preset chosen in each group,
+    such as {"guidance": "cfg"}; "None" for none."""
 
     config: Config
     choices: dict[str, str]
@@ -73,15 +70,12 @@ class Axis:
 
 
 def compose(command: str, words: Sequence[str], complete: bool = True) -> Composed:
-    """The configuration of a command under overrides that each have one value.
-
-    Arguments:
-        command: name of the root YAML: sample, sweep, eval or ref.
-        words: overrides such as "model=digits" and "guidance.schedule.w=3".
-        complete: whether to refuse values that must be given, and are not.
+    """The configuration of a command (sample, sweep, eval or ref) under overrides such as
+    "model=digits" and "guidance.schedule.w=3".
 
     Raises:
-        UsageError: unknown key, group or preset, or several values where one is wanted.
+        UsageError: unknown key, group or preset, several values where one is wanted, or (where it
+            is to be complete) a value that must be given and is not.
     """
     groups, values = [], []
     for override in map(parse, words):
@@ -132,32 +126,32 @@ def _first_point(command: str, words: Sequence[str]) -> list[str]:
 def _choose(command: str, groups: Iterable[Override]) -> tuple[Config, dict[str, str]]:
     """What the presets say that a command and its words choose, with references as they stand, and
     the preset taken in each group."""
-    groups = list(groups)
+    words, optional = [], {}
     for one in groups:
         _check_choice(one.key_or_group, one.value())
+        if one.key_or_group in OPTIONAL_GROUPS:
+            optional[one.key_or_group] = one
+        else:
+            words.append(one.input_line)
     # To choose none is what roots say by themselves; Hydra has no way to say it again.
-    last = {one.key_or_group: one for one in groups}
-    none = {key for key, one in last.items() if key in OPTIONAL_GROUPS and one.value() is None}
-    words = [
-        one.input_line
-        for one in groups
-        if one.key_or_group not in OPTIONAL_GROUPS
-        or (one is last[one.key_or_group] and one.key_or_group not in none)
-    ]
+    words += [one.input_line for one in optional.values() if one.value() is not None]
     text, choices = _composed(command, tuple(words), own_folder())
     config = copy.deepcopy(text)
-    if "protocol" in none:  # an experiment may choose one
-        config.pop("protocol", None)
-    return config, {**choices, **dict.fromkeys(none & {"protocol"}, "None")}
+    if "protocol" in optional and optional["protocol"].value() is None:
+        config.pop("protocol", None)  # an experiment may choose one
+        choices = {**choices, "protocol": "None"}
+    return config, choices
 
 
 @functools.cache
 def _store_rows(own: Path | None) -> None:
     """Show Hydra the presets that are rows of tables, once for each folder of the user's own."""
+    store = ConfigStore.instance()
+    store.__deepcopy__ = lambda memo: store  # Hydra would copy all rows for each configuration
     for group, name, row in table_rows():
         package = "_global_" if group == "experiment" else group.replace("/", ".")
         *parents, last = f"{group}/{name}".split("/")
-        ConfigStore.instance().store(last, row, group="/".join(parents), package=package)
+        store.store(last, row, group="/".join(parents), package=package)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -222,8 +216,7 @@ def _resolved(root: Config, node: Any, key: str = "") -> Any:
 
 def _set_published(config: Config, choices: dict[str, str]) -> Config:
     """Set what was published for the model under the guidance chosen (`model.published`: keys with
-    dots), where there is such a key and an experiment says nothing about it; returns what came
-    out."""
+    dots), but for what an experiment sets; returns what came out."""
     published, guidance = config.get("model", {}).get("published", {}), choices.get("guidance")
     known = guidance in published
     found = _select(config, f"model.published.{guidance}", "model.published") if known else {}
@@ -311,10 +304,10 @@ def axes_from_yaml(table: dict[str, Any]) -> list[Axis]:
     value."""
     axes = []
     for key, values in table.items():
-        texts = [as_text(value) for value in (values if isinstance(values, list) else [values])]
         if isinstance(values, str) and (override := parse(f"{key}={values}")).is_sweep_override():
-            texts = _sweep_values(override)
-        axes.append(_axis(key, texts))
+            axes.append(_axis(key, _sweep_values(override)))
+        else:
+            axes.append(_axis(key, map(as_text, values if isinstance(values, list) else [values])))
     return axes
 
 
@@ -331,6 +324,7 @@ def _axis(key: str, values: Iterable[str]) -> Axis:
 def parse(word: str) -> Override:
     """One override in Hydra's grammar. A value that the grammar can't read (a path, say) is taken
     as text."""
+    word = f"model.{word}" if SHORT.match(word) else word
     key, equals, value = word.partition("=")
     if not equals or not key:
         raise UsageError(f"{word!r} is not an override; they look like key=value")
@@ -435,20 +429,14 @@ def _keys(node: Config, prefix: str = "") -> list[str]:
 
 
 def points(axes: Sequence[Axis], mode: str) -> list[dict[str, str]]:
-    """The points of a table, as values by key.
-
-    Arguments:
-        axes: swept keys with their values.
-        mode: "grid" for all combinations, the last axis fastest; "zip" to pair values of equal
-            position, of which all axes need as many.
-    """
-    values = [axis.values for axis in axes]
+    """The points of a table, as values by key: of all combinations, the last axis fastest (mode
+    "grid"), or of values of equal position ("zip"), of which all axes need as many."""
+    keys, values = [axis.key for axis in axes], [axis.values for axis in axes]
     if mode == "zip" and len(set(map(len, values))) > 1:
         shown = ", ".join(f"{axis.key} {len(axis.values)}" for axis in axes)
         raise UsageError(f"sweep.mode=zip pairs values, so axes need equal lengths; not {shown}")
     paired = mode == "zip" and len(axes) > 0
     combinations = zip(*values, strict=True) if paired else itertools.product(*values)
-    keys = [axis.key for axis in axes]
     return [dict(zip(keys, combination, strict=True)) for combination in combinations]
 
 
@@ -493,7 +481,6 @@ def _lines_with_keys(text: str, package: str) -> Iterator[tuple[str, str]]:
     path = [package] if package else []
     top = len(path)
     for line in text.splitlines():
-        key = re.match(r"( *)(\w+):", line)
-        if key:
+        if key := re.match(r"( *)(\w+):", line):
             path[top + len(key[1]) // 2 :] = [key[2]]
         yield line, ".".join(path) if key else ""

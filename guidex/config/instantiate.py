@@ -1,10 +1,6 @@
-"""From configuration to objects: `_target_` names a class or function of guidex, or of the user's
-plugin, the rest its arguments.
-
-As hydra.utils.instantiate, but that equal models are made once; that nothing is called but classes
-and functions whose declared result is what belongs in the place, such as a Schedule; and that an
-error names the key that is wrong.
-"""
+"""From configuration to objects, as hydra.utils.instantiate, but that equal models are made once;
+that nothing is called but classes and functions of guidex, or of the user's plugin, whose declared
+result is what belongs in the place, such as a Schedule; and that an error names the wrong key."""
 
 import importlib
 import inspect
@@ -23,14 +19,10 @@ Models = dict[str, Any]  # made so far, by content: two equal model configuratio
 
 
 def instantiate(config: Any, key: str, models: Models, hint: Any) -> Any:
-    """Make the object that a configuration describes, and everything inside it first.
-
-    Arguments:
-        config: plain data; dicts with `_target_` become objects.
-        key: where this is in the whole configuration, for error messages.
-        models: where models (`_target_` under guidex.models, or in a plugin) come from.
-        hint: what belongs here, as a type hint: Solver, or dict[str, Metric].
-    """
+    """Make the object that a configuration describes (dicts with `_target_` become objects), and
+    everything inside it first. `key` is where this is in the whole, for error messages; models
+    (`_target_` under guidex.models, or in a plugin) come from `models`; `hint` is the type that
+    belongs here: Solver, or dict[str, Metric]."""
     if isinstance(config, list):
         inner = _inside(hint, list)
         return [instantiate(item, f"{key}[{i}]", models, inner) for i, item in enumerate(config)]

@@ -17,15 +17,9 @@ _FILES: dict[str, Path] = {}  # the file of each plugin that was named in this p
 
 
 def register(text: str) -> dict[str, str]:
-    """Let `_target_` name what is in a file or module from now on.
-
-    Arguments:
-        text: a file that ends in .py, known by its name without .py, or an installed module.
-
-    Returns:
-        What belongs to the identity of a run: the module's name, and the SHA-256 of its source (of
-        a package, of all its files *.py).
-    """
+    """Let `_target_` name what is in a file FILE.py (as the module FILE) or an installed module
+    from now on. Returns what belongs to the identity of a run: the module's name, and the SHA-256
+    of its source (of a package, of all its files *.py)."""
     installed = _file_of(Path(text).stem if text.endswith(".py") else text)
     if text.endswith(".py"):
         file, name = Path(text).expanduser().resolve(), Path(text).stem

@@ -27,11 +27,10 @@ KINDS = {
     "detectors": "detector",
     "metrics": "metrics",
     "protocols": "protocol",
-    "trackers": "tracker",
     "launchers": "launcher",
+    "trackers": "tracker",
     "experiments": "experiment",
 }
-
 
 _OWN: list[Path] = []  # the folder of the user's own presets (--config-dir), if there is one
 
@@ -48,14 +47,14 @@ def use(folder: str | None) -> None:
     """Find presets also in a folder of the user's own, with the same subfolders; None: no more."""
     _OWN.clear()
     preset.cache_clear()
-    _names.cache_clear()
+    _presets.cache_clear()
     if folder is None:
         return
     own, groups = Path(folder).expanduser().resolve(), set(KINDS.values())
     for group in groups:
-        for name in set(_names(own, group)) & set(_names(config_dir(), group)):
+        for name in _presets(own, group).keys() & _presets(config_dir(), group).keys():
             raise UsageError(f"{own}: {group}={name} is built in; give yours another name")
-    if not any(_names(own, group) for group in groups):
+    if not any(_presets(own, group) for group in groups):
         raise UsageError(
             f"--config-dir {folder}: there is no preset in it, such as {own}/model/NAME.yaml; its "
             f"folders are called as the built-in ones, {', '.join(sorted(groups))}"
@@ -70,22 +69,20 @@ def is_group(name: str) -> bool:
 
 def options(group: str) -> list[str]:
     """Names of the presets in a group, sorted."""
-    return sorted(name for folder in (config_dir(), *_OWN) for name in _names(folder, group))
+    return sorted(name for folder in (config_dir(), *_OWN) for name in _presets(folder, group))
 
 
 @functools.cache
-def _names(folder: Path, group: str) -> list[str]:
-    """Presets of a group in a folder. Only experiments are nested in folders of their own."""
-    files = (folder / group).glob("**/*.yaml" if group == "experiment" else "*.yaml")
-    names = [file.relative_to(folder / group).with_suffix("").as_posix() for file in files]
-    return [name for name in names if not name.endswith(".table")] + list(_rows(folder, group))
-
-
-@functools.cache
-def _rows(folder: Path, group: str) -> dict[str, dict[str, Any]]:
-    """The presets that are rows of tables."""
-    tables = sorted((folder / group).glob("*.table.yaml"))
-    return {k: row for table in tables for k, row in yaml.safe_load(table.read_bytes()).items()}
+def _presets(folder: Path, group: str) -> dict[str, Path | dict[str, Any]]:
+    """The presets of a group in a folder: files, and rows of tables. Only experiments are nested in
+    folders of their own."""
+    presets: dict[str, Path | dict[str, Any]] = {}
+    for file in (folder / group).glob("**/*.yaml" if group == "experiment" else "*.yaml"):
+        if file.name.endswith(".table.yaml"):
+            presets |= yaml.safe_load(file.read_bytes())
+        else:
+            presets[file.relative_to(folder / group).with_suffix("").as_posix()] = file
+    return presets
 
 
 def own_folder() -> Path | None:
@@ -99,7 +96,8 @@ def table_rows() -> list[tuple[str, str, dict[str, Any]]]:
         (group, name, {key: value for key, value in row.items() if key != "text"})
         for folder in (config_dir(), *_OWN)
         for group in KINDS.values()
-        for name, row in _rows(folder, group).items()
+        for name, row in _presets(folder, group).items()
+        if isinstance(row, dict)
     ]
 
 
@@ -112,11 +110,11 @@ def preset(group: str, name: str) -> dict[str, Any]:
 def preset_text(group: str, name: str) -> str:
     """The YAML of a preset."""
     for folder in (config_dir(), *_OWN):
-        if (file := folder / group / f"{name}.yaml").is_file():
-            return file.read_text(encoding="utf-8")
-        if row := _rows(folder, group).get(name):
-            content = {key: value for key, value in row.items() if key != "text"}
-            return f"# {row['text']}\n{yaml.safe_dump(content, sort_keys=False)}"
+        match _presets(folder, group).get(name):
+            case Path() as file:
+                return file.read_text(encoding="utf-8")
+            case {"text": text, **content}:
+                return f"# {text}\n{yaml.safe_dump(content, sort_keys=False)}"
     return ""
 
 

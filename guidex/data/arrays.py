@@ -16,12 +16,9 @@ from guidex.errors import GuidexError, reason_of
 def open_array(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
     """The images uint8 [N,H,W,C], C = 1 or 3, and labels int64 [N] or None, of a .npy or .npz file.
 
-    In an .npz, the images are `images` or else `arr_0` (np.savez's name for a first array, used by
-    ADM), the labels `labels` or else `arr_1`. Nothing is unpickled. Arrays are mapped and not
-    loaded, but for those of np.savez_compressed. All of an .npz is read for its checksums.
-
-    Raises:
-        GuidexError: the file is damaged, or its arrays are of another name, type or shape.
+    In an .npz, they are `images` or else `arr_0` (np.savez's name for a first array, used by ADM),
+    and `labels` or else `arr_1`. Arrays are mapped and not loaded, but for compressed ones. All of
+    an .npz is read for its checksums. Raises GuidexError: it is damaged, or holds other arrays.
     """
     try:
         if path.suffix.lower() == ".npy":
@@ -82,13 +79,12 @@ def _check(images: np.ndarray | None, labels: np.ndarray | None) -> None:
     if not right or images.size == 0:
         raise GuidexError(
             f"it holds {images.dtype} {images.shape}, yet images are uint8 [N,H,W,C] with C = 1 or "
-            "3, at least one of at least 1x1 pixel. Convert [-1, 1] by (x * 127.5 + 128)"
-            ".clip(0, 255).astype('uint8'), and [N,C,H,W] by transpose(0, 2, 3, 1)."
+            "3, at least one. Convert [-1, 1] by (x * 127.5 + 128).clip(0, 255).astype('uint8'), "
+            "and [N,C,H,W] by transpose(0, 2, 3, 1)."
         )
-    if labels is None:
-        return
-    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or labels.min() < 0:
+    if labels is not None and (
+        labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or labels.min() < 0
+    ):
         raise GuidexError(
-            f"its labels are {labels.dtype} {labels.shape}, yet labels are ({len(images)},) "
-            "integers, 0 and above. Remove the array to do without them."
+            f"its labels are {labels.dtype} {labels.shape}, not integers [{len(images)}] from 0 on"
         )

@@ -22,12 +22,11 @@ Labels = tuple[NDArray[np.int64] | None, list[str] | None]
 def find_labels(container: Container) -> Labels:
     """Labels of all images of a folder or zip, from the first of these that is there:
 
-    1. `labels.csv` in it, as `guidex sample` writes it: a table with the columns `file` (relative
-       to the table) and `label` (empty in all rows: no labels), or else someone else's.
+    1. `labels.csv` in it, with the columns `file` and `label` (empty in all rows: no labels).
     2. `dataset.json` in it, as in the data sets of StyleGAN and EDM2: {"labels": [[file, class],
        ...]}, or null for no labels.
-    3. `labels.csv` beside it, if it has a row for at least one of the images. It names those of a
-       folder with the folder, those of a zip as the zip does.
+    3. `labels.csv` beside it, as `guidex sample` writes it, with a row for one of the images or
+       more. It names those of a folder with the folder, those of a zip as the zip does.
     4. Folders: at least two first-level sub-folders that hold all images are the classes
        0 ... K-1 in sorted order, but for those of a thousand seeds of `guidex sample`.
 
@@ -48,8 +47,8 @@ def find_labels(container: Container) -> Labels:
         # A run's own table lists all that it has made.
         if gone and len(gone) < len(classes) and seed_of(gone[0]) is not None:
             raise GuidexError(
-                f"{beside} lists {len(classes)} images, and {len(gone)} of them are gone, such as "
-                f"{printable(gone[0])}. Give the run's command again, or remove their rows."
+                f"{beside} lists images that are gone, such as {printable(gone[0])}. Give the "
+                "run's command again, or remove their rows."
             )
         if len(gone) < len(classes):
             return _select(classes, paths, str(beside)), None

@@ -20,10 +20,10 @@ _GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
 
 def require_size(resize: int | None, crop: bool) -> None:
     """Refuse, by a UsageError, sizes that images cannot be brought to."""
-    if resize is not None and not 1 <= resize <= MAX_SIDE:
+    if resize is not None and not (isinstance(resize, int) and 1 <= resize <= MAX_SIDE):
         raise UsageError(f"resize is {resize}; allowed are 1 to {MAX_SIDE} pixels, and none.")
     if crop and resize is None:
-        raise UsageError("crop needs the side of the square as resize=N.")
+        raise UsageError("crop=true needs the side of the square: add resize=N")
 
 
 def examine(data: bytes) -> tuple[str, tuple[int, int, int]]:
@@ -68,9 +68,9 @@ def to_pixels(image: Image.Image, resize: int | None, crop: bool) -> Pixels:
     read-only.
 
     16-bit grey is divided by 257 and rounded, so that 65535 becomes 255; Pillow has reduced 16-bit
-    colour to its upper byte before. Palettes are expanded to RGB, CMYK is converted, and alpha is
-    dropped, not composited, as by PIL's `convert("RGB")` in EDM2's data set tool and pytorch-fid.
-    Like there, EXIF orientation is ignored. Of an animation, the first frame is taken.
+    colour to its upper byte before. Palettes are expanded to RGB, and alpha is dropped, not
+    composited, as by PIL's `convert("RGB")` in EDM2's data set tool and pytorch-fid. Like there,
+    EXIF orientation is ignored. Of an animation, the first frame is taken.
 
     Arguments:
         resize: side N of the result, by PIL's bicubic filter (antialiased, on 8 bits), or None.

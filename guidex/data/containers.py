@@ -4,8 +4,8 @@ import os
 import re
 import zipfile
 import zlib
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from guidex.errors import GuidexError, printable, reason_of
@@ -13,81 +13,68 @@ from guidex.errors import GuidexError, printable, reason_of
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-class Container(ABC):
-    """Files by name, those that are images and others.
+@dataclass
+class Container:
+    """A folder or zip: its files by name, relative to it, "/"-separated."""
 
-    Attributes:
-        path: of the folder or zip.
-        prefix: what a table beside it puts before the names of its images.
-        names: image files, relative to it, "/"-separated; by seed, or else sorted as text.
-        others: the other files.
-    """
+    path: Path
+    prefix: str  # what a table beside it puts before the names of its images
+    files: Iterable[str]
+    read: Callable[[str], bytes]  # raises OSError or ValueError, with the reason
 
-    def __init__(self, path: Path, prefix: str, files: Iterable[str]) -> None:
-        files = set(files)
-        images = {name for name in files if name.lower().endswith(SUFFIXES)}
+    def __post_init__(self) -> None:
+        images = {name for name in self.files if name.lower().endswith(SUFFIXES)}
         by_seed = all(seed_of(name) is not None for name in images)
-        self.path, self.prefix = path, prefix
         # The text of a million and more is not sorted by value.
         self.names = sorted(images, key=seed_of if by_seed else None)
-        self.others = files - images
-
-    @abstractmethod
-    def read(self, name: str) -> bytes:
-        """The bytes of a file. Raises OSError or ValueError, with the reason."""
+        self.others = set(self.files) - images
 
 
-class Folder(Container):
+def open_folder(path: Path) -> Container:
     """The files below a folder, but hidden ones. Links are followed, each folder is entered once.
     Raises GuidexError: some folder cannot be looked into."""
-
-    def __init__(self, path: Path) -> None:
-        path, files, entered = path.resolve(), [], set()
-        for folder, folders, inside in os.walk(path, followlinks=True, onerror=_refuse):
-            if os.path.realpath(folder) in entered:
-                folders.clear()
-                continue
-            entered.add(os.path.realpath(folder))
-            folders[:] = sorted(filter(_is_visible, folders))
-            start = Path(folder).relative_to(path)
-            files += [(start / name).as_posix() for name in filter(_is_visible, inside)]
-        super().__init__(path, f"{path.name}/", files)
-
-    def read(self, name: str) -> bytes:
-        return read_file(self.path / name)
+    path, files, entered = path.resolve(), [], set()
+    for folder, folders, inside in os.walk(path, followlinks=True, onerror=_refuse):
+        if os.path.realpath(folder) in entered:
+            folders.clear()
+            continue
+        entered.add(os.path.realpath(folder))
+        folders[:] = sorted(filter(_is_visible, folders))
+        start = Path(folder).relative_to(path)
+        files += [(start / name).as_posix() for name in filter(_is_visible, inside)]
+    return Container(path, f"{path.name}/", files, lambda name: read_file(path / name))
 
 
-class Zip(Container):
+def open_zip(path: Path) -> Container:
     """The files in a zip, which is read in place: nothing is ever extracted to the disk. Raises
     GuidexError: not a zip, or an entry whose name is absolute, has "..", or comes twice."""
+    try:
+        archive = zipfile.ZipFile(path)
+    # What a damaged zip raises has no common type.
+    except Exception as error:
+        raise GuidexError(f"cannot read {path} as a zip: {reason_of(error)}") from error
+    entries: dict[str, zipfile.ZipInfo] = {}
+    for entry in archive.infolist():
+        parts = entry.filename.replace("\\", "/").split("/")
+        name = "/".join(part for part in parts if part != ".")
+        escapes = ".." in parts or parts[0] == "" or parts[0].endswith(":")
+        if escapes or name in entries:
+            raise GuidexError(
+                f"{path} is refused for its entry {entry.filename!a}: its name is absolute, has "
+                "'..', or comes twice, which a safe zip has no use for."
+            )
+        if not entry.is_dir() and all(map(_is_visible, name.split("/"))):
+            entries[name] = entry
 
-    def __init__(self, path: Path) -> None:
+    def read(name: str) -> bytes:
         try:
-            self._zip = zipfile.ZipFile(path)
-        # What a damaged zip raises has no common type.
-        except Exception as error:
-            raise GuidexError(f"cannot read {path} as a zip: {reason_of(error)}") from error
-        self._entries: dict[str, zipfile.ZipInfo] = {}
-        for entry in self._zip.infolist():
-            parts = entry.filename.replace("\\", "/").split("/")
-            name = "/".join(part for part in parts if part != ".")
-            escapes = ".." in parts or parts[0] == "" or parts[0].endswith(":")
-            if escapes or name in self._entries:
-                raise GuidexError(
-                    f"{path} is refused for its entry {entry.filename!a}: its name is absolute, "
-                    "has '..', or comes twice, which a safe zip has no use for."
-                )
-            if not entry.is_dir() and all(map(_is_visible, name.split("/"))):
-                self._entries[name] = entry
-        super().__init__(path, "", self._entries)
-
-    def read(self, name: str) -> bytes:
-        try:
-            with self._zip.open(self._entries[name]) as file:
+            with archive.open(entries[name]) as file:
                 # No more than the entry declares: if it holds more, its checksum is wrong there.
-                return file.read(self._entries[name].file_size)
+                return file.read(entries[name].file_size)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             raise ValueError(f"the zip entry is damaged: {reason_of(error)}") from error
+
+    return Container(path, "", entries, read)
 
 
 def read_file(path: Path) -> bytes:

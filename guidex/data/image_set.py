@@ -26,13 +26,14 @@ class ImageSet:
     names: list[str]  # relative to the set and sorted; the index for arrays
     read_bytes: Callable[[int], bytes]  # image k as it is stored; called by several threads
     decode: Callable[[bytes], Pixels]  # to uint8 [C,H,W], or [1,H,W] for all C; called by threads
-    digests: dict[int, bytes]  # SHA-256 of the bytes of images that have been read, by index
     kinds: set[str]  # formats that occur: "png", "jpeg", "webp", "bmp" or "array"
     labels: NDArray[np.int64] | None  # classes [N]
     class_names: list[str] | None  # of classes 0 ... K-1, if they come from sub-folders
-    skipped: list[tuple[str, str]]  # (name, reason) of unreadable images that were left out
     crop: bool  # whether images were cropped to their central squares
-    _fingerprint: str | None = dataclasses.field(default=None, init=False)
+    # (name, reason) of unreadable images that were left out
+    skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    # SHA-256 of the bytes of images that have been read, by index
+    digests: dict[int, bytes] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -76,18 +77,16 @@ class ImageSet:
     def fingerprint(self) -> str:
         """SHA-256, in hex, of what the set holds: shape, images in order, what is done to them,
         labels; not names and times, nor whether files lie in a folder or in a zip."""
-        if self._fingerprint is None:
-            total = hashlib.sha256(f"guidex images {self.shape} {len(self)} {self.crop}\n".encode())
-            unread = [index for index in range(len(self)) if index not in self.digests]
-            deque(map_ahead(self._bytes, unread, default_workers()), maxlen=0)
-            for index in range(len(self)):
-                total.update(self.digests[index])
-            if self.kinds & {"jpeg", "webp"}:  # of which decoders make different pixels
-                total.update(f"Pillow {PIL.__version__}".encode())
-            if self.labels is not None:
-                total.update(b"labels" + self.labels.astype("<i8").tobytes())
-            self._fingerprint = total.hexdigest()
-        return self._fingerprint
+        total = hashlib.sha256(f"guidex images {self.shape} {len(self)} {self.crop}\n".encode())
+        unread = [index for index in range(len(self)) if index not in self.digests]
+        deque(map_ahead(self._bytes, unread, default_workers()), maxlen=0)
+        for index in range(len(self)):
+            total.update(self.digests[index])
+        if self.kinds & {"jpeg", "webp"}:  # of which decoders make different pixels
+            total.update(f"Pillow {PIL.__version__}".encode())
+        if self.labels is not None:
+            total.update(b"labels" + self.labels.astype("<i8").tobytes())
+        return total.hexdigest()
 
     def _bytes(self, index: int) -> bytes:
         """An image as it is stored, found to be the same as before."""
@@ -127,11 +126,9 @@ def array_images(
         names=[f"{index:06d}" for index in range(count)],
         read_bytes=lambda index: head + images[index].tobytes(),
         decode=decode,
-        digests={},
         kinds={"array"},
         labels=labels,
         class_names=class_names,
-        skipped=[],
         crop=crop,
     )
 

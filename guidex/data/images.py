@@ -9,7 +9,7 @@ from pathlib import Path
 from guidex.data.arrays import open_array
 from guidex.data.classes import find_labels
 from guidex.data.codec import decode, examine, require_size
-from guidex.data.containers import SUFFIXES, Container, Folder, Zip, read_file
+from guidex.data.containers import SUFFIXES, Container, open_folder, open_zip, read_file
 from guidex.data.image_set import ImageSet, array_images, map_ahead
 from guidex.errors import GuidexError, UsageError, printable, reason_of
 from guidex.files.progress import Progress
@@ -27,9 +27,8 @@ def open_images(
 
     Arguments:
         path: a folder (with its sub-folders; .png .jpg .jpeg .webp .bmp in any case, hidden files
-            ignored), a .zip of the same, a .npz or .npy of uint8 [N,H,W,C] (see
-            `arrays.open_array`), or the folder of a run (see `sample_output`). Every file is
-            examined (see `codec.examine`). For labels, see `classes.find_labels`.
+            ignored), a .zip of the same, an array (see `open_array`), or the folder of a run (see
+            `sample_output`). Every file is examined. For labels, see `find_labels`.
         bad: "error" refuses a set with unreadable images, listing them; "skip" leaves them out.
         resize, crop: see `codec.to_pixels`, where colours are stated too.
 
@@ -38,14 +37,14 @@ def open_images(
         GuidexError: unreadable images, images of several sizes, a damaged or dangerous file.
     """
     if bad not in ("error", "skip"):
-        raise UsageError(f"bad is {bad!r}; allowed are 'error' and 'skip'.")
+        raise UsageError(f"bad must be error or skip, not {bad!r}")
     require_size(resize, crop)
     path = sample_output(Path(path))
     kind = path.suffix.lower()
     if path.is_dir():
-        return _open_files(Folder(path), bad, resize, crop)
+        return _open_files(open_folder(path), bad, resize, crop)
     if path.is_file() and kind == ".zip":
-        return _open_files(Zip(path), bad, resize, crop)
+        return _open_files(open_zip(path), bad, resize, crop)
     if path.is_file() and kind in (".npz", ".npy"):
         images, labels = open_array(path)
         return array_images(images, labels=labels, resize=resize, crop=crop)
@@ -63,24 +62,18 @@ def sample_output(path: Path) -> Path:
     with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         mark = json.loads(read_file(path / "run.json"))
         command = mark["command"] if "run" in mark else None
-    if command in ("sweep", "eval"):
-        raise UsageError(
-            f"{path} is what guidex {command} wrote: a table and its figures, and no images to "
-            "measure. For images, give guidex sample the settings of a point"
-        )
     finished = {b"seed", b"label", b"file"} <= set(columns.strip().split(b","))
     outputs = [path / name for name in _OUTPUTS if (path / name).exists()]
     if finished and outputs:
         return outputs[0]
-    if command != "sample":
-        return path
-    if finished:
-        raise UsageError(f"{path} is a run of guidex sample, but has none of {', '.join(_OUTPUTS)}")
-    ready = f", or read the images that are there already, as {path / 'images'}"
-    raise UsageError(
-        f"{path} is a run of guidex sample that is not finished; give its command again"
-        + (ready if path / "images" in outputs else "")
-    )
+    if command in ("sweep", "eval"):
+        raise UsageError(f"{path} is what guidex {command} wrote, and holds no images to measure")
+    if command == "sample":
+        raise UsageError(
+            f"{path} is a run of guidex sample that is not finished, or has none of "
+            f"{', '.join(_OUTPUTS)}; give its command again"
+        )
+    return path
 
 
 def _open_files(container: Container, bad: str, resize: int | None, crop: bool) -> ImageSet:
@@ -117,12 +110,13 @@ def _open_files(container: Container, bad: str, resize: int | None, crop: bool) 
     kinds, shapes, digests = zip(*records, strict=True)
     names = [container.names[row] for row in rows]
     sizes = [f"{width}x{height}" for _, height, width in shapes]
-    if resize is None and len(set(sizes)) > 1:
+    counts = Counter(sizes).most_common()
+    if resize is None and len(counts) > 1:
         _refuse(
-            f"{path} holds images of {len(set(sizes))} sizes (width x height); a set has one:",
+            f"{path} holds images of {len(counts)} sizes (width x height); a set has one:",
             [
-                f"{size}: {count} images, such as {printable(names[sizes.index(size)])}"
-                for size, count in Counter(sizes).most_common()
+                f"{size}: {n} images, such as {printable(names[sizes.index(size)])}"
+                for size, n in counts
             ],
             "Remove those that are not meant, or bring all to NxN pixels: resize=N in guidex eval "
             "and guidex ref (crop=true: their central squares), model.resize=N in a model's data.",

@@ -2,11 +2,8 @@
 (Jayasumana et al. 2024, arXiv 2401.09603): image embeddings of length 1.
 
 As in the authors' code, images are cropped to the square in their middle, and resized by Pillow's
-bicubic filter (which antialiases) on 8-bit pixels.
-
-The network is timm's, with the activation x sigmoid(1.702 x) that OpenAI trained it with. The
-weights are the file of all of CLIP in the repository that timm and OpenCLIP name for it; the text
-encoder in it is left aside.
+bicubic filter (which antialiases) on 8-bit pixels. The network is timm's, with the activation
+x sigmoid(1.702 x) that OpenAI trained it with. The text encoder in the file is left aside.
 """
 
 import torch
@@ -36,13 +33,8 @@ SHA256 = "fbc415c3d0d7b79faed8f5ccfb740c32b7c4f5ffe7283b851f89c6231c01a8e0"
 def clip(
     weights: str | None = None, precision: Precision = "float32", compile: bool = False
 ) -> NetworkDetector:
-    """The detector: the projected class token, 768 numbers, normalised.
-
-    Arguments:
-        weights: path or URL of a file like the published one (CLIP under OpenAI's names), or None
-            for that one (1.7 GB).
-        precision, compile: see `NetworkDetector`.
-    """
+    """The detector: the projected class token, 768 numbers, normalised; `weights` is a path or URL
+    of a file like the published one (CLIP under OpenAI's names), or None for that one (1.7 GB)."""
     return NetworkDetector(
         name="clip",
         dim=DIM,
@@ -76,8 +68,12 @@ class CLIP(TimmNetwork):
 
 def crop_and_resize(images: Tensor) -> Tensor:
     """Images uint8 [B, 3, H, W] to [B, 3, 336, 336], uint8: their middle squares, resized."""
+    return middle_square(images, SIDE)
+
+
+def middle_square(images: Tensor, side: int) -> Tensor:
+    """Images uint8 [B, 3, H, W] to [B, 3, side, side], uint8: their middle squares, resized."""
     height, width = images.shape[2:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    squares = images[:, :, top : top + side, left : left + side]
-    return resize_by_pillow(squares, SIDE)
+    least = min(height, width)
+    top, left = (height - least) // 2, (width - least) // 2
+    return resize_by_pillow(images[:, :, top : top + least, left : left + least], side)

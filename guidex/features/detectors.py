@@ -14,39 +14,25 @@ from guidex.features.features import FeatureSet
 
 @dataclass(frozen=True)
 class Identity:
-    """What features depend on besides the images.
+    """What features depend on besides the images."""
 
-    Attributes:
-        name: of the detector; features of equal names compare, and columns end in it.
-        dim: number of features D; None where it depends on the samples.
-        resize: how images get to the size that the network takes; "none" without a network.
-        weights: SHA-256 of the network's weights; None without a network.
-        precision: of the network's arithmetic.
-        compiled: whether the network goes through torch.compile.
-        versions: of the packages that compute it; "" without a network.
-    """
-
-    name: str
-    dim: int | None = None
-    resize: str = "none"
-    weights: str | None = None
-    precision: str = "float32"
-    compiled: bool = False
-    versions: str = ""
+    name: str  # of the detector; features of equal names compare, and columns end in it
+    dim: int | None = None  # number of features D; None where it depends on the samples
+    resize: str = "none"  # how images get to the size that the network takes
+    weights: str | None = None  # SHA-256 of the network's; None without a network
+    precision: str = "float32"  # of the network's arithmetic
+    compiled: bool = False  # whether the network goes through torch.compile
+    versions: str = ""  # of the packages that compute it; "" without a network
 
 
 class Detector(Protocol):
-    """A pure function of one batch or a whole set.
+    """A pure function of one batch or a whole set."""
 
-    Attributes:
-        name: that of `identity`, known without the weights.
-        identity: raises UsageError and GuidexError where weights are not to be had.
-    """
-
-    name: str
+    name: str  # that of `identity`, known without the weights
 
     @property
-    def identity(self) -> Identity: ...
+    def identity(self) -> Identity:
+        """Raises UsageError and GuidexError where weights are not to be had."""
 
     def to(self, device: str | torch.device) -> Self:
         """Itself, working on a device from now on."""
@@ -55,30 +41,34 @@ class Detector(Protocol):
         """Features, float32 [N, D], of images uint8 [N, C, H, W] or points, floating [N, d]."""
 
 
-class _WithoutNetwork:
+def require_images(detector: str, samples: Tensor) -> None:
+    """Refuse points, by a UsageError."""
+    if samples.dtype != torch.uint8:
+        raise UsageError(
+            f"detector={detector} takes images, but these are points; use detector=coordinates"
+        )
+
+
+class Pixels:
+    """The pixels themselves, scaled to [-1, 1] and flattened; D = C H W. For small images."""
+
+    name, identity = "pixels", Identity("pixels")
+
     def to(self, device: str | torch.device) -> Self:
         return self
 
-
-class Pixels(_WithoutNetwork):
-    """The pixels themselves, scaled to [-1, 1] and flattened; D = C H W. For small images."""
-
-    name = "pixels"
-    identity = Identity("pixels")
-
     def __call__(self, samples: Tensor) -> Tensor:
-        if samples.dtype != torch.uint8:
-            raise UsageError(
-                "detector=pixels takes images, but these are points; use detector=coordinates"
-            )
+        require_images(self.name, samples)
         return to_float(samples, torch.float32).flatten(1)
 
 
-class Coordinates(_WithoutNetwork):
+class Coordinates:
     """The coordinates of a toy's points themselves; D = d."""
 
-    name = "coordinates"
-    identity = Identity("coordinates")
+    name, identity = "coordinates", Identity("coordinates")
+
+    def to(self, device: str | torch.device) -> Self:
+        return self
 
     def __call__(self, samples: Tensor) -> Tensor:
         if samples.dtype == torch.uint8:

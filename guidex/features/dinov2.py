@@ -47,15 +47,9 @@ def dinov2(
     precision: Precision = "float32",
     compile: bool = False,
 ) -> NetworkDetector:
-    """The detector; its name is dinov2, with _s, _b or _g for other sizes than L, and with _pil.
-
-    Arguments:
-        weights: path or URL of a file like the published one, or None for that one (85 MB for S,
-            1.2 GB for L, 4.5 GB for g).
-        size: of the network; published FD_DINOv2 are of L.
-        resize: "torch" or "pil", see above.
-        precision, compile: see `NetworkDetector`.
-    """
+    """The detector; its name is dinov2, with _s, _b or _g for other sizes than L (published
+    FD_DINOv2 are of L), and with _pil. `weights` is a path or URL of a file like the published one,
+    or None for that one (85 MB for S, 1.2 GB for L, 4.5 GB for g)."""
     word, dim = SIZES[size]
     model = f"dinov2_vit{size}14"
     url = f"https://dl.fbaipublicfiles.com/dinov2/{model}/{model}_pretrain.pth"

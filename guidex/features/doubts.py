@@ -10,13 +10,10 @@ def doubts_of_sides(*, real: Mapping[str, Any], fake: Mapping[str, Any]) -> list
     """Reasons to doubt a comparison, in whole sentences, from what is known of the two sides. What
     numbers of images do is up to metrics (see `Metric.doubts`)."""
     doubts = []
-    formats = [set(about.get("formats", ())) for about in (real, fake)]
+    formats = [about.get("formats", ()) for about in (real, fake)]
     if all(formats) and ("jpeg" in formats[0]) != ("jpeg" in formats[1]):
-        text = ", ".join(
-            f"{side} {'/'.join(sorted(names))}"
-            for side, names in zip(("real", "fake"), formats, strict=True)
-        )
-        doubts.append(f"JPEG meets images without its losses ({text}), which distances see.")
+        text = ", fake ".join("/".join(sorted(names)) for names in formats)
+        doubts.append(f"JPEG meets images without its losses (real {text}), which distances see.")
     shapes = [about.get("shape") for about in (real, fake)]
     if all(shapes) and shapes[0] != shapes[1]:
         text = " and ".join(f"{w}x{h}x{c}" for c, h, w in shapes)

@@ -1,12 +1,10 @@
 """Features on disk, so that a second evaluation of the same images needs no network.
 
-They lie in features/ of guidex's cache folder (see `guidex.files.cache`), one file for what a
-detector made of a set of images. Its name is a hash of all that they depend on: the pixels and
-their order, and the detector's `Identity`. A file holds float32 [N, D], and behind them a checksum
-for each block of BLOCK images, which is compared before the block is used. What is lacking or
-damaged is made again, so that a run that was stopped goes on where it was, and several processes
-make different blocks. Any of the files may be deleted at any time; beyond LIMIT bytes, guidex
-deletes those that have not been used for the longest time.
+One file in features/ of guidex's cache folder is for what a detector made of a set of images. Its
+name is a hash of all that they depend on: the pixels and their order, and the detector's
+`Identity`. A file holds float32 [N, D], and behind them a checksum for each block of BLOCK images.
+What is lacking or damaged is made again, by several processes in different blocks. Files may be
+deleted at any time; beyond LIMIT bytes, guidex deletes those unused for the longest time.
 """
 
 import contextlib
@@ -45,16 +43,10 @@ def place_of(fingerprint: str, identity: Identity) -> Path:
 
 
 class FeatureStore:
-    """The features of one set of images by one detector, block by block: in a file, or in memory
-    where there is none. A file that cannot be written costs a warning and no more.
+    """The features of one set of `count` images by one detector, block by block: in a file, or in
+    memory where there is none. A file that cannot be written costs a warning and no more."""
 
-    Arguments:
-        count, dim: number of images N and of features D.
-        path: of the file, or None.
-
-    Attributes:
-        values: float32 [N, D], mapped from the file, so that they need not be in memory.
-    """
+    values: Tensor  # float32 [N, D], mapped from the file, so that they need not be in memory
 
     def __init__(self, count: int, dim: int, path: Path | None = None) -> None:
         self._path, self._there = path, set()

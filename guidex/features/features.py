@@ -16,24 +16,15 @@ from guidex.models.denoiser import ExactDenoiser
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """One set of images after a detector. Made by `from_values` or `from_statistics`.
+    """One set of images after a detector; see `from_values`."""
 
-    Attributes:
-        detector: name of the detector; columns end in it (fd_<detector>).
-        count: number of images N in the set; 0 where a file of statistics does not tell.
-        values: features [N, D], float32 or float64, finite, on the device where metrics of them
-            are computed; None where only statistics are known.
-        labels: class of each image [N], int64 (for fakes: the class asked for); None if unknown.
-        given_statistics: statistics that came with the set, or None.
-        truth: the exact distribution behind the set, known for toys only.
-    """
-
-    detector: str
-    count: int
+    detector: str  # name of the detector; columns end in it (fd_<detector>)
+    count: int  # number of images N in the set; 0 where a file of statistics does not tell
+    # [N, D], float32 or float64, finite, where metrics are computed; None: there are statistics.
     values: Tensor | None
-    labels: Tensor | None = None
-    given_statistics: GaussianStatistics | None = None
-    truth: ExactDenoiser | None = None
+    labels: Tensor | None = None  # class of each image [N], int64 (of fakes: the class asked for)
+    given_statistics: GaussianStatistics | None = None  # that came with the set
+    truth: ExactDenoiser | None = None  # the exact distribution behind it, known for toys only
 
     @classmethod
     def from_values(
@@ -57,27 +48,17 @@ class FeatureSet:
         if labels is not None and (labels.shape != values.shape[:1] or labels.dtype != torch.int64):
             told = f"{detector}: labels are {labels.dtype} {list(labels.shape)}"
             raise UsageError(f"{told}, not int64 [{len(values)}].")
-        for start, rows in enumerate(values.split(_ROWS)):
-            finite = torch.isfinite(rows).all(dim=1)
-            if not bool(finite.all()):
-                row = start * _ROWS + int(torch.nonzero(~finite)[0])
-                raise UsageError(
-                    f"features: row {row} (counted from 0) holds NaN or infinity. Check that "
-                    "image, and the sampler's weights and precision."
-                )
+        finite = torch.cat([rows.isfinite().all(dim=1) for rows in values.split(_ROWS)])
+        if not finite.all():
+            raise UsageError(
+                f"features: row {int((~finite).nonzero()[0])} (counted from 0) holds NaN or "
+                "infinity. Check that image, and the sampler's weights and precision."
+            )
         return cls(detector, len(values), values, labels, statistics, truth)
-
-    @classmethod
-    def from_statistics(cls, *, detector: str, statistics: GaussianStatistics) -> "FeatureSet":
-        """A reference of which only mean and covariance are known."""
-        return cls(detector, statistics.count, None, given_statistics=statistics)
 
     def to(self, device: str | torch.device) -> "FeatureSet":
         """The same on a device; the truth stays where it is."""
         statistics = self.given_statistics
-        first = self.values if statistics is None else statistics.mean
-        if first.device == torch.device(device):
-            return self
         return dataclasses.replace(
             self,
             values=None if self.values is None else self.values.to(device),
@@ -123,24 +104,17 @@ _ROWS = 4096  # that are checked at a time
 
 @dataclass(eq=False)
 class SetDescription:
-    """What is known of a set of images before its features are made.
-
-    Attributes:
-        detector, dim, has_values, has_labels, truth: as of the `FeatureSet` to come.
-        count: number of single images, where there are any; else as of the `FeatureSet`.
-        about: what there is to know, as plain data; its count is of the images that statistics are
-            of, None where it is not recorded.
-        features: the set itself, as soon as it is made.
-    """
+    """What is known of a set of images, as of the `FeatureSet` to come, before that is made."""
 
     detector: str
     dim: int
-    count: int = 0
+    count: int = 0  # of single images, where there are any
     has_values: bool = True
     has_labels: bool = False
     truth: ExactDenoiser | None = None
+    # All there is to know; its count is of the images that statistics are of, None: not recorded.
     about: dict[str, Any] = field(default_factory=dict)
-    features: FeatureSet | None = None
+    features: FeatureSet | None = None  # the set itself, as soon as it is made
 
 
 AnySet = FeatureSet | SetDescription

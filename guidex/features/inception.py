@@ -43,14 +43,9 @@ def inception(
     precision: Precision = "float32",
     compile: bool = False,
 ) -> NetworkDetector:
-    """The detector.
-
-    Arguments:
-        weights: path or URL of a file like the published one, or None for that one (95 MB).
-        features: "pool3", 2048 numbers, for FID, KID, precision and recall; "logits", 1008
-            numbers, for the Inception score; "spatial", 2023 numbers, for sFID.
-        precision, compile: see `NetworkDetector`.
-    """
+    """The detector of FID, KID, precision and recall ("pool3", 2048 numbers), of the Inception
+    score ("logits", 1008), or of sFID ("spatial", 2023); `weights` is a path or URL of a file like
+    the published one, or None for that one (95 MB)."""
     name, _, dim = _LAYERS[features]
     return NetworkDetector(
         name=name,
@@ -66,17 +61,9 @@ def inception(
 
 
 class Extractor(nn.Module):
-    """A network of torch-fidelity with some of its layers as outputs, side by side.
-
-    Arguments:
-        module, network: torch-fidelity's names of the network.
-        weights: of all layers.
-        layers: torch-fidelity's names of the outputs.
-
-    Raises:
-        UsageError: torch-fidelity cannot be imported.
-        GuidexError: the weights are those of another network.
-    """
+    """A network of torch-fidelity, by its names there, with some of its layers as outputs, side by
+    side. Raises UsageError: torch-fidelity cannot be imported; GuidexError: the weights are those
+    of another network."""
 
     def __init__(self, module: str, network: str, weights: Weights, *layers: str) -> None:
         super().__init__()
@@ -104,10 +91,6 @@ class Inception(Extractor):
     pairs them so, too. Of a block, `conv` is what lies in none of the towers: the 1 x 1 branch.
     The node of that very name is the last one of its scope (Conv2D, batchnorm, CheckNumerics,
     control_dependency, conv), behind the ReLU.
-
-    Arguments:
-        weights: of all layers.
-        outputs: some of pool3, logits and spatial.
     """
 
     def __init__(self, weights: Weights, *outputs: str) -> None:

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from guidex.data.codec import from_pixels
 from guidex.data.image_set import default_workers
-from guidex.errors import UsageError
-from guidex.features.detectors import Identity
+from guidex.features.detectors import Identity, require_images
 from guidex.features.weights import Weights, not_usable, optional
 
 Precision = Literal["float32", "float16", "bfloat16"]
@@ -27,36 +26,22 @@ PASS, CPU_PASS = 128, 16
 
 @dataclass(eq=False, kw_only=True)
 class NetworkDetector:
-    """Images through a network, on a device and in a precision: float32, without TF32, as published
-    numbers are computed, or another by autocast.
-
-    Nothing is read before it is needed: the weights' hash by `identity`, the network by the first
-    call.
-
-    Attributes:
-        name: of the detector; features of equal names compare.
-        dim: number of features D.
-        resize: how images get to the size that the network takes, in words.
-        package: Python package that the network comes from.
-        weights: of the network.
-        build: from weights and `outputs` to the network: images uint8 [B, 3, H, W] to features
-            float32 [B, D].
-        prepare: what happens to images before they go to the device.
-        precision: of the network; features are float32 in any case.
-        compile: whether torch.compile is used: slow at first, faster for many images.
-        outputs: of a network with several, those that are features, side by side.
+    """Images through a network: in float32, without TF32, as published numbers are computed, or in
+    another precision by autocast. Nothing is read before it is needed: the weights' hash by
+    `identity`, the network by the first call. What is not explained is as of `Identity`.
     """
 
     name: str
     dim: int
     resize: str
-    package: str
+    package: str  # Python package that the network comes from
     weights: Weights
+    # From weights and `outputs` to the network: uint8 [B, 3, H, W] to features float32 [B, D].
     build: Callable[..., nn.Module]
-    prepare: Callable[[Tensor], Tensor] | None = None
-    precision: Precision = "float32"
-    compile: bool = False
-    outputs: tuple[str, ...] = ()
+    prepare: Callable[[Tensor], Tensor] | None = None  # images, before they go to the device
+    precision: Precision = "float32"  # features are float32 in any case
+    compile: bool = False  # by torch.compile: slow at first, faster for many images
+    outputs: tuple[str, ...] = ()  # of a network with several, those to take, side by side
     _device: torch.device = torch.device("cpu")
     _network: Callable[[Tensor], Tensor] | None = field(default=None, init=False)
     _joined: dict[tuple[str, ...], "NetworkDetector"] = field(default_factory=dict, init=False)
@@ -90,10 +75,7 @@ class NetworkDetector:
     def __call__(self, samples: Tensor) -> Tensor:
         """Features of images uint8 [N, C, H, W], float32 [N, D], on its device. Grey images (C = 1)
         are repeated to RGB. Raises UsageError for points, and as `identity`."""
-        if samples.dtype != torch.uint8:
-            raise UsageError(
-                f"detector={self.name} takes images, but these are points; use detector=coordinates"
-            )
+        require_images(self.name, samples)
         if self._network is None:
             network = self.build(self.weights, *self.outputs)
             network = network.eval().requires_grad_(False).to(self._device)
@@ -136,17 +118,15 @@ def full_float32() -> Iterator[None]:
 
 
 class TimmNetwork(nn.Module):
-    """A ViT of timm, on pixels normalised as it was trained with.
-
-    Arguments:
-        vit: as `timm_vit` gives it.
-        weights: whose tensors it gets.
-        tensors: by timm's names. GuidexError: they are those of another network.
-    """
+    """A ViT as `timm_vit` gives it, with the tensors of `weights` by timm's names, on pixels
+    normalised as it was trained with. Raises GuidexError: they are those of another network."""
 
     def __init__(self, vit: nn.Module, weights: Weights, tensors: dict[str, Tensor]) -> None:
         super().__init__()
-        weights.load_into(vit, tensors)
+        try:
+            vit.load_state_dict({name: each.float() for name, each in tensors.items()}, assign=True)
+        except RuntimeError as error:
+            raise weights.mismatch(error) from error
         self.vit = vit
         for name in ("mean", "std"):  # in 0 ... 1, per channel
             values = torch.tensor(vit.pretrained_cfg[name])[:, None, None]

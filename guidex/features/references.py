@@ -30,21 +30,13 @@ _COMPARED = {"dim": "number of features", "resize": "way to resize", "weights": 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Statistics, samples, or (ADM's files) both, opened: nothing about it is damaged.
+    """Statistics, samples, or (ADM's files) both, opened: nothing about it is damaged."""
 
-    Attributes:
-        source: path or URL as given, or name of a model.
-        path: the file, or a folder of images; None for a model's data.
-        file: the statistics, or None.
-        samples: the images or points, or None.
-        most: number of single features that are taken of the file's, or None for all.
-    """
-
-    source: str
-    path: Path | None
+    source: str  # path or URL as given, or name of a model
+    path: Path | None  # the file, or a folder of images; None for a model's data
     file: StatisticsFile | None
     samples: Samples | None
-    most: int | None = None
+    most: int | None = None  # number of single features that are taken of the file's; None: all
 
     def description(self, detector: Detector) -> SetDescription:
         """What it is to a detector. Raises UsageError where its statistics are of another detector,
@@ -55,30 +47,23 @@ class Reference:
             output = output_of(detector, samples.blank())
             labelled, truth = samples.has_labels, samples.truth
             return SetDescription(*output, samples.count, True, labelled, truth, about)
-        about = {
-            "path": self.source,
-            "kind": file.kind,
-            "count": file.count,
-            "sha256": self._sha256,
-            "detector": self._convention(detector),
-            **file.record,
-        }
-        count, has_values, has_labels = given.count, given.has_values, given.has_labels
+        about = {"path": self.source, "kind": file.kind, "count": file.count}
+        about |= {"sha256": self._sha256, "detector": self._convention(detector), **file.record}
+        singles = given
         if samples is not None:
-            about["features"] = count = samples.count
+            about["features"] = samples.count
             about |= {key: samples.about[key] for key in ("shape", "formats")}
-            has_values, has_labels = True, samples.has_labels
-        return SetDescription(detector.name, given.dim, count, has_values, has_labels, None, about)
+            singles = samples
+        has_values = samples is not None or given.has_values
+        facts = (singles.count, has_values, singles.has_labels, None, about)
+        return SetDescription(detector.name, given.dim, *facts)
 
     def features(
         self, asked: Sequence[tuple[Detector, bool]], settings: PassSettings
     ) -> list[FeatureSet]:
-        """Features for detectors, on the CPU; each image is decoded once for all of them.
-
-        Arguments:
-            asked: different detectors, each with whether single features are needed where there
-                are statistics. Where not, no image goes through it.
-        """
+        """Features for different detectors, on the CPU; each image is decoded once for all of them.
+        Each is asked with whether single features are needed where there are statistics; where
+        they are not, no image goes through it."""
         sets = {detector: self._given(detector) for detector, _ in asked}
         run = [d for d, single in asked if sets[d] is None or (single and self.samples is not None)]
         made = self.samples.features(run, settings) if run else []
@@ -138,13 +123,9 @@ class Reference:
 def open_reference(
     source: str, *, resize: int | None, crop: bool = False, bad: str, most: int | None = None
 ) -> Reference:
-    """Open a file or folder as the real side of comparisons.
-
-    Arguments:
-        source: path or URL of statistics (see `statistics_files`), of images, or of a toy's points.
-        resize, crop, bad: as for `open_samples`, which raises the same errors.
-        most: of the single images or features, no more than so many, chosen at random.
-    """
+    """Open a path or URL of statistics, images or a toy's points as the real side of comparisons,
+    with `most` of its single images or features, chosen at random. The other arguments and the
+    errors are those of `open_samples`."""
     path = Path(source)
     if "://" in source:
         with download_bar(source.rpartition("/")[2]) as progress:
@@ -171,23 +152,19 @@ def published_reference(name: str) -> str | None:
 
 def describe(about: Mapping[str, Any]) -> str:
     """In one line: what it is, N, resolution, detector, resize and hash."""
-    count, shape = about.get("count"), about.get("shape")
+    count, detector = about.get("count"), about.get("detector", {})
     parts = ["number of images not recorded" if count is None else f"{count:,} images"]
     if "of" in about:
         parts[0] += f" of {about['of']:,}, chosen at random"
-    if shape is not None:
-        parts.append(f"{shape[2]}x{shape[1]}")
-    elif "kind" in about:
-        parts.append("resolution not recorded")
+    if "shape" in about:
+        parts.append(f"{about['shape'][2]}x{about['shape'][1]}")
     if "features" in about:
         parts.append(f"single features of {about['features']:,}")
     if about.get("formats"):
         parts.append("/".join(about["formats"]))
-    detector = about.get("detector", {})
     parts += [detector[key] for key in ("name", "resize", "precision") if key in detector]
-    if detector.get("weights") is not None:
-        parts.append(f"weights {detector['weights'][:8]}")
-    if "sha256" in about:
-        parts.append(f"SHA-256 {about['sha256'][:8]}")
+    for what, digest in (("weights", detector.get("weights")), ("SHA-256", about.get("sha256"))):
+        if digest is not None:
+            parts.append(f"{what} {digest[:8]}")
     kind = f" ({about['kind']})" if "kind" in about else ""
     return f"{about.get('path', about.get('model'))}{kind}: {', '.join(parts)}"

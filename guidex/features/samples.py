@@ -28,24 +28,20 @@ BATCH_BYTES = 256 * 2**20  # pixels of a batch, and about as many that are read 
 
 @dataclass(frozen=True)
 class PassSettings:
-    """How images go through detectors.
+    """How images go through detectors."""
 
-    Attributes:
-        batch: images per batch, fewer of large ones (see BATCH_BYTES); no effect on features.
-        cache: whether features of networks are kept on disk for the next time.
-        rank, ranks: of the processes that take the same images and share the cache. Each begins
-            with other blocks, and ends with all features.
-    """
-
-    batch: int = 512
-    cache: bool = True
+    batch: int = 512  # images per batch, fewer of large ones (BATCH_BYTES); no effect on features
+    cache: bool = True  # whether features of networks are kept on disk for the next time
+    # Of the processes that take the same images and share the cache. Each begins with other blocks,
+    # and ends with all features.
     rank: int = 0
     ranks: int = 1
 
 
 @dataclass(frozen=True, eq=False)
 class Points:
-    """Points of a toy, floating [N, d], on the CPU, and labels, int64 [N], or None."""
+    """Points of a toy, floating [N, d], on the CPU, and labels, int64 [N], or None. Its methods
+    are those of `ImageSet`."""
 
     values: Tensor
     labels: Tensor | None
@@ -54,11 +50,9 @@ class Points:
         return len(self.values)
 
     def subset(self, rows: np.ndarray) -> "Points":
-        """Some of them."""
         return Points(self.values[rows], None if self.labels is None else self.labels[rows])
 
     def fingerprint(self) -> str:
-        """SHA-256, in hex."""
         parts = [part for part in (self.values, self.labels) if part is not None]
         digest = hashlib.sha256(str([(part.dtype, part.shape) for part in parts]).encode())
         for part in parts:
@@ -68,19 +62,12 @@ class Points:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Samples of a file, a folder or a model, before any detector takes them.
+    """Samples of a file, a folder or a model, before any detector takes them."""
 
-    Attributes:
-        name: path as given, or name of the model.
-        content: the samples.
-        of: number of samples that these are a random choice of, or None.
-        model: whose data these are, or None.
-    """
-
-    name: str
+    name: str  # path as given, or name of the model
     content: ImageSet | Points
-    of: int | None = None
-    model: ExactDenoiser | None = None
+    of: int | None = None  # number of samples that these are a random choice of
+    model: ExactDenoiser | None = None  # whose data these are
 
     @cached_property
     def about(self) -> dict[str, object]:
@@ -126,13 +113,10 @@ class Samples:
 
     def features(self, detectors: Sequence[Detector], settings: PassSettings) -> list[FeatureSet]:
         """The features of all detectors, on the CPU; images are decoded once for all of them."""
-        distinct = list(dict.fromkeys(detectors))
         if self.images is not None:
-            sets = image_features(self.images, distinct, settings)
-        else:
-            sets = detect_all(distinct, self.content.values, self.content.labels, settings.batch)
-            sets = [dataclasses.replace(features, truth=self.truth) for features in sets]
-        return [sets[distinct.index(detector)] for detector in detectors]
+            return image_features(self.images, detectors, settings)
+        sets = detect_all(detectors, self.content.values, self.content.labels, settings.batch)
+        return [dataclasses.replace(features, truth=self.truth) for features in sets]
 
 
 def open_samples(path: str, *, resize: int | None, crop: bool = False, bad: str) -> Samples:
@@ -164,10 +148,10 @@ def model_features(model: object, detector: Detector, seed: int = 0) -> FeatureS
 def image_features(
     images: ImageSet, detectors: Sequence[Detector], settings: PassSettings
 ) -> list[FeatureSet]:
-    """Features by different detectors, on the CPU, from the cache where they are there."""
-    labels = None if images.labels is None else torch.as_tensor(images.labels, dtype=torch.int64)
+    """As `Samples.features`, from the cache where they are there."""
+    labels = None if images.labels is None else torch.from_numpy(images.labels)
     stores: dict[Detector, FeatureStore] = {}
-    for detector in detectors:
+    for detector in dict.fromkeys(detectors):
         place, identity = None, detector.identity
         if settings.cache and identity.weights is not None:
             place = place_of(images.fingerprint(), identity)
@@ -180,10 +164,11 @@ def image_features(
         for number, block in reversed(list(enumerate(blocks))):
             if number % ranks != rank:
                 _fill(stores, images, [block], settings, bar)
-    return [
-        FeatureSet.from_values(detector=detector.name, values=store.values, labels=labels)
+    sets = {
+        detector: FeatureSet.from_values(detector=detector.name, values=store.values, labels=labels)
         for detector, store in stores.items()
-    ]
+    }
+    return [sets[detector] for detector in detectors]
 
 
 def _fill(
@@ -226,13 +211,5 @@ def _read_points(path: Path) -> Points | None:
     with open_npz(path) as file:
         if "samples" not in file.files:
             return None
-        samples, labels = file["samples"], file.get("labels")
-    if samples.ndim != 2 or samples.dtype.kind != "f" or len(samples) == 0:
-        told = f"{samples.dtype} {samples.shape}"
-        raise UsageError(f"{path}: samples must be floating point [N, d], not {told}")
-    if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != samples.shape[:1]):
-        raise UsageError(f"{path}: labels must be integers [N], not {labels.dtype} {labels.shape}")
-    # To a type that torch knows, which knows no long doubles and no other byte order.
-    kind = np.float32 if samples.dtype.itemsize <= 4 else np.float64
-    points = torch.from_numpy(samples.astype(kind, copy=False))
-    return Points(points, None if labels is None else torch.from_numpy(labels.astype(np.int64)))
+        labels = torch.from_numpy(file["labels"]) if "labels" in file.files else None
+        return Points(torch.from_numpy(file["samples"]), labels)

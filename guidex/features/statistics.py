@@ -26,20 +26,12 @@ def gram(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class GaussianStatistics:
-    """What a Gaussian fit needs to know of N feature vectors.
+    """What a Gaussian fit needs to know of N feature vectors. Raises UsageError: shapes that do not
+    fit, NaN or infinity."""
 
-    Attributes:
-        count: N >= 0.
-        mean: [D], float64, on the CPU, or wherever it was put.
-        scatter: sum of (x - mean)(x - mean)^T, [D, D], float64, on the same device.
-
-    Raises:
-        UsageError: shapes that do not fit, NaN or infinity.
-    """
-
-    count: int
-    mean: Tensor
-    scatter: Tensor
+    count: int  # N >= 0
+    mean: Tensor  # [D], float64, on the CPU, or wherever it was put
+    scatter: Tensor  # sum of (x - mean)(x - mean)^T, [D, D], float64, on the same device
 
     def __post_init__(self) -> None:
         shape = tuple(self.mean.shape)

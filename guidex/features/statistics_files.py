@@ -36,21 +36,13 @@ _PUBLISHED = {"inception": "", "inception_spatial": "_s"}
 
 @dataclass(frozen=True, eq=False)
 class StatisticsFile:
-    """What a file of statistics holds.
+    """What a file of statistics holds."""
 
-    Attributes:
-        kind: what sort of file it is, for people.
-        sets: statistics, and single features where the file has them, by name of the detector.
-        count: number of images, or None where the file does not tell.
-        has_images: whether the file holds images as well (ADM's).
-        record: of guidex's own files, as far as known: "shape" [C, H, W] and "formats" of the
-            images, and "detector".
-    """
-
-    kind: str
-    sets: dict[str, FeatureSet]
-    count: int | None
-    has_images: bool = False
+    kind: str  # what sort of file it is, for people
+    sets: dict[str, FeatureSet]  # by name of the detector, with single features where it has them
+    count: int | None  # of images, or None where the file does not tell
+    has_images: bool = False  # as ADM's
+    # Of guidex's own: "shape" [C, H, W] and "formats" of the images, and "detector".
     record: dict[str, Any] = field(default_factory=dict)
 
 
@@ -84,21 +76,14 @@ def read_statistics(path: Path) -> StatisticsFile | None:
 def write_statistics(
     path: Path, features: FeatureSet, about: Mapping[str, object], *, keep_features: bool
 ) -> None:
-    """Write guidex's own file: `mu` and `sigma` (N - 1), float64, which others read as well.
-
-    Arguments:
-        features: of at least 2 images.
-        about: what `Samples.about` and `detector_record` know of them.
-        keep_features: also write single features and labels; 4 N D bytes.
-    """
+    """Write guidex's own file: `mu` and `sigma` (N - 1) of at least 2 images, float64, which others
+    read as well, what there is to know about them, and maybe single features and labels."""
     record = {key: value for key, value in about.items() if key not in ("path", "count")}
     record |= {"format": FORMAT, "guidex": guidex.__version__}
     record |= {"name": features.detector, "count": features.count}
-    arrays = {
-        "mu": features.statistics.mean.numpy(),
-        "sigma": features.statistics.covariance.numpy(),
-        "guidex": np.array(json.dumps(record)),
-    }
+    moments = features.statistics
+    arrays = {"mu": moments.mean.numpy(), "sigma": moments.covariance.numpy()}
+    arrays["guidex"] = np.array(json.dumps(record))
     if keep_features:
         arrays["features"] = features.values.float().numpy()
         if features.labels is not None:
@@ -121,8 +106,7 @@ def _read_edm2(path: Path) -> StatisticsFile:
         sets = {}
     if not sets:
         raise UsageError(
-            f"{path} is no reference of EDM2: mu and sigma are looked for under "
-            f"{' and '.join(_EDM2)}, and a number under num_images."
+            f"{path} is no reference of EDM2, with mu and sigma of {' or '.join(_EDM2)}"
         )
     return StatisticsFile("EDM2", sets, count)
 
@@ -140,22 +124,19 @@ def _read_published(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
 def _read_own(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
     record = json.loads(str(arrays["guidex"]))
     if record["format"] != FORMAT:
-        raise GuidexError(
-            f"not of format {FORMAT}, which this version of guidex reads; make it again with "
-            "`guidex ref`."
-        )
+        raise GuidexError(f"not of format {FORMAT}; make it again with `guidex ref`.")
     name, count = record["name"], record["count"]
     moments = _moments(arrays["mu"], arrays["sigma"], count)
     features = FeatureSet(name, count, None, None, moments)
     if "features" in arrays.files:
-        values, labels = arrays["features"], arrays.get("labels")
+        values = torch.from_numpy(arrays["features"])
+        labels = torch.from_numpy(arrays["labels"]) if "labels" in arrays.files else None
         if values.shape != (count, moments.dim):
-            raise GuidexError(f"its features are {values.shape}, not {(count, moments.dim)}.")
+            raise GuidexError(
+                f"its features are {tuple(values.shape)}, not {(count, moments.dim)}."
+            )
         features = FeatureSet.from_values(
-            detector=name,
-            values=torch.from_numpy(values),
-            labels=None if labels is None else torch.from_numpy(labels),
-            statistics=moments,
+            detector=name, values=values, labels=labels, statistics=moments
         )
     known = {key: record[key] for key in ("shape", "formats", "detector") if key in record}
     return StatisticsFile("guidex", {name: features}, count, record=known)

@@ -21,12 +21,8 @@ PREFIX = "397923af"
 def vgg16(
     weights: str | None = None, precision: Precision = "float32", compile: bool = False
 ) -> NetworkDetector:
-    """The detector: the second fully connected layer after its ReLU (fc2), 4096 numbers.
-
-    Arguments:
-        weights: path or URL of a file like the published one, or None for that one (553 MB).
-        precision, compile: see `NetworkDetector`.
-    """
+    """The detector: the second fully connected layer after its ReLU (fc2), 4096 numbers; `weights`
+    is a path or URL of a file like the published one, or None for that one (553 MB)."""
     return NetworkDetector(
         name="vgg16",
         dim=4096,

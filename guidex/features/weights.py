@@ -8,7 +8,7 @@ from types import ModuleType
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from guidex.errors import GuidexError, UsageError
 from guidex.files.cache import fetch, file_sha256
@@ -17,19 +17,12 @@ from guidex.files.progress import download_bar
 
 @dataclass(frozen=True)
 class Weights:
-    """A file of weights; nothing is fetched or read before it is asked for.
+    """A file of weights; nothing is fetched or read before it is asked for."""
 
-    Attributes:
-        what: the network, for messages.
-        given: path or URL that the user chose, or None for the published file.
-        url: of the published file.
-        prefix: what its publisher tells of its SHA-256: the hexadecimal digits that it begins with.
-    """
-
-    what: str
-    given: str | None
-    url: str
-    prefix: str = ""
+    what: str  # the network, for messages
+    given: str | None  # path or URL that the user chose, or None for the published file
+    url: str  # of the published file
+    prefix: str = ""  # first hexadecimal digits of its SHA-256, as its publisher tells them
 
     @property
     def source(self) -> str:
@@ -75,15 +68,6 @@ class Weights:
         if file_sha256(path) != sha256:
             raise GuidexError(f"{path} was replaced while it was being read; start again.")
         return tensors
-
-    def load_into(self, network: nn.Module, tensors: dict[str, Tensor]) -> None:
-        """Make tensors the float32 weights of a network, which may be on the meta device. Raises
-        GuidexError for other names or shapes than the network's."""
-        floats = {name: tensor.float() for name, tensor in tensors.items()}
-        try:
-            network.load_state_dict(floats, assign=True)
-        except RuntimeError as error:
-            raise self.mismatch(error) from error
 
     def mismatch(self, reason: object) -> GuidexError:
         """The complaint that these are the weights of another network."""

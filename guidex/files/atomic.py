@@ -21,16 +21,9 @@ _FULL = {
 def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Create or replace a file in one step: readers see the old content or the new, never a part.
 
-    The content goes to `.guidex-<random>.tmp` in the same folder, is flushed to the disk, and is
-    renamed. Only a killed process leaves that hidden file behind.
-
-    Arguments:
-        path: the file; its folder must exist.
-        write: called once with the open binary file, for example
-            `lambda file: np.savez(file, mu=mu, sigma=sigma)`.
-
-    Raises:
-        GuidexError: the file system refuses. Other exceptions of `write` pass.
+    `write` is called with an open binary file, `.guidex-<random>.tmp` in the same folder, which is
+    flushed to the disk and renamed. Only a killed process leaves that hidden file behind. Raises
+    GuidexError: the file system refuses. Other exceptions of `write` pass.
     """
     path = Path(path)
     # Not named after `path`: that name may already be as long as the file system allows.

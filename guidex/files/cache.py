@@ -38,13 +38,13 @@ log = logging.getLogger(__name__)
 def fetch(source: str, *, sha256: str | None = None, progress: Received | None = None) -> Path:
     """The local path of a file, which is downloaded into the cache where it is a URL not there yet.
 
-    A cached file is hashed on each call (about 0.65 s per GB). Any number of processes may ask for
-    the same file at once: one downloads, the others wait.
+    A cached file is hashed on each call (about 0.65 s per GB). Of several processes that ask for
+    the same file, one downloads, and the others wait.
 
     Arguments:
         source: path of an existing file (returned as it is), file:// URL, or http(s):// URL.
         sha256: 64 hex digits that the file must have, or None: whatever came first is recorded.
-        progress: called with (bytes so far, bytes in all) while downloading; may raise to stop.
+        progress: called with (bytes so far, bytes in all) while downloading.
 
     Raises:
         UsageError: no such file, bad URL, HTTP 404, not cached while offline.
@@ -63,8 +63,7 @@ def fetch(source: str, *, sha256: str | None = None, progress: Received | None =
     else:
         known = "" if expected is None else f" (SHA-256 {expected})"
         by_hand = (
-            f"Download {url}{known} on a machine that can, and put it at {path}, or give the path "
-            "of a local copy in place of the URL."
+            f"Download {url}{known} elsewhere and put it at {path}, or give a path in its place."
         )
         if offline():
             raise UsageError(
@@ -254,8 +253,6 @@ def _check_answer(url: str, response: http.client.HTTPResponse | HTTPError) -> N
     text = f"the server answers HTTP {status} ({http.client.responses.get(status, 'unknown')})"
     if status in (408, 429) or status >= 500:
         raise ConnectionError(text)
-    if 300 <= status < 400:
-        text += ", a redirect that cannot be followed"
     whole = status in (200, 206) and not kind.endswith(("html", "xml", "json"))
     if not whole and status != 416:  # 416: the server has nothing beyond what is here
         error = UsageError if status in (404, 410) else GuidexError

@@ -49,13 +49,9 @@ class Recorded:
 
 
 def read_pickle(source: str | os.PathLike[str] | BinaryIO) -> object:
-    """Read a pickle (protocols 2 to 5) from a file path or a binary stream.
-
-    Returns:
-        Its value, made of None, bool, int, float, str, bytes, list, tuple, dict (also for
-        OrderedDict and EasyDict), set, torch.dtype, np.dtype, CPU tensors (also for parameters),
-        NumPy arrays of plain numbers, `Recorded`, and functions of this module for bare names. The
-        same part may occur in many places, even in itself.
+    """Read a pickle (protocols 2 to 5) from a file path or a binary stream: a value of plain Python
+    types, dtypes, CPU tensors (also for parameters), NumPy arrays of plain numbers, `Recorded`, and
+    functions of this module for bare names. A part may occur in many places, even in itself.
 
     Raises:
         UsageError: there is no such file, or it is no pickle (the text says what it looks like).

@@ -22,12 +22,9 @@ class KNNAccuracy(Metric):
 
     A tie goes to the tied class with the nearest image. Real classes should be about equally
     frequent, since frequent ones win votes by number.
-
-    Attributes:
-        k: voters per fake, 1 or more.
     """
 
-    k: int = 5
+    k: int = 5  # voters per fake, 1 or more
 
     columns = (Column("accuracy", "Accuracy", "higher", digits=3, is_share=True),)
     least = {"k": 1}

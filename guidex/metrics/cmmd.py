@@ -22,12 +22,9 @@ class CMMD(Metric):
     Published numbers are of CLIP's embeddings (detector=clip) and of 30,000 images on each side.
     All pairs of images are compared, in float64: in float32, as in the authors' code, the result
     is known to some 1e-4.
-
-    Attributes:
-        sigma: of the kernel, in units of the features; above 0. Where |x - y| is much larger, all
-            kernels are nearly zero.
     """
 
+    # Of the kernel, in units of the features. Where |x - y| is much larger, kernels are nearly 0.
     sigma: float = 10.0
 
     columns = (Column("cmmd", "CMMD", "lower"),)

@@ -30,9 +30,7 @@ def frechet_distance(*, real: GaussianStatistics, fake: GaussianStatistics) -> f
 
     Exact also where images are fewer than features. Rounding leaves less than 1e-9 of the largest
     variance, 1e-6 where variances span eight decades or more; below zero it is returned as zero.
-
-    Raises:
-        UsageError: fewer than 2 images, or a matrix that is no covariance.
+    Raises UsageError: fewer than 2 images, or a matrix that is no covariance.
     """
     return DistanceTo(real)(fake)
 
@@ -104,16 +102,11 @@ class Frechet(Metric):
 
     With fewer than 2 images per feature, intervals miss the truth and are refused; with 2, those of
     level 0.9 have held it in 0.83 ... 0.86 of the cases, with 5 in 0.87 ... 0.92.
-
-    Attributes:
-        confidence: "none" or "jackknife".
-        level: probability that the interval holds the truth, between 0 and 1.
-        seed: of the blocks.
     """
 
     confidence: Literal["none", "jackknife"] = "none"
-    level: float = 0.95
-    seed: int = 0
+    level: float = 0.95  # probability that the interval holds the truth, between 0 and 1
+    seed: int = 0  # of the blocks
 
     columns = (Column("fd", "FD", "lower", is_chief=True),)
     least = {"seed": 0}

@@ -29,18 +29,12 @@ class FrechetInfinity(Metric):
     The bias of the fakes' number is gone, that of the reals' is not; an estimate may be slightly
     negative. As in the paper and in dgm-eval: subsets of evenly spaced sizes up to all fakes, each
     drawn anew without replacement, and a line through them by least squares.
-
-    Attributes:
-        sizes: number of subset sizes, 2 or more.
-        smallest: fakes in the smallest subset, at least 2 per feature.
-        tenth: begin with a tenth of the fakes where that is less than `smallest`, as dgm-eval does.
-        seed: of the subsets.
     """
 
-    sizes: int = 15
-    smallest: int = 5000
-    tenth: bool = False
-    seed: int = 0
+    sizes: int = 15  # number of subset sizes, 2 or more
+    smallest: int = 5000  # fakes in the smallest subset, at least 2 per feature
+    tenth: bool = False  # begin with a tenth of the fakes where that is less, as dgm-eval does
+    seed: int = 0  # of the subsets
 
     columns = (Column("fd_infinity", "FD∞", "lower"),)
     least = {"sizes": 2, "smallest": 2, "seed": 0}

@@ -28,18 +28,12 @@ class InceptionScore(Metric):
 
     Larger parts have larger scores; published numbers are of 50,000 images in 10 parts, by the
     logits (without bias) of Inception-v3.
-
-    Attributes:
-        splits: number of parts, where `size` is None.
-        size: images in each part, fewer in the last one; None for `splits` equal parts.
-        shuffle: whether images are shuffled first, since they often come sorted by class.
-        seed: of the order; torch-fidelity's is 2020.
     """
 
-    splits: int = 10
-    size: int | None = None
-    shuffle: bool = True
-    seed: int = 2020
+    splits: int = 10  # number of parts, where `size` is None
+    size: int | None = None  # images in each part, fewer in the last one
+    shuffle: bool = True  # first, since images often come sorted by class
+    seed: int = 2020  # of the order; torch-fidelity's
 
     columns = (Column("is", "IS", "higher"), Column("is_std", "IS deviation of one part"))
     least = {"splits": 1, "size": 1, "seed": 0}
@@ -57,10 +51,8 @@ class InceptionScore(Metric):
             return [f"{fake:,} fake images: {told} smaller."] if last > 0 else []
         if fake == PUBLISHED_IMAGES:
             return []
-        return [
-            f"{fake:,} fake images: published scores are of {PUBLISHED_IMAGES:,}; with fewer they "
-            "come out smaller, with more larger."
-        ]
+        told = f"published scores are of {PUBLISHED_IMAGES:,}; with fewer they come out smaller"
+        return [f"{fake:,} fake images: {told}, with more larger."]
 
     def compute(self, real: FeatureSet | None, fake: FeatureSet) -> dict[str, float]:
         logits, count = fake.values, fake.count

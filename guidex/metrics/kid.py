@@ -36,16 +36,11 @@ class KID(Metric):
     Being unbiased, it does not depend on the number of images, and is slightly negative at times.
     The deviation is that of single subsets, not of their mean. Equal features and options give
     torch-fidelity's numbers, but for its rounding to float32; here all is in float64.
-
-    Attributes:
-        subsets: number of pairs of subsets.
-        subset_size: images in each, at most as many as in either set.
-        seed: of the subsets; torch-fidelity's is 2020.
     """
 
-    subsets: int = 100
-    subset_size: int = 1000
-    seed: int = 2020
+    subsets: int = 100  # number of pairs of subsets
+    subset_size: int = 1000  # images in each, at most as many as in either set
+    seed: int = 2020  # of the subsets; torch-fidelity's
 
     columns = (Column("kid", "KID", "lower"), Column("kid_std", "KID deviation of one subset"))
     least = {"subsets": 1, "subset_size": 2, "seed": 0}

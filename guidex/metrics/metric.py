@@ -29,25 +29,15 @@ Numbers = dict[str, float | Tensor]
 
 @dataclass(frozen=True)
 class Column:
-    """A column <name>_<detector> of tables.
+    """A column <name>_<detector> of tables."""
 
-    Attributes:
-        name: without the detector, such as fd.
-        label: for people.
-        better: which values are the better ones; None where neither are.
-        digits: decimals with which to print values; None for as many as they demand.
-        is_share: whether all values lie between 0 and 1.
-        is_chief: whether points are compared by it first; it is never shown without its detector.
-        against: name of another column that this one is drawn against; "" for none.
-    """
-
-    name: str
-    label: str
-    better: Literal["lower", "higher"] | None = None
-    digits: int | None = None
-    is_share: bool = False
-    is_chief: bool = False
-    against: str = ""
+    name: str  # without the detector, such as fd
+    label: str  # for people
+    better: Literal["lower", "higher"] | None = None  # which values are the better ones
+    digits: int | None = None  # decimals to print; None for as many as values demand
+    is_share: bool = False  # whether all values lie between 0 and 1
+    is_chief: bool = False  # points are compared by it first; never shown without its detector
+    against: str = ""  # name of another column that this one is drawn against
 
 
 class Fewest(NamedTuple):
@@ -62,26 +52,16 @@ class Fewest(NamedTuple):
 
 class Metric(ABC):
     """Called as metric(real=..., fake=...), it returns named numbers and keeps nothing. What it
-    needs is known without any image, so that sets which lack something are refused first.
+    needs is known without any image, so that sets which lack something are refused first."""
 
-    Attributes:
-        columns: of tables, in order.
-        least: the smallest values of options that are whole numbers, checked in dataclasses.
-        needs_reference: whether it takes a real set at all.
-        needs_values, needs_truth: single features of the real set, or its exact distribution.
-        needs_fake_values: single features of the fake set.
-        needs_labels: the classes of both sets.
-        needs_detector: name of the only detector that it is defined for, or None for any.
-    """
-
-    columns: ClassVar[tuple[Column, ...]] = ()
-    least: ClassVar[dict[str, int]] = {}
-    needs_reference: ClassVar[bool] = True
-    needs_values: ClassVar[bool] = True
-    needs_truth: ClassVar[bool] = False
-    needs_fake_values: bool = True
-    needs_labels: ClassVar[bool] = False
-    needs_detector: ClassVar[str | None] = None
+    columns: ClassVar[tuple[Column, ...]] = ()  # of tables, in order
+    least: ClassVar[dict[str, int]] = {}  # the smallest values of options that are whole numbers
+    needs_reference: ClassVar[bool] = True  # whether it takes a real set at all
+    needs_values: ClassVar[bool] = True  # single features of the real set
+    needs_truth: ClassVar[bool] = False  # its exact distribution
+    needs_fake_values: bool = True  # single features of the fake set
+    needs_labels: ClassVar[bool] = False  # the classes of both sets
+    needs_detector: ClassVar[str | None] = None  # name of the only one that it is defined for
 
     def __post_init__(self) -> None:
         for name, least in self.least.items():

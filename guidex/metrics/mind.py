@@ -22,14 +22,10 @@ class MIND(Metric):
 
     Equal features and options give the numbers of torch-fidelity (a51aa64), but for its rounding to
     float32; here all is in float64.
-
-    Attributes:
-        projections: number of random directions.
-        seed: of the directions and the subset; torch-fidelity's is 2020.
     """
 
-    projections: int = 1000
-    seed: int = 2020
+    projections: int = 1000  # number of random directions
+    seed: int = 2020  # of the directions and the subset; torch-fidelity's
 
     columns = (Column("mind", "MIND", "lower"),)
     least = {"projections": 1, "seed": 0}

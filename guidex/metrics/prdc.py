@@ -54,23 +54,15 @@ class PRDC(Metric):
     1). coverage: share of real balls that hold a fake.
 
     Published values differ in k, rule, detector and image counts, and do not compare across them.
-
-    Attributes:
-        k: neighbour that sets the radius of a ball, 1 or more.
-        rule: "<": a distance equal to the radius is outside (prdc, dgm-eval); "<=": inside.
-        reals, fakes: at most as many images of each side, chosen at random; None for all.
-        equal: as many of each side as there are of the smaller one (dgm-eval).
-        seed: of the choice.
-        arithmetic: "exact", or "adm": squared distances rounded to float16, as ADM's evaluator
-            compares them, in which many are equal.
     """
 
-    k: int = 3
-    rule: Rule = "<"
-    reals: int | None = None
+    k: int = 3  # neighbour that sets the radius of a ball, 1 or more
+    rule: Rule = "<"  # a distance equal to the radius is outside (prdc, dgm-eval); "<=": inside
+    reals: int | None = None  # at most as many images, chosen at random; None for all
     fakes: int | None = None
-    equal: bool = False
-    seed: int = 0
+    equal: bool = False  # as many of each side as there are of the smaller one (dgm-eval)
+    seed: int = 0  # of the choice
+    # "adm": squared distances rounded to float16, as ADM's evaluator has them; many are equal.
     arithmetic: Literal["exact", "adm"] = "exact"
 
     columns = (
@@ -198,12 +190,8 @@ def _radii(values: Tensor, k: int) -> Tensor:
 
 
 class _Pair:
-    """Squared distances from one tile of rows to another, with their error bound.
-
-    Attributes:
-        squared: [Ta, Tb], as the matrix product in `dtype` gives them.
-        slack_a, slack_b: [Ta, 1] and [1, Tb]; by row or by column, squared is wrong by less.
-    """
+    """Squared distances [Ta, Tb] from one tile of rows to another, as the matrix product in `dtype`
+    gives them; by row or by column, they are wrong by less than slack [Ta, 1] or [1, Tb]."""
 
     def __init__(self, a: Tensor, b: Tensor, centre: Tensor, dtype: torch.dtype) -> None:
         self._a, self._b, self._centre, self._dtype = a, b, centre, dtype

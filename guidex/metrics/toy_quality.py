@@ -34,21 +34,13 @@ class ToyQuality(Metric):
 
     Each fake is judged by the class that it was asked for; those without labels, and of truths
     without classes, by the mixture of all classes.
-
-    Attributes:
-        quantile: of the log density of true draws below which a sample is an outlier, in (0, 1).
-        draws: true draws per class that the quantile is taken from; at least 10 / quantile.
-        share: of its expected fakes that makes a mode covered, in (0, 1).
-        min_expected: smallest expected number of fakes that a mode is judged by, 1 or more: of
-            fewer, a perfect sampler would miss some by chance.
-        seed: of the true draws.
     """
 
-    quantile: float = 0.01
-    draws: int = 20_000
-    share: float = 0.1
-    min_expected: int = 10
-    seed: int = 0
+    quantile: float = 0.01  # of the log density of true draws that an outlier is below, in (0, 1)
+    draws: int = 20_000  # true draws per class that the quantile is of; at least 10 / quantile
+    share: float = 0.1  # of its expected fakes that makes a mode covered, in (0, 1)
+    min_expected: int = 10  # of fewer, a perfect sampler would miss some by chance
+    seed: int = 0  # of the true draws
 
     columns = (
         Column("outliers", "Outliers", "lower", digits=3, is_share=True),
@@ -74,13 +66,8 @@ class ToyQuality(Metric):
 
     @torch.no_grad()
     def compute(self, real: FeatureSet, fake: FeatureSet) -> Numbers:
-        """mode_coverage only where there are modes.
-
-        Raises:
-            UsageError: features that are not the truth's samples, labels it does not have, or too
-                few fakes to judge any mode.
-            GuidexError: a log density beyond the range of float64.
-        """
+        """mode_coverage only where there are modes. Raises UsageError: features that are not the
+        truth's samples, or too few fakes; GuidexError: a log density beyond float64."""
         truth = real.truth
         densities, outliers = [], []
         classes = _by_class(truth, fake)
@@ -130,8 +117,7 @@ def _by_class(truth: ExactDenoiser, fake: FeatureSet) -> Classes:
     if fake.dim != math.prod(truth.shape):
         raise UsageError(
             f"ToyQuality judges the samples themselves, {list(truth.shape)} each, but "
-            f"{fake.detector} gives {fake.dim} features. Use a detector that leaves samples as "
-            "they are."
+            f"{fake.detector} gives {fake.dim} features; use detector=coordinates."
         )
     x = fake.values.double().reshape(fake.count, *truth.shape)
     if fake.labels is None or truth.num_classes == 0:

@@ -44,6 +44,10 @@ class Conditions:
         """What people call it: its name, else its number."""
         return self.names[number] if self.names else str(number)
 
+    def caption(self, number: int) -> str:
+        """What stands with an image of it."""
+        return f"class {self.name(number)}"
+
     def check(self, numbers: Tensor, count: int) -> None:
         """Refuse, with a UsageError, what are not the numbers of `count` images."""
         if numbers.shape != (count,) or numbers.is_floating_point():

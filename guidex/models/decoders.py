@@ -58,6 +58,7 @@ class VAE(Decoder):
         dtype: of the VAE. Published numbers are of float32; float16 is faster, and can overflow.
         batch: latents that are decoded at once, 1 or more; halved when memory is too small.
         compile: use torch.compile, which takes its time once: smaller batches are filled up.
+        variant: of the file, such as fp16, where there are several.
 
     Raises:
         UsageError, GuidexError: no diffusers, or no such VAE at the path.
@@ -71,6 +72,7 @@ class VAE(Decoder):
         dtype: Literal["float32", "float16"] = "float32",
         batch: int = 8,
         compile: bool = False,
+        variant: str | None = None,
     ) -> None:
         super().__init__()
         if batch < 1:
@@ -78,7 +80,7 @@ class VAE(Decoder):
         self.dtype = getattr(torch, dtype)
         self.batch = Halving(batch)
         self.compiled = compile
-        vae = _read_vae(path, self.dtype).eval().requires_grad_(False)
+        vae = _read_vae(path, self.dtype, variant).eval().requires_grad_(False)
         self.vae = vae.to(memory_format=torch.channels_last)
         if compile:
             self.vae.decoder.compile(dynamic=False)
@@ -158,7 +160,7 @@ class StabilityVAE(VAE):
         return (values.clamp(0, 1) * 255).to(torch.uint8)
 
 
-def _read_vae(path: str, dtype: torch.dtype) -> Any:
+def _read_vae(path: str, dtype: torch.dtype, variant: str | None = None) -> Any:
     """A diffusers AutoencoderKL from a folder, the cache of Hugging Face, or its site."""
     try:
         from diffusers import AutoencoderKL
@@ -177,6 +179,7 @@ def _read_vae(path: str, dtype: torch.dtype) -> Any:
                 warnings.filterwarnings("ignore", module=r"huggingface_hub\.")
                 return AutoencoderKL.from_pretrained(
                     str(folder) if here else path,
+                    variant=variant,
                     use_safetensors=True,  # never a pickle
                     local_files_only=local_only,
                     low_cpu_mem_usage=False,

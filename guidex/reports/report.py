@@ -106,9 +106,11 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], most: float) -> Eleme
     for k, row in enumerate(rows):
         line = tag("tr", tag("td", plan_drawing(row, most)), data_pick=row.point, tabindex=-1)
         for column in columns:
-            text, best, ends, *_ = column.cells[k]
-            small = [tag("small", ends)] if ends else []
-            line.append(tag("td", tag("b", text) if best else text, *small, class_=_kind(column)))
+            cell = column.cells[k]
+            mark = "b" if cell.best else "i" if cell.tied else None
+            small = [tag("small", cell.spread)] if cell.spread else []
+            text = cell.text if mark is None else tag(mark, cell.text)
+            line.append(tag("td", text, *small, class_=_kind(column)))
         lines.append(line)
     head = tag("thead", tag("tr", tag("th", tag("button", "plan")), *headings))
     return tag("div", tag("table", head, tag("tbody", *lines)), class_="scroll")

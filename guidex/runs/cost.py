@@ -70,7 +70,7 @@ def timed() -> Iterator[list[Sampled]]:
     if seconds < LEAST:
         return
     groups: dict[tuple[int, ...], tuple[Sequence[Planned], int]] = {}
-    for points, count in made:
+    for points, count in (each for each in made if each[0]):
         group = tuple(map(id, points))
         groups[group] = points, count + groups.get(group, (points, 0))[1]
     keys = {_key(points[0]) for points, _ in groups.values()}

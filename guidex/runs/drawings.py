@@ -92,7 +92,7 @@ def captions(seeds: Sequence[int], labels: Sequence[int] | None, model: Denoiser
     if labels is None:
         return [f"seed {seed}" for seed in seeds]
     return [
-        f"seed {seed} · class {model.conditions.name(label)}"
+        f"seed {seed} · {model.conditions.caption(label)}"
         for seed, label in zip(seeds, map(int, labels), strict=False)
     ]
 

@@ -16,6 +16,7 @@ from guidex.config.instantiate import Models, content_key, instantiate
 from guidex.errors import GuidexError, UsageError
 from guidex.guidance.guidance import Guidance, Guided
 from guidex.guidance.plan import Plan
+from guidex.guidance.queries import Query
 from guidex.models.condition import parse_labels
 from guidex.models.decoders import Decoder
 from guidex.models.denoiser import Denoiser
@@ -106,6 +107,12 @@ class Planned:
                 f"{part}.schedule acts at no step of the sampler, so nothing is guided by it"
             )
         main = self.model
+        for term in self.guidance.terms.values():
+            if Query(main) in term.direction.queries:
+                doubts.append(
+                    "guidance.reference is the model itself under the same condition, so nothing "
+                    "is guided by it; guidance.drop_labels=true asks it without"
+                )
         for reference in self.guidance.networks:
             lengths = {getattr(model, "ema", None) for model in (main, reference)}
             is_cfg = main.num_classes and reference.num_classes == 0

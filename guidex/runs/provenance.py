@@ -17,7 +17,7 @@ from guidex.config.compose import Config
 from guidex.config.instantiate import content_key
 
 # Libraries that compute, or read what is computed with; of some runs, not all are installed.
-_LIBRARIES = ("torch", "numpy", "pillow", "diffusers", "timm", "torch-fidelity")
+_LIBRARIES = ("torch", "numpy", "pillow", "diffusers", "transformers", "timm", "torch-fidelity")
 
 
 @functools.cache

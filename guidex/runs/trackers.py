@@ -182,8 +182,10 @@ def track(
 
 
 def _side_by_side(cohort: Cohort, task: Task) -> np.ndarray | None:
-    gallery = cohort.gathered(task, "gallery").get("gallery") if cohort.kept > 0 else None
-    if gallery is None:
+    if cohort.kept == 0:
         return None
-    images = np.concatenate(gallery, axis=2).transpose(1, 2, 0)
+    arrays = cohort.gathered(task, "gallery")
+    if "gallery" not in arrays:
+        return None
+    images = np.concatenate(arrays["gallery"][: cohort.kept], axis=2).transpose(1, 2, 0)
     return np.broadcast_to(images, (*images.shape[:2], 3)).copy()

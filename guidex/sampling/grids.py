@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -110,13 +111,16 @@ class DDPM(Grid):
     2006.11239).
 
     sigma = sqrt((1 - abar) / abar). The grid of DiT, ADM and, with beta 0.00085 ... 0.012 even in
-    sqrt(beta), nearly that of Stable Diffusion.
+    sqrt(beta), that of Stable Diffusion.
 
     Attributes:
         timesteps: length of the training process, T.
         beta_first, beta_last: beta of the first and the last timestep.
-        first: timestep of the last (least noisy) step; the first step is always at T - 1. 0 is the
-            spacing of ADM and DiT (diffusers: "linspace"), T / steps - 1 is "trailing".
+        first: timestep of the last (least noisy) step; the first step is at T - 1. 0 is the spacing
+            of ADM and DiT (diffusers: "linspace"), T / steps - 1 is "trailing".
+        even_in: whether beta or its square root is even.
+        leading: steps are T // steps apart, so that the first one is below T - 1 (diffusers:
+            "leading"; with first 1 the spacing of Stable Diffusion).
     """
 
     steps: int = 50
@@ -124,6 +128,8 @@ class DDPM(Grid):
     beta_first: float = 1e-4
     beta_last: float = 0.02
     first: int = 0
+    even_in: Literal["beta", "sqrt_beta"] = "beta"
+    leading: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -134,9 +140,13 @@ class DDPM(Grid):
             )
 
     def levels(self, progress: np.ndarray) -> np.ndarray:
-        betas = np.linspace(self.beta_first, self.beta_last, self.timesteps)
+        power = 1 if self.even_in == "beta" else 2
+        ends = self.beta_first ** (1 / power), self.beta_last ** (1 / power)
+        betas = np.linspace(*ends, self.timesteps) ** power
         log_abar = np.cumsum(np.log1p(-betas))
         last = self.timesteps - 1
+        if self.leading:
+            last = self.first + self.timesteps // self.steps * (self.steps - 1)
         index = np.round(last + progress * (self.first - last)).astype(int)
         return np.sqrt(np.expm1(-log_abar[index]))
 

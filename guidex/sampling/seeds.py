@@ -117,7 +117,9 @@ def parse_seeds(text: str | int | Sequence[str | int]) -> list[int]:
 
 def check_seeds(seeds: Sequence[int]) -> None:
     """Refuse seeds that make the same image."""
-    if len({seed % _MODULUS for seed in seeds}) == len(seeds):
+    if len(set(seeds)) < len(seeds):
+        raise UsageError("a seed is given twice; each seed makes one image")
+    if max(seeds) < _MODULUS:  # up to here, all seeds differ
         return
     first: dict[int, int] = {}
     for seed in seeds:
@@ -126,7 +128,6 @@ def check_seeds(seeds: Sequence[int]) -> None:
             raise UsageError(
                 f"seeds {other} and {seed} make the same image, since seeds count modulo 2^32"
             )
-    raise UsageError("a seed is given twice; each seed makes one image")
 
 
 def check_count(count: int) -> None:
