@@ -42,6 +42,18 @@ examples:
   guidex sweep experiment=interval/fig2
 """
 
+_TUNE = f"""\
+Find the best values of ranges under a budget; every candidate is a row of a table.
+
+{_OVERRIDES}
+A range is key=a..b, key=a..b:log, key=a..b:STEP or key=a,b,c. A budget is a number of evaluations,
+GFLOP, images or seconds. The same command goes on where it was, one with a larger budget further.
+
+examples:
+  guidex tune guidance=interval guidance.schedule.w=1..12 guidance.schedule.hi=0.2..4:log \\
+    metric=fd_pixels budget='2e6 evaluations'
+"""
+
 
 def _rows(kind: str, indent: str = "") -> str:
     """A line for each preset of a kind."""
@@ -157,6 +169,7 @@ examples:
 _COMMANDS = {
     "sample": (_SAMPLE, "OVERRIDE", "sample:sample", ("cfg", "config-dir", "plan")),
     "sweep": (_SWEEP, "OVERRIDE", "sweep:sweep", ("cfg", "config-dir", "plan")),
+    "tune": (_TUNE, "OVERRIDE", "tune:tune", ("cfg", "config-dir")),
     "eval": (_EVAL, "IMAGES|OVERRIDE", "evaluate:evaluate", ("cfg", "config-dir")),
     "compare": (_COMPARE, "DIR|OVERRIDE", "compare:compare", ()),
     "ref": (_REF, "IMAGES|OVERRIDE", "reference:make_reference", ("cfg", "config-dir")),

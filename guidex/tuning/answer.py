@@ -1,0 +1,108 @@
+"""What a search ends with: the winner, how sure that is, and what quality costs."""
+
+import math
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from scipy.stats import t as student
+
+from guidex.reports.labels import short_names
+from guidex.reports.rows import Row
+from guidex.tuning.cost import identity
+from guidex.tuning.search import Candidate, Objective, Search, beats
+
+RUNNERS_UP = 4
+LEVEL = 0.9
+
+
+def paired(losses: np.ndarray, without: np.ndarray, level: float = LEVEL) -> np.ndarray:
+    """Intervals for by how much others are worse than the first: delete-a-block jackknife of the
+    differences, bias-corrected, with Student's t. A block has the same seeds for all.
+
+    Arguments:
+        losses: of all images [C].
+        without: without each of B equal blocks [B, C].
+
+    Returns:
+        [C - 1, 3]: low end, difference, high end.
+    """
+    blocks = len(without)
+    whole, part = losses[1:] - losses[0], without[:, 1:] - without[:, :1]
+    pseudo = blocks * whole - (blocks - 1) * part
+    half = student.ppf((1 + level) / 2, blocks - 1) * pseudo.std(axis=0, ddof=1) / math.sqrt(blocks)
+    centre = pseudo.mean(axis=0)
+    return np.stack([centre - half, centre, centre + half], axis=1)
+
+
+def answer(
+    search: Search,
+    fixed: Sequence[str],
+    without: Callable[[Sequence[Candidate]], list[list[Row]]],
+) -> Iterator[str]:
+    """Lines that tell it, for each objective.
+
+    Arguments:
+        fixed: words of the command that are not searched.
+        without: candidates to their rows without each block of the images [B, C].
+    """
+    for one in search.objectives:
+        ranked = sorted(search.finalists, key=lambda each: one.loss(each.rows[-1]))
+        group, best = ranked[: 1 + RUNNERS_UP], ranked[0]
+        yield f"best {_told(best, [one])}; {best.planned.plan.describe()}"
+        part = np.array([[one.loss(row) for row in rows] for rows in without(group)])
+        whole = np.array([one.loss(each.rows[-1]) for each in group])
+        for other, (low, by, high) in zip(group[1:], paired(whole, part), strict=True):
+            mark = "" if low > 0 else ", not distinguishable"
+            interval = f"{LEVEL:.0%}: {low:.3g} … {high:.3g}{mark}"
+            yield f"  by {by:.3g} ({interval}) over {_told(other, [one])}"
+        if places := edges(search, best):
+            yield f"  on the edge of its range, beyond which better may lie: {', '.join(places)}"
+        yield f"  {one.metric} against evaluations per image:"
+        for each in sorted(front(ranked, _cost_and(one)), key=_cost_and(one)):
+            yield f"    {each.evaluations}: {_told(each, [one])}"
+        words = [*fixed, *(f"{key}={value}" for key, value in best.values.items())]
+        yield f"  again: {shlex.join(['guidex', 'sample', 'eval=true', *words])}"
+    if len(search.objectives) > 1:
+        yield f"beaten by none in both ({' and '.join(one.metric for one in search.objectives)}):"
+        for each in front(search.finalists, search.losses):
+            yield f"    {_told(each, search.objectives)}"
+
+
+def front(
+    group: Sequence[Candidate], losses: Callable[[Candidate], tuple[float, ...]]
+) -> list[Candidate]:
+    """The candidates that no other one beats: Pareto's front."""
+    return [one for one in group if not any(beats(losses(each), losses(one)) for each in group)]
+
+
+def edges(search: Search, best: Candidate) -> list[str]:
+    """The ends of ranges that make the same plan as the values of a candidate."""
+    found = []
+    for key, end in ((one.key, end) for one in search.space for end in one.ends):
+        planned = search.plan({**best.values, key: end})
+        if planned is not None and identity(planned) == identity(best.planned):
+            found.append(f"{key} = {end}")
+    return found
+
+
+def summary(search: Search) -> str:
+    """A line on the search so far."""
+    budget, finalists = search.budget, search.finalists
+    told = f"{len(search.candidates)} candidates, {len(finalists)} with all images"
+    spent = f"{search.spent[budget.unit]:.4g} of {budget.amount:.4g} {budget.unit}"
+    best = [f"best {_told(finalists[0], search.objectives)}"] if finalists else []
+    return "; ".join([told, spent, *best])
+
+
+def _cost_and(one: Objective) -> Callable[[Candidate], tuple[float, ...]]:
+    return lambda candidate: (candidate.evaluations, one.loss(candidate.rows[-1]))
+
+
+def _told(candidate: Candidate, objectives: Sequence[Objective]) -> str:
+    """Such as "fd_pixels 0.0715 (w 9.29, lo 0.0616, hi 0.857)"."""
+    metrics, short = candidate.rows[-1].metrics, short_names(list(candidate.values))
+    values = ", ".join(f"{short[key]} {value}" for key, value in candidate.values.items())
+    return (
+        ", ".join(f"{one.metric} {metrics[one.metric]:.4g}" for one in objectives) + f" ({values})"
+    )
