@@ -14,7 +14,7 @@ from guidex.runs.settings import Settings
 
 # What may change while a run is resumed: where it goes, how much at once, what is drawn or told.
 VOLATILE = {"out", "overwrite", "batch", "eval", "figure", "published", "shard", "launcher"}
-VOLATILE |= {"sort", "baseline", "tracker"}
+VOLATILE |= {"sort", "baseline", "tracker", "features"}
 # What all points of a cohort have in common: they start from the same noise.
 STARTS = {"model", "sampler", "seeds", "labels", "rng", "device", "repeats"}
 # Where the results of a point lie says nothing of how many seeds there are, in which table, and how

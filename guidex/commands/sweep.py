@@ -21,7 +21,7 @@ from guidex.features.detectors import detect_all, detector_record
 from guidex.features.features import FeatureSet
 from guidex.features.references import describe
 from guidex.features.samples import PassSettings
-from guidex.files.progress import Progress
+from guidex.files.progress import Progress, megabytes
 from guidex.reports.differences import baseline_of, with_differences
 from guidex.reports.report import write_report
 from guidex.reports.rows import Row, counted
@@ -123,6 +123,9 @@ def fill(
         for task in tasks:
             require_same_inputs(folder / "points" / task.name, _inputs(task))
         cohorts = grouped(tasks, held)
+        dropping = table.base.config["features"] == "drop"
+        if dropping:
+            _leave_out_measured(cohorts)
         if not sampling:
             return _finish(table, cohorts, made, figures, None)
         chosen = table.are_metrics_chosen
@@ -135,6 +138,12 @@ def fill(
             rows = _finish(table, cohorts, made, figures, token)
             if tracker:
                 track(tracker, told, table.name, rows, cohorts)
+            # Others may still look for what is missing.
+            at_work = [each for each in held.workers().values() if each["at work"]]
+            dropping = dropping and len(at_work) <= 1
+            _tell_features(cohorts, dropping)
+            if dropping:
+                ask(held, table.entries, tasks, command="sweep", made=made, chosen=chosen)
         held.forget_workers()
     return rows
 
@@ -167,6 +176,46 @@ def _finish(
     shown = {"token": token, "files": [file.name for file in files]}
     write_json(folder.path / _SHOWN, shown)
     return rows
+
+
+def _leave_out_measured(cohorts: Sequence[Cohort]) -> list[Path]:
+    """Ask no more for features that all metrics are computed of; returns their records."""
+    records = []
+    for cohort in cohorts:
+        for task in cohort.tasks:
+            needed = {
+                Features(one.detector).name
+                for one in task.measures
+                for name in one.metrics
+                if cohort.folder.header(_path(cohort, task, one, name)) is None
+            }
+            for output in [each for each in task.outputs if isinstance(each, Features)]:
+                if output.name not in needed:
+                    task.outputs.remove(output)
+                    records += [p.record for p in cohort.store.pieces(task.name, output.name)]
+    return records
+
+
+def _tell_features(cohorts: Sequence[Cohort], dropping: bool) -> None:
+    """Say what disk space features take; where they are dropped, delete what is measured."""
+    if dropping:
+        records = set(_leave_out_measured(cohorts))
+    else:
+        records = {
+            piece.record
+            for cohort in cohorts
+            for task in cohort.tasks
+            for output in task.outputs
+            if isinstance(output, Features)
+            for piece in cohort.store.pieces(task.name, output.name)
+        }
+    size = megabytes(sum(record.stat().st_size for record in records))
+    if dropping:
+        for record in records:
+            record.unlink()
+        print(f"features: {size} deleted")
+    elif records:
+        print(f"features: {size} on disk (features=drop deletes them after measuring)")
 
 
 def _print_size(table: Table) -> None:
@@ -339,7 +388,7 @@ def _measured(
     for one in task.measures:
         fakes: list[FeatureSet] = []
         for name, metric in one.metrics.items():
-            path = store.path(task.name, f"measured-{_key(one, name, store, repeats)}", name)
+            path = _path(cohort, task, one, name)
             found = folder.read(path)
             if found is None:
                 fakes = fakes or repeats_of(_features(cohort, task, one), repeats)
@@ -351,6 +400,13 @@ def _measured(
             pseudovalues |= blocks
             versions.append(found[1])
     return metrics, pseudovalues, merged(versions)
+
+
+def _path(cohort: Cohort, task: Task, one: Measure, name: str) -> Path:
+    """Where a metric of a point is kept, once it is computed."""
+    repeats = task.point.planned.settings.repeats
+    key = _key(one, name, cohort.store, repeats)
+    return cohort.store.path(task.name, f"measured-{key}", name)
 
 
 def _key(one: Measure, name: str, store: Store, repeats: int) -> str:

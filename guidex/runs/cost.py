@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import numpy as np
@@ -23,6 +23,7 @@ from guidex.files.cache import cache_dir
 from guidex.runs.points import Planned
 from guidex.sampling.trajectories import taken
 
+Sampled = tuple[Sequence[Planned], int]  # points that shared steps, and images of each
 LEAST = 5.0  # seconds; shorter runs say little of speed
 
 
@@ -60,16 +61,16 @@ def speed_of(planned: Planned) -> float:
 
 
 @contextmanager
-def timed(work: Iterable[tuple[Sequence[Planned], int]]) -> Iterator[None]:
-    """Remember how fast the body is, unless it fails or is short. `work` is what it makes: points
-    that share steps, and a number of images of each. Of several models, nothing is remembered."""
-    began = time.perf_counter()
-    yield
+def timed() -> Iterator[list[Sampled]]:
+    """Remember how fast the body is, unless it fails or is short, by what it says it has made. Of
+    several models, nothing is remembered."""
+    began, made = time.perf_counter(), []
+    yield made
     seconds = time.perf_counter() - began
     if seconds < LEAST:
         return
     groups: dict[tuple[int, ...], tuple[Sequence[Planned], int]] = {}
-    for points, count in work:
+    for points, count in (each for each in made if each[0]):
         group = tuple(map(id, points))
         groups[group] = points, count + groups.get(group, (points, 0))[1]
     keys = {_key(points[0]) for points, _ in groups.values()}

@@ -27,7 +27,7 @@ from guidex.files.progress import Progress
 from guidex.models.memory import Halving
 from guidex.runs.batches import run_block
 from guidex.runs.blocks import Block, Store
-from guidex.runs.cost import timed
+from guidex.runs.cost import Sampled, timed
 from guidex.runs.folder import RunFolder, require_space
 from guidex.runs.measure import Measure
 from guidex.runs.outputs import Made, Output
@@ -210,24 +210,25 @@ def _sample(cohorts: Sequence[Cohort], rank: Rank) -> None:
         _print_shared(todo)
     (folder / ".claims").mkdir(exist_ok=True)
     bar = Progress("sampling", total, total - left, unit, quiet=not rank.first)
-    work = [
-        ([task.point.planned for task, _ in lacking], len(block.seeds))
-        for _, works in todo
-        for block, _, lacking in works
-    ]
-    with timed(work), bar as progress, Writers() as writers:
+    with timed() as made, bar as progress, Writers() as writers:
         for cohort, works in todo:
             longest = max(len(block.seeds) for block, *_ in works)
             batch = Halving(min(cohort.settings.batch, longest))
             model, device = cohort.tasks[0].point.model, cohort.settings.device
             for wait in (False, True):  # for those that other processes make, in the end
-                make = partial(_claim, cohort, batch, writers, wait)
+                make = partial(_claim, cohort, batch, writers, made, wait)
                 works = in_parallel(make, works, model, device, progress.update)
                 works = [work for work in works if work is not None]
 
 
 def _claim(
-    cohort: Cohort, batch: Halving, writers: Writers, wait: bool, work: Work, tick: Tick
+    cohort: Cohort,
+    batch: Halving,
+    writers: Writers,
+    made: list[Sampled],
+    wait: bool,
+    work: Work,
+    tick: Tick,
 ) -> Work | None:
     """Make a block, unless another process makes it, or has made it; returns it if it is left."""
     claim = FileLock(work.claim, thread_local=False)  # threads of `Writers` let it go
@@ -245,6 +246,7 @@ def _claim(
         ]
         tick(len(block.seeds) * (len(wanted) - len(lacking)))
         records = _make(cohort, batch, writers, block, lacking, tick) if lacking else []
+        made.append(([task.point.planned for task, _ in lacking], len(block.seeds)))
         writers.submit(_release, claim, records)
     except BaseException:
         claim.release(force=True)

@@ -17,7 +17,7 @@ from guidex.sampling.seeds import SEED_LIMIT, check_count, check_seeds, parse_se
 
 FORMATS = ("png", "zip", "npz")
 _LEAST = {"batch": 1, "block": 1, "repeats": 1, "gallery": 0}
-_CHOICES = {"rng": ("device", "cpu"), "format": FORMATS}
+_CHOICES = {"rng": ("device", "cpu"), "format": FORMATS, "features": ("keep", "drop")}
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Settings:
     sort: str | None = _key("volatile", default=None)
     baseline: Any = _key("volatile", default="best")
     tracker: Config | None = _key("volatile", default=None)
+    features: str = _key("volatile", default="keep")
     seeds: list[int] = _key("start", "extent")
     repeats: int = _key("start", "extent", default=1)
     labels: Any = _key("start", "extent")
