@@ -116,7 +116,7 @@ def fill(
     """
     rank = this_rank()
     reads = {words_of(entry.values): entry.identity for entry in table.entries}
-    token, told = digest([made, reads], 16), table.base.config["tracker"]
+    token, told = digest([made, reads], 16), table.base.config.get("tracker")
     tracker = told and instantiate(told, "tracker", Models(), Tracker)
     with run_folder(folder, _IDENTITY, overwrite, rank, reads, shared=True) as held:
         tasks = _prepare(table, rank)
