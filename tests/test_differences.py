@@ -270,7 +270,7 @@ def test_compare_refuses_what_was_not_and_says_why(runs: Path, tmp_path: Path, c
         ([str(tmp_path / "of-0"), str(tmp_path / "of-1")], "content of x: a in of-0; b in of-1"),
         ([a], "two or more runs"),
         ([a, a], "each once"),
-        ([a, str(tmp_path)], "holds no rows.jsonl"),
+        ([a, str(tmp_path)], "holds no table (rows.jsonl)"),
         ([a, few, "basline=best"], "did you mean baseline"),
     ):
         assert main(["compare", *words]) == 2
