@@ -89,7 +89,7 @@ def gaussians(trials: int) -> None:
                 yield FeatureSet.from_values(detector="d", values=shift + scale * mixed)
 
         found = [_pseudovalues(Frechet(), real, list(draws())) for _ in range(trials * repeats)]
-        _report(f"{name} (D={dim}, N={count})", truths, found, "fd_d", repeats)
+        _report(f"{name} (D={dim}, N={count})", truths, found, "fd_d", repeats, count)
 
 
 def digits(trials: int) -> None:
@@ -124,7 +124,7 @@ def digits(trials: int) -> None:
             means = np.mean([[_mean(each, name) for each in points] for points in found], axis=0)
             truths = whole if name == "fd_pixels" else means.tolist()
             for repeats in (1, 3):
-                _report(f"digits, {repeats} x {count} images", truths, found, name, repeats)
+                _report(f"digits, {repeats} x {count} images", truths, found, name, repeats, count)
 
 
 def _pseudovalues(
@@ -144,21 +144,23 @@ def _report(
     found: Sequence[Sequence[dict[str, list[float]]]],
     name: str,
     repeats: int,
+    count: int,
 ) -> None:
     """Print what intervals of all pairs of points hold, trial by trial of some repeats each."""
     held, widths, alone, among = [], [], [], []
     sign, numbers = 1 if name.startswith("fd") else -1, list(range(len(truths)))
+    least = 1 / (repeats * count) if name.startswith(("precision", "accuracy")) else 0.0
     for first in range(0, len(found) // repeats * repeats, repeats):
         trial = found[first : first + repeats]
         values = [sum((points[k][name] for points in trial), []) for k in numbers]
         for a, b in itertools.combinations(numbers, 2):
-            apart = difference(values[a], values[b])
+            apart = difference(values[a], values[b], least=least)
             held.append(apart.low <= truths[a] - truths[b] <= apart.high)
             widths.append(np.std(np.subtract(values[a], values[b])))
             alone.append(np.hypot(np.std(values[a]), np.std(values[b])))
         seems = min(numbers, key=lambda k: sign * np.mean(values[k]))
         best = min(numbers, key=lambda k: sign * truths[k])
-        among.append(best in among_best(numbers, values, seems, sign))
+        among.append(best in among_best(numbers, values, seems, sign, least=least))
     label, ratio = f"{case}: {name.partition('_')[0]}", np.mean(widths) / np.mean(alone)
     print(f"{label:<58} {len(held):>6} {np.mean(held):>6.3f} {ratio:>6.2f} {np.mean(among):>6.3f}")
 
@@ -168,7 +170,7 @@ def _known(mean: Tensor, covariance: Tensor) -> FeatureSet:
     moments = GaussianStatistics.from_moments(
         count=10**9, mean=mean.double(), covariance=covariance.double()
     )
-    return FeatureSet.from_statistics(detector="d", statistics=moments)
+    return FeatureSet("d", moments.count, None, None, moments)
 
 
 if __name__ == "__main__":

@@ -40,12 +40,10 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_intervals_hold_known_differences_of_distances_and_pairing_narrows_them() -> None:
     dim, count, sets, points = 5, 120, 80, ((0.2, 0.8), (0.21, 1.0), (0.0, 1.3))
-    real = FeatureSet.from_statistics(
-        detector="d",
-        statistics=GaussianStatistics.from_moments(
-            count=9**9, mean=torch.zeros(dim), covariance=torch.eye(dim)
-        ),
+    moments = GaussianStatistics.from_moments(
+        count=9**9, mean=torch.zeros(dim), covariance=torch.eye(dim)
     )
+    real = FeatureSet("d", moments.count, None, None, moments)
     truth = [dim * (shift**2 + (scale - 1) ** 2) for shift, scale in points]
     held, paired, alone, centres = [], [], [], []
     for seed in range(sets):
@@ -84,6 +82,19 @@ def test_of_means_over_fakes_the_blocks_are_known_without_further_work() -> None
         assert all(np.mean(blocks[name]) == pytest.approx(numbers[name]) for name in columns)
         assert metric(real=real, fake=fake) == numbers
     assert KID(subset_size=50).measured(real=real, fake=fake)[1] == {}
+
+
+def test_shares_without_scatter_are_in_doubt_by_an_image() -> None:
+    rows = [
+        row(k, {W: k}, metrics={"precision_d": 1.0 - k / 64}, config={"seeds": "0-63"},
+            pseudovalues={"precision_d": 20 * [1.0 - k / 64]})
+        for k in range(5)
+    ]  # fmt: skip
+    first, second, third, *_, last = with_differences(rows, "best")
+    assert all(each.among_best == ["precision_d"] for each in (first, second))
+    assert third.among_best == ["precision_d"] and last.among_best == []
+    reach = second.metrics["precision_d_difference_hi"] + 1 / 64
+    assert reach == pytest.approx(1.729 / 64, rel=1e-3)  # of 64 images
 
 
 def test_nothing_is_said_of_too_few_fakes() -> None:
@@ -259,7 +270,7 @@ def test_compare_refuses_what_was_not_and_says_why(runs: Path, tmp_path: Path, c
         ([str(tmp_path / "of-0"), str(tmp_path / "of-1")], "content of x: a in of-0; b in of-1"),
         ([a], "two or more runs"),
         ([a, a], "each once"),
-        ([a, str(tmp_path)], "holds no rows.jsonl"),
+        ([a, str(tmp_path)], "holds no table (rows.jsonl)"),
         ([a, few, "basline=best"], "did you mean baseline"),
     ):
         assert main(["compare", *words]) == 2

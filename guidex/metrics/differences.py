@@ -59,20 +59,32 @@ class Difference(NamedTuple):
     high: float
 
 
-def difference(ours: Sequence[float], theirs: Sequence[float], level: float = LEVEL) -> Difference:
+def difference(
+    ours: Sequence[float], theirs: Sequence[float], level: float = LEVEL, least: float = 0.0
+) -> Difference:
     """From the pseudo-values of two points in blocks of the same seeds, those of repeats one after
-    the other, by Student's t."""
+    the other, by Student's t.
+
+    Arguments:
+        least: standard error that is added in quadrature: 1 / N for shares of N images, that is,
+            one image more in which the points differ. Close to 0 or 1, blocks may not hold any.
+    """
     from scipy.special import stdtrit  # half a second, for those who have points to compare
 
     apart = np.subtract(ours, theirs)
-    error = float(apart.std(ddof=1)) / len(apart) ** 0.5
+    error = float(np.hypot(apart.std(ddof=1) / len(apart) ** 0.5, least))
     reach = float(stdtrit(len(apart) - 1, (1 + level) / 2)) * error
     centre = float(apart.mean())
     return Difference(centre, centre - reach, centre + reach)
 
 
 def among_best(
-    points: Sequence[T], values: Sequence[Sequence[float]], best: T, sign: int, level: float = LEVEL
+    points: Sequence[T],
+    values: Sequence[Sequence[float]],
+    best: T,
+    sign: int,
+    level: float = LEVEL,
+    least: float = 0.0,
 ) -> list[T]:
     """The points that may be the best, of their pseudo-values [points, blocks] and the one that
     seems so: the truly best one is among them with the probability `level`.
@@ -82,11 +94,12 @@ def among_best(
 
     Arguments:
         sign: 1 where lower values are better, -1 where higher ones are.
+        least: as of `difference`.
     """
     if len(points) < 2:
         return list(points)
     one_sided = 1 - 2 * (1 - level) / (len(points) - 1)
     theirs = values[[point is best for point in points].index(True)]
-    apart = [difference(ours, theirs, one_sided) for ours in values]
+    apart = [difference(ours, theirs, one_sided, least) for ours in values]
     worse = [each.low > 0 if sign > 0 else each.high < 0 for each in apart]
     return [point for point, is_worse in zip(points, worse, strict=True) if not is_worse]

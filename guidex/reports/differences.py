@@ -40,11 +40,14 @@ def with_differences(rows: Sequence[Row], baseline: Any) -> list[Row]:
         base = best if number is None else rows[number]
         for row in _alike(rows, base, name):
             if row is not base:
-                apart = difference(row.pseudovalues[name], base.pseudovalues[name])
+                values = row.pseudovalues[name], base.pseudovalues[name]
+                apart = difference(*values, least=_least(base, metric))
                 row.metrics.update({name + end: x for end, x in zip(ends, apart, strict=True)})
         alike = [] if differing(rows) else _alike(rows, best, name)
         sign = 1 if metric.column.better == "lower" else -1
-        for row in among_best(alike, [row.pseudovalues[name] for row in alike], best, sign):
+        values = [row.pseudovalues[name] for row in alike]
+        least = _least(best, metric) if alike else 0.0
+        for row in among_best(alike, values, best, sign, least=least):
             row.among_best.append(name)
     return rows
 
@@ -89,6 +92,11 @@ def _best(rows: Sequence[Row], metric: MetricColumn) -> Row | None:
     finite = [row for row in rows if math.isfinite(row.metrics.get(metric.name, math.nan))]
     better = {"lower": min, "higher": max}.get(metric.column.better)
     return better(finite, key=lambda row: row.metrics[metric.name]) if better and finite else None
+
+
+def _least(row: Row, metric: MetricColumn) -> float:
+    """The least standard error of a difference to a row."""
+    return 1 / (row.images * row.repeats) if metric.column.is_share else 0.0
 
 
 def _alike(rows: Sequence[Row], base: Row | None, name: str) -> list[Row]:
