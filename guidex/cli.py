@@ -77,12 +77,42 @@ To compare with a paper, choose its protocol, which is a set of detectors and me
 {_rows("protocols", "  ")}
 """
 
+_COMPARE = """\
+Join the tables of several runs into one. Runs that were not measured alike are refused, with why.
+
+examples:
+  guidex compare outputs/sweep/cfg-1a2b3c outputs/sweep/interval-4d5e6f
+  guidex compare RUN1 RUN2 baseline=guidance=none out=outputs/both
+"""
+
 _REF = """\
 Compute the statistics of a set of images once, to compare with later as ref=FILE.
 
 examples:
   guidex ref IMAGENET_FOLDER dest=img512-inception.npz detector=inception
   guidex ref reals.zip dest=reals.npz detector=dinov2 features=true
+"""
+
+_TABLE = """\
+Write the tables and figures of a sweep anew, from what is there, at any time. Exit code 1: not all.
+
+example:
+  guidex table outputs/sweep/interval-digits-1a2b3c
+"""
+
+_STATUS = """\
+Tell how far a sweep or sample is: samples that are missing, processes at work, and failures.
+
+example:
+  guidex status outputs/sweep/interval-digits-1a2b3c
+"""
+
+_REPORT = """\
+Write one HTML file of the table, figures and images of one sweep or more, to be explored.
+
+examples:
+  guidex report outputs/sweep/cfg-1a2b3c
+  guidex report outputs/a outputs/b out=both.html
 """
 
 _CONVERT = """\
@@ -132,7 +162,11 @@ _COMMANDS = {
     "sweep": Command(_SWEEP, "OVERRIDE", "sweep:sweep", ("cfg", "config-dir", "plan")),
     "tune": Command(_TUNE, "OVERRIDE", "tune:tune", ("cfg", "config-dir")),
     "eval": Command(_EVAL, "IMAGES|OVERRIDE", "evaluate:evaluate", ("cfg", "config-dir")),
+    "compare": Command(_COMPARE, "DIR|OVERRIDE", "compare:compare"),
     "ref": Command(_REF, "IMAGES|OVERRIDE", "reference:make_reference", ("cfg", "config-dir")),
+    "table": Command(_TABLE, "DIR", "table:table_command"),
+    "status": Command(_STATUS, "DIR", "table:status"),
+    "report": Command(_REPORT, "DIR", "report:report_command"),
     "models": Command(_MODELS, "PRESET", "models:models_command"),
     "convert": Command(_CONVERT, "WORD", "convert:convert_command"),
     "ema": Command(_EMA, "WORD", "ema:ema_command"),

@@ -56,7 +56,7 @@ from guidex.models.edm2.network import EDM2
 from guidex.runs.blocks import start
 from guidex.runs.engine import Task, grouped, run
 from guidex.runs.folder import run_folder
-from guidex.runs.outputs import PngFolder
+from guidex.runs.outputs import Labels, PngFolder
 from guidex.runs.points import Point, check, load
 from guidex.runs.ranks import ALONE
 from guidex.runs.writers import Arriving, Writers
@@ -355,7 +355,9 @@ class Bench:
         out.mkdir()
         began = time.perf_counter()
         with run_folder(out, {"command": "sample"}, overwrite=False) as held:
-            with run(grouped([Task(0, point, [PngFolder(out)])], held), ALONE, out / "result"):
+            with run(
+                grouped([Task(0, point, [Labels(), PngFolder(out)])], held), ALONE, out / "result"
+            ):
                 pass
         return time.perf_counter() - began
 

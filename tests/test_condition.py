@@ -20,14 +20,14 @@ from guidex.sampling.trajectories import sample
 
 @pytest.mark.parametrize("text", [-1, 1.5, True, [], ["random", 1], None, {}])
 def test_labels_of_another_form_are_refused(text):
-    with pytest.raises(UsageError, match="labels must be random, a class such as 3"):
-        parse_labels(text, 2)
+    with pytest.raises(UsageError, match="labels must be random, balanced, a class such as 3"):
+        parse_labels(text, range(2))
 
 
 def test_labels_are_repeated_as_needed():
-    assert parse_labels("random", 3) is None
-    assert parse_labels(0, 3) == [0, 0, 0]
-    assert parse_labels([0, "circle"], 3) == [0, "circle", 0]
+    assert parse_labels("random", range(3)) is None
+    assert parse_labels(0, range(3)) == [0, 0, 0]
+    assert parse_labels([0, "circle"], range(3)) == [0, "circle", 0]
 
 
 def test_numbers_and_names_are_the_models():

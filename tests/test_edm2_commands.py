@@ -131,7 +131,7 @@ def test_models_are_all_presets_with_checkpoints(capsys):
     names = {name for name in options("model") if name.startswith("edm2-")}
     assert names == {name for name in listed if name.startswith("edm2")}
     roles = checkpoints("edm2-img512-s")
-    assert {role: source.partition("edm2-img512-")[2] for role, source in roles.items()} == {
+    assert {role: source.place.partition("edm2-img512-")[2] for role, source in roles.items()} == {
         "main": "s-2147483-0.130.pkl",
         "cfg": "s-2147483-0.025.pkl",
         "cfg reference": "xs-uncond-2147483-0.025.pkl",

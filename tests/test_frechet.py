@@ -9,7 +9,8 @@ from torch import Tensor
 from guidex.errors import UsageError
 from guidex.features.features import FeatureSet
 from guidex.features.statistics import GaussianStatistics, gram
-from guidex.metrics.frechet import Frechet, _blocks, frechet_distance
+from guidex.metrics.differences import blocks_of
+from guidex.metrics.frechet import Frechet, frechet_distance
 
 
 def moments(mean: Tensor, covariance: Tensor) -> GaussianStatistics:
@@ -173,7 +174,7 @@ def test_intervals_of_balanced_classes_that_lie_far_apart(per_class: int) -> Non
 
 def test_balanced_classes_need_blocks_that_keep_their_shares() -> None:
     values, jackknife = normal(60, 2), Frechet("jackknife")
-    blocks = _blocks(53, torch.arange(53) % 4, seed=0)
+    blocks = blocks_of(53, torch.arange(53) % 4, seed=0)
     labels = [(torch.arange(53) % 4)[block].bincount().tolist() for block in blocks]
     assert labels == [[1, 1, 1, 1]] * 13
     assert len(torch.cat(list(blocks)).unique()) == 52

@@ -13,11 +13,13 @@ from guidex.runs.points import check
 from guidex.runs.settings import Settings
 
 # What may change while a run is resumed: where it goes, how much at once, what is drawn or told.
-VOLATILE = {"out", "overwrite", "batch", "eval", "figure", "published"}
+VOLATILE = {"out", "overwrite", "batch", "eval", "figure", "published", "shard", "sort", "baseline"}
 # What all points of a cohort have in common: they start from the same noise.
 STARTS = {"model", "sampler", "seeds", "labels", "rng", "device", "repeats"}
-# Where the results of a point lie says nothing of how many seeds there are, and in which table.
-EXTENT = {"seeds", "repeats", "block", "sweep"}
+# Where the results of a point lie says nothing of how many seeds there are, in which table, and how
+# they are measured; nor of the classes asked for, which stand with the seeds.
+EXTENT = {"seeds", "repeats", "block", "sweep", "labels"}
+EXTENT |= {"gallery", "metrics", "detector", "protocol", "ref"}
 
 
 def leaves(config: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

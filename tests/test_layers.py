@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "guidex"
 ORDER = [
     *("errors", "files", "data", "config", "models", "guidance", "sampling", "features"),
-    *("metrics", "reports", "runs", "tuning", "commands", "api", "cli", "__main__"),
+    *("metrics", "reports", "runs", "tuning", "commands", "api", "cli", "__main__", "diffusers"),
 ]
 
 

@@ -13,7 +13,8 @@ from guidex.metrics.prdc import PRDC, nearest_neighbours
 
 
 def prdc(real: Tensor, fake: Tensor, **options: Any) -> dict[str, float]:
-    return PRDC(**options).compute(feature_set(real), feature_set(fake))
+    numbers = PRDC(**options)(real=feature_set(real), fake=feature_set(fake))
+    return {name.removesuffix("_d"): value for name, value in numbers.items()}
 
 
 @pytest.fixture(params=[37, 1024])

@@ -199,7 +199,7 @@ def test_edm_and_pytorch_fid_are_of_inception(tmp_path: Path) -> None:
     assert_moments(features, moments(3))
     assert features.values is None
     assert features.count == 0
-    with pytest.raises(UsageError, match=r"only statistics\)"):
+    with pytest.raises(UsageError, match=r"only statistics are known"):
         PRDC().check_reference(features)
     assert about["count"] is None
     assert "number of images not recorded" in describe(about)

@@ -91,17 +91,17 @@ def test_a_flipped_bit_of_a_block_or_row_is_noticed(tmp_path: Path, capsys: Said
     words = [*SWEEP, "guidance.schedule.w=2,3", f"out={run}"]
     assert main(words) == 0
     before = metrics(run)
-    blocks = sorted(run.glob("points/*/0*.record"))
+    blocks = sorted(run.glob("points/*/0*.features-*.record"))
     assert len(blocks) == 2 * 3
     # With the rows gone, features are read again.
-    for row in run.glob("points/*/row-*"):
+    for row in run.glob("points/*/measured-*"):
         row.unlink()
-    flip(blocks[4], 2000)
+    flip(blocks[4], -300)
     assert main(words) == 1
     assert f"{blocks[4]} was damaged" in capsys.readouterr().err
     assert main(words) == 0 and metrics(run) == before
-    for row in run.glob("points/*/row-*"):
-        flip(row, row.read_bytes().index(b'"metrics"') + 30)
+    for row in run.glob("points/*/measured-*"):
+        flip(row, -5)
     assert main(words) == 0 and metrics(run) == before
 
 
@@ -193,11 +193,11 @@ def test_versions_are_told_and_recorded(
     run = tmp_path / "run"
     words = [*SWEEP, "guidance.schedule.w=2,3", f"out={run}"]
     assert main(words) == 0 and "begun with" not in capsys.readouterr().err
-    next(run.glob("points/*/000000-000003.record")).unlink()
+    next(run.glob("points/*/000000-000003.features-*.record")).unlink()
     now = folder_module.versions() | {"numpy": "9.9"}
     before = folder_module.versions()["numpy"]
     monkeypatch.setattr(folder_module, "versions", lambda: now)
-    for row in run.glob("points/*/row-*"):
+    for row in run.glob("points/*/measured-*"):
         row.unlink()
     assert main(words) == 0
     assert f"begun with numpy {before} (now 9.9)" in capsys.readouterr().err
@@ -221,7 +221,7 @@ def test_a_run_does_not_write_into_the_next_one(tmp_path: Path) -> None:
                 with pytest.raises(GuidexError, match="no longer the folder"):
                     write()
             assert new.read(place / "a")[0] == b"2"
-            assert not orphan.holds(place / "a") and orphan.read(place / "a") is None
+            assert orphan.header(place / "a") is None and orphan.read(place / "a") is None
 
 
 def test_a_folder_moved_away_is_not_written_to(tmp_path: Path) -> None:
@@ -231,8 +231,8 @@ def test_a_folder_moved_away_is_not_written_to(tmp_path: Path) -> None:
             held.write(tmp_path / "run" / "a", b"1")
         assert not (tmp_path / "run").exists()
         (tmp_path / "moved").rename(tmp_path / "run")
-        (tmp_path / "run" / ".lock-0").unlink()
-        (tmp_path / "run" / ".lock-0").touch()  # of another process
+        held.lock.unlink()
+        held.lock.touch()  # of another process
         with pytest.raises(GuidexError, match="moved"):
             held.check()
 

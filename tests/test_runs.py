@@ -135,13 +135,16 @@ def test_interrupt_leaves_a_resumable_folder(
     process = server.Process(target=quiet, args=(words, tmp_path / "run"))
     process.start()
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "run").glob("points/*/*.record")):
+    while not list((tmp_path / "run").glob("points/*/*.png.record")):
         assert time.monotonic() < deadline and process.is_alive()
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
     process.join(60)
     assert process.exitcode == 130
-    done = len(list((tmp_path / "run").glob("points/*/*.record")))
+    records = [
+        list((tmp_path / "run").glob(f"points/*/*.{name}.record")) for name in ("labels", "png")
+    ]
+    done = len({path.name[:13] for path in records[0]} & {path.name[:13] for path in records[1]})
     assert 1 <= done < 100
     assert main([*words, f"out={tmp_path / 'run'}"]) == 0
     assert f"{10 * done} of 1000 images are there already" in capsys.readouterr().out
@@ -217,7 +220,7 @@ def test_a_run_is_finished_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         yield
 
     with monkeypatch.context() as meanwhile:
-        meanwhile.setattr("guidex.runs.engine.FileLock", after_another_process)
+        meanwhile.setattr("guidex.runs.engine.alone", after_another_process)
         assert main([*SAMPLE, f"out={result.parent}"]) == 0
     assert result.read_text() == "done" and not (tmp_path / "run" / "labels.csv").exists()
     assert main([*SAMPLE, f"out={result.parent}"]) == 0  # the same command, given again
@@ -255,12 +258,15 @@ def test_another_view_needs_no_new_samples(
     assert "are there already" in capsys.readouterr().out
 
 
-def test_second_process_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_deleted_under_another_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run" / ".lock-0"):
-        assert main([*SAMPLE, f"out={tmp_path / 'run'}"]) == 1
-    assert "is in use by" in capsys.readouterr().err
-    assert main([*SAMPLE, f"out={tmp_path / 'run'}"]) == 0
+        assert main([*SAMPLE, f"out={tmp_path / 'run'}", "overwrite=true"]) == 1
+        assert "is in use by" in capsys.readouterr().err
+        assert main([*SAMPLE, f"out={tmp_path / 'run'}"]) == 0
+    assert main([*SAMPLE, f"out={tmp_path / 'run'}", "overwrite=true"]) == 0
 
 
 def test_nonfinite_names_seed_step_and_point(

@@ -13,15 +13,14 @@ from PIL import Image
 
 from guidex.models.mixture import GaussianMixture
 from guidex.models.toys import mixture1d
-from guidex.reports import toy_density
 from guidex.reports import toy_figures as toys
-from guidex.reports.toy_density import modes_of
 from guidex.reports.toy_figures import (
     BINS,
     MODE_COLOURS,
     ToyPanel,
     figure_1d,
     figure_2d,
+    modes_of,
 )
 from guidex.runs.drawings import MOST_PANELS
 
@@ -43,7 +42,7 @@ def true_samples() -> np.ndarray:
 @pytest.fixture(autouse=True)
 def few_pixels(monkeypatch):
     """Densities are costly."""
-    monkeypatch.setattr(toy_density, "PIXELS", 48)
+    monkeypatch.setattr(toys, "PIXELS", 48)
 
 
 @pytest.fixture
@@ -52,8 +51,8 @@ def drawn(monkeypatch, tmp_path):
     figures = []
     save = toys.save
 
-    def remember(figure, path) -> None:
-        save(figure, path)
+    def remember(figure, path, *text) -> None:
+        save(figure, path, *text)
         figures.append(figure)
 
     monkeypatch.setattr(toys, "save", remember)
@@ -85,14 +84,9 @@ def titles(figure) -> list[str]:
     return [title for axes in figure.axes if (title := axes.get_title(loc="left"))]
 
 
-def peaks(axes) -> list[str]:
-    return [text.get_text() for text in axes.texts if text.get_text().startswith("↑")]
-
-
 def note(axes) -> str:
     """The line above axes."""
-    words = (text.get_text() for text in axes.texts)
-    return "".join(text for text in words if not text.startswith("↑"))
+    return "".join(text.get_text() for text in axes.texts)
 
 
 def lines_of(axes) -> LineCollection:
@@ -174,9 +168,6 @@ def test_histogram_is_the_density_of_all_samples_stacked_by_mode(drawn, true_sam
     assert right.values.sum() * width == pytest.approx(inside.mean())
     assert left.values.sum() * width == pytest.approx((inside & (true_samples < 1)).mean())
     assert note(lower).endswith(f"  {(~inside).sum()} outside")
-    # Peaks beyond the axes are named.
-    figure = drawn(figure_1d, [panel(np.full((9, 1), 1.7))], mixture1d(), x_range=(-1.0, 3.0))
-    assert peaks(columns(figure)[1][1]) == [f"↑{BINS / 4:.0f}"]
 
 
 def test_sigma_axis_reaches_the_start_of_guidance_and_of_sampling(drawn):

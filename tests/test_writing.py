@@ -46,20 +46,24 @@ def test_two_processes_make_the_files_of_one(tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_a_rank_takes_its_blocks_and_leaves_the_rest(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
+def test_a_shard_makes_its_blocks_and_leaves_the_rest(tmp_path: Path, capsys) -> None:
     words = [*SAMPLE, f"out={tmp_path / 'run'}"]
-    assert main(words) == 0
-    assert sorted(path.name for path in (tmp_path / "run").glob("points/*/*.record")) == [
-        "000006-000011.record",
-        "000018-000019.record",
+    for shard in ("0/2", "3/2", "1", "2/x"):
+        assert main([*words, f"shard={shard}"]) == 2
+        assert "shard must be i/n" in capsys.readouterr().err
+    assert main([*words, "shard=2/2"]) == 0
+    assert sorted(path.name for path in (tmp_path / "run").glob("points/*/*.png.record")) == [
+        "000006-000011.png.record",
+        "000018-000019.png.record",
     ]
     assert not (tmp_path / "run" / "labels.csv").exists()
-    monkeypatch.setenv("RANK", "0")
-    assert main(words) == 0
+    assert main([*words, "shard=1/2"]) == 0
     assert (tmp_path / "run" / "labels.csv").exists()
-    assert main([*words, "overwrite=true"]) == 2
+
+
+def test_ranks_do_not_delete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([*SAMPLE, f"out={tmp_path / 'run'}", "overwrite=true"]) == 2
 
 
 @pytest.mark.parametrize(

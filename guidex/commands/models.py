@@ -10,7 +10,7 @@ from guidex.config.presets import nearest, options
 from guidex.errors import UsageError
 from guidex.files.cache import cache_dir, cached
 from guidex.files.progress import megabytes
-from guidex.models.spec import ModelSpec
+from guidex.models.spec import ModelSpec, Source
 
 
 def models_command(words: Sequence[str]) -> None:
@@ -23,15 +23,16 @@ def models_command(words: Sequence[str]) -> None:
     print(f"Checkpoints are kept in {cache_dir()} (GUIDEX_CACHE); sizes are of those on disk.\n")
     for name, roles in known.items():
         for role, source in roles.items():
-            path = cached(source)
+            path = cached(source.place)
+            place = f"{source.place}  ({source.licence})" if source.licence else source.place
             state = "-" if path is None else megabytes(path.stat().st_size)
-            print(f"{name if role == 'main' else f'  {role}':<26}  {state:>9}  {source}")
+            print(f"{name if role == 'main' else f'  {role}':<26}  {state:>9}  {place}")
 
 
-def checkpoints(name: str) -> dict[str, str]:
+def checkpoints(name: str) -> dict[str, Source]:
     """The checkpoints of a model preset: "main", and under each guidance what it loads instead;
     empty where no file is named."""
-    roles: dict[str, str] = {}
+    roles: dict[str, Source] = {}
     for guidance in ("none", "cfg", "autoguidance"):
         try:
             config = compose("sample", [f"model={name}", f"guidance={guidance}"]).config
@@ -41,6 +42,6 @@ def checkpoints(name: str) -> dict[str, str]:
         for role, part in ((guidance, main), (f"{guidance} reference", reference)):
             model = instantiate(part, "model", Models(), nn.Module | ModelSpec)
             for source in getattr(model, "sources", ()):
-                if source.place not in roles.values():
-                    roles["main" if role == "none" else role] = source.place
+                if source not in roles.values():
+                    roles["main" if role == "none" else role] = source
     return roles

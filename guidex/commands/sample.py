@@ -5,18 +5,21 @@ from pathlib import Path
 
 import numpy as np
 
+from guidex.commands.launch import launch
 from guidex.commands.sweep import sweep
 from guidex.config.compose import compose, parse
 from guidex.config.instantiate import Models
 from guidex.errors import UsageError
 from guidex.files.atomic import atomic_write
 from guidex.reports.image_grids import sample_grid
+from guidex.runs.asked import ask, seeds_asked
 from guidex.runs.drawings import captions, draw_toy, toy_panel
 from guidex.runs.engine import Cohort, Task, grouped, run
 from guidex.runs.folder import require_same_inputs, run_folder, write_json
 from guidex.runs.measure import warn
-from guidex.runs.outputs import Labels, image_name
+from guidex.runs.outputs import InRecord, Labels, image_name
 from guidex.runs.points import Point, check, load
+from guidex.runs.points_table import Entry
 from guidex.runs.provenance import output_folder, provenance
 from guidex.runs.ranks import this_rank
 from guidex.runs.settings import View
@@ -50,33 +53,43 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
         return
     identity = {"command": "sample", **settings.identity}
     folder = output_folder(settings.out, "sample", planned.method, identity)
-    with run_folder(folder, identity, settings.overwrite, rank) as held:
+    if launch(["sample", *words], planned.config, folder):
+        return
+    lasting = {key: value for key, value in identity.items() if key not in ("seeds", "block")}
+    with run_folder(folder, lasting, settings.overwrite, rank, shared=True) as held:
+        lost = seeds_asked(folder) - set(settings.seeds)
+        if lost:
+            raise UsageError(
+                f"{folder} holds images of other seeds, such as {min(lost)}; more seeds may be "
+                "added to them, as in seeds=[…,…]; for others, give another out=FOLDER"
+            )
         point = load(planned, Models(), latents_suffice=settings.latents)
         files = point.kind.files(settings.format, settings.latents, folder)
         task = Task(0, point, [Labels(), *files, *point.kind.view(settings.seeds[:SHOWN])])
-        require_same_inputs(folder, point.inputs)
+        require_same_inputs(folder / "points" / task.name, point.inputs)
+        ask(held, [Entry({}, planned, None)], [task], command="sample")
         [cohort] = grouped([task], held)
-        with run([cohort], rank, folder / "summary.json") as is_last:
-            if is_last:
+        with run([cohort], rank, folder / "summary.json") as state:
+            if state == "whole":
                 _finish(cohort, task)
                 print(f"{len(settings.seeds)} {cohort.unit} in {folder}")
 
 
 def _finish(cohort: Cohort, task: Task) -> None:
     """Everything that is made from all blocks together."""
-    point, planned, held = task.point, task.point.planned, cohort.folder
-    names = ("labels", "seconds", "gallery", "samples", "path")
-    arrays, made_with = cohort.gathered(task, *names)
+    point, held, store = task.point, cohort.folder, cohort.store
+    planned = point.planned
+    names = [output.name for output in task.outputs if isinstance(output, InRecord)]
+    arrays, (made_with, seconds) = cohort.gathered(task, *names), store.made(task.name, "labels")
     labels = arrays.get("labels")
     held.check()
     for output in task.outputs:
-        records = [cohort.record(task, block) for block in cohort.blocks]
-        output.finish(records, planned.seeds, labels)
+        output.finish(store, task.name, labels)
     _write_labels(point, labels, held.path / "labels.csv")
     grid = held.path / "grid.png"
     if "path" in arrays:
         method, plan = planned.method, planned.plan
-        panel = toy_panel(method, plan, arrays["samples"], labels, arrays["path"])
+        panel = toy_panel(method, plan, arrays["coordinates"], labels, arrays["path"])
         draw_toy([panel], point.model, grid, View())
     elif "gallery" in arrays:
         sample_grid(arrays["gallery"], captions(planned.seeds[:SHOWN], labels, point.model), grid)
@@ -84,11 +97,12 @@ def _finish(cohort: Cohort, task: Task) -> None:
     summary = {
         "plan": planned.plan.record(),
         "gflops": point.gflops,
-        "seconds": float(arrays["seconds"].sum()),
+        "seconds": seconds,
         "config": planned.config,
         "provenance": made,
     }
     write_json(held.path / "summary.json", summary)
+    held.forget_workers()
 
 
 def _write_labels(point: Point, labels: np.ndarray | None, path: Path) -> None:

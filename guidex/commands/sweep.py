@@ -5,29 +5,35 @@ all points of a cohort run together and share the steps they agree in -> feature
 -> rows -> table, plots and grids.
 """
 
+import dataclasses
 import functools
 import json
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import torch
 
-from guidex.config.compose import Config
+from guidex.commands.launch import launch
 from guidex.config.instantiate import Models
-from guidex.features.detectors import detect_all
+from guidex.config.presets import nearest
+from guidex.errors import GuidexError, UsageError
+from guidex.features.detectors import detect_all, detector_record
 from guidex.features.features import FeatureSet
 from guidex.features.references import describe
 from guidex.features.samples import PassSettings
 from guidex.files.progress import Progress
+from guidex.reports.differences import baseline_of, with_differences
+from guidex.reports.report import write_report
 from guidex.reports.rows import Row, counted
 from guidex.reports.tables import terminal_table, write_tables
+from guidex.runs.asked import ask
+from guidex.runs.blocks import Store
 from guidex.runs.drawings import draw
 from guidex.runs.engine import Cohort, Task, grouped, run
-from guidex.runs.folder import require_same_inputs, run_folder
+from guidex.runs.folder import read_json, require_same_inputs, run_folder, write_json
 from guidex.runs.measure import (
     Measure,
     Measures,
-    are_metrics_chosen,
     detectors_of,
     repeats_of,
     settings_of,
@@ -48,26 +54,43 @@ from guidex.runs.provenance import digest, made_by, merged, output_folder, prove
 from guidex.runs.ranks import Rank, this_rank
 from guidex.runs.settings import VOLATILE
 
+SHOWN = (".csv", ".jsonl", ".md", ".tex", ".png", ".pdf", ".svg", ".html")  # of what a sweep writes
+_SHOWN = "shown.json"  # the files of the table last written, and which table that was
+_IDENTITY = {"command": "sweep"}
+
 
 def sweep(words: Sequence[str], plan_only: bool, default: str | None = DEFAULT_EXPERIMENT) -> None:
     """Run the command. Words with several values are the axes; of `default`, see `plan_table`."""
     table, rank = plan_table(words, default), this_rank()
+    config = table.base.config
+    baseline_of(config["baseline"], [e.planned and typed(e.values) for e in table.entries])
     if rank.first:
         _print_size(table)
         warn(table.doubts)
     if plan_only:
         print_plans(table)
         return
-    config = table.base.config
-    folder = output_folder(config["out"], "sweep", table.name, _identity(table))
-    made = made_by("sweep" if default else "sample eval=true", words)
-    chosen = are_metrics_chosen(words)
+    identity = {
+        "command": "sweep",
+        **{k: v for k, v in config.items() if k not in VOLATILE},
+        "points": {words_of(entry.values): entry.identity for entry in table.entries},
+    }
+    folder = output_folder(config["out"], "sweep", table.name, identity)
+    asked = ["sweep"] if default else ["sample", "eval=true"]
+    if launch([*asked, *words], config, folder):
+        return
+    made = made_by(" ".join(asked), words)
+    rows = fill(table, folder, made, bool(config["overwrite"]))
+    if rows is not None:
+        show(rows, folder)
+    elif rank.first:
+        print(f"another process writes the table; guidex status {folder} tells more")
 
-    def finish(rows: list[Row], cohorts: list[Cohort]) -> None:
-        files = [*write_tables(rows, folder), *draw(rows, cohorts, folder)]
-        print("", terminal_table(rows), "", *files, sep="\n")
 
-    fill(table, folder, made, bool(config["overwrite"]), chosen=chosen, finish=finish)
+def show(rows: Sequence[Row], folder: Path) -> None:
+    """Print a table, and the files of its folder."""
+    files = sorted(file for file in folder.glob("[!.]*") if file.suffix in SHOWN)
+    print("", terminal_table(rows), "", *files, sep="\n")
 
 
 def fill(
@@ -75,41 +98,71 @@ def fill(
     folder: Path,
     made: dict[str, str],
     overwrite: bool = False,
-    *,
-    chosen: bool = False,
-    identity: Config | None = None,
-    finish: Callable[[list[Row], list[Cohort]], None] = lambda rows, cohorts: None,
+    sampling: bool = True,
+    figures: bool = True,
 ) -> list[Row] | None:
-    """Make all points of a table that are not in a folder yet, and measure them; returns the rows,
-    or None where another process does.
+    """Make what is missing of a table in its folder, measure it, and write tables and figures. What
+    other tables have left in the folder is used, and stays.
 
     Arguments:
-        made: the command line and the date, for the rows.
-        chosen: whether somebody chose the metrics.
-        identity: what the folder belongs to, if not to this table.
-        finish: called with the rows while the folder is held.
+        made: what goes into the provenance of all rows: command and date.
+        overwrite: delete what the folder holds first.
+        sampling: False: make no samples; rows whose samples are missing say so.
+        figures: False: write tables alone.
+
+    Returns:
+        A row for each entry of the table; None where another process finishes.
     """
     rank = this_rank()
-    with run_folder(folder, identity or _identity(table), overwrite, rank) as held:
-        tasks = _prepare(table, rank, chosen)
-        require_same_inputs(folder, _inputs(tasks))
+    reads = {words_of(entry.values): entry.identity for entry in table.entries}
+    token = digest([made, reads], 16)
+    with run_folder(folder, _IDENTITY, overwrite, rank, reads, shared=True) as held:
+        tasks = _prepare(table, rank)
+        for task in tasks:
+            require_same_inputs(folder / "points" / task.name, _inputs(task))
         cohorts = grouped(tasks, held)
-        with run(cohorts, rank, folder / "table.csv") as is_last:
-            if not is_last:
+        if not sampling:
+            return _finish(table, cohorts, made, figures, None)
+        chosen = table.are_metrics_chosen
+        ask(held, table.entries, tasks, command="sweep", made=made, chosen=chosen)
+        with run(cohorts, rank, folder / "table.csv") as state:
+            if state == "missing":
                 return None
-            rows = _rows(table.entries, cohorts, made)
-            held.check()
-            finish(rows, cohorts)
+            if state == "written" and (read_json(folder / _SHOWN) or {}).get("token") == token:
+                return None
+            rows = _finish(table, cohorts, made, figures, token)
+        held.forget_workers()
     return rows
 
 
-def _identity(table: Table) -> Config:
-    """What decides the results of a table."""
-    return {
-        "command": "sweep",
-        **{key: value for key, value in table.base.config.items() if key not in VOLATILE},
-        "points": {words_of(entry.values): entry.identity for entry in table.entries},
-    }
+def _finish(
+    table: Table,
+    cohorts: Sequence[Cohort],
+    made: dict[str, str],
+    figures: bool,
+    token: str | None,
+) -> list[Row]:
+    """Measure what has all its samples, and write tables and figures."""
+    folder = cohorts[0].folder
+    whole = [
+        dataclasses.replace(cohort, tasks=tasks)
+        for cohort in cohorts
+        if (tasks := [task for task in cohort.tasks if task.is_whole(cohort.store)])
+    ]
+    if not whole:
+        raise GuidexError(f"no point of {folder.path} has all its samples yet")
+    rows = with_differences(_rows(table.entries, whole, made), table.base.config["baseline"])
+    folder.check()
+    before = read_json(folder.path / _SHOWN) or {}
+    files = write_tables(rows, folder.path)
+    if figures:
+        files = [*files, *draw(rows, whole, folder.path)]
+        files.append(write_report([folder.path], folder.path / "report.html"))
+    for name in set(before.get("files", ())) - {file.name for file in files}:
+        (folder.path / Path(name).name).unlink(missing_ok=True)  # of another table
+    shown = {"token": token, "files": [file.name for file in files]}
+    write_json(folder.path / _SHOWN, shown)
+    return rows
 
 
 def _print_size(table: Table) -> None:
@@ -120,7 +173,7 @@ def _print_size(table: Table) -> None:
     print(f"{table.name}: {counted(len(planned), 'point')} of {seeds} seeds{left_out}")
 
 
-def _prepare(table: Table, rank: Rank, chosen: bool) -> list[Task]:
+def _prepare(table: Table, rank: Rank) -> list[Task]:
     """Load models and references; whatever is wrong with them shows here."""
     decoders: dict[str, Models] = {}  # by device
     measures = Measures(PassSettings(rank=rank.index, ranks=rank.count))
@@ -131,15 +184,16 @@ def _prepare(table: Table, rank: Rank, chosen: bool) -> list[Task]:
         device = entry.planned.settings.device
         point = load(entry.planned, decoders.setdefault(device, Models()))
         found = measures.get(
-            entry.planned.config,
+            {**entry.planned.config, "device": device},
             point.model,
             entry.planned.choices["model"],
             count=_count(point),
-            chosen=chosen,
+            chosen=table.are_metrics_chosen,
             labelled=point.model.num_classes > 0,
             points=point.kind.image_shape is None,
         )
         tasks.append(Task(index, point, _outputs(point, found), found))
+    _check_sort(table.base.config["sort"], tasks)
     _check_samples(tasks)
     if rank.first:
         _tell(tasks)
@@ -151,10 +205,8 @@ def _outputs(point: Point, measures: list[Measure]) -> list[Output]:
     """What is kept of a point's samples: features to be measured, and what is to be seen."""
     shown = point.planned.seeds[: point.planned.settings.gallery]
     outputs = [Labels(), *point.kind.view(shown)]
-    if any(one.metrics for one in measures):
-        size = 4 * sum(one.dim for one in measures if one.metrics)
-        outputs.append(Features(tuple(detectors_of(measures)), size))
-    return outputs
+    dims = {one.detector: one.dim for one in measures if one.metrics}
+    return [*outputs, *(Features(detector, 4 * dim) for detector, dim in dims.items())]
 
 
 def _count(point: Point) -> int:
@@ -162,13 +214,19 @@ def _count(point: Point) -> int:
     return len(point.planned.seeds) // point.planned.settings.repeats
 
 
-def _inputs(tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:
+def _inputs(task: Task) -> list[tuple[str, str]]:
     """Role and place, as one text, and SHA-256 of the files that results depend on: models,
     references, detectors."""
-    for task in tasks:
-        yield from task.point.inputs
-        for one in task.measures:
-            yield from one.inputs
+    return [*task.point.inputs, *(pair for one in task.measures for pair in one.inputs)]
+
+
+def _check_sort(name: str | None, tasks: Sequence[Task]) -> None:
+    """Refuse to sort by a column that the table will not have."""
+    measures = [one for task in tasks for one in task.measures]
+    metrics = [(one, metric) for one in measures for metric in one.metrics.values()]
+    columns = {f"{column.name}_{one.name}" for one, metric in metrics for column in metric.columns}
+    if name is not None and name not in columns:
+        raise UsageError(f"sort={name}: the table has no such column{nearest(name, columns)}")
 
 
 def _check_samples(tasks: Sequence[Task]) -> None:
@@ -215,35 +273,35 @@ def _rows(entries: Sequence[Entry], cohorts: Sequence[Cohort], made: dict[str, s
 
 
 def _row(cohort: Cohort, made: dict[str, str], task: Task, tick: Tick) -> Row:
-    planned, plan, folder = task.point.planned, task.point.planned.plan, cohort.folder
-    repeats = planned.settings.repeats
-    name = f"row-{digest([planned.seeds, repeats], 8)}.record"
-    path = cohort.record(task, cohort.blocks[0]).with_name(name)
-    if folder.read(path) is None:
-        folder.write(path, json.dumps(_measured(cohort, task)).encode())
-    content, made_with = folder.read(path)
-    found = json.loads(content)
+    planned, plan = task.point.planned, task.point.planned.plan
+    metrics, pseudovalues, made_with = _measured(cohort, task)
+    settings = settings_of(task.measures) if task.is_measured else {}
+    if planned.config["labels"] == "balanced":  # FID is lower than with random ones
+        settings["labels"] = "balanced"
     tick(1)
     return Row(
         point=task.index,
         values=typed(planned.values),
         guidance=planned.method,
         images=_count(task.point),
-        repeats=repeats,
-        metrics=found["metrics"],
-        settings=settings_of(task.measures) if task.is_measured else {},
+        repeats=planned.settings.repeats,
+        metrics=metrics,
+        pseudovalues=pseudovalues,
+        settings=settings,
         evals_main=plan.evaluations_main,
         evals_ref=sum(plan.evaluations_ref),
         gflops=task.point.gflops,
-        seconds=found["seconds"],
+        seconds=cohort.store.made(task.name, "labels")[1],
         plan=plan.record(),
         config=planned.config,
         unit=cohort.unit,
         note="not guided: no step of the sampler is in its interval" if plan.idle else None,
         provenance={
-            **provenance(planned.config),
-            **merged([found["versions"], made_with]),
+            **provenance({**planned.config, "device": planned.settings.device}),
+            **made_with,
             "origins": task.point.origins,
+            "reals": [one.about_real for one in task.measures],
+            "detectors": [detector_record(one.detector) for one in task.measures],
             "presets": planned.choices,
             **made,
         },
@@ -258,23 +316,53 @@ def _missing_row(index: int, entry: Entry, made: dict[str, str]) -> Row:
         guidance=entry.values.get("guidance", ""),
         metrics={},
         settings={},
-        missing=entry.missing,
+        missing=entry.missing or "samples are missing",
         provenance=made,
         **dict.fromkeys(counts, 0),
     )
 
 
-def _measured(cohort: Cohort, task: Task) -> Config:
-    """All metrics of a point, from the blocks on disk, and what its samples took."""
-    arrays, made_with = cohort.gathered(task, "seconds")
-    metrics: dict[str, float] = {}
-    for one in task.measures if task.is_measured else ():
-        name = f"features{detectors_of(task.measures).index(one.detector)}"
-        kept, _ = cohort.gathered(task, "labels", name)
-        features = FeatureSet.from_values(
-            detector=one.name,
-            values=torch.from_numpy(kept[name]),
-            labels=torch.from_numpy(kept["labels"]) if "labels" in kept else None,
-        )
-        metrics |= one.values(repeats_of(features, task.point.planned.settings.repeats))
-    return {"metrics": metrics, "seconds": float(arrays["seconds"].sum()), "versions": made_with}
+def _measured(
+    cohort: Cohort, task: Task
+) -> tuple[dict[str, float], dict[str, list[float]], dict[str, str]]:
+    """All metrics of a point, their pseudo-values (see `metrics.differences`), and the versions
+    that they and its samples were made with. Each metric is computed once, and kept under what it
+    depends on."""
+    folder, store, repeats = cohort.folder, cohort.store, task.point.planned.settings.repeats
+    metrics, pseudovalues = {}, {}
+    outputs = ["labels", *(Features(each.detector).name for each in task.measures)]
+    versions = [store.made(task.name, *outputs)[0]]
+    for one in task.measures:
+        fakes: list[FeatureSet] = []
+        for name, metric in one.metrics.items():
+            path = store.path(task.name, f"measured-{_key(one, name, store, repeats)}", name)
+            found = folder.read(path)
+            if found is None:
+                fakes = fakes or repeats_of(_features(cohort, task, one), repeats)
+                results = dataclasses.replace(one, metrics={name: metric}).measured(fakes)
+                folder.write(path, json.dumps(results).encode())
+                found = folder.read(path)
+            values, blocks = json.loads(found[0])
+            metrics |= values
+            pseudovalues |= blocks
+            versions.append(found[1])
+    return metrics, pseudovalues, merged(versions)
+
+
+def _key(one: Measure, name: str, store: Store, repeats: int) -> str:
+    """What a metric of a point depends on, but for the point."""
+    part, about = one.part, one.about_real if one.metrics[name].needs_reference else {}
+    reading = [part.ref, part.reals, part.resize, part.crop, part.bad] if about else []
+    detector = dataclasses.asdict(one.detector.identity)
+    what = [part.metrics[name], detector, about, reading, one.fakes]
+    return digest([*what, store.whole.spelled, repeats], 12)
+
+
+def _features(cohort: Cohort, task: Task, one: Measure) -> FeatureSet:
+    name = Features(one.detector).name
+    kept = cohort.gathered(task, "labels", name)
+    return FeatureSet.from_values(
+        detector=one.name,
+        values=torch.from_numpy(kept[name]),
+        labels=torch.from_numpy(kept["labels"]) if "labels" in kept else None,
+    )

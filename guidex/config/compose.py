@@ -235,7 +235,7 @@ def _set_published(config: Config, choices: dict[str, str]) -> Config:
             _select(config, parent, key)[name] = value
     results = {key: value for key, value in found.items() if "." not in key}
     is_other = isinstance(published.get(guidance), str)  # the settings of another guidance
-    about = {"source", "protocol", "images", "repeats", "statistic"}
+    about = {"source", "protocol", "images", "repeats", "statistic", "labels"}
     return {} if is_other or results.keys() <= about else results
 
 
@@ -303,7 +303,7 @@ def axes_from_yaml(table: dict[str, Any]) -> list[Axis]:
     value."""
     axes = []
     for key, values in table.items():
-        texts = [_as_text(value) for value in (values if isinstance(values, list) else [values])]
+        texts = [as_text(value) for value in (values if isinstance(values, list) else [values])]
         if isinstance(values, str) and (override := parse(f"{key}={values}")).is_sweep_override():
             texts = _sweep_values(override)
         axes.append(_axis(key, texts))
@@ -351,23 +351,24 @@ def _sweep_values(override: Override) -> Iterator[str]:
     return override.sweep_string_iterator()
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A value as it is typed behind key=."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return f"[{','.join(_as_text(item) for item in value)}]"
+        return f"[{','.join(as_text(item) for item in value)}]"
     return str(value)
 
 
 def _check_choice(group: str, value: Any) -> None:
     """Refuse what is no preset of a group."""
     if isinstance(value, list) and group not in LIST_GROUPS:
-        raise UsageError(f"{group}={_as_text(value)}: choose one {group}")
+        raise UsageError(f"{group}={as_text(value)}: choose one {group}")
     for name in value if isinstance(value, list) else [value]:
         if str(name) not in options(group) and not (name is None and group in OPTIONAL_GROUPS):
-            given = _as_text(name)
+            given = as_text(name)
             meant = METRIC_NAMES.get(given.lower(), given) if group == "metrics" else given
             raise UsageError(f"there is no {group}={given}{nearest(meant, options(group))}")
 
@@ -387,7 +388,7 @@ def _set(config: Config, override: Override, choices: dict[str, str]) -> None:
     if is_group(group) and not isinstance(value, dict):
         raise UsageError(f"{override.input_line}: to choose a preset, write {group}={value}")
     if isinstance(node[leaf], bool) and not isinstance(value, bool):
-        raise UsageError(f"{'.'.join(path)} must be true or false, not {_as_text(value)!r}")
+        raise UsageError(f"{'.'.join(path)} must be true or false, not {as_text(value)!r}")
     node[leaf] = value
 
 

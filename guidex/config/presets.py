@@ -27,6 +27,7 @@ KINDS = {
     "detectors": "detector",
     "metrics": "metrics",
     "protocols": "protocol",
+    "launchers": "launcher",
     "experiments": "experiment",
 }
 

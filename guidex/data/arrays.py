@@ -29,8 +29,8 @@ def open_array(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]
                 images, labels = _map(path, 0, file, path.stat().st_size), None
         else:
             with zipfile.ZipFile(path) as archive:
-                images = _read_entry(path, archive, "images", "arr_0")
-                labels = _read_entry(path, archive, "labels", "arr_1")
+                images = read_entry(path, archive, "images", "arr_0")
+                labels = read_entry(path, archive, "labels", "arr_1")
         _check(images, labels)
         return images, None if labels is None else labels.astype(np.int64)
     except GuidexError as error:
@@ -40,7 +40,7 @@ def open_array(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]
         raise GuidexError(f"cannot read {path}: {reason_of(error)}") from error
 
 
-def _read_entry(path: Path, archive: zipfile.ZipFile, *names: str) -> np.ndarray | None:
+def read_entry(path: Path, archive: zipfile.ZipFile, *names: str) -> np.ndarray | None:
     """The first of these arrays that is in a zip, mapped where its bytes are stored as they are."""
     entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
     entry = next((entries[name] for name in names if name in entries), None)

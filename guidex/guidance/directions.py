@@ -41,6 +41,7 @@ class Direction(ABC):
         made.queries = tuple(
             replace(query, network=load(query.network, device)) for query in self.queries
         )
+        made.gflops = sum(query.network.gflops for query in made.queries)  # recipes may not know it
         return made
 
     @abstractmethod
@@ -64,12 +65,22 @@ class Difference(Direction):
         reference: denoiser of the same shape as the main one; or that, if k > 1 or drop_labels.
         k: factor on the reference's noise level; positive.
         drop_labels: ask the reference without a condition, which it was trained for, too.
+        channels: how many are guided, from the first (DiT, SiT, LightningDiT: 3); None: all.
     """
 
-    def __init__(self, reference: Model, k: float = 1.0, drop_labels: bool = False) -> None:
+    def __init__(
+        self,
+        reference: Model,
+        k: float = 1.0,
+        drop_labels: bool = False,
+        channels: int | None = None,
+    ) -> None:
+        if channels is not None and channels < 1:
+            raise UsageError(f"channels is {channels}; at least 1 must be guided, null: all")
         if not k > 0:
             raise UsageError(f"k scales the reference's noise level and must be positive, not {k}")
         self.k = k
+        self.channels = channels
         self.gflops = reference.gflops
         self.queries = (Query(reference, k, drop_labels),)
 
@@ -77,8 +88,12 @@ class Difference(Direction):
         self, x: Tensor, sigma: float, condition: Condition, main: Tensor, reference: Tensor
     ) -> Tensor:
         if self.k == 1:
-            return main - reference
-        return (main - x) - (reference - x) / self.k**2
+            direction = main - reference
+        else:
+            direction = (main - x) - (reference - x) / self.k**2
+        if self.channels is not None:
+            direction[:, self.channels :] = 0
+        return direction
 
 
 class PerturbedAttention(Direction):

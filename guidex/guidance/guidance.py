@@ -91,16 +91,18 @@ class Guided:
         step: int,
         stage: int,
         state: Any = None,
+        extras: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Any]:
         """D_w(x; sigma, condition) [B, *shape] at an evaluation of the plan, in the dtype of x
-        (float32 or float64), and the rule's memory, which goes into the next evaluation."""
+        (float32 or float64), and the rule's memory, which goes into the next evaluation.
+        `extras`: see `View`, of the main model."""
         omegas = self.plan.weights[:, step, stage] - 1
         if np.isnan(omegas).any():
             raise UsageError(f"the plan has no evaluation {stage} in step {step}")
         terms = zip(omegas.tolist(), self.guidance.terms.values(), strict=True)
         active = [(k, omega, term.direction) for k, (omega, term) in enumerate(terms) if omega != 0]
         queries = [query for _, _, direction in active for query in direction.queries]
-        main, *rest = answer([Query(self.main), *queries], x, sigma, condition)
+        main, *rest = answer([Query(self.main, extras=extras), *queries], x, sigma, condition)
         if not active:
             return main, state
         predictions = iter(rest)

@@ -15,10 +15,15 @@ def none() -> Guidance:
 
 
 def difference(
-    reference: Model, schedule: Schedule, rule: Rule, k: float = 1.0, drop_labels: bool = False
+    reference: Model,
+    schedule: Schedule,
+    rule: Rule,
+    k: float = 1.0,
+    drop_labels: bool = False,
+    channels: int | None = None,
 ) -> Guidance:
     """Away from a reference: CFG, autoguidance, sigma scaling (see directions.Difference)."""
-    return single(Difference(reference, k, drop_labels), schedule, rule)
+    return single(Difference(reference, k, drop_labels, channels), schedule, rule)
 
 
 def perturbed_attention(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from guidex.guidance.timeline import Timeline
+from guidex.models.native_time import NATIVE, NativeUnit
 
 
 @dataclass(frozen=True)
@@ -48,22 +49,20 @@ class Plan:
         """Steps with a guided evaluation."""
         return np.flatnonzero(self.guided.any(axis=(0, 2))).tolist()
 
-    def describe(self) -> str:
+    def describe(self, unit: NativeUnit | None = None) -> str:
         """One line, such as "guided steps 17–22 of 32, sigma 1.609 → 0.189; 63 + 12 evaluations
-        per image; w 2"."""
+        per image; w 2", with noise levels also in the unit of a network's own time."""
         steps, sigmas = self.guided_steps, self.timeline.sigmas
         total = len(sigmas) - 1
         if not steps:
-            return f"no guided step of {total}; {self.evaluations_main} evaluations per image"
-        start, end = sigmas[steps[0]], sigmas[steps[-1] + 1]
+            ends = "" if unit is None else f", {_span(sigmas[0], sigmas[-1], unit)}"
+            return f"no guided step of {total}{ends}; {self.evaluations_main} evaluations per image"
+        span = _span(sigmas[steps[0]], sigmas[steps[-1] + 1], unit)
         weights = self.weights[self.guided]
         low, high = weights.min(), weights.max()
         w = f"w {low:.4g}" if low == high else f"w {low:.3g} … {high:.3g}"
         cost = " + ".join(str(count) for count in [self.evaluations_main, *self.evaluations_ref])
-        return (
-            f"guided steps {ranges(steps)} of {total}, sigma {level(start)} → {level(end)}; "
-            f"{cost} evaluations per image; {w}"
-        )
+        return f"guided steps {ranges(steps)} of {total}, {span}; {cost} evaluations per image; {w}"
 
     def record(self) -> dict[str, object]:
         """The plan as plain data, for rows and manifests."""
@@ -82,6 +81,14 @@ class Plan:
 def level(sigma: float) -> str:
     """A noise level for people: three decimals as in the papers, more where that would be 0.00…"""
     return f"{sigma:.3f}".rstrip("0").rstrip(".") if sigma >= 0.01 or sigma == 0 else f"{sigma:.2g}"
+
+
+def _span(start: float, end: float, unit: NativeUnit | None) -> str:
+    text = f"sigma {level(start)} → {level(end)}"
+    if unit is None:
+        return text
+    first, last = NATIVE[unit](np.array([start, end]))
+    return f"{text}, {unit} {first:.4g} → {last:.4g}"
 
 
 def ranges(values: Sequence[int]) -> str:

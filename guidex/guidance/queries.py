@@ -20,10 +20,12 @@ class Query:
     k: float = 1.0
     drop_labels: bool = False
     perturbation: Perturbation | None = None
+    extras: dict[str, Tensor] | None = None
 
     def view(self, sigma: float, condition: Condition) -> View:
         """What it is at a noise level, for a batch's condition."""
-        return View(self.k * sigma, None if self.drop_labels else condition, self.perturbation)
+        condition = None if self.drop_labels else condition
+        return View(self.k * sigma, condition, self.perturbation, self.extras)
 
 
 def answer(queries: Sequence[Query], x: Tensor, sigma: float, condition: Condition) -> list[Tensor]:

@@ -18,9 +18,12 @@ import numpy as np
 
 from guidex.errors import UsageError
 from guidex.guidance.timeline import Timeline, Times
+from guidex.models.native_time import NATIVE, NativeUnit
 
-Unit = Literal["sigma", "step", "fraction"]
+Unit = Literal["sigma", "step", "fraction", NativeUnit]
 Gate = Literal["step", "evaluation"]
+
+ROUNDING = 1e-9  # of times that are worked out from noise levels
 
 
 class EmptyInterval(UsageError):
@@ -74,7 +77,8 @@ class Interval(Schedule):
     Attributes:
         lo, hi: bounds. unit "sigma": half open, (lo, hi]; "step": first and last guided step, both
             inclusive, counted from 0; "fraction": share of the steps at which guidance starts and
-            stops, rounded to a step boundary, 0 = the noisiest.
+            stops, rounded to a step boundary, 0 = the noisiest; "time" and "timestep" (see
+            guidex.models.native_time): both inclusive and not snapped, as in the code of REPA.
     """
 
     lo: float = 0.0
@@ -83,7 +87,7 @@ class Interval(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        closed = self.unit == "step"  # one step is an interval: lo = hi
+        closed = self.unit in ("step", *NATIVE)  # one step is an interval: lo = hi
         if math.isnan(self.lo) or math.isnan(self.hi) or self.lo < 0:
             raise UsageError(f"bounds must be numbers >= 0, not lo={self.lo:g}, hi={self.hi:g}")
         if not (self.lo <= self.hi if closed else self.lo < self.hi):
@@ -106,6 +110,9 @@ class Interval(Schedule):
             if self.gate == "evaluation":
                 return (self.lo < times.sigma) & (times.sigma <= self.hi)
             return self._between(times, times.boundary(self.hi), times.boundary(self.lo))
+        if self.unit in NATIVE:
+            time = NATIVE[self.unit](times.sigma)
+            return (self.lo - ROUNDING <= time) & (time <= self.hi + ROUNDING)
         if self.unit == "step":
             if self.lo >= times.count:
                 raise UsageError(

@@ -4,20 +4,17 @@
 arXiv 1706.08500, equation 6), with N - 1 covariances and in float64.
 """
 
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from guidex.errors import UsageError
 from guidex.features.features import FeatureSet
 from guidex.features.statistics import GaussianStatistics
-from guidex.metrics.metric import PUBLISHED_IMAGES, Column, Fewest, Metric, check_share
-
-JACKKNIFE_BLOCKS = 20
-FEWEST_BLOCKS = 5  # of balanced classes, which a block holds one image of each of
+from guidex.metrics.differences import FEWEST_BLOCKS, FEWEST_FAKES, blocks_of, difference
+from guidex.metrics.metric import PUBLISHED_IMAGES, Column, Fewest, Metric, Numbers, check_share
 
 # With fewer fakes per feature the bias no longer falls as 1 / N, and intervals miss the truth.
 IMAGES_PER_FEATURE = 2
@@ -100,8 +97,8 @@ class Frechet(Metric):
     interval is for the distance to the *distribution* that the fakes come from, without bias, so
     that at small N it may lie wholly below the distance.
 
-    jackknife: delete one of 20 random blocks (with unequal block sizes as in Busing, Meijer and van
-    der Leeden 1999); bias-corrected mean of the pseudo-values and Student's t. Costs 20 distances.
+    jackknife: delete one of 20 random blocks (`metrics.differences`); bias-corrected mean of the
+    pseudo-values and Student's t. Costs 20 distances.
     Where the fakes' labels are balanced, so are the 5 ... 20 blocks: the chance of random ones
     would pass for bias and noise.
 
@@ -133,7 +130,7 @@ class Frechet(Metric):
     def fewest(self, dim: int) -> Fewest:
         if self.confidence == "none":
             return Fewest(2, 2)
-        least = max(IMAGES_PER_FEATURE * dim, 2 * JACKKNIFE_BLOCKS)
+        least = max(IMAGES_PER_FEATURE * dim, FEWEST_FAKES)
         return Fewest(2, least, f"confidence=jackknife and {dim} features", "confidence=none")
 
     def doubts(self, *, real: int | None, fake: int, dim: int, network: bool) -> list[str]:
@@ -148,58 +145,41 @@ class Frechet(Metric):
     def compute(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         """fd, and where an interval is asked for fd_unbiased, its centre, the distance without the
         bias of the number of fakes, and fd_lo and fd_hi."""
-        distance_to_real = DistanceTo(real.statistics)
-        distance = distance_to_real(fake.statistics)
+        distance = _distance_to(real.statistics)(fake.statistics)
         if self.confidence == "none":
             return {"fd": distance}
-        lo, centre, hi = self._jackknife(distance_to_real, fake, distance)
-        numbers = {"fd": distance, "fd_unbiased": centre, "fd_lo": lo, "fd_hi": hi}
+        pseudo = self.pseudovalues(real, fake, {"fd": distance}).get("fd", [])
+        if len(pseudo) == 0:
+            least = int(fake.labels.unique(return_counts=True)[1].min())
+            raise UsageError(
+                f"the fakes have {least} images of every class, and an interval needs at least "
+                f"{FEWEST_BLOCKS}; use more images or confidence=none."
+            )
+        centre, low, high = difference(pseudo, [0.0] * len(pseudo), self.level)
+        numbers = {"fd": distance, "fd_unbiased": centre, "fd_lo": low, "fd_hi": high}
         # A distance is never negative, so this cuts no true value off.
         return {name: max(value, 0.0) for name, value in numbers.items()}
 
-    def _jackknife(
-        self, distance_to_real: DistanceTo, fake: FeatureSet, distance: float
-    ) -> tuple[float, float, float]:
-        from scipy.special import stdtrit  # half a second, for the few who ask for an interval
-
+    def pseudovalues(
+        self, real: FeatureSet, fake: FeatureSet, numbers: Numbers
+    ) -> dict[str, list[float]]:
+        if fake.values is None or fake.count < max(IMAGES_PER_FEATURE * fake.dim, FEWEST_FAKES):
+            return {}
+        distance_to_real, distance = _distance_to(real.statistics), numbers["fd"]
         values, whole = fake.values, fake.statistics
-        blocks = [rows.to(values.device) for rows in _blocks(fake.count, fake.labels, self.seed)]
+        blocks = blocks_of(fake.count, fake.labels, self.seed)
+        blocks = [rows.to(values.device) for rows in blocks]
         count = sum(map(len, blocks))
-        if count < fake.count:  # some of each class are left over
+        if 0 < count < fake.count:  # some of each class are left over
             whole = GaussianStatistics.from_features(values[torch.cat(blocks)])
             distance = distance_to_real(whole)
-        left_out = [
-            distance_to_real(whole.without(GaussianStatistics.from_features(values[block])))
-            for block in blocks
-        ]
-        ratios = torch.tensor([count / len(block) for block in blocks], dtype=torch.float64)
-        pseudo = ratios * distance - (ratios - 1) * torch.tensor(left_out, dtype=torch.float64)
-        estimate = float((pseudo / ratios).sum())
-        variance = ((pseudo - estimate).square() / (ratios - 1)).mean()
-        quantile = float(stdtrit(len(blocks) - 1, (1 + self.level) / 2))
-        reach = quantile * float(variance.sqrt())
-        return estimate - reach, estimate, estimate + reach
+        pseudo = []
+        for block in blocks:
+            rest = whole.without(GaussianStatistics.from_features(values[block]))
+            ratio = count / len(block)
+            pseudo.append(ratio * distance - (ratio - 1) * distance_to_real(rest))
+        return {"fd": pseudo}
 
 
-def _blocks(count: int, labels: Tensor | None, seed: int) -> Sequence[Tensor]:
-    """Rows of the blocks of a jackknife, on the CPU: at random, since images often come sorted by
-    class and a block must look like the whole. Of labels [N] with equal numbers of several classes,
-    give or take one, each block has as many of each."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    labels = torch.zeros(count) if labels is None else labels.cpu()
-    found, numbers = labels.unique(return_counts=True)
-    least = int(numbers.min())
-    if len(found) == 1 or numbers.max() - least > 1:
-        return order.tensor_split(JACKKNIFE_BLOCKS)
-    classes = [order[labels[order] == label] for label in found]
-    if least < FEWEST_BLOCKS:
-        raise UsageError(
-            f"the fakes have {least} images of every class, and an interval needs at least "
-            f"{FEWEST_BLOCKS}; use more images or confidence=none."
-        )
-    # As few left over as possible.
-    choices = range(min(least, JACKKNIFE_BLOCKS // 2), min(least, JACKKNIFE_BLOCKS) + 1)
-    blocks = max(choices, key=lambda number: (least // number * number, number))
-    each = least // blocks
-    cut = [rows[: each * blocks].split(each) for rows in classes]
-    return [torch.cat(rows_of_block) for rows_of_block in zip(*cut, strict=True)]
+# All points of a table are measured from one real side.
+_distance_to = functools.lru_cache(maxsize=2)(DistanceTo)

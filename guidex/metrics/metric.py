@@ -11,14 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, NoReturn
 
+from torch import Tensor
+
 from guidex.errors import UsageError
 from guidex.features.features import AnySet, FeatureSet, check_comparable
+from guidex.metrics.differences import block_means
 
 # Images that published numbers are computed from (Heusel et al. 2017; EDM2; dgm-eval).
 PUBLISHED_IMAGES = 50_000
 
 # Ends of the columns that go with another one: an interval and its centre.
 COMPANIONS = ("_unbiased", "_lo", "_hi")
+
+# By name; of a mean over fakes, the value of each.
+Numbers = dict[str, float | Tensor]
 
 
 @dataclass(frozen=True)
@@ -83,9 +89,17 @@ class Metric(ABC):
                 check_whole(name, getattr(self, name), least=least)
 
     @abstractmethod
-    def compute(self, real: FeatureSet | None, fake: FeatureSet) -> dict[str, float]:
+    def compute(self, real: FeatureSet | None, fake: FeatureSet) -> Numbers:
         """Numbers by the names of `columns`, which may end in COMPANIONS, of sets that lack nothing
-        it needs; real is None where it needs no reference."""
+        it needs; real is None where it needs no reference. Of a mean over fakes, the value of each
+        [N] instead, which tells its confidence, too."""
+
+    def pseudovalues(
+        self, real: FeatureSet | None, fake: FeatureSet, numbers: Numbers
+    ) -> dict[str, list[float]]:
+        """Those of blocks of fakes (see `metrics.differences`) by column, as far as they are cheap;
+        `numbers` are what `compute` has returned."""
+        return {k: block_means(each) for k, each in numbers.items() if isinstance(each, Tensor)}
 
     def fewest(self, dim: int) -> Fewest:
         """The images needed for D features; UsageError where the options do not suit D."""
@@ -104,6 +118,12 @@ class Metric(ABC):
     def __call__(self, *, real: FeatureSet | None, fake: FeatureSet) -> dict[str, float]:
         """Numbers by column, in order; UsageError where the sets are of different detectors, lack
         something, or are too few images."""
+        return self.measured(real=real, fake=fake, blockwise=False)[0]
+
+    def measured(
+        self, *, real: FeatureSet | None, fake: FeatureSet, blockwise: bool = True
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """As by a call, and with `blockwise` the pseudo-values that there are, also by column."""
         self.check_detector(fake.detector)
         if self.needs_reference:
             check_comparable(real=real, fake=fake)
@@ -117,8 +137,10 @@ class Metric(ABC):
         named = {}
         for name, value in numbers.items():
             end = next((end for end in COMPANIONS if name.endswith(end)), "")
-            named[f"{name.removesuffix(end)}_{fake.detector}{end}"] = value
-        return named
+            number = value.double().mean().item() if isinstance(value, Tensor) else value
+            named[f"{name.removesuffix(end)}_{fake.detector}{end}"] = number
+        pseudo = self.pseudovalues(real, fake, numbers) if blockwise else {}
+        return named, {f"{name}_{fake.detector}": each for name, each in pseudo.items() if each}
 
     def check_detector(self, detector: str | None) -> None:
         """Raise UsageError where it is defined for another detector alone; None is one whose name

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from guidex.features.features import FeatureSet
 from guidex.features.networks import full_float32
-from guidex.metrics.metric import PUBLISHED_IMAGES, Column, Fewest, Metric
+from guidex.metrics.metric import PUBLISHED_IMAGES, Column, Fewest, Metric, Numbers
 
 Rule = Literal["<", "<="]
 
@@ -111,7 +111,7 @@ class PRDC(Metric):
         text += ", float16 distances" if self.arithmetic == "adm" else ""
         return {"precision/recall": text}
 
-    def compute(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
+    def compute(self, real: FeatureSet, fake: FeatureSet) -> Numbers:
         most = [self.reals or real.count, self.fakes or fake.count]
         if self.equal:
             most = [min(*most, real.count, fake.count)] * 2
@@ -127,7 +127,7 @@ class PRDC(Metric):
         precise = torch.zeros(len(fakes), dtype=torch.bool, device=fakes.device)
         recalled = torch.zeros(len(reals), dtype=torch.bool, device=reals.device)
         covered = torch.zeros_like(recalled)
-        memberships = torch.zeros((), dtype=torch.int64, device=reals.device)
+        memberships = torch.zeros(len(fakes), dtype=torch.int64, device=reals.device)
         for rows in _tiles(reals):
             for cols in _tiles(fakes):
                 pair = pair_of(reals[rows], fakes[cols])
@@ -136,11 +136,11 @@ class PRDC(Metric):
                 precise[cols] |= in_real_ball.any(dim=0)
                 covered[rows] |= in_real_ball.any(dim=1)
                 recalled[rows] |= in_fake_ball.any(dim=1)
-                memberships += in_real_ball.sum()
+                memberships[cols] += in_real_ball.sum(dim=0)
         return {
-            "precision": precise.double().mean().item(),
+            "precision": precise,
             "recall": recalled.double().mean().item(),
-            "density": memberships.item() / (self.k * len(fakes)),
+            "density": memberships.double() / self.k,
             "coverage": covered.double().mean().item(),
         }
 

@@ -10,7 +10,7 @@ from torch.distributions import MultivariateNormal
 
 from guidex.errors import GuidexError, UsageError
 from guidex.features.features import FeatureSet
-from guidex.metrics.metric import Column, Metric, check_share
+from guidex.metrics.metric import Column, Metric, Numbers, check_share
 from guidex.models.denoiser import ExactDenoiser
 from guidex.models.mixture import GaussianMixture
 
@@ -73,7 +73,7 @@ class ToyQuality(Metric):
         return {"outliers": f"below the {self.quantile} quantile"}
 
     @torch.no_grad()
-    def compute(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
+    def compute(self, real: FeatureSet, fake: FeatureSet) -> Numbers:
         """mode_coverage only where there are modes.
 
         Raises:
@@ -90,10 +90,10 @@ class ToyQuality(Metric):
                 raise GuidexError("ToyQuality: some fakes are so far out that they have no density")
             densities.append(density.double())
             outliers.append(density < self._threshold(truth, label, x))
-        numbers = {"outliers": torch.cat(outliers).double().mean().item()}
+        numbers = {"outliers": torch.cat(outliers)}
         if isinstance(truth, GaussianMixture):
             numbers["mode_coverage"] = self._mode_coverage(truth, classes)
-        return numbers | {"log_density": torch.cat(densities).mean().item()}
+        return numbers | {"log_density": torch.cat(densities)}
 
     def _threshold(self, truth: ExactDenoiser, label: int | None, x: Tensor) -> Tensor:
         """The quantile of the log density of true draws; independent of the other classes."""

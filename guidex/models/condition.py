@@ -7,7 +7,7 @@ only networks look into that: guidance and sampling hand it on.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,27 +55,40 @@ class Conditions:
         if count > 0 and not 0 <= low <= high < self.count:
             raise UsageError(f"labels go from 0 to {self.count - 1}, not {low} … {high}")
 
-    def numbers(self, written: Sequence[int | str]) -> list[int]:
-        """The numbers of conditions that people wrote by number or name; a UsageError for one that
-        the model does not have."""
+    def numbers(self, written: "Sequence[int | str | Turn]") -> list[int]:
+        """The numbers of conditions that people wrote by number or name, or whose turn it is; a
+        UsageError for one that the model does not have."""
         known = {name: number for number, name in enumerate(self.names)}
         known |= {number: number for number in range(self.count)}
+        turns = {given for given in written if isinstance(given, Turn)}
+        known |= {turn: turn.seed % self.count for turn in turns if self.count > 0}
         for given in set(written) - known.keys():
             allowed = f"0 … {self.count - 1}" if self.count else "none: use labels=random"
             hint = nearest(given, self.names) if isinstance(given, str) else ""
+            given = "balanced" if given in turns else given
             raise UsageError(f"labels={given}: the classes of this model are {allowed}{hint}")
         return [known[given] for given in written]
 
 
-def parse_labels(text: Any, count: int) -> list[int | str] | None:
-    """Conditions as people write them, one for each of `count` images: random (None), 3, circle,
-    or a list, repeated as needed; a UsageError where they are not of this form."""
+class Turn(NamedTuple):
+    """The class whose turn it is where seeds go through all classes: seed modulo their number."""
+
+    seed: int
+
+
+def parse_labels(text: Any, seeds: Sequence[int]) -> list[int | str | Turn] | None:
+    """Conditions as people write them, one for each seed: random (None), balanced (as many of every
+    class, where seeds follow one another), 3, circle, or a list, repeated as needed; a UsageError
+    where they are not of this form."""
     if text == "random":
         return None
+    if text == "balanced":
+        return [Turn(seed) for seed in seeds]
     labels = text if isinstance(text, list) else [text]
     wrong = [y for y in labels if isinstance(y, bool) or not isinstance(y, int | str)]
     if wrong or not labels or "random" in labels or any(y < 0 for y in labels if y != str(y)):
         raise UsageError(
-            f"labels must be random, a class such as 3 or its name, or a list [0,1,2], not {text!r}"
+            "labels must be random, balanced, a class such as 3 or its name, or a list [0,1,2], "
+            f"not {text!r}"
         )
-    return [labels[k % len(labels)] for k in range(count)]
+    return [labels[k % len(labels)] for k in range(len(seeds))]

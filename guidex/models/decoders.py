@@ -1,5 +1,6 @@
 """Decoders: from what a model samples to the images that people and metrics look at."""
 
+import re
 import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -48,28 +49,21 @@ class Pixels(Decoder):
         return to_uint8(x)
 
 
-class StabilityVAE(Decoder):
-    """The decoder of Stable Diffusion's VAE, with EDM2's conventions for latents and pixels.
-
-    Its latents are standardised, channel by channel, to mean 0 and standard deviation 0.5. Its VAE
-    sees pixels in [0, 1], where nearly all others use [-1, 1], so what comes out is clipped to
-    [0, 1], multiplied by 255 and truncated (Karras et al. 2024, arXiv 2312.02696).
+class VAE(Decoder):
+    """The decoder of an AutoencoderKL of diffusers; subclasses say how samples become its latents,
+    and its values bytes.
 
     Arguments:
         path: folder with the VAE as diffusers saves it, or its name on huggingface.co.
-        dtype: of the VAE. EDM2's numbers are of float32; float16 is faster, and can overflow.
+        dtype: of the VAE. Published numbers are of float32; float16 is faster, and can overflow.
         batch: latents that are decoded at once, 1 or more; halved when memory is too small.
         compile: use torch.compile, which takes its time once: smaller batches are filled up.
 
     Raises:
-        UsageError, GuidexError: no diffusers, or no VAE of 4 latent channels at the path.
+        UsageError, GuidexError: no diffusers, or no such VAE at the path.
     """
 
     space = "latents"
-
-    RAW_MEAN = (5.81, 3.25, 0.12, -2.15)
-    RAW_STD = (4.17, 4.62, 3.71, 3.28)
-    FINAL_STD = 0.5
 
     def __init__(
         self,
@@ -86,27 +80,26 @@ class StabilityVAE(Decoder):
         self.compiled = compile
         vae = _read_vae(path, self.dtype).eval().requires_grad_(False)
         self.vae = vae.to(memory_format=torch.channels_last)
-        channels = self.vae.config.latent_channels
-        if channels != len(self.RAW_MEAN):
-            raise UsageError(f"the VAE at {path} has {channels} latent channels, not 4")
         if compile:
             self.vae.decoder.compile(dynamic=False)
-        scale = self.FINAL_STD / torch.tensor(self.RAW_STD)
-        self.register_buffer("scale", scale.view(-1, 1, 1))
-        self.register_buffer("bias", (-torch.tensor(self.RAW_MEAN) * scale).view(-1, 1, 1))
+
+    @abstractmethod
+    def raw(self, x: Tensor) -> Tensor:
+        """Samples [B, C, H, W] to the VAE's latents, the same shape, float32."""
+
+    @abstractmethod
+    def to_bytes(self, values: Tensor) -> Tensor:
+        """What the VAE decodes, float32 [B, C, H, W], to uint8."""
 
     def image_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
-        if len(shape) != 3 or shape[0] != len(self.RAW_MEAN):
+        channels = self.vae.config.latent_channels
+        if len(shape) != 3 or shape[0] != channels:
             raise UsageError(
-                f"decoder=sd_vae decodes latents [4, H, W], but these samples are {list(shape)}; "
-                "for pixels, use decoder=pixels"
+                f"this VAE decodes latents [{channels}, H, W], but these samples are "
+                f"{list(shape)}; for pixels, use decoder=pixels"
             )
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         return self.vae.config.out_channels, factor * shape[1], factor * shape[2]
-
-    def raw(self, x: Tensor) -> Tensor:
-        """Standardised latents [B, 4, H, W] to those of the VAE, the same shape, float32."""
-        return (x.float() - self.bias) / self.scale
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -126,7 +119,43 @@ class StabilityVAE(Decoder):
         if self.compiled and count < size:
             latents = torch.cat([latents, latents[-1:].expand(size - count, -1, -1, -1)])
         values = self.vae.decode(latents.to(self.dtype)).sample[:count].float()
-        return (values.clamp(0, 1) * 255).to(torch.uint8), values.isfinite().all()
+        return self.to_bytes(values), values.isfinite().all()
+
+
+class StabilityVAE(VAE):
+    """The decoder of Stable Diffusion's VAE, with EDM2's conventions for latents and pixels.
+
+    Its latents are standardised, channel by channel, to mean 0 and standard deviation 0.5. Its VAE
+    sees pixels in [0, 1], where nearly all others use [-1, 1], so what comes out is clipped to
+    [0, 1], multiplied by 255 and truncated (Karras et al. 2024, arXiv 2312.02696).
+
+    Arguments: see VAE. Raises also UsageError: a VAE of other than 4 latent channels.
+    """
+
+    RAW_MEAN = (5.81, 3.25, 0.12, -2.15)
+    RAW_STD = (4.17, 4.62, 3.71, 3.28)
+    FINAL_STD = 0.5
+
+    def __init__(
+        self,
+        path: str = SD_VAE,
+        dtype: Literal["float32", "float16"] = "float32",
+        batch: int = 8,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(path, dtype, batch, compile)
+        channels = self.vae.config.latent_channels
+        if channels != len(self.RAW_MEAN):
+            raise UsageError(f"the VAE at {path} has {channels} latent channels, not 4")
+        scale = self.FINAL_STD / torch.tensor(self.RAW_STD)
+        self.register_buffer("scale", scale.view(-1, 1, 1))
+        self.register_buffer("bias", (-torch.tensor(self.RAW_MEAN) * scale).view(-1, 1, 1))
+
+    def raw(self, x: Tensor) -> Tensor:
+        return (x.float() - self.bias) / self.scale
+
+    def to_bytes(self, values: Tensor) -> Tensor:
+        return (values.clamp(0, 1) * 255).to(torch.uint8)
 
 
 def _read_vae(path: str, dtype: torch.dtype) -> Any:
@@ -157,8 +186,10 @@ def _read_vae(path: str, dtype: torch.dtype) -> Any:
             failure = str(error).splitlines()[0]
         except Exception as error:  # damaged or foreign: every library on the way has its own
             raise GuidexError(f"the VAE at {path} cannot be read: {str(error):.200}") from error
+    published = path if re.fullmatch(r"[\w.-]+/[\w.-]+", path) else SD_VAE
+    chosen = "decoder=sd_vae " if published == SD_VAE else ""
     raise UsageError(
         f"there is no VAE at {path} ({failure:.200}). Download config.json and "
-        f"diffusion_pytorch_model.safetensors from https://huggingface.co/{SD_VAE}/tree/main on a "
-        "machine that can, put both into one folder, and give decoder=sd_vae decoder.path=FOLDER"
+        f"diffusion_pytorch_model.safetensors from https://huggingface.co/{published}/tree/main on "
+        f"a machine that can, put both into one folder, and give {chosen}decoder.path=FOLDER"
     )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from guidex.errors import UsageError
 from guidex.models.attention import NO_LAYERS, Perturbation
 from guidex.models.condition import Condition, Conditions
+from guidex.models.native_time import NativeUnit
 
 Space = Literal["pixels", "latents", "points"]
 """What a sample is: pixels in [-1, 1] of an image, latents of a decoder, coordinates of a toy."""
@@ -25,11 +26,13 @@ Space = Literal["pixels", "latents", "points"]
 @dataclass(frozen=True)
 class View:
     """How a denoiser is asked about x: at which noise level, for which condition of the batch, with
-    which perturbation of its self-attention."""
+    which perturbation of its self-attention. `extras`, if any, is filled with what the network says
+    beside x0: "variance" (see `Denoiser.learned_variance`)."""
 
     sigma: float
     condition: Condition
     perturbation: Perturbation | None = None
+    extras: dict[str, Tensor] | None = None
 
 
 class Denoiser(nn.Module, ABC):
@@ -43,6 +46,8 @@ class Denoiser(nn.Module, ABC):
         space: what a sample is.
         gflops: 10^9 floating-point operations of one evaluation (one image), 2 per multiply-add.
         attention_layers: names of the self-attention layers that can be perturbed.
+        native_unit: of the time that its network is told (guidex.models.native_time); None: sigma.
+        learned_variance: whether it also predicts the variance of ancestral steps.
         origin: of the file that it was made from, if any, "source" (its name, or that of what it
             was converted from), "path" (as given), "sha256", and "original", that before.
         compiled: whether every new size of batch costs a compilation.
@@ -56,6 +61,8 @@ class Denoiser(nn.Module, ABC):
     gflops: float
     space: Space = "pixels"
     attention_layers: tuple[str, ...] = ()
+    native_unit: NativeUnit | None = None
+    learned_variance: bool = False
     origin: Mapping[str, str] = MappingProxyType({})
     compiled: bool = False
 

@@ -11,13 +11,16 @@ import torch
 from guidex.errors import GuidexError
 from guidex.models.condition import Conditions
 from guidex.models.denoiser import Denoiser, Space
+from guidex.models.native_time import NativeUnit
 
 
 class Source(NamedTuple):
-    """A file that a network is made of: path or URL, and the SHA-256 that it must have, if any."""
+    """A file that a network is made of: path or URL, the SHA-256 that it must have and
+    the licence of its weights, if any."""
 
     place: str
     sha256: str | None = None
+    licence: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +42,8 @@ class ModelSpec:
     gflops: float = math.nan
     space: Space | None = None
     attention_layers: tuple[str, ...] | None = None
+    native_unit: NativeUnit | None = None
+    learned_variance: bool | None = None
     ema: float | None = None
     _loaded: dict[str, Denoiser] = field(default_factory=dict)
 
@@ -54,6 +59,7 @@ class ModelSpec:
         """The recipe of networks like this one, which may be without weights (device "meta"); its
         cost is counted where it is not given."""
         names = ("shape", "conditions", "sigma_min", "sigma_max", "space", "attention_layers")
+        names += ("native_unit", "learned_variance")
         facts: dict[str, Any] = {name: getattr(model, name) for name in names}
         gflops = model.gflops if gflops is None else gflops
         return cls(build, sources, **facts, gflops=gflops, ema=ema)

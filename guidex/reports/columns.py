@@ -25,11 +25,13 @@ _ABSENT = "–"
 
 
 class Cell(NamedTuple):
-    """A value as printed, whether it is the best of its column, and its spread in brackets."""
+    """A value as printed, whether it is the best of its column, its spread in brackets, and whether
+    it cannot be told from the best."""
 
     text: str
     best: bool = False
     spread: str = ""
+    tied: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,11 @@ class Column:
     def aligned(self) -> list[str]:
         """The heading and the cells for the terminal, of one length, with room for the mark and
         the spread where any cell has one."""
-        marks = any(cell.best for cell in self.cells)
+        marks = any(cell.best or cell.tied for cell in self.cells)
         size = max(len(cell.spread) for cell in self.cells)
         texts = [self.heading]
         for cell in self.cells:
-            mark = "*" if cell.best else " " if marks else ""
+            mark = "*" if cell.best else "~" if cell.tied else " " if marks else ""
             texts.append(f"{cell.text}{mark}" + (f" {cell.spread:<{size}}" if size > 0 else ""))
         return [f"{t:{'>' if self.numeric else '<'}{max(map(len, texts))}}" for t in texts]
 
@@ -71,6 +73,24 @@ def rounded(rows: Sequence[Row]) -> list[Column]:
     for metric in metrics:
         columns += _metric_columns(rows, metric, metric_name(metric, metrics))
     return columns + _cost_columns(rows)
+
+
+def parted(columns: Sequence[Column], rows: Sequence[Row]) -> tuple[list[Column], list[str]]:
+    """The columns without metrics in which all points agree, shares to two digits and others as
+    printed; and what these are, with their value. The first metric, and what is sorted by, stay."""
+    first = next((column for column in columns if column.metric is not None), None)
+    kept, flat = [], []
+    for column in columns:
+        name = column.metric and column.metric.name
+        values = [row.metrics[name] for row in rows if name in row.metrics]
+        is_share = column.metric is not None and column.metric.column.is_share
+        texts = {f"{v:.2f}" for v in values} if is_share else {cell.text for cell in column.cells}
+        asked = column is first or any(row.config.get("sort") == name for row in rows)
+        if len(values) > 1 and len(texts - {_ABSENT}) == 1 and not asked:
+            flat.append(f"{column.heading.rstrip(' ↓↑')} {min(texts - {_ABSENT})}")
+        else:
+            kept.append(column)
+    return kept, flat
 
 
 def narrower(columns: Sequence[Column]) -> Iterator[list[Column]]:
@@ -97,7 +117,7 @@ def loss(columns: Sequence[Column], narrowed: Sequence[Column]) -> str:
 
 def _shortened(column: Column) -> Column:
     """Without spreads and the ends of long texts."""
-    return replace(column, cells=[Cell(cut(cell.text), cell.best) for cell in column.cells])
+    return replace(column, cells=[c._replace(text=cut(c.text), spread="") for c in column.cells])
 
 
 def _cells(texts: Iterable[str]) -> list[Cell]:
@@ -109,17 +129,30 @@ def _metric_columns(rows: Sequence[Row], metric: MetricColumn, name: str) -> lis
     values = [row.metrics[metric.name] for row in rows if metric.name in row.metrics]
     digits = metric.decimals(values)
     best = None if differing(rows) else best_text(values, metric)
-    cells, published = [], []
+    cells, published, less = [], [], []
     for row in rows:
         value, apart = row.metrics.get(metric.name), difference(row, metric.name)
         text = _ABSENT if value is None else f"{value:.{digits}f}"
-        cells.append(Cell(text, text == best, _spread_text(row, metric, digits)))
+        tied = best not in (None, text) and metric.name in row.among_best
+        cells.append(Cell(text, text == best, _spread_text(row, metric, digits), tied))
+        less.append(_less(row, metric, digits))
         known = apart is not None and f"{published_value(row, metric.name):.{digits}f}"
         published.append(f"{known} ({apart:+.{digits}f})" if known else _ABSENT)
     columns = [Column(metric.headed(name), cells, metric=metric)]
     if set(published) != {_ABSENT}:
         columns.append(Column(f"published {name}", _cells(published)))
+    if metric.column.is_chief and set(less) != {Cell(_ABSENT)}:
+        columns.append(Column(f"{name} less baseline", less))
     return columns
+
+
+def _less(row: Row, metric: MetricColumn, digits: int) -> Cell:
+    """The difference to a chosen baseline, such as -0.512 [-0.534 to -0.490]."""
+    name = f"{metric.name}_difference"
+    if name not in row.metrics or row.config.get("baseline", "best") == "best":
+        return Cell(_ABSENT)
+    centre, low, high = (f"{row.metrics[name + end]:+.{digits}f}" for end in ("", "_lo", "_hi"))
+    return Cell(centre, spread=f"[{low} to {high}]")
 
 
 def _spread_text(row: Row, metric: MetricColumn, digits: int) -> str:

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,6 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from guidex.reports.charts import numbers
 from guidex.reports.labels import (
     axis_label,
     last,
@@ -32,19 +34,18 @@ from guidex.reports.rows import (
     shown,
     swept_keys,
 )
-from guidex.reports.series import numbers
 
 _MAPS_PER_LINE = 4
 
 
 def heat_maps(rows: Sequence[Row]) -> Figure | None:
     """FD over two keys, one map per combination of the others, or None without a grid."""
-    choice = _maps_of(rows)
+    choice = maps_of(rows)
     if choice is None:
         return None
     keys, maps = choice
     drawn = [row for points in maps.values() for row in points]
-    metrics = chief_metrics([m for m in main_metrics(drawn) if len(_values(drawn, m)) > 0])
+    metrics = chief_metrics([m for m in main_metrics(drawn) if len(finite_values(drawn, m)) > 0])
     if len(metrics) == 0:
         return None
     columns = min(_MAPS_PER_LINE, len(maps))
@@ -58,16 +59,12 @@ def heat_maps(rows: Sequence[Row]) -> Figure | None:
     remarks.append(f"framed: best{missing}")
     ends: dict[str, None] = {}
     for part, metric in zip(parts, metrics, strict=True):
-        values = _values(drawn, metric)
-        low, high = min(values), max(values)
-        colours = "viridis" if metric.column.better == "higher" else "viridis_r"
-        scale = ScalarMappable(Normalize(low, high if high > low else low + 1), colours)
         for number, (name, points) in enumerate(maps.items(), start=1):
             panel = part.add_subplot(lines, columns, number)
             panel.set_title(name, fontsize=9.5)
             panel.set(xlabel=axis_label(keys[0], drawn), ylabel=axis_label(keys[1], drawn))
-            _draw_map(panel, points, drawn, metric, keys, scale)
-        part.colorbar(scale, ax=part.axes, label=metric_label(metric))
+            _draw_map(panel, points, drawn, metric, keys)
+        part.colorbar(scale_of(drawn, metric), ax=part.axes, label=metric_label(metric))
         row, some = edge_of_best(drawn, metric)
         ends |= {value_label(row, drawn, key): None for key in some}
     if len(ends) > 0:
@@ -78,10 +75,49 @@ def heat_maps(rows: Sequence[Row]) -> Figure | None:
     return figure
 
 
-def _values(rows: Sequence[Row], metric: MetricColumn) -> list[float]:
+def finite_values(rows: Sequence[Row], metric: MetricColumn) -> list[float]:
     """All finite values of a metric."""
     values = (row.metrics.get(metric.name, math.nan) for row in rows)
     return [value for value in values if math.isfinite(value)]
+
+
+class Square(NamedTuple):
+    """A point in a map: column, row, its value as text, the colour behind it as RGBA, whether that
+    is dark, and whether the value is the best; a point without one is transparent."""
+
+    row: Row
+    x: int
+    y: int
+    text: str
+    rgba: tuple[float, float, float, float]
+    is_dark: bool
+    is_best: bool
+
+
+def scale_of(drawn: Sequence[Row], metric: MetricColumn) -> ScalarMappable:
+    """The colours of all values; brighter is better."""
+    values = finite_values(drawn, metric)
+    low, high = min(values), max(values)
+    colours = "viridis" if metric.column.better == "higher" else "viridis_r"
+    return ScalarMappable(Normalize(low, high if high > low else low + 1), colours)
+
+
+def squares(
+    points: Sequence[Row], drawn: Sequence[Row], metric: MetricColumn, keys: tuple[str, str]
+) -> list[Square]:
+    """The points of a map, in the colours of all that are drawn."""
+    x, y = (sorted(numbers(drawn, key)) for key in keys)
+    known, scale = finite_values(drawn, metric), scale_of(drawn, metric)
+    digits, best = metric.decimals(known), best_text(known, metric)
+    found = []
+    for row in points:
+        place = x.index(row.values[keys[0]]), y.index(row.values[keys[1]])
+        value = row.metrics.get(metric.name, math.nan)
+        words = f"{value:.{digits}f}" if math.isfinite(value) else ""
+        rgba = scale.to_rgba(value) if words else (0.0,) * 4
+        dark = np.dot(rgba[:3], (0.299, 0.587, 0.114)) < 0.42
+        found.append(Square(row, *place, words, rgba, bool(dark), words == best))
+    return found
 
 
 def _draw_map(
@@ -90,35 +126,26 @@ def _draw_map(
     drawn: Sequence[Row],
     metric: MetricColumn,
     keys: tuple[str, str],
-    scale: ScalarMappable,
 ) -> None:
-    """The points of a map in the colours of all that are drawn; brighter is better."""
     x, y = (sorted(numbers(drawn, key)) for key in keys)
-    known = _values(drawn, metric)
-    digits, best = metric.decimals(known), best_text(known, metric)
-    values = np.full((len(y), len(x)), math.nan)
-    for row in points:
-        i, j = y.index(row.values[keys[1]]), x.index(row.values[keys[0]])
-        value = values[i, j] = row.metrics.get(metric.name, math.nan)
-        words, frame = f"{value:.{digits}f}", None
-        if math.isfinite(value):
-            dark = np.dot(scale.to_rgba(value)[:3], (0.299, 0.587, 0.114)) < 0.42
-            style = {"ha": "center", "va": "center", "size": 8, "color": "w" if dark else "k"}
-            panel.text(j, i, words, **style)
-        else:
-            frame = {"edgecolor": "0.6", "linewidth": 0, "hatch": "////"}
-        if words == best:
-            frame = {"edgecolor": "red", "linewidth": 2, "zorder": 3}
-        if frame is not None:
-            panel.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, **frame))
-    place = {"origin": "lower", "aspect": "auto", "interpolation": "nearest"}
-    panel.imshow(np.ma.masked_invalid(values), cmap=scale.cmap, norm=scale.norm, **place)
+    colours = np.zeros((len(y), len(x), 4))
+    for one in squares(points, drawn, metric, keys):
+        colours[one.y, one.x] = one.rgba
+        style = {"ha": "center", "va": "center", "size": 8, "color": "w" if one.is_dark else "k"}
+        if one.text != "":
+            panel.text(one.x, one.y, one.text, **style)
+        place = Rectangle((one.x - 0.5, one.y - 0.5), 1, 1, fill=False)
+        if one.text == "":
+            panel.add_patch(place).set(edgecolor="0.6", linewidth=0, hatch="////")
+        elif one.is_best:
+            panel.add_patch(place).set(edgecolor="red", linewidth=2, zorder=3)
+    panel.imshow(colours, origin="lower", aspect="auto", interpolation="nearest")
     panel.set_xticks(range(len(x)), [shown(value) for value in x])
     panel.set_yticks(range(len(y)), [shown(value) for value in y])
     panel.spines[:].set_visible(False)
 
 
-def _maps_of(rows: Sequence[Row]) -> tuple[tuple[str, str], dict[str, list[Row]]] | None:
+def maps_of(rows: Sequence[Row]) -> tuple[tuple[str, str], dict[str, list[Row]]] | None:
     """The first pair of numeric keys (horizontal, vertical) whose points form grids, and the points
     of each grid by what they have in common: a combination of other values."""
     keys = [key for key in swept_keys(rows) if len(numbers(rows, key)) > 1]

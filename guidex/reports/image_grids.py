@@ -2,16 +2,18 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from guidex.files.atomic import atomic_write
-from guidex.reports.rows import one_line
+from guidex.reports.pictures import Box, parts_text
+from guidex.reports.rows import Value, one_line
 
 # Images smaller than this are enlarged to it, or up to the second size where labels need the room.
 _SMALLEST_CELL, _LABELLED_CELL = 48, 96
@@ -31,6 +33,7 @@ def image_grid(
     path: Path,
     *,
     title: str | None = None,
+    points: Sequence[Mapping[str, Value]] = (),
 ) -> None:
     """Write a PNG of images in rows and columns, with both axes labelled.
 
@@ -43,6 +46,7 @@ def image_grid(
         row_labels, column_labels: R and C of them.
         path: the PNG; GuidexError where it cannot be written.
         title: line above everything.
+        points: the swept values of each row, for the report.
     """
     font, line = _font(_LABEL_SIZE), sum(_font(_LABEL_SIZE).getmetrics())
     width, height = _cell_size(images, max(images.shape[:2]), column_labels, font)
@@ -59,10 +63,17 @@ def image_grid(
     sheet.write(above, (0, 0), "la", title_font)
     for k, heading in enumerate(headings):
         sheet.write(heading, (left + k * across + width / 2, top - _GAP), "md", font)
+    boxes: list[list[Box]] = []
     for row, name in enumerate(names):
         sheet.write(name, (left - _GAP, top + row * down + height / 2), "rm", font)
-        for k, image in enumerate(images[row]):
-            sheet.paste(image, (left + k * across, top + row * down), (width, height))
+        boxes.append(
+            [
+                sheet.paste(image, (left + k * across, top + row * down), (width, height))
+                for k, image in enumerate(images[row])
+            ]
+        )
+    if len(points) > 0:
+        sheet.text = parts_text(points, boxes, column_labels, images.shape[:-3:-1])
     sheet.save(path)
 
 
@@ -90,6 +101,7 @@ class _Sheet:
         size = (width + 2 * _MARGIN, height + 2 * _MARGIN)
         self._image = Image.new("RGB", size, "white")
         self._draw = ImageDraw.Draw(self._image)
+        self.text: dict[str, str] = {}
 
     def write(
         self,
@@ -103,16 +115,20 @@ class _Sheet:
         options = {"anchor": anchor, "align": "center", "fill": (40, 40, 40), "font": font}
         self._draw.multiline_text((x + _MARGIN, y + _MARGIN), "\n".join(lines), **options)
 
-    def paste(self, image: np.ndarray, place: tuple[int, int], size: tuple[int, int]) -> None:
-        """uint8 [K, H, W] at a place, in a size (width, height)."""
+    def paste(self, image: np.ndarray, place: tuple[int, int], size: tuple[int, int]) -> Box:
+        """uint8 [K, H, W] at a place, in a size (width, height); returns where that is."""
         pixels = np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
         picture = Image.fromarray(np.ascontiguousarray(pixels))
         method = Image.Resampling.NEAREST if picture.width <= size[0] else Image.Resampling.LANCZOS
-        x, y = place
-        self._image.paste(picture.resize(size, method), (x + _MARGIN, y + _MARGIN))
+        x, y = place[0] + _MARGIN, place[1] + _MARGIN
+        self._image.paste(picture.resize(size, method), (x, y))
+        return x, y, x + size[0], y + size[1]
 
     def save(self, path: Path) -> None:
-        atomic_write(path, lambda file: self._image.save(file, format="PNG"))
+        info = PngInfo()
+        for key, text in self.text.items():
+            info.add_text(key, text)
+        atomic_write(path, lambda file: self._image.save(file, format="PNG", pnginfo=info))
 
 
 def _cell_size(

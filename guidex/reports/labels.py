@@ -4,6 +4,7 @@ Labels of figures are ready for matplotlib, which reads $...$ as formulas.
 """
 
 import re
+import textwrap
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -84,18 +85,20 @@ def text(words: str) -> str:
     return f" {words}" if words.startswith("_") else words
 
 
+def plain(label: str) -> str:
+    """A label of figures as text without formulas."""
+    for formula, words in ((r"$\sigma_\mathrm{", "σ "), ("}$", ""), ("$w$", "w"), (r"\$", "$")):
+        label = label.replace(formula, words)
+    return label.strip()
+
+
 def title(subject: str, rows: Sequence[Row], remarks: Sequence[str], width: float) -> str:
     """What is plotted, from how many images, and how many points could not be, broken into lines
     of `width` inches."""
     missing = sum(not row.is_measured for row in rows)
     lacking = [f"{missing} of {len(rows)} points missing"] if missing > 0 else []
-    lines = [""]
-    for word in "; ".join([f"{subject}, {runs(rows)}", *remarks, *lacking]).split(" "):
-        joined = f"{lines[-1]} {word}".lstrip()
-        # Characters that are seen, without the commands of formulas.
-        seen = re.sub(r"\\mathrm|[${}_]", "", joined.replace(r"\sigma", "s"))
-        lines[-1:] = [joined] if len(seen) <= 12 * width else [lines[-1], word]
-    return "\n".join(lines).lstrip("\n")
+    words = "; ".join([f"{subject}, {runs(rows)}", *remarks, *lacking])
+    return textwrap.fill(words, int(12 * width), break_long_words=False, break_on_hyphens=False)
 
 
 def metric_label(metric: MetricColumn) -> str:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from guidex.metrics.differences import LEVEL
 from guidex.reports.labels import last, method_label, relevant, short_names
 from guidex.reports.published import published_notes
 from guidex.reports.rows import (
@@ -28,13 +29,18 @@ def notes(rows: Sequence[Row], remarks: Sequence[str]) -> list[str]:
     """What the numbers are, with some remarks, in one line, and what hinders their comparison in
     others."""
     parts = [*_common(rows), *_settings(rows), runs(rows)]
-    spreads = {spread(row, metric.name) for row in rows for metric in main_metrics(rows)}
+    metrics = main_metrics(rows)
+    spreads = {spread(row, metric.name) for row in rows for metric in metrics}
     sources = {ends.source for ends in spreads - {None}}
     if any(row.repeats > 1 for row in rows):
         around = " (min–max in parentheses)" if "repeats" in sources else ""
         parts.append(f"values are medians of the repeats{around}")
     if "confidence" in sources:
         parts.append("confidence interval, with its centre, in brackets")
+    if (baseline := rows[0].config.get("baseline", "best")) not in (None, "best"):
+        told = any(f"{m.name}_difference" in r.metrics for r in rows for m in main_metrics(rows))
+        lack = "" if told else " are not known: too few images, or none of the same seeds"
+        parts.append(f"differences to the baseline, {baseline}, with {LEVEL:.0%} intervals{lack}")
     lines = ["; ".join([*parts, *remarks]) + "."]
     if apart := differing(rows):
         lines.append(

@@ -56,5 +56,9 @@ def published_notes(rows: Sequence[Row]) -> list[str]:
         here = row.provenance.get("presets", {}).get("protocol")
         if about.get("protocol", here) != here:
             note += f"; published under protocol={about['protocol']}, measured without it"
+        balanced = {"balanced": "balanced"}
+        there, ours = (balanced.get(one.get("labels"), "random") for one in (about, row.config))
+        if there != ours:
+            note += f"; published with {there} labels, these are {ours}"
         notes[f"{note}."] = None
     return list(notes)

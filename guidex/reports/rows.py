@@ -2,15 +2,18 @@
 
 A metric column is called <name>_<detector>, such as fd_pixels. With repeats it holds the median,
 and the columns <name>_min, _max, _mean and _std (of a sample) go with it; with a confidence
-interval, <name>_lo, <name>_hi and its centre <name>_unbiased.
+interval, <name>_lo, <name>_hi and its centre <name>_unbiased; with a baseline, the difference to
+it <name>_difference and its interval, <name>_difference_lo and _hi.
 """
 
 import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from guidex.errors import GuidexError, UsageError
 from guidex.metrics.metric import COMPANIONS, Column, column_of
 
 Value = str | int | float | bool | None
@@ -34,6 +37,8 @@ class Row:
         note: what must be said of this point below a table, or None.
         unit: what is counted: images, or samples of a toy.
         plan, config, provenance: the record of the point as plain data.
+        pseudovalues: of blocks of seeds (see `guidex.metrics.differences`), by metric column.
+        among_best: metric columns that the point may be the best in.
     """
 
     point: int
@@ -53,6 +58,8 @@ class Row:
     plan: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    pseudovalues: dict[str, list[float]] = field(default_factory=dict)
+    among_best: list[str] = field(default_factory=list)
 
     @property
     def is_measured(self) -> bool:
@@ -106,7 +113,36 @@ class Spread(NamedTuple):
     source: str
 
 
-_COMPANIONS = ("_min", "_max", "_mean", "_std", *COMPANIONS)
+_COMPANIONS = ("_min", "_max", "_mean", "_std", *COMPANIONS, "_difference")
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The rows in the folder of a finished run, as the table has them.
+
+    Raises:
+        UsageError: there are none.
+        GuidexError: they are damaged, or no point is measured.
+    """
+    path = folder / "rows.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        rows = [Row(**_unplain(json.loads(line))) for line in lines if line != ""]
+    except OSError as error:
+        raise UsageError(f"{folder} holds no table (rows.jsonl); give a sweep's folder") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise GuidexError(f"{path} is damaged; the command that made it makes it anew") from error
+    if not any(row.is_measured for row in rows):
+        raise GuidexError(f"{path} holds no measured point")
+    return rows
+
+
+def _unplain(data: Any) -> Any:
+    """Infinities and NaN as numbers again, which strict JSON has no words for."""
+    if isinstance(data, dict):
+        return {key: _unplain(item) for key, item in data.items()}
+    if isinstance(data, list):
+        return [_unplain(item) for item in data]
+    return float(data) if data in ("inf", "-inf", "nan") else data
 
 
 def metric_columns(rows: Iterable[Row]) -> list[str]:
@@ -175,7 +211,8 @@ def ordered(rows: Iterable[Row]) -> list[Row]:
 
 
 def swept_keys(rows: Iterable[Row]) -> list[str]:
-    """All swept keys, in order of first appearance."""
+    """All swept keys, in order of first appearance in the table of points."""
+    rows = sorted(rows, key=lambda row: row.point)
     return list(dict.fromkeys(key for row in rows for key in row.values))
 
 

@@ -1,7 +1,8 @@
 """The table of a sweep: CSV and JSON lines with everything; Markdown, LaTeX, terminal for people.
 
 CSV and JSON lines hold all digits, and equal rows give equal bytes. The others are rounded, with
-the best value of each metric marked; values that print alike are marked alike.
+the best value of each metric marked, and those that cannot be told from it; values that print
+alike are marked alike.
 """
 
 import csv
@@ -15,10 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from guidex.files.atomic import atomic_write
-from guidex.reports.columns import Column, loss, narrower, rounded
+from guidex.metrics.differences import LEVEL
+from guidex.reports.answer import answers
+from guidex.reports.columns import Column, loss, narrower, parted, rounded
 from guidex.reports.notes import notes, origin
 from guidex.reports.published import published_columns
-from guidex.reports.rows import Row, Value, exact, metric_columns, one_line, ordered, swept_keys
+from guidex.reports.rows import (
+    MetricColumn,
+    Row,
+    Value,
+    exact,
+    metric_columns,
+    one_line,
+    ordered,
+    swept_keys,
+)
 
 
 def write_tables(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -41,9 +53,21 @@ def write_tables(rows: Sequence[Row], folder: Path) -> list[Path]:
     return [folder / name for name in tables]
 
 
+def arranged(rows: Sequence[Row]) -> list[Row]:
+    """By position, or with the best of the metric first that `sort=` names; what has none last."""
+    name = next((row.config["sort"] for row in rows if row.config.get("sort") is not None), "")
+    sign = -1 if MetricColumn.of(name).column.better == "higher" else 1
+
+    def place(row: Row) -> tuple[bool, float]:
+        value = row.metrics.get(name, math.nan)
+        return (False, sign * value) if math.isfinite(value) else (True, 0)
+
+    return sorted(ordered(rows), key=place)
+
+
 def csv_table(rows: Sequence[Row]) -> str:
     """All columns with all digits; what is missing, not known or of no concern is an empty cell."""
-    rows = ordered(rows)
+    rows = arranged(rows)
     keys, published = swept_keys(rows), published_columns(rows)
     names = [*keys, "guidance", "images"]
     names += ["repeats"] if any(row.repeats > 1 for row in rows) else []
@@ -78,45 +102,50 @@ def json_lines(rows: Sequence[Row]) -> str:
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """A pipe table, the best values in bold, with notes below."""
-    rows = ordered(rows)
+    rows = arranged(rows)
     columns = rounded(rows)
     lines = [
         [_escape_markdown(column.heading) for column in columns],
         ["---:" if column.numeric else ":---" for column in columns],
-        *_cells(columns, _escape_markdown, "**{}**"),
+        *_cells(columns, _escape_markdown, "**{}**", "*{}*"),
     ]
     body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    below = [*_notes(rows, columns, "bold = best"), *origin(rows)]
-    return body + "".join(f"\n{_escape_markdown(note)}\n" for note in below)
+    ending = [*below(rows, columns, "bold", "italic"), *origin(rows)]
+    best = [(a.text, a.command and f"`` {a.command} ``") for a in answers(rows)]
+    lines = [": ".join([_escape_markdown(text), *filter(None, [line])]) for text, line in best]
+    lines += [_escape_markdown(note) for note in ending]
+    return body + "".join(f"\n{line}\n" for line in lines)
 
 
 def latex_table(rows: Sequence[Row]) -> str:
     r"""A booktabs tabular, the best values in bold, with notes below; to be \input in a table."""
-    rows = ordered(rows)
+    rows = arranged(rows)
     columns = rounded(rows)
     alignment = "".join("r" if column.numeric else "l" for column in columns)
-    lines = [map(_latex_heading, columns), *_cells(columns, _escape_latex, r"\textbf{{{}}}")]
+    body = _cells(columns, _escape_latex, r"\textbf{{{}}}", r"\textit{{{}}}")
+    lines = [map(_latex_heading, columns), *body]
     heading, *body = [f"  {' & '.join(line)} \\\\\n" for line in lines]
-    below = [*_notes(rows, columns, "bold = best"), *origin(rows)]
+    ending = [*below(rows, columns, "bold", "italic"), *origin(rows)]
     return (
         "% Needs \\usepackage{booktabs}. In a document:\n"
         "% \\begin{table}\\centering\\input{table}\\caption{...}\\end{table}\n"
         f"\\begin{{tabular}}{{{alignment}}}\n  \\toprule\n{heading}  \\midrule\n"
         f"{''.join(body)}  \\bottomrule\n\\end{{tabular}}\n"
         "\\par\\smallskip\n\\begin{minipage}{\\linewidth}\n  \\footnotesize\n"
-        + "".join(f"  {_escape_latex(note)}\\par\n" for note in below)
+        + "".join(f"  {_escape_latex(note)}\\par\n" for note in ending)
         + "\\end{minipage}\n"
     )
 
 
 def terminal_table(rows: Sequence[Row], width: int = 100) -> str:
-    """The table for a terminal, the best values marked with "*"; no line break at its end.
+    """The table for a terminal, the best values marked with "*", those that cannot be told from
+    them with "~"; no line break at its end.
 
     Columns that do not fit into `width` characters are left out, the least important first, and
-    named below.
+    named below; so are metrics that do not tell points apart. Commands are not broken into lines.
     """
-    rows = ordered(rows)
-    whole = rounded(rows)
+    rows = arranged(rows)
+    whole, flat = parted(rounded(rows), rows)
     for columns in narrower(whole):
         texts = zip(*(column.aligned() for column in columns), strict=True)
         heading, *body = ["  ".join(line).rstrip() for line in texts]
@@ -127,24 +156,33 @@ def terminal_table(rows: Sequence[Row], width: int = 100) -> str:
     lines = [line if len(line) <= width else line[: width - 1] + "…" for line in lines]
     lost = loss(whole, columns)
     lack = [f"Left out for want of room, see table.csv: {lost}."] if lost != "" else []
-    for note in [*lack, *_notes(rows, columns, "* = best")]:
-        lines += textwrap.wrap(note, width, subsequent_indent="  ", break_on_hyphens=False)
+    lack += [f"Left out, for all points agree to two digits: {', '.join(flat)}."] if flat else []
+    best = [note for answer in answers(rows) for note in answer[:2] if note is not None]
+    for note in [*best, *lack, *below(rows, columns, "*", "~")]:
+        is_command = note.startswith("guidex sample ")
+        wrapped = textwrap.wrap(note, width, subsequent_indent="  ", break_on_hyphens=False)
+        lines += [f"  {note}"] if is_command else wrapped
     return "\n".join(lines)
 
 
-def _notes(rows: Sequence[Row], columns: Sequence[Column], mark: str) -> list[str]:
+def below(rows: Sequence[Row], columns: Sequence[Column], mark: str, tied: str) -> list[str]:
+    """The notes below a table, which marks the best values in some way."""
     nfe = "NFE: network evaluations per image, main + references"
     remarks = [nfe] if any(column.heading == "NFE" for column in columns) else []
-    remarks += [mark] if any(cell.best for column in columns for cell in column.cells) else []
+    cells = [cell for column in columns for cell in column.cells]
+    remarks += [f"{mark} = best"] if any(cell.best for cell in cells) else []
+    if any(cell.tied for cell in cells):
+        remarks.append(f"{tied} = not distinguishable from the best ({LEVEL:.0%} confidence)")
     return notes(rows, remarks)
 
 
 def _cells(
-    columns: Sequence[Column], escape: Callable[[str], str], bold: str
+    columns: Sequence[Column], escape: Callable[[str], str], bold: str, italic: str
 ) -> Iterator[list[str]]:
-    """The cells row by row, escaped, the best in bold."""
+    """The cells row by row, escaped, the best in bold, what may be the best in italic."""
     for line in zip(*(column.cells for column in columns), strict=True):
-        texts = [(bold if cell.best else "{}").format(escape(cell.text)) for cell in line]
+        forms = [bold if cell.best else italic if cell.tied else "{}" for cell in line]
+        texts = [form.format(escape(cell.text)) for form, cell in zip(forms, line, strict=True)]
         spreads = [escape(cell.spread) for cell in line]
         yield [f"{text} {spread}".strip() for text, spread in zip(texts, spreads, strict=True)]
 

@@ -6,29 +6,25 @@ In 1D as in figures 1 and 2 of the interval paper (Kynkäänniemi et al. 2024, a
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+from torch.distributions import Normal
 
 from guidex.models.denoiser import ExactDenoiser
-from guidex.reports.plots import default_settings, save
-from guidex.reports.toy_density import (
-    Classes,
-    Limits,
-    centres,
-    density_1d,
-    density_2d,
-    limits_around,
-    modes_of,
-    true_draws,
-)
+from guidex.models.mixture import GaussianMixture
+from guidex.reports.pictures import parts_text
+from guidex.reports.plots import DPI, default_settings, save
+from guidex.reports.rows import Value
 
 STYLE = {
     "axes.labelsize": 9,
@@ -54,6 +50,15 @@ VERMILION, SKY, BLACK = "#D55E00", "#56B4E9", "#000000"
 MODE_COLOURS = (BLUE, VERMILION, PURPLE, SKY, BLACK)
 CLASS_COLOURS = (VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY)
 
+PIXELS = 256  # of a density, along each axis: nearly those of a panel
+DRAWS = 10_000  # true draws, which default limits and the levels of grey are taken from
+TRUE_TAIL = 0.001  # share of true draws, on either side, that default limits may leave outside
+TAIL = 0.01  # the same for samples, and the share of true draws beyond the lowest level of grey
+
+# The share of each class asked for; None for the mixture of all classes.
+Classes = dict[int, float] | None
+Limits = tuple[float, float]
+
 
 @dataclass(frozen=True, eq=False)
 class ToyPanel:
@@ -66,6 +71,7 @@ class ToyPanel:
         path: states of the first R samples at every step boundary [steps + 1, R, d]; R may be 0.
         sigmas: noise levels of the step boundaries [steps + 1], float64, decreasing to 0.
         guided: which steps are guided, bool [steps].
+        values: the swept values of the point, for the report; None for no table of points.
     """
 
     title: str
@@ -74,6 +80,7 @@ class ToyPanel:
     path: np.ndarray
     sigmas: np.ndarray
     guided: np.ndarray
+    values: Mapping[str, Value] | None = None
 
     def guided_ranges(self) -> list[Limits]:
         """The noise levels (lo, hi] of each run of guided steps."""
@@ -136,7 +143,7 @@ def figure_1d(
             finite = panel.samples[np.isfinite(panel.samples[:, 0])]
             draw_histogram(lower, panel.samples, *modes_of(finite, truth, classes))
             lower.plot(centres(x_range), clean, color=GREEN, lw=1.2)
-        save(figure, path)
+        save(figure, path, _parts(figure, grid[1:], panels))
 
 
 def figure_2d(
@@ -176,7 +183,7 @@ def figure_2d(
                 place = (centres(x_range), centres(y_range))
                 axes.contourf(*place, image, levels, cmap=greys, extend="max")
             draw_points(axes, panel)
-        save(figure, path)
+        save(figure, path, _parts(figure, grid, panels))
 
 
 def _class_shares(panels: Sequence[ToyPanel], truth: ExactDenoiser) -> Classes:
@@ -221,6 +228,20 @@ def _page(titles: Sequence[str], heights: Sequence[float]) -> tuple[Figure, np.n
     return figure, panels[:count]
 
 
+def _parts(figure: Figure, grid: np.ndarray, panels: Sequence[ToyPanel]) -> dict[str, str]:
+    """Which part of the figure shows which point of a table."""
+    known = [panel.values for panel in panels if panel.values is not None]
+    if len(known) < len(panels):
+        return {}
+    figure.draw_without_rendering()  # only now are places known
+    scale, boxes = DPI / figure.dpi, []
+    for axes in grid:
+        left, low, right, high = Bbox.union([one.get_tightbbox() for one in axes]).extents * scale
+        down = figure.bbox.height * scale
+        boxes.append([(int(left), int(down - high), math.ceil(right), math.ceil(down - low))])
+    return parts_text(known, boxes)
+
+
 def shade(axes: Axes, image: np.ndarray, colour: str, opacity: float) -> None:
     """A density over the whole axes, in a colour that fades with it."""
     rgb = to_rgb(colour)
@@ -245,7 +266,7 @@ def draw_density(
 
 def draw_trajectories(axes: Axes, panel: ToyPanel, modes: np.ndarray) -> None:
     """Trajectories in the colours of the modes [R] that they end in, and bars beside the guided
-    noise levels, with an arrow where they go on."""
+    noise levels."""
     lines = [np.stack([x, panel.sigmas], axis=1) for x in panel.path[:, :, 0].T]
     colours = [_mode_colour(mode) for mode in modes.tolist()]
     axes.add_collection(LineCollection(lines, colors=colours, lw=0.5, alpha=0.8), autolim=False)
@@ -256,7 +277,6 @@ def draw_trajectories(axes: Axes, panel: ToyPanel, modes: np.ndarray) -> None:
         if start >= end:
             continue
         axes.plot((1.04, 1.04), (start, end), lw=2.5, solid_capstyle="butt", **beside)
-        axes.plot(1.04, top, marker="^" if hi > top else "", ms=6, mew=0, **beside)
         for bound in (lo, hi):
             if bottom < bound < top:
                 axes.axhline(bound, color=BLACK, lw=0.6, ls=(0, (4, 3)))
@@ -268,7 +288,7 @@ def draw_trajectories(axes: Axes, panel: ToyPanel, modes: np.ndarray) -> None:
 def draw_histogram(axes: Axes, samples: np.ndarray, modes: np.ndarray, count: int) -> None:
     """The samples [N, 1] of each of `count` modes, stacked to a density; their modes, int64, are
     those of the finite ones."""
-    (low, high), top = axes.get_xlim(), axes.get_ylim()[1]
+    low, high = axes.get_xlim()
     edges = np.linspace(low, high, BINS + 1)
     x = samples[np.isfinite(samples)]
     floor = np.zeros(BINS)
@@ -277,22 +297,11 @@ def draw_histogram(axes: Axes, samples: np.ndarray, modes: np.ndarray, count: in
         counts, _ = np.histogram(x[modes == mode], edges)
         height = floor + counts / (len(samples) * (edges[1] - edges[0]))
         axes.stairs(height, edges, baseline=floor, fill=True, color=colour, alpha=0.6)
-        peak = np.where(counts > 0, height, 0.0).argmax()
-        if counts[peak] > 0 and height[peak] > top:
-            # How high it rises where it leaves the axes, on the outer side of the bump.
-            left = peak > BINS * (0.2 if mode == 0 else 0.8)
-            style = {"ha": "right" if left else "left", "va": "top", "color": colour}
-            text = f"↑{height[peak]:.{1 if height[peak] < 10 else 0}f}"
-            away = {"xytext": (-3 if left else 3, -3), "textcoords": "offset points"}
-            axes.annotate(text, (edges[peak + 1 - left], top), size=NOTE_SIZE, **away, **style)
         floor = height
-    totals = np.bincount(modes, minlength=count)
-    # Only none is 0 %, and only all is 100 %.
-    shares = 100 * totals / max(totals.sum(), 1)
-    shares = np.clip(shares.round(), totals > 0, 99 + (totals == totals.sum()))
-    pieces = [(f"  {share:.0f} %", _mode_colour(k)) for k, share in enumerate(shares)]
+    shares = 100 * np.bincount(modes, minlength=count) / max(len(modes), 1)
+    pieces = [(f"  {share:.0f} %", _mode_colour(k)) for k, share in enumerate(shares.tolist())]
     if count > NAMED_MODES:
-        pieces = [(f": {np.count_nonzero(totals)} of {count}", BLACK)]
+        pieces = [(f": {np.count_nonzero(shares)} of {count}", BLACK)]
     outside = len(samples) - int(((low <= x) & (x <= high)).sum())
     remark = (f"  {outside} outside" if outside > 0 else "", BLACK)
     note(axes, [("modes", BLACK), *pieces, remark] if count > 1 else [remark])
@@ -330,3 +339,103 @@ def draw_points(axes: Axes, panel: ToyPanel) -> None:
         paper = {"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1}
         style = {"ha": "right", "color": BLACK, "size": NOTE_SIZE, "bbox": paper}
         axes.text(0.98, 0.03, f"{(~inside).sum()} outside", transform=axes.transAxes, **style)
+
+
+def true_draws(model: ExactDenoiser, classes: Classes) -> np.ndarray:
+    """DRAWS clean samples [DRAWS, d], float64, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    labels = None
+    if classes is not None and model.num_classes > 0:
+        shares = torch.tensor(list(classes.values()))
+        drawn = shares.multinomial(DRAWS, replacement=True, generator=generator)
+        labels = torch.tensor(list(classes))[drawn].to(_device(model))
+    return model.sample(labels, DRAWS, generator).double().cpu().numpy()
+
+
+def limits_around(draws: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Limits, [d] each, around true draws and nearly all samples, [N, d] each, with a margin.
+
+    Samples may double the true width, but no more: however far they run away, the density that
+    they should be in stays to be seen.
+    """
+    true_low, true_high = np.quantile(draws, (TRUE_TAIL, 1 - TRUE_TAIL), axis=0)
+    low, high, allowed = true_low, true_high, (true_high - true_low) / 2
+    samples = samples[np.isfinite(samples).all(axis=1)]
+    if len(samples) > 0:
+        # Rounded inwards, so that the point farthest out never counts, however few there are.
+        low = np.quantile(samples, TAIL, axis=0, method="higher").clip(low - allowed, low)
+        high = np.quantile(samples, 1 - TAIL, axis=0, method="lower").clip(high, high + allowed)
+    margin = 0.05 * (high - low)
+    return low - margin, high + margin
+
+
+def density_1d(
+    model: ExactDenoiser, classes: Classes, x_range: Limits, sigma_range: Limits
+) -> tuple[np.ndarray, np.ndarray]:
+    """p(x; sigma | classes): at sigma = 0 [PIXELS], and at all noise levels [PIXELS, PIXELS], each
+    by itself divided by its maximum: the peaks at low noise would hide all the others."""
+    points = centres(x_range)[:, None]
+    clean = np.exp(_log_density(model, points, 0.0, classes))
+    levels = centres(sigma_range).tolist()
+    image = np.stack([_log_density(model, points, sigma, classes) for sigma in levels])
+    return clean, np.exp(image - image.max(axis=1, keepdims=True))
+
+
+def density_2d(
+    model: ExactDenoiser, classes: Classes, draws: np.ndarray, x_range: Limits, y_range: Limits
+) -> tuple[np.ndarray, np.ndarray]:
+    """log p(x | classes) in a square [PIXELS, PIXELS], and levels that are even in it, the lowest
+    of which holds all but the TAIL of true draws."""
+    # Blurred by a pixel, so that what is thinner does not break into pieces.
+    sigma = (x_range[1] - x_range[0]) / PIXELS
+    grid = np.stack(np.meshgrid(centres(x_range), centres(y_range)), axis=-1).reshape(-1, 2)
+    image = _log_density(model, grid, sigma, classes).reshape(PIXELS, PIXELS)
+    blurred = draws + sigma * np.random.default_rng(0).standard_normal(draws.shape)
+    of_draws = _log_density(model, blurred, sigma, classes)
+    return image, np.linspace(np.quantile(of_draws, TAIL), of_draws.max(), 6)
+
+
+def centres(limits: Limits) -> np.ndarray:
+    """The centres of the pixels between two limits, [PIXELS]."""
+    low, high = limits
+    return low + (np.arange(PIXELS) + 0.5) / PIXELS * (high - low)
+
+
+def _log_density(
+    model: ExactDenoiser, points: np.ndarray, sigma: float, classes: Classes
+) -> np.ndarray:
+    """log p(x; sigma) of a mixture of classes, from [N, d] to [N], float64."""
+    x = torch.from_numpy(points).to(_device(model))
+    with torch.no_grad():
+        if classes is None or model.num_classes == 0:
+            return model.log_density(x, sigma).cpu().numpy()
+        log_joint = [
+            math.log(share)
+            + model.log_density(x, sigma, torch.full((len(x),), label, device=x.device))
+            for label, share in classes.items()
+        ]
+        return torch.stack(log_joint).logsumexp(dim=0).cpu().numpy()
+
+
+def _device(model: ExactDenoiser) -> torch.device:
+    return next(model.buffers(), torch.empty(0)).device
+
+
+def modes_of(x: np.ndarray, truth: ExactDenoiser, classes: Classes) -> tuple[np.ndarray, int]:
+    """The most responsible mode of each point, from finite [N, 1] to int64 [N], and how many there
+    are: those of a 1D truth within the given classes, left to right; one where it has none."""
+    if not isinstance(truth, GaussianMixture):
+        return np.zeros(len(x), dtype=np.int64), 1
+    members = torch.ones_like(truth.classes, dtype=torch.bool)
+    if classes is not None:
+        members = torch.isin(truth.classes, torch.tensor(list(classes)).to(truth.classes))
+    # A mode's number may occur again in another class, and is another mode there.
+    pairs = torch.stack([truth.classes, truth.modes], dim=1)[members]
+    _, mode_of = pairs.unique(dim=0, return_inverse=True)
+    weights, means = truth.weights[members], truth.means[members, 0]
+    parts = [mode_of == mode for mode in range(int(mode_of.max()) + 1)]
+    parts.sort(key=lambda part: float((weights * means)[part].sum() / weights[part].sum()))
+    normals = Normal(means, truth.covariances[members, 0, 0].sqrt())
+    log_joint = weights.log() + normals.log_prob(torch.from_numpy(x).to(weights))
+    by_mode = torch.stack([log_joint[:, part].logsumexp(dim=1) for part in parts])
+    return by_mode.argmax(dim=0).cpu().numpy(), len(parts)

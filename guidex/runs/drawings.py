@@ -1,6 +1,7 @@
 """Everything that a sweep draws: curves and maps of its rows, and what its samples look like."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from guidex.reports.plots import write_plots
 from guidex.reports.rows import Row
 from guidex.reports.toy_figures import ToyPanel, figure_1d, figure_2d
 from guidex.runs.engine import Cohort, Task
+from guidex.runs.points_table import typed
 from guidex.runs.settings import View
 
 MOST_ROWS = 60  # of points in one image grid
@@ -98,7 +100,7 @@ def captions(seeds: Sequence[int], labels: Sequence[int] | None, model: Denoiser
 def _columns(cohort: Cohort) -> list[str]:
     """What stands above the images of a cohort."""
     point = cohort.tasks[0].point
-    labels = cohort.gathered(cohort.tasks[0], "labels", first=cohort.kept)[0].get("labels")
+    labels = cohort.gathered(cohort.tasks[0], "labels").get("labels")
     return captions(point.planned.seeds[: cohort.kept], labels, point.model)
 
 
@@ -115,12 +117,13 @@ def _draw_grid(pairs: Sequence[_Pair], path: Path) -> list[Path]:
     """Same seeds under every point: a row per point, a column per seed."""
     images = []
     for cohort, task in pairs[:MOST_ROWS]:
-        arrays, _ = cohort.gathered(task, "gallery", first=cohort.kept)
-        images.append(arrays["gallery"][: cohort.kept])
+        images.append(cohort.gathered(task, "gallery")["gallery"])
     names = [_name(task) for _, task in pairs[:MOST_ROWS]]
     count = len(pairs)
     heading = f"the first {MOST_ROWS} of {count} points" if count > MOST_ROWS else None
-    image_grid(np.stack(images), names, _columns(pairs[0][0]), path, title=heading)
+    values = [typed(task.point.planned.values) for _, task in pairs[:MOST_ROWS]]
+    columns = _columns(pairs[0][0])
+    image_grid(np.stack(images), names, columns, path, title=heading, points=values)
     return [path]
 
 
@@ -133,10 +136,11 @@ def _draw_toy(pairs: Sequence[_Pair], path: Path) -> list[Path]:
     for first in range(0, len(pairs), MOST_PANELS):
         panels = []
         for cohort, task in pairs[first : first + MOST_PANELS]:
-            arrays, _ = cohort.gathered(task, "samples", "labels", "path")
-            samples, labels = arrays["samples"], arrays.get("labels")
-            plan = task.point.planned.plan
-            panels.append(toy_panel(_name(task), plan, samples, labels, arrays["path"]))
+            arrays = cohort.gathered(task, "coordinates", "labels", "path")
+            samples, labels = arrays["coordinates"], arrays.get("labels")
+            planned = task.point.planned
+            panel = toy_panel(_name(task), planned.plan, samples, labels, arrays["path"])
+            panels.append(replace(panel, values=typed(planned.values)))
         file = path if first == 0 else path.with_stem(f"{path.stem}_{first // MOST_PANELS + 1}")
         if draw_toy(panels, model, file, view, reference):
             files.append(file)

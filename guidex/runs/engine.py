@@ -1,31 +1,38 @@
 """The one engine: points, in cohorts that share noise and steps, block of seeds by block of seeds.
 
-Each point hands its samples to its outputs. What they keep of a block lies in a record under the
-point's own name; so a run goes on where it was, and a table may have its points in any order.
+Each point hands its samples to its outputs, and each output keeps a record of a block under the
+point's own name. So only what is missing is made, whatever the table was before. Processes share a
+run by way of the folder alone: who makes a block has locked its claim, which the operating system
+frees when a process dies.
 """
 
+import concurrent.futures
 import io
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
+from filelock import FileLock as alone
 
 from guidex.errors import GuidexError
 from guidex.files.progress import Progress
 from guidex.models.memory import Halving
-from guidex.runs.blocks import Block, cut, run_block
+from guidex.runs.batches import run_block
+from guidex.runs.blocks import Block, Store
 from guidex.runs.folder import RunFolder, require_space
 from guidex.runs.measure import Measure
-from guidex.runs.outputs import Made, Output, joined
+from guidex.runs.outputs import Made, Output
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, at_the_point
-from guidex.runs.provenance import merged
+from guidex.runs.provenance import digest
 from guidex.runs.ranks import Rank
 from guidex.runs.settings import Settings
 from guidex.runs.writers import Writers
@@ -42,8 +49,26 @@ class Task:
     measures: list[Measure] = field(default_factory=list)
 
     @property
+    def name(self) -> str:
+        """Of the point: what decides its samples."""
+        return self.point.planned.settings.name
+
+    @property
     def is_measured(self) -> bool:
         return any(measure.metrics for measure in self.measures)
+
+    def is_whole(self, store: Store) -> bool:
+        """Whether nothing is missing."""
+        return not any(store.lacks(self.name, o.name, o.seeds).any() for o in self.outputs)
+
+
+class Work(NamedTuple):
+    """Seeds of one block that lack the same outputs, the file that claims them, and for each task
+    the outputs."""
+
+    block: Block
+    claim: Path
+    lacking: list[tuple[Task, list[Output]]]
 
 
 @dataclass(frozen=True)
@@ -51,8 +76,11 @@ class Cohort:
     """Tasks that run together: same seeds, main model and solver."""
 
     tasks: list[Task]
-    blocks: list[Block]
-    folder: RunFolder
+    store: Store
+
+    @property
+    def folder(self) -> RunFolder:
+        return self.store.folder
 
     @property
     def settings(self) -> Settings:
@@ -69,48 +97,49 @@ class Cohort:
         """What samples are called."""
         return self.tasks[0].point.kind.unit
 
-    def record(self, task: Task, block: Block) -> Path:
-        """Where what a task makes of a block lies: under the point's own name, in any table."""
-        name = task.point.planned.settings.name
-        return self.folder.path / "points" / name / f"{block.name}.record"
-
-    def missing(self, block: Block) -> list[Task]:
-        """The tasks that a block is yet to be made for, or whose files are gone."""
-        missing = []
+    def lacks(self) -> tuple[list[tuple[Task, Output]], np.ndarray]:
+        """All outputs of all tasks, each once, and which seeds each is to have, and has not: bool
+        [., N]. Tasks that are measured in other ways may have one point."""
+        each: dict[Hashable, tuple[Task, Output]] = {}
         for task in self.tasks:
-            record = self.record(task, block)
-            unneeded = [path for output in task.outputs for path in output.unneeded(record)]
-            if not self.folder.holds(record, unneeded):
-                missing.append(task)
-        return missing
+            for output in task.outputs:
+                each.setdefault((task.name, output.name, output.seeds), (task, output))
+        lacks = [self.store.lacks(task.name, o.name, o.seeds) for task, o in each.values()]
+        return list(each.values()), np.stack(lacks)
 
-    def gathered(
-        self, task: Task, *names: str, first: int | None = None
-    ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        """Arrays of a task's blocks, joined, by those names that a block has, and the versions that
-        they were made with.
+    def work(self) -> tuple[list[Work], int]:
+        """What is missing of this process's part, block by block; how many seeds that part has."""
+        (part, parts), size = self.settings.part, self.settings.block
+        pairs, lacks = self.lacks()
+        numbers = np.arange(lacks.shape[1]) // size
+        mine, work = numbers % parts == part, []
+        # To keep the samples of some seeds cuts no block, unless a task lacks nothing else there.
+        patterns, is_all = lacks.copy(), np.array([output.seeds is None for _, output in pairs])
+        of_task = np.array([task.index for task, _ in pairs])
+        for k in np.flatnonzero(~is_all):
+            patterns[k] &= ~lacks[is_all & (of_task == of_task[k])].any(axis=0)
+        places = np.flatnonzero(patterns.any(axis=0) & mine)
+        groups: dict[bytes, list[int]] = {}
+        for place, key in zip(places, np.vstack([numbers, patterns])[:, places].T, strict=True):
+            groups.setdefault(key.tobytes(), []).append(place)
+        for group in groups.values():
+            lacking: dict[int, tuple[Task, list[Output]]] = {}
+            for k in np.flatnonzero(lacks[:, group].any(axis=1)):
+                task, output = pairs[k]
+                lacking.setdefault(task.index, (task, []))[1].append(output)
+            name = f"{digest(self.settings.cohort, 8)}-{numbers[group[0]] * size}-{size}"
+            claim = self.folder.path / ".claims" / name
+            work.append(Work(self.store.whole.rows(group), claim, list(lacking.values())))
+        return work, int(mine.sum())
 
-        Arguments:
-            first: only of the blocks that have the run's first seeds, so many.
-
-        Raises:
-            GuidexError: a block is damaged; it is deleted, so as to be made again.
-        """
-        parts, made_with = [], []
-        for block in self.blocks:
-            if first is not None and block.first >= first:
-                continue
-            path = self.record(task, block)
-            record = self.folder.read(path)
-            if record is None:
-                path.unlink(missing_ok=True)
-                raise GuidexError(
-                    f"{path} was damaged, or a file beside it; the same command makes it anew"
-                )
-            made_with.append(record[1])
-            with np.load(io.BytesIO(record[0]), allow_pickle=False) as arrays:
-                parts.append({name: arrays[name] for name in names if name in arrays})
-        return joined(parts), merged(made_with)
+    def gathered(self, task: Task, *names: str) -> dict[str, np.ndarray]:
+        """What outputs of a task have kept of all their seeds, in order, by their names."""
+        arrays = {
+            output.name: self.store.gathered(task.name, output.name, output.seeds)
+            for output in task.outputs
+            if output.name in names
+        }
+        return {name: array for name, array in arrays.items() if array is not None}
 
 
 def grouped(tasks: Iterable[Task], folder: RunFolder) -> list[Cohort]:
@@ -119,31 +148,34 @@ def grouped(tasks: Iterable[Task], folder: RunFolder) -> list[Cohort]:
     for task in tasks:
         planned, key = task.point.planned, task.point.planned.settings.cohort
         if key not in cohorts:
-            blocks = cut(planned.seeds, planned.labels, planned.settings.block)
-            cohorts[key] = Cohort([], blocks, folder)
+            cohorts[key] = Cohort([], Store(folder, Block(planned.seeds, planned.labels)))
         cohorts[key].tasks.append(task)
     return list(cohorts.values())
 
 
 @contextmanager
-def run(cohorts: Sequence[Cohort], rank: Rank, result: Path) -> Iterator[bool]:
-    """Make every block of this process that is not there yet, or no longer; then see whether this
-    process is the last one, which goes on with the whole while the others wait.
+def run(cohorts: Sequence[Cohort], rank: Rank, result: Path) -> Iterator[str]:
+    """Make every block that is missing, and wait for those that other processes make; then hold
+    the whole while others wait.
 
     Arguments:
-        result: a file of the run that the last process writes.
+        result: a file that is written last.
+
+    Yields:
+        "missing" where other shards are; "written" where another process has written the result in
+        the meantime; "whole" otherwise.
 
     Raises:
         GuidexError: too little disk space; a sample that is not finite, naming its point.
     """
     before = _written(result)
     _sample(cohorts, rank)
-    if any(cohort.missing(block) for cohort in cohorts for block in cohort.blocks):
-        yield False
+    if any(cohort.lacks()[1].any() for cohort in cohorts):
+        yield "missing"
         return
     cohorts[0].folder.check()
-    with FileLock(result.parent / ".finish.lock"):
-        yield _written(result) == before  # or another process has done it
+    with alone(result.parent / ".lock-finish"):
+        yield "whole" if _written(result) == before else "written"
 
 
 def _written(file: Path) -> int | None:
@@ -153,81 +185,147 @@ def _written(file: Path) -> int | None:
 
 def _sample(cohorts: Sequence[Cohort], rank: Rank) -> None:
     unit, folder = cohorts[0].unit, cohorts[0].folder.path
-    total = left = needed = 0
-    todo: list[tuple[Cohort, list[tuple[Block, list[Task]]]]] = []
+    todo, total, left, needed = [], 0, 0, 0
+    again: Counter[str] = Counter()
     for cohort in cohorts:
-        own = [block for block in cohort.blocks if rank.takes(block.index)]
-        lacking = [(block, tasks) for block in own if (tasks := cohort.missing(block))]
-        total += sum(len(block.seeds) for block in own) * len(cohort.tasks)
-        for block, tasks in lacking:
-            left += len(block.seeds) * len(tasks)
-            sizes = (output.bytes_per_sample for task in tasks for output in task.outputs)
-            needed += len(block.seeds) * sum(sizes)
-        if lacking:
-            todo.append((cohort, lacking))
-    if left < total:
-        print(f"{total - left} of {total} {unit} are there already")
-    if not todo:
+        works, seeds = cohort.work()
+        todo += [(cohort, works)] if works else []
+        total += seeds * len(cohort.tasks)
+        for block, _, lacking in works:
+            for _, outputs in lacking:
+                left += len(block.seeds)
+                needed += len(block.seeds) * sum(output.bytes_per_sample for output in outputs)
+                titles = [output.title for output in outputs]
+                again.update(dict.fromkeys([] if "labels" in titles else titles, len(block.seeds)))
+    if rank.first:
+        if left < total:
+            print(f"{total - left} of {total} {unit} are there already")
+        for title, count in again.items():
+            print(f"{count} {unit} were sampled without {title}, and are again")
+    if not left:
         return
     require_space(folder, needed)
     if rank.first:
-        _print_shared(cohorts)
+        _print_shared(todo)
+    (folder / ".claims").mkdir(exist_ok=True)
     bar = Progress("sampling", total, total - left, unit, quiet=not rank.first)
     with bar as progress, Writers() as writers:
-        for cohort, lacking in todo:
-            longest = max(len(block.seeds) for block, _ in lacking)
+        for cohort, works in todo:
+            longest = max(len(block.seeds) for block, *_ in works)
             batch = Halving(min(cohort.settings.batch, longest))
-            make, model = partial(_make, cohort, batch, writers), cohort.tasks[0].point.model
-            in_parallel(make, lacking, model, cohort.settings.device, progress.update)
+            model, device = cohort.tasks[0].point.model, cohort.settings.device
+            for wait in (False, True):  # for those that other processes make, in the end
+                make = partial(_claim, cohort, batch, writers, wait)
+                works = in_parallel(make, works, model, device, progress.update)
+                works = [work for work in works if work is not None]
+
+
+def _claim(
+    cohort: Cohort, batch: Halving, writers: Writers, wait: bool, work: Work, tick: Tick
+) -> Work | None:
+    """Make a block, unless another process makes it, or has made it; returns it if it is left."""
+    claim = FileLock(work.claim, thread_local=False)  # threads of `Writers` let it go
+    while not _is_free(claim):
+        tick(0)
+        if not wait:
+            return work
+        time.sleep(0.1)
+    try:
+        path, header, (block, _, wanted) = cohort.store.path, cohort.folder.header, work
+        lacking = [  # nobody has made it in the meantime
+            (task, outputs)
+            for task, outputs in wanted
+            if any(header(path(task.name, _part(block, o), o.name)) is None for o in outputs)
+        ]
+        tick(len(block.seeds) * (len(wanted) - len(lacking)))
+        records = _make(cohort, batch, writers, block, lacking, tick) if lacking else []
+        writers.submit(_release, claim, records)
+    except BaseException:
+        claim.release(force=True)
+        raise
+    return None
+
+
+def _is_free(claim: FileLock) -> bool:
+    try:
+        claim.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True
+
+
+def _release(claim: FileLock, records: list[Future]) -> None:
+    """Once everything is written; what failed is told by `Writers`."""
+    concurrent.futures.wait(records)
+    claim.release(force=True)
+
+
+def _part(block: Block, output: Output) -> Block:
+    """The seeds of a block that an output keeps."""
+    if output.seeds is None:
+        return block
+    return block.rows(n for n, seed in enumerate(block.seeds) if seed in output.seeds)
 
 
 def _make(
-    cohort: Cohort, batch: Halving, writers: Writers, todo: tuple[Block, list[Task]], tick: Tick
-) -> None:
+    cohort: Cohort,
+    batch: Halving,
+    writers: Writers,
+    block: Block,
+    lacking: list[tuple[Task, list[Output]]],
+    tick: Tick,
+) -> list[Future]:
     """Sample a block and hand it to the writers; its records come last and make it count."""
-    block, tasks = todo
-    jobs: list[list[list[Future]]] = [[[] for _ in task.outputs] for task in tasks]
-    seconds = [0.0] * len(tasks)
-    points = [task.point for task in tasks]
-    wanted = {seed for task in tasks for output in task.outputs for seed in output.paths_of}
+    jobs: list[list[list[Future]]] = [[[] for _ in outputs] for _, outputs in lacking]
+    seconds = [0.0] * len(lacking)
+    points = [task.point for task, _ in lacking]
+    follows = [o.seeds for _, outputs in lacking for o in outputs if o.follows]
+    wanted = frozenset[int]().union(*follows)
     recorded = max((row + 1 for row, seed in enumerate(block.seeds) if seed in wanted), default=0)
+    detectors = [[each.detector for each in own if each.detector] for _, own in lacking]
     try:
         for seeds, labels, outcomes in run_block(points, block, batch, recorded, tick):
             cohort.folder.check()
-            for k, (task, outcome) in enumerate(zip(tasks, outcomes, strict=True)):
+            for k, ((task, outputs), outcome) in enumerate(zip(lacking, outcomes, strict=True)):
                 began = time.perf_counter()
-                made = Made(seeds, labels, outcome.x, outcome.path, task.point.kind.decode)
-                for output, own in zip(task.outputs, jobs[k], strict=True):
+                decode = task.point.kind.decode
+                made = Made(seeds, labels, outcome.x, outcome.path, decode, detectors[k])
+                for output, own in zip(outputs, jobs[k], strict=True):
                     own += map(writers.submit, output.take(made))
                 seconds[k] += outcome.seconds + time.perf_counter() - began
     except NonFinite as error:
         raise GuidexError(at_the_point(error, points[error.run].planned.values)) from error
-    for task, own, spent in zip(tasks, jobs, seconds, strict=True):
-        writers.submit(_keep, cohort.folder, cohort.record(task, block), task, own, spent)
+    return [
+        writers.submit(_keep, cohort.store, task, output, block, own, spent / len(block.seeds))
+        for (task, outputs), jobs_of, spent in zip(lacking, jobs, seconds, strict=True)
+        for output, own in zip(outputs, jobs_of, strict=True)
+    ]
 
 
 def _keep(
-    folder: RunFolder, record: Path, task: Task, jobs: list[list[Future]], seconds: float
+    store: Store, task: Task, output: Output, block: Block, jobs: list[Future], seconds: float
 ) -> None:
-    """Once the jobs of all outputs are done, write the record of a block."""
-    folder.check()
+    """Once its jobs are done, write the record of an output."""
+    store.folder.check()
+    part = _part(block, output)
+    record = store.path(task.name, part, output.name)
     record.parent.mkdir(parents=True, exist_ok=True)
-    arrays, files = {"seconds": np.array([seconds])}, []
-    for output, own in zip(task.outputs, jobs, strict=True):
-        kept, written = output.keep([job.result() for job in own], record)
-        arrays |= kept
-        files += written
+    arrays, files = output.keep([job.result() for job in jobs], record)
     content = io.BytesIO()
-    np.savez(content, **arrays)
-    folder.write(record, content.getvalue(), files)
+    if arrays:
+        np.savez(content, **arrays)
+    store.folder.write(record, content.getvalue(), files, seconds=seconds, **part.spelled)
 
 
-def _print_shared(cohorts: Sequence[Cohort]) -> None:
+def _print_shared(todo: Sequence[tuple[Cohort, list[Work]]]) -> None:
     taken = alone = 0
-    for cohort in cohorts:
+    for cohort, works in todo:
         steps = len(cohort.tasks[0].point.planned.plan.timeline.sigmas) - 1
-        runs = [task.point.run for task in cohort.tasks]
-        taken += shared_steps(runs, steps) * len(cohort.blocks)
-        alone += steps * len(runs) * len(cohort.blocks)
+        for indices, times in Counter(
+            tuple(cohort.tasks.index(task) for task, _ in work.lacking) for work in works
+        ).items():
+            runs = [cohort.tasks[index].point.run for index in indices]
+            taken += shared_steps(runs, steps) * times
+            alone += steps * len(runs) * times
     if taken < alone:
         print(f"{taken} of {alone} steps are taken, the rest is shared between points")

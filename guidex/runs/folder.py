@@ -1,17 +1,19 @@
 """The folder of a run: who is working in it, what it was made by, and what is already there.
 
-`run.json` says what a folder holds. Work that would give other results never goes into the same
-folder, two processes never write to one, and everything is written whole or not at all. Records,
-which later starts rely on, carry the run that they are of, what made them, and a checksum.
+`run.json` says what a folder holds. Results of another kind never go into the same folder, nobody
+deletes what others work in, and everything is written whole or not at all. Records, which later
+starts rely on, carry the run that they are of, what made them, and a checksum.
 """
 
+import datetime
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import socket
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +27,13 @@ from guidex.files.cache import file_sha256
 from guidex.runs.provenance import versions
 from guidex.runs.ranks import ALONE, Rank
 
-_MARK, _INPUTS, _LOCK = "run.json", "inputs.json", ".lock"
-_TEMPORARY = ".guidex-"
+_MARK, _INPUTS = "run.json", "inputs.json"
+_LOCK, _WORKER, _TEMPORARY = ".lock", ".worker-", ".guidex-"
+_OWN = (_LOCK, _WORKER, _TEMPORARY, ".claims", ".jobs")  # what says nothing of results
+
+
+# Of a file that is written together with its record: name, size and SHA-256.
+Listed = tuple[str, int, str | None]
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -35,7 +42,7 @@ def write_json(path: Path, data: Any) -> None:
     atomic_write(path, lambda file: file.write(text.encode()))
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     """What a file of guidex's own holds; None where there is none, or something else."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -72,33 +79,36 @@ class RunFolder:
                 "deleted or begun anew; give the command again to go on where its results are"
             )
 
-    def write(self, path: Path, content: bytes, files: Iterable[Path] = ()) -> None:
-        """Write a record, whole or not at all, with the sizes of the files that belong to it, and
-        the checksums of those beside it."""
+    def write(
+        self, path: Path, content: bytes, files: Iterable[Path | Listed] = (), **more: Any
+    ) -> None:
+        """Write a record, whole or not at all, with the sizes of the files that belong to it, the
+        checksums of those beside it, and more to say in its header."""
         self.check()
         path.parent.mkdir(parents=True, exist_ok=True)
         listed = []
         for file in files:
-            sha256 = file_sha256(file) if file.parent == path.parent else None
-            listed.append((str(file.relative_to(self.path)), file.stat().st_size, sha256))
-        about = json.dumps({"run": self.run, "versions": versions(), "files": listed})
-        sealed = b"%s\n%s" % (about.encode(), content)
+            if isinstance(file, Path):
+                sha256 = file_sha256(file) if file.parent == path.parent else None
+                file = (str(file.relative_to(self.path)), file.stat().st_size, sha256)
+            listed.append(file)
+        about = {"run": self.run, "versions": versions(), "files": listed, **more}
+        sealed = b"%s\n%s" % (json.dumps(about).encode(), content)
         first = b"%s\n" % hashlib.sha256(sealed).hexdigest().encode()
         atomic_write(path, lambda file: file.writelines((first, sealed)))
 
-    def holds(self, path: Path, unneeded: Collection[Path] = ()) -> bool:
-        """Whether a record of this run is there, and its files in their sizes, but those that are
-        not needed; the content of both is not looked at."""
+    def header(self, path: Path) -> dict[str, Any] | None:
+        """What the header of a record says; None where there is no record of this run, or a file of
+        it is gone or has another size. The content of both is not looked at."""
         try:
             with path.open("rb") as file:
                 file.readline()
                 about = json.loads(file.readline())
             files = [(self.path / name, size) for name, size, _ in about["files"]]
-            return about["run"] == self.run and all(
-                file in unneeded or file.stat().st_size == size for file, size in files
-            )
+            is_there = all(file.stat().st_size == size for file, size in files)
+            return about if is_there and about["run"] == self.run else None
         except (OSError, ValueError, TypeError, KeyError):
-            return False
+            return None
 
     def read(self, path: Path) -> tuple[bytes, dict[str, str]] | None:
         """A record of this run, and the versions that it was made with; None where there is none,
@@ -115,16 +125,51 @@ class RunFolder:
         is_whole = all(file_sha256(file) == sha256 for file, sha256 in files if file.exists())
         return (content, about["versions"]) if is_whole and about["run"] == self.run else None
 
+    def workers(self) -> dict[Path, dict[str, Any]]:
+        """Who works here, or did not come to an end, by file: host, process, begin, whether it is
+        at work, and the error that it ended with."""
+        found = {}
+        for file in sorted(self.path.glob(f"{_WORKER}*")):
+            lock = file.with_name(f"{_LOCK}-{file.stem.removeprefix(_WORKER)}")
+            at_work = lock.exists() and _is_locked(lock)
+            found[file] = {**(read_json(file) or {}), "at work": at_work}
+        return found
+
+    def forget_workers(self) -> None:
+        """Of those that did not come to an end: another has made what they left."""
+        for file, worker in self.workers().items():
+            if not worker["at work"]:
+                file.unlink(missing_ok=True)
+
+
+def opened(folder: Path) -> RunFolder:
+    """The folder of a run, to be looked into.
+
+    Raises:
+        UsageError: there is no run of this guidex.
+    """
+    mark = _mark(folder)
+    if mark is None:
+        raise UsageError(f"{folder} holds no run of this guidex; give the folder of one")
+    return RunFolder(folder, mark["run"], folder / _LOCK, ())
+
 
 @contextmanager
 def run_folder(
-    folder: Path, identity: Mapping[str, Any], overwrite: bool, rank: Rank = ALONE
+    folder: Path,
+    identity: Mapping[str, Any],
+    overwrite: bool,
+    rank: Rank = ALONE,
+    reads: Any = None,
+    shared: bool = False,
 ) -> Iterator[RunFolder]:
     """Hold a folder for a run, new or to be resumed.
 
     Arguments:
-        identity: plain data that decides the results.
+        identity: plain data that decides what may go into the folder.
         overwrite: start again in a folder that holds another (or the same) run.
+        reads: plain data that names what the command reads; `identity` by default.
+        shared: whether other commands may work in it at the same time.
 
     Raises:
         UsageError: the folder belongs to another run (naming the differences) or to something
@@ -132,25 +177,29 @@ def run_folder(
         GuidexError: another process is working in it, or it cannot be written.
     """
     identity = json.loads(json.dumps(identity, default=str))
-    _check_place(folder, identity)
+    _check_place(folder, identity if reads is None else reads)
     if overwrite and rank.count > 1:
         raise UsageError("overwrite=true is for one process; delete the folder before torchrun")
     with ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock, claim = folder / f"{_LOCK}-{rank.index}", folder / f"{_LOCK}-claim"
+            name = secrets.token_hex(4)
+            lock, worker = folder / f"{_LOCK}-{name}", folder / f"{_WORKER}{name}.json"
             # One after the other, so that the first of several processes knows that it is.
-            with FileLock(claim):
-                held.enter_context(FileLock(lock, timeout=0))
-                others = set(folder.glob(f"{_LOCK}*")) - {lock, claim}
+            with FileLock(folder / _LOCK):
+                others = list(folder.glob(f"{_LOCK}-*"))
                 is_alone = not any(map(_is_locked, others))
-                if rank.count == 1 and not is_alone:
+                if not is_alone and (overwrite or (rank.count == 1 and not shared)):
                     raise Timeout(str(lock))
                 if is_alone:  # what killed processes were writing
-                    for stale in folder.rglob(f"{_TEMPORARY}*.tmp"):
+                    for stale in [*others, *folder.rglob(f"{_TEMPORARY}*.tmp")]:
                         stale.unlink(missing_ok=True)
+                held.enter_context(FileLock(lock))
                 overwrite = overwrite or (is_alone and _is_empty(folder))
                 mark = _claim(folder, identity, overwrite)
+                begun = datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
+                about = {"host": socket.gethostname(), "process": os.getpid(), "begun": begun}
+                write_json(worker, about)
         except Timeout as error:
             raise GuidexError(
                 f"{folder} is in use by another process; wait for it, or choose another out=FOLDER"
@@ -159,13 +208,21 @@ def run_folder(
             raise GuidexError(f"cannot write to {folder}: {error.strerror or error}") from error
         if rank.first:
             _tell_versions(folder, mark["versions"])
-        yield RunFolder(folder, mark["run"], lock, _stamps(folder, lock))
+        try:
+            yield RunFolder(folder, mark["run"], lock, _stamps(folder, lock))
+        except BaseException as error:
+            if worker.exists():  # and with it the folder
+                write_json(worker, about | {"error": str(error) or type(error).__name__})
+            raise
+        worker.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
 
 
 def require_same_inputs(folder: Path, inputs: Iterable[tuple[str, str | None]]) -> None:
-    """Keep a run from going on with files of another content than it was begun with.
+    """Keep results from going on with files of another content than they were begun with.
 
     Arguments:
+        folder: of a run, or of one of its points.
         inputs: role and place of each file that results depend on, as one text, and its SHA-256.
 
     Raises:
@@ -174,9 +231,13 @@ def require_same_inputs(folder: Path, inputs: Iterable[tuple[str, str | None]]) 
     now: dict[str, list[str]] = {}
     for name, sha256 in sorted(set(inputs), key=str):
         now.setdefault(name, []).append(str(sha256))
-    before = _read_json(folder / _INPUTS) or now
-    _require_same(f"{folder} was begun with other content of", before, now)
-    write_json(folder / _INPUTS, now)
+    before = read_json(folder / _INPUTS) or {}
+    known = {name: before[name] for name in now if name in before}
+    asked = {name: now[name] for name in known}
+    _require_same(f"{folder} was begun with other content of", known, asked)
+    if known != now:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / _INPUTS, before | now)
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -217,9 +278,7 @@ def _check_place(folder: Path, identity: dict[str, Any]) -> None:
         return
     if not folder.is_dir():
         raise UsageError(f"out={folder} is a file; give a folder")
-    foreign = [
-        item.name for item in folder.iterdir() if not item.name.startswith((_LOCK, _TEMPORARY))
-    ]
+    foreign = [item.name for item in folder.iterdir() if not item.name.startswith(_OWN)]
     # Looked for last: another process of this run may have written it in the meantime.
     if foreign and _mark(folder) is None:
         raise UsageError(
@@ -237,7 +296,7 @@ def _check_place(folder: Path, identity: dict[str, Any]) -> None:
 
 def _mark(folder: Path) -> dict[str, Any] | None:
     """What `run.json` says, if guidex has written it."""
-    mark = _read_json(folder / _MARK)
+    mark = read_json(folder / _MARK)
     return mark if isinstance(mark, dict) and {"run", "versions"} <= set(mark) else None
 
 
@@ -277,7 +336,7 @@ def _clear(folder: Path, mark: dict[str, Any]) -> None:
 
 def _is_empty(folder: Path) -> bool:
     """Whether a run failed before its first result: it keeps its folder from no other."""
-    ours = (_MARK, _INPUTS, _LOCK)
+    ours = (_MARK, _INPUTS, "asked.json", *_OWN)
     return not any(item.is_file() and not item.name.startswith(ours) for item in folder.rglob("*"))
 
 

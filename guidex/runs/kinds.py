@@ -10,7 +10,7 @@ from torch import Tensor
 
 from guidex.errors import UsageError
 from guidex.models.decoders import Decoder
-from guidex.runs.outputs import Arrays, Gallery, Output, Paths, PngFolder, Zip
+from guidex.runs.outputs import Arrays, Coordinates, Gallery, Output, Paths, PngFolder, Zip
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class SampleKind:
             return [PngFolder(folder, size)]
         if form == "zip":
             return [Zip(file=file, bytes_per_sample=size)]
-        names = {"entry": "arr_0", "labels": "arr_1", "seeds": None}
+        names = {"entry": "arr_0", "labels": "arr_1", "seeds_entry": None}
         return [Arrays(file=file, **names, channels_last=True, bytes_per_sample=size)]
 
     def view(self, seeds: Sequence[int]) -> list[Output]:
@@ -91,7 +91,7 @@ class Points(SampleKind):
         return [Arrays(file=folder / "samples.npz", entry="samples", bytes_per_sample=size)]
 
     def view(self, seeds: Sequence[int]) -> list[Output]:
-        return [Paths(frozenset(seeds))]
+        return [Coordinates(), Paths(frozenset(seeds))]
 
 
 KINDS: dict[str, type[SampleKind]] = {"pixels": SampleKind, "latents": Latents, "points": Points}

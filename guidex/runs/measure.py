@@ -30,6 +30,8 @@ from guidex.models.denoiser import Denoiser
 from guidex.models.spec import Model
 from guidex.models.spec import load as load_model
 
+FEWEST_REPEATS = 3  # that tell how sure their mean is
+
 # What is known of a set of images, as plain data.
 About = dict[str, object]
 
@@ -169,13 +171,32 @@ class Measure:
     def values(self, fakes: Sequence[FeatureSet]) -> dict[str, float]:
         """All metrics; of repeats the median, with minimum, maximum, mean and standard deviation
         (n - 1) as further columns."""
-        results = [self._values(fake) for fake in fakes]
+        return self.measured(fakes, blockwise=False)[0]
+
+    def measured(
+        self, fakes: Sequence[FeatureSet], blockwise: bool = True
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """The same, and pseudo-values by column (see `metrics.differences`): of blocks of seeds, of
+        one repeat after the other; of metrics without such, the repeats themselves."""
+        results: list[dict[str, float]] = []
+        pseudovalues: dict[str, list[float]] = {}
+        real = None if self.real is None else self.real.features
+        for fake in fakes:
+            fake = fake.at_most(self.fakes).to(self.part.device)
+            results.append({})
+            for metric in self.metrics.values():
+                numbers, blocks = metric.measured(real=real, fake=fake, blockwise=blockwise)
+                results[-1] |= numbers
+                for name, each in blocks.items():
+                    pseudovalues.setdefault(name, []).extend(each)
         if len(results) == 1:
-            return results[0]
+            return results[0], pseudovalues
         summary: dict[str, float] = {}
         for name in results[0]:
             values = [result[name] for result in results]
             tensor = torch.tensor(values, dtype=torch.float64)  # whose std takes infinity, too
+            if blockwise and len(values) >= FEWEST_REPEATS and tensor.isfinite().all():
+                pseudovalues.setdefault(name, values)
             summary |= {
                 name: statistics.median(values),
                 f"{name}_min": min(values),
@@ -183,15 +204,7 @@ class Measure:
                 f"{name}_mean": tensor.mean().item(),
                 f"{name}_std": tensor.std().item(),
             }
-        return summary
-
-    def _values(self, fake: FeatureSet) -> dict[str, float]:
-        fake = fake.at_most(self.fakes).to(self.part.device)
-        real = None if self.real is None else self.real.features
-        values: dict[str, float] = {}
-        for metric in self.metrics.values():
-            values |= metric(real=real, fake=fake)
-        return values
+        return summary, pseudovalues
 
     def doubts(self, about_fake: About) -> list[str]:
         """What keeps the numbers from being compared with published ones, given what there is to

@@ -8,17 +8,21 @@ import io
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 from torch import Tensor
 
+from guidex.data.arrays import read_entry
 from guidex.data.codec import from_pixels, write_png
 from guidex.features.detectors import Detector, detect_all
 from guidex.files.atomic import atomic_write
+from guidex.runs.blocks import Block, Piece, Store
+from guidex.runs.provenance import digest
 from guidex.runs.writers import Arriving
 
 Jobs = list[Callable[[], Any]]
@@ -39,6 +43,7 @@ class Made:
         x: samples [B, *shape].
         path: states of the first rows at every step boundary [steps + 1, R, *shape], or None.
         decode: samples to what is seen of them.
+        detectors: those whose features are wanted.
     """
 
     seeds: list[int]
@@ -46,6 +51,7 @@ class Made:
     x: Tensor
     path: Tensor | None
     decode: Callable[[Tensor], Tensor]
+    detectors: Sequence[Detector] = ()
 
     @cached_property
     def seen(self) -> Tensor:
@@ -57,6 +63,12 @@ class Made:
         """What is seen, on its way to memory."""
         return Arriving(self.seen)
 
+    @cached_property
+    def features(self) -> dict[Detector, Tensor]:
+        """Of all detectors, [B, D]; networks that several share are run once."""
+        found = detect_all(self.detectors, self.seen, None)
+        return {key: each.values for key, each in zip(self.detectors, found, strict=True)}
+
     def rows(self, seeds: frozenset[int]) -> list[int]:
         return [row for row, seed in enumerate(self.seeds) if seed in seeds]
 
@@ -65,12 +77,23 @@ class Output(ABC):
     """The interface.
 
     Attributes:
+        name: tells it from the other outputs of a point; equal for what is equal in content.
         bytes_per_sample: that it takes on disk, about.
-        paths_of: seeds whose trajectories it needs.
+        seeds: those whose samples it keeps; None for all.
+        follows: whether it needs the trajectories of its samples.
+        detector: whose features it needs, or None.
     """
 
+    name: str
     bytes_per_sample: int = 0
-    paths_of: frozenset[int] = frozenset()
+    seeds: frozenset[int] | None = None
+    follows: bool = False
+    detector: Detector | None = None
+
+    @property
+    def title(self) -> str:
+        """The name for people."""
+        return self.name
 
     @abstractmethod
     def take(self, made: Made) -> Jobs:
@@ -80,13 +103,9 @@ class Output(ABC):
     def keep(self, results: list[Any], record: Path) -> Kept:
         """What the jobs of a block have made, in order, as arrays of its record and as files."""
 
-    def finish(self, records: Sequence[Path], seeds: Sequence[int], labels: Any) -> None:
-        """Make what is made of all blocks together; labels [N] or None."""
+    def finish(self, store: Store, point: str, labels: Any) -> None:
+        """Make what is made of all samples together; labels [N] or None."""
         return
-
-    def unneeded(self, record: Path) -> list[Path]:
-        """The block's files that may be gone."""
-        return []
 
 
 @dataclass(frozen=True)
@@ -95,6 +114,7 @@ class PngFolder(Output):
 
     folder: Path
     bytes_per_sample: int = 0
+    name: ClassVar[str] = "png"
 
     def take(self, made: Made) -> Jobs:
         samples = made.arriving
@@ -112,10 +132,15 @@ class PngFolder(Output):
 
 @dataclass(frozen=True, kw_only=True)
 class Joined(Output):
-    """A zip that is made of the parts of all blocks; they lie beside their records until then."""
+    """A zip that is made of the parts of all blocks, which lie beside their records until then, and
+    of itself, where it has been made of fewer seeds."""
 
     file: Path
     bytes_per_sample: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.file.stem
 
     @abstractmethod
     def write(self, file: BinaryIO, results: list[Any]) -> None:
@@ -123,32 +148,41 @@ class Joined(Output):
 
     @abstractmethod
     def join(
-        self, archive: zipfile.ZipFile, parts: list[Path], seeds: Sequence[int], labels: Any
+        self, archive: zipfile.ZipFile, pieces: list[Piece], block: Block, labels: Any
     ) -> None:
         """Fill the zip."""
 
-    def _part(self, record: Path) -> Path:
-        return record.with_suffix(f".{self.file.stem}")
-
     def keep(self, results: list[Any], record: Path) -> Kept:
-        part = self._part(record)
+        part = record.with_suffix("")
         atomic_write(part, lambda file: self.write(file, results))
         return {}, [part]
 
-    def finish(self, records: Sequence[Path], seeds: Sequence[int], labels: Any) -> None:
-        parts = [self._part(record) for record in records]
+    def finish(self, store: Store, point: str, labels: Any) -> None:
+        # Its own record comes just before itself, and the parts go last: one of both is whole.
+        pieces, block = store.pieces(point, self.name), store.whole
+        record = store.path(point, f"whole-{block.name}", self.name)
+        if [piece.record for piece in pieces] == [record]:
+            return
+        for piece in pieces:
+            store.read(piece)
 
         def join(file: BinaryIO) -> None:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                self.join(archive, parts, seeds, labels)
+                self.join(archive, pieces, block, labels)
+            listed = (self.file.name, file.seek(0, io.SEEK_END), None)
+            store.folder.write(record, b"", [listed], **block.spelled)
 
-        if not zipfile.is_zipfile(self.file):
-            atomic_write(self.file, join)
-        for part in parts:
+        atomic_write(self.file, join)
+        for other in record.parent.glob(f"*.{self.name}.record"):
+            if other != record:
+                other.unlink(missing_ok=True)
+        for part in record.parent.glob(f"*.{self.name}"):
             part.unlink(missing_ok=True)
 
-    def unneeded(self, record: Path) -> list[Path]:
-        return [self._part(record)] if zipfile.is_zipfile(self.file) else []
+    def _file(self, piece: Piece) -> Path:
+        """The part of a block, or the whole of before."""
+        is_whole = piece.record.name.startswith("whole-")
+        return self.file if is_whole else piece.record.with_suffix("")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,12 +200,16 @@ class Zip(Joined):
                 archive.writestr(zipfile.ZipInfo(name), data)
 
     def join(
-        self, archive: zipfile.ZipFile, parts: list[Path], seeds: Sequence[int], labels: Any
+        self, archive: zipfile.ZipFile, pieces: list[Piece], block: Block, labels: Any
     ) -> None:
-        for part in parts:
-            with zipfile.ZipFile(part) as images:
-                for entry in images.infolist():
-                    archive.writestr(entry, images.read(entry))
+        with ExitStack() as opened:
+            source = {}
+            for piece in pieces:
+                images = opened.enter_context(zipfile.ZipFile(self._file(piece)))
+                source |= dict.fromkeys(piece.places.tolist(), images)
+            for place, seed in enumerate(block.seeds):
+                name = f"images/{image_name(seed)}"
+                archive.writestr(zipfile.ZipInfo(name), source[place].read(name))
 
     def _encoded(self, samples: Arriving, row: int, seed: int) -> tuple[str, bytes]:
         buffer = io.BytesIO()
@@ -186,14 +224,14 @@ class Arrays(Joined):
 
     Attributes:
         entry: name of the samples in the file; ADM's sample format has "arr_0".
-        labels, seeds: names of the labels and of the seeds in the file; seeds=None leaves them out.
+        labels, seeds_entry: names of the labels and of the seeds in the file; None leaves them out.
         channels_last: store [N, H, W, C], as ADM does.
         undecoded: take samples as the model makes them, not what is decoded from them.
     """
 
     entry: str
     labels: str = "labels"
-    seeds: str | None = "seeds"
+    seeds_entry: str | None = "seeds"
     channels_last: bool = False
     undecoded: bool = False
 
@@ -205,79 +243,101 @@ class Arrays(Joined):
         np.save(file, whole.transpose(0, 2, 3, 1) if self.channels_last else whole)
 
     def join(
-        self, archive: zipfile.ZipFile, parts: list[Path], seeds: Sequence[int], labels: Any
+        self, archive: zipfile.ZipFile, pieces: list[Piece], block: Block, labels: Any
     ) -> None:
-        arrays = [np.load(part, mmap_mode="r") for part in parts]
-        header = np.lib.format.header_data_from_array_1_0(np.empty(0, arrays[0].dtype))
-        header["shape"] = (sum(map(len, arrays)), *arrays[0].shape[1:])
+        source = {}
+        for piece in pieces:
+            file, rows = self._file(piece), zip(piece.places, piece.rows, strict=True)
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as before:
+                    array = read_entry(file, before, self.entry)
+            else:
+                array = np.load(file, mmap_mode="r")
+            source |= {place: array[row] for place, row in rows}
+        header = np.lib.format.header_data_from_array_1_0(np.empty(0, source[0].dtype))
+        header["shape"] = (len(source), *source[0].shape)
         with archive.open(f"{self.entry}.npy", "w", force_zip64=True) as target:
             np.lib.format.write_array_header_1_0(target, header)
-            for array in arrays:
-                target.write(memoryview(np.ascontiguousarray(array)).cast("B"))
-        for name, values in ((self.labels, labels), (self.seeds, np.array(seeds))):
+            for place in range(len(source)):
+                target.write(np.ascontiguousarray(source[place]).tobytes())
+        for name, values in ((self.labels, labels), (self.seeds_entry, np.array(block.seeds))):
             if name is not None and values is not None:
                 with archive.open(f"{name}.npy", "w") as target:
                     np.lib.format.write_array(target, values)
 
 
 class InRecord(Output):
-    """Arrays that lie in the record of a block, a row for each sample that is kept."""
+    """An array in the record of a block, a row for each sample, under the output's name."""
 
     @abstractmethod
-    def arrays(self, made: Made) -> dict[str, Tensor]:
-        """What is kept of a batch; nothing, of some."""
+    def rows(self, made: Made) -> Tensor | None:
+        """What is kept of a batch; None, of nothing."""
 
     def take(self, made: Made) -> Jobs:
-        arrays = {name: Arriving(values) for name, values in self.arrays(made).items()}
-        return [lambda: {name: values.numpy() for name, values in arrays.items()}]
+        rows = self.rows(made)
+        return [] if rows is None else [Arriving(rows).numpy]
 
-    def keep(self, results: list[dict[str, np.ndarray]], record: Path) -> Kept:
-        return joined(results), []
+    def keep(self, results: list[np.ndarray], record: Path) -> Kept:
+        return ({self.name: np.concatenate(results)} if results else {}), []
 
 
 class Labels(InRecord):
-    """labels, int64 [B], where there are classes."""
+    """int64 [B], where there are classes."""
 
-    def arrays(self, made: Made) -> dict[str, Tensor]:
-        return {} if made.labels is None else {"labels": made.labels}
+    name = "labels"
+
+    def rows(self, made: Made) -> Tensor | None:
+        return made.labels
 
 
 @dataclass(frozen=True)
 class Features(InRecord):
-    """features0, features1, …: what each detector makes of all samples, [B, D]."""
+    """What a detector makes of all samples, [B, D]."""
 
-    detectors: tuple[Detector, ...]
+    detector: Detector
     bytes_per_sample: int = 0
 
-    def arrays(self, made: Made) -> dict[str, Tensor]:
-        features = detect_all(self.detectors, made.seen, None)
-        return {f"features{number}": each.values for number, each in enumerate(features)}
+    @cached_property
+    def name(self) -> str:
+        return f"features-{digest(asdict(self.detector.identity), 12)}"
+
+    @property
+    def title(self) -> str:
+        return f"features of {self.detector.name}"
+
+    def rows(self, made: Made) -> Tensor:
+        return made.features[self.detector]
 
 
 @dataclass(frozen=True)
 class Gallery(InRecord):
-    """gallery: images of some seeds."""
+    """Images of some seeds."""
 
     seeds: frozenset[int]
+    name: ClassVar[str] = "gallery"
 
-    def arrays(self, made: Made) -> dict[str, Tensor]:
+    def rows(self, made: Made) -> Tensor | None:
         rows = made.rows(self.seeds)
-        return {"gallery": made.seen[rows]} if rows else {}
+        return made.seen[rows] if rows else None
+
+
+class Coordinates(InRecord):
+    """Samples of a toy, float32 [B, d]."""
+
+    name = "coordinates"
+
+    def rows(self, made: Made) -> Tensor:
+        return made.x.float()
 
 
 @dataclass(frozen=True)
 class Paths(InRecord):
-    """samples, float32 [B, d], of all seeds; path, trajectories [R, steps + 1, d], of some."""
+    """Trajectories of some seeds, [R, steps + 1, d]."""
 
-    paths_of: frozenset[int]
+    seeds: frozenset[int]
+    name: ClassVar[str] = "path"
+    follows: ClassVar[bool] = True
 
-    def arrays(self, made: Made) -> dict[str, Tensor]:
-        rows = made.rows(self.paths_of)
-        paths = {"path": made.path.transpose(0, 1)[rows]} if rows else {}
-        return {"samples": made.x.float(), **paths}
-
-
-def joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Arrays of equal names, one after the other; not all parts need to have all names."""
-    names = dict.fromkeys(name for part in parts for name in part)
-    return {name: np.concatenate([part[name] for part in parts if name in part]) for name in names}
+    def rows(self, made: Made) -> Tensor | None:
+        rows = made.rows(self.seeds)
+        return made.path.transpose(0, 1)[rows] if rows else None

@@ -80,7 +80,7 @@ class Planned:
     def describe(self) -> str:
         """The plan in one line, what an image costs where that is known and not next to nothing,
         and its networks."""
-        parts = [self.plan.describe()]
+        parts = [self.plan.describe(self.model.native_unit)]
         if self.gflops >= 0.5:
             parts.append(f"{self.gflops:,.0f} GFLOP per image (2 per multiply-add)")
         files = [
@@ -123,23 +123,28 @@ def words_of(values: dict[str, str]) -> str:
 
 
 def check(
-    composed: Composed, values: dict[str, str], models: dict[str, Models] | None = None
+    composed: Composed,
+    values: dict[str, str],
+    models: dict[str, Models] | None = None,
+    settings: Settings | None = None,
 ) -> Planned:
     """Plan a point; everything that can be wrong without its networks is found here. `models` are
-    those made for other points, by device.
+    those made for other points, by device; `settings`, those of the configuration by default.
 
     Raises:
         UsageError: naming the key; labels that the model does not have, noise levels outside its
             range, a reference of another kind of samples.
     """
-    settings = Settings.of(composed.config)
+    settings = settings or Settings.of(composed.config)
     made = ({} if models is None else models).setdefault(settings.device, Models())
     model = instantiate(settings.model, "model", made, Model)
     solver = instantiate(settings.sampler, "sampler", made, Solver)
     guidance = instantiate(settings.guidance, "guidance", made, Guidance)
-    labels = parse_labels(settings.labels, len(settings.seeds))
+    labels = parse_labels(settings.labels, settings.seeds)
     plan = guidance.plan(solver.timeline())
     _check_models(model, guidance, plan)
+    if solver.learned_variance and model.learned_variance is False:
+        raise UsageError("sampler: this model has not learned a variance; use sampler=ddim")
     labels = _numbered(labels, model)
     return Planned(settings, composed.choices, values, model, guidance, solver, plan, labels)
 

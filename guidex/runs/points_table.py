@@ -17,6 +17,7 @@ from guidex.config.instantiate import Models
 from guidex.config.presets import is_group
 from guidex.errors import UsageError
 from guidex.guidance.schedules import EmptyInterval
+from guidex.runs.measure import are_metrics_chosen
 from guidex.runs.points import Planned, at_the_point, check, words_of
 
 DEFAULT_EXPERIMENT = "interval/digits"
@@ -40,10 +41,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Table:
-    """All points of a sweep, one per row, and the configuration that they have in common."""
+    """All points of a sweep, one per row, and the configuration that they have in common.
+
+    Attributes:
+        are_metrics_chosen: whether somebody chose the metrics, and so wants all of them.
+    """
 
     base: Composed
     entries: list[Entry]
+    are_metrics_chosen: bool = True
 
     @property
     def name(self) -> str:
@@ -102,7 +108,7 @@ def plan_table(words: Sequence[str], default: str | None = DEFAULT_EXPERIMENT) -
                 entries[words_of(values)] = _entry(fixed, values, models, published)
     if not any(entry.planned for entry in entries.values()):
         raise UsageError(next(iter(entries.values())).missing or "the table has no points")
-    return Table(base, list(entries.values()))
+    return Table(base, list(entries.values()), are_metrics_chosen(words))
 
 
 def print_plans(table: Table) -> None:

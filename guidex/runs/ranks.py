@@ -1,4 +1,4 @@
-"""Several processes on one run (torchrun), each with blocks of its own; they never talk."""
+"""Several processes on one run (torchrun); they never talk."""
 
 import os
 from dataclasses import dataclass
@@ -21,10 +21,6 @@ class Rank:
     def first(self) -> bool:
         """Whether this is the process that speaks for all."""
         return self.index == 0
-
-    def takes(self, block: int) -> bool:
-        """Whether a block is this process's to make."""
-        return block % self.count == self.index
 
 
 ALONE = Rank(index=0, count=1, local=0)

@@ -1,7 +1,7 @@
 """The settings of `guidex sample` and `guidex sweep`: typed, checked, and what each decides."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import torch
@@ -41,7 +41,7 @@ class View:
 def _key(*roles: str, **options: Any) -> Any:
     """A key of the configuration: "volatile", if it changes no result; of the "start", if points
     that share noise, model and solver have it in common; of the "extent", if it says how much is
-    made, but not what is made of a seed."""
+    made, or what is kept of it, but not what is made of a seed and the class asked for."""
     return field(metadata={"roles": roles}, **options)
 
 
@@ -60,20 +60,28 @@ class Settings:
     figure: View = _key("volatile", default=View())
     eval: bool = _key("volatile", default=False)
     published: Any = _key("volatile", default=None)
+    shard: Any = _key("volatile", default=None)
+    launcher: Any = _key("volatile", default=None)
+    sort: str | None = _key("volatile", default=None)
+    baseline: Any = _key("volatile", default="best")
     seeds: list[int] = _key("start", "extent")
     repeats: int = _key("start", "extent", default=1)
-    labels: Any = _key("start")
+    labels: Any = _key("start", "extent")
     model: Config = _key("start")
     sampler: Config = _key("start")
     device: str = _key("start")
     rng: str = _key("start")
     block: int = _key("extent")
     sweep: Config = _key("extent", default_factory=dict)
+    gallery: int = _key("extent", default=0)
+    metrics: Any = _key("extent", default=None)
+    detector: Any = _key("extent", default=None)
+    protocol: Any = _key("extent", default=None)
+    ref: Any = _key("extent", default=None)
     guidance: Config
     decoder: Config
     format: str = "png"
     latents: bool = False
-    gallery: int = 0
 
     @classmethod
     def of(cls, config: Config) -> Self:
@@ -87,7 +95,17 @@ class Settings:
         names = {each.name for each in fields(cls)}
         typed = {key: value for key, value in config.items() if key in names}
         view, seeds = View(**config.get("figure", {})), _all_seeds(config)
-        return cls(**typed | {"config": config, "seeds": seeds, "figure": view})
+        made = cls(**typed | {"config": config, "seeds": seeds, "figure": view})
+        made.part  # noqa: B018 (it is checked)
+        return made
+
+    @classmethod
+    def anywhere(cls, config: Config) -> Self:
+        """Those of a run on another machine, whose device may be missing here."""
+        device = resolve_device("auto") if config["device"] != "cpu" else "cpu"
+        if device.partition(":")[0] != config["device"]:
+            device = "cpu"
+        return replace(cls.of({**config, "device": device}), config=config)
 
     @property
     def identity(self) -> Config:
@@ -104,10 +122,20 @@ class Settings:
 
     @property
     def name(self) -> str:
-        """Names what is made of a seed: equal for points that differ in their seeds alone, and in
-        the tables that they are of."""
+        """Names what is made of a seed: equal for points that differ in their seeds alone, in what
+        is kept and measured, and in the tables that they are of."""
         extent = _keys("extent")
         return digest({k: v for k, v in self.identity.items() if k not in extent}, 16)
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """Which share of the blocks this process may make, from 0, and of how many."""
+        if self.shard is None:
+            return 0, 1
+        number, _, count = str(self.shard).partition("/")
+        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+            raise UsageError(f"shard must be i/n, from 1/n to n/n, not {self.shard!r}")
+        return int(number) - 1, int(count)
 
 
 def _keys(role: str) -> tuple[str, ...]:

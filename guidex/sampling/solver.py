@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from guidex.guidance.timeline import Timeline
 from guidex.sampling.grids import Grid
 from guidex.sampling.seeds import Draws
 
-# denoise(x, sigma, stage) -> x0; stage counts the evaluations within a step.
-Denoise = Callable[[Tensor, float, int], Tensor]
+# denoise(x, sigma, stage) -> x0; stage counts the evaluations within a step. A dict as fourth
+# argument is filled with what the main model says beside x0, see `guidex.models.denoiser.View`.
+Denoise = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class Solver(ABC):
 
     grid: Grid
     dtype: Literal["float64", "float32"] = "float64"
+
+    learned_variance: ClassVar[bool] = False
+    """Whether steps ask the model for a variance."""
 
     @property
     def stochastic(self) -> bool:

@@ -139,9 +139,11 @@ class _Tree:
     def advance(self, guided: Guided, i: int, state: State, memory: Any) -> tuple[State, Any]:
         """One solver step; the rule's memory is threaded through its evaluations."""
 
-        def denoise(x: Tensor, sigma: float, stage: int) -> Tensor:
+        def denoise(
+            x: Tensor, sigma: float, stage: int, extras: dict[str, Tensor] | None = None
+        ) -> Tensor:
             nonlocal memory
-            x0, memory = guided(x, sigma, self.begin.condition, i, stage, memory)
+            x0, memory = guided(x, sigma, self.begin.condition, i, stage, memory, extras)
             return x0
 
         return self.solver.step(state, self.sigmas, i, denoise), memory

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from guidex.errors import UsageError
-from guidex.models.attention import Change, Parts, attention
+from guidex.models.attention import Parts, attention, changed_parts
 from guidex.models.condition import Condition, Conditions
 from guidex.models.denoiser import Denoiser, View
 from guidex.models.edm2.layers import (
@@ -297,25 +297,14 @@ class EDM2(Denoiser):
         sigma = torch.cat([x.new_full((count,), view.sigma) for view in views])
         classes = torch.cat([self._classes(view.condition, x) for view in views])
         repeated = x if len(views) == 1 else x.repeat(len(views), 1, 1, 1)
-        parts = self._parts(views, x) or None
+        asked = [(view.perturbation, view.sigma) for view in views]
+        parts = changed_parts(asked, self.unet.attention_shapes, x.device) or None
         return list(self.predict(repeated, sigma, classes, parts).split(count))
 
     def _classes(self, condition: Condition, x: Tensor) -> Tensor:
         if condition is None or self.num_classes == 0:
             return x.new_zeros(len(x), self.num_classes)
         return F.one_hot(condition, self.num_classes).to(x.dtype)
-
-    def _parts(self, views: Sequence[View], x: Tensor) -> dict[str, Parts]:
-        """How the parts of a joint call attend, in the layers that some view perturbs."""
-        parts: dict[str, list[Change | None]] = {}
-        for i, view in enumerate(views):
-            if view.perturbation is None:
-                continue
-            for layer in view.perturbation.chosen(self.attention_layers):
-                heads, tokens = self.unet.attention_shapes[layer]
-                change = view.perturbation.change(layer, heads, tokens, view.sigma, x.device)
-                parts.setdefault(layer, [None] * len(views))[i] = change
-        return parts
 
     def predict(
         self, x: Tensor, sigma: Tensor, classes: Tensor, parts: Mapping[str, Parts] | None = None
