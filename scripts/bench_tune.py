@@ -24,7 +24,8 @@ from guidex.features.features import FeatureSet
 from guidex.features.samples import PassSettings
 from guidex.guidance.schedules import EmptyInterval
 from guidex.models.memory import Halving
-from guidex.runs.blocks import cut, run_block
+from guidex.runs.batches import run_block
+from guidex.runs.blocks import Block
 from guidex.runs.measure import Measures
 from guidex.runs.points import Planned, check, load
 from guidex.tuning.cost import identity, price
@@ -125,11 +126,11 @@ class Landscape:
         measures.make_features()
         features = [[] for _ in points]
         labels = []
-        for block in cut(planned.seeds, None, 450):
-            for _, own, outcomes in run_block(points, block, Halving(450), 0, lambda amount: None):
-                labels.append(own)
-                for kept, point, outcome in zip(features, points, outcomes, strict=True):
-                    kept.append(measure.detector(point.kind.decode(outcome.x)).cpu())
+        block = Block(planned.seeds, None)
+        for _, own, outcomes in run_block(points, block, Halving(450), 0, lambda amount: None):
+            labels.append(own)
+            for kept, point, outcome in zip(features, points, outcomes, strict=True):
+                kept.append(measure.detector(point.kind.decode(outcome.x)).cpu())
         labels = torch.cat(labels).cpu()
         for kept in features:
             values, losses = torch.cat(kept), {}

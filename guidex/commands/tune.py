@@ -6,7 +6,6 @@ have made is kept; so the same command goes on where it was, and a larger budget
 
 import contextlib
 import io
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from guidex.commands.sweep import fill
 from guidex.config.compose import Composed, compose
 from guidex.config.instantiate import Models, instantiate
 from guidex.config.presets import nearest
-from guidex.errors import UsageError
+from guidex.errors import GuidexError, UsageError
 from guidex.files.atomic import atomic_write
 from guidex.guidance.schedules import EmptyInterval
 from guidex.metrics.metric import Metric
@@ -38,7 +37,6 @@ from guidex.tuning.space import Budget, Range, ranges_of
 _OWN = ("metric", "budget", "search")  # keys that are not of a sweep
 _EXTENT = ("seeds", "repeats", "block", "sweep", "gallery")  # keys that differ within a folder
 _LEAST = {"candidates": 1, "keep": 2, "rungs": 1, "seed": 0}
-BLOCKS = 8  # at least, for the confidence
 
 
 def tune(words: Sequence[str]) -> None:
@@ -70,7 +68,7 @@ def tune(words: Sequence[str]) -> None:
     search.study.enqueue_trial(first)
     print(f"rungs of {', '.join(map(str, runs.rungs))} images", flush=True)
     search.run()
-    text = "\n".join([*answer(search, runs.sampled, runs.without), ""])
+    text = "\n".join([*answer(search, runs.sampled), ""])
     path = runs.folder / "answer.txt"
     atomic_write(path, lambda file: file.write(text.encode()))
     print("", terminal_table([one.rows[-1] for one in search.finalists]), "", text, sep="\n")
@@ -84,7 +82,7 @@ class _Runs:
     Attributes:
         words: of the command; `fixed` are not searched, and not about the search.
         rungs: numbers of images; the last is all.
-        block: images of a block; a rung is whole blocks, and so are the parts of the confidence.
+        block: images of a block, of which a rung has a whole number.
     """
 
     words: list[str]
@@ -103,25 +101,23 @@ class _Runs:
             raise UsageError("tune compares candidates on one range of seeds, such as seeds=0-1799")
         if config["overwrite"] or this_rank().count > 1:
             raise UsageError("tune is for one process, and goes on in its folder (no overwrite)")
-        parts = self.keep ** (self.count - 1)
-        each = math.ceil(BLOCKS / parts)
-        self.block = self.images // (parts * each)
-        least = [self.block * each * self.keep**rung for rung in range(self.count - 1)]
-        self.rungs, self.blocks = [*least, self.images], parts * each
+        self.block = self.images // self.keep ** (self.count - 1)
+        least = [self.block * self.keep**rung for rung in range(self.count - 1)]
+        self.rungs = [*least, self.images]
         if self.block < 2:
             raise UsageError(
                 f"{self.images} seeds are too few for {self.count} rungs, each of {self.keep} "
-                f"times as many images, and {self.blocks} blocks; give more, or fewer search.rungs"
+                "times as many images; give more, or fewer search.rungs"
             )
         self.sampled = [word for word in self.fixed if not word.startswith("out=")]
         aside = (*VOLATILE, *_EXTENT, *_OWN)
-        kept = {key: value for key, value in config.items() if key not in aside}
+        identity = {key: value for key, value in config.items() if key not in aside}
         name = "-".join(self.base.choices[group] for group in ("model", "guidance"))
-        self.folder: Path = output_folder(config["out"], "tune", name, {"command": "tune", **kept})
+        self.folder: Path = output_folder(config["out"], "tune", name, identity)
 
     def plan(self, values: Values, seeds: str | None = None) -> Planned | None:
         """The point of some values; None where an interval is empty."""
-        extent = [f"seeds={seeds or self._seeds(0, self.images)}", f"block={self.block}"]
+        extent = [f"seeds={seeds or self._seeds(self.images)}", f"block={self.block}"]
         given = [f"{key}={value}" for key, value in values.items()]
         try:
             composed = compose("sweep", [*self.sampled, *extent, "gallery=0", *given])
@@ -133,27 +129,17 @@ class _Runs:
 
     def measure(self, group: Sequence[Candidate], rung: int) -> list[Row]:
         """Rows of a rung."""
-        return self._rows([(one.values, self._seeds(0, self.rungs[rung])) for one in group])
-
-    def without(self, group: Sequence[Candidate]) -> list[list[Row]]:
-        """Rows of all images but those of each block, in one table."""
-        points = []
-        for first in range(0, self.blocks * self.block, self.block):
-            last = first + self.block if first < (self.blocks - 1) * self.block else self.images
-            parts = [self._seeds(*ends) for ends in ((0, first), (last, self.images))]
-            points += [(one.values, f"[{','.join(filter(None, parts))}]") for one in group]
-        rows = self._rows(points)
-        return [rows[k : k + len(group)] for k in range(0, len(rows), len(group))]
-
-    def _seeds(self, first: int, stop: int) -> str:
-        return f"{self.first + first}-{self.first + stop - 1}" if first < stop else ""
-
-    def _rows(self, points: Sequence[tuple[Values, str]]) -> list[Row]:
-        """Rows of some values, each of some seeds."""
-        entries = [Entry(values, self.plan(values, seeds), None) for values, seeds in points]
+        seeds = self._seeds(self.rungs[rung])
+        entries = [Entry(one.values, self.plan(one.values, seeds), None) for one in group]
         table = Table(self.base, entries, are_metrics_chosen(self.fixed))
         with contextlib.redirect_stdout(io.StringIO()):
-            return fill(table, self.folder, made_by("tune", self.words), figures=False)
+            rows = fill(table, self.folder, made_by("tune", self.words), figures=False)
+        if rows is None:
+            raise GuidexError(f"{self.folder} is in use by another process")
+        return rows
+
+    def _seeds(self, count: int) -> str:
+        return f"{self.first}-{self.first + count - 1}"
 
     def say(self, search: Search) -> None:
         """Tell of a round, and write its table."""

@@ -1,61 +1,38 @@
 """What a search ends with: the winner, how sure that is, and what quality costs."""
 
-import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-from scipy.stats import t as student
-
+from guidex.metrics.differences import LEVEL, difference
 from guidex.reports.labels import short_names
-from guidex.reports.rows import Row
 from guidex.tuning.cost import identity
 from guidex.tuning.search import Candidate, Objective, Search, beats
 
 RUNNERS_UP = 4
-LEVEL = 0.9
-
-
-def paired(losses: np.ndarray, without: np.ndarray, level: float = LEVEL) -> np.ndarray:
-    """Intervals for by how much others are worse than the first: delete-a-block jackknife of the
-    differences, bias-corrected, with Student's t. A block has the same seeds for all.
-
-    Arguments:
-        losses: of all images [C].
-        without: without each of B equal blocks [B, C].
-
-    Returns:
-        [C - 1, 3]: low end, difference, high end.
-    """
-    blocks = len(without)
-    whole, part = losses[1:] - losses[0], without[:, 1:] - without[:, :1]
-    pseudo = blocks * whole - (blocks - 1) * part
-    half = student.ppf((1 + level) / 2, blocks - 1) * pseudo.std(axis=0, ddof=1) / math.sqrt(blocks)
-    centre = pseudo.mean(axis=0)
-    return np.stack([centre - half, centre, centre + half], axis=1)
 
 
 def answer(
     search: Search,
     fixed: Sequence[str],
-    without: Callable[[Sequence[Candidate]], list[list[Row]]],
 ) -> Iterator[str]:
     """Lines that tell it, for each objective.
 
     Arguments:
         fixed: words of the command that are not searched.
-        without: candidates to their rows without each block of the images [B, C].
     """
     for one in search.objectives:
         ranked = sorted(search.finalists, key=lambda each: one.loss(each.rows[-1]))
         group, best = ranked[: 1 + RUNNERS_UP], ranked[0]
         yield f"best {_told(best, [one])}; {best.planned.plan.describe()}"
-        part = np.array([[one.loss(row) for row in rows] for rows in without(group)])
-        whole = np.array([one.loss(each.rows[-1]) for each in group])
-        for other, (low, by, high) in zip(group[1:], paired(whole, part), strict=True):
-            mark = "" if low > 0 else ", not distinguishable"
-            interval = f"{LEVEL:.0%}: {low:.3g} … {high:.3g}{mark}"
-            yield f"  by {by:.3g} ({interval}) over {_told(other, [one])}"
+        for other in group[1:]:
+            ours, theirs = (each.rows[-1].pseudovalues.get(one.metric) for each in (other, best))
+            interval = ", how surely is not known of this metric or so few images"
+            if ours and theirs:
+                apart = difference(ours, theirs)
+                mark = "" if apart.low > 0 or apart.high < 0 else ", not distinguishable"
+                ends = f"{apart.low:.3g} … {apart.high:.3g}{mark}"
+                interval = f", by {apart.centre:.3g} ({LEVEL:.0%}: {ends})"
+            yield f"  then {_told(other, [one])}{interval}"
         if places := edges(search, best):
             yield f"  on the edge of its range, beyond which better may lie: {', '.join(places)}"
         yield f"  {one.metric} against evaluations per image:"
