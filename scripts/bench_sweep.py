@@ -12,7 +12,8 @@ import torch
 
 from guidex.config.instantiate import Models
 from guidex.models.memory import Halving
-from guidex.runs.blocks import cut, run_block
+from guidex.runs.batches import run_block
+from guidex.runs.blocks import Block
 from guidex.runs.points import load
 from guidex.runs.points_table import plan_table
 from guidex.sampling.trajectories import shared_steps
@@ -23,7 +24,7 @@ def main(images: int) -> None:
     table = plan_table([f"seeds=0-{images - 1}", "repeats=1"])
     models = Models()
     points = [load(entry.planned, models) for entry in table.entries if entry.planned]
-    block = cut(points[0].planned.seeds, None, images)[0]
+    block = Block(points[0].planned.seeds, None)
 
     def sample(chosen: list) -> list[torch.Tensor]:
         [(_, _, outcomes)] = run_block(chosen, block, Halving(images), 0, lambda amount: None)

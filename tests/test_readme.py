@@ -15,6 +15,7 @@ from guidex.config.compose import split_axes
 from guidex.config.instantiate import Models, instantiate
 from guidex.guidance.guidance import Guidance
 from guidex.runs.points_table import plan_table
+from guidex.tuning.space import ranges_of
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -67,9 +68,13 @@ def test_commands_of_the_readme_are_understood(
         plan_table(rest)
     elif command == "sample" and "--cfg" not in rest:
         assert main(["sample", "--plan", *rest]) == 0
+    elif command == "fetch":
+        assert main(["fetch", "--plan", *rest]) == 0
+    elif command == "tune":
+        ranges_of([word for word in rest if word.partition("=")[0] not in ("metric", "budget")])
     elif command == "eval":
         assert split_axes(rest[1:])[1] == []
-    elif command in ("ref", "convert", "ema"):
+    elif command in ("ref", "convert", "ema", "status", "table", "compare", "report"):
         # All is well with the words but that there is no such file.
         assert main([command, *rest]) == 2
         assert rest[0].rstrip("/") in capsys.readouterr().err
