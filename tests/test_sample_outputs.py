@@ -108,13 +108,13 @@ def test_a_run_that_is_not_finished(png: Path, capsys: pytest.CaptureFixture[str
     (png / "labels.csv").unlink()
     assert main(["eval", str(png), "ref=digits"]) == 2
     error = capsys.readouterr().err
-    assert "not finished" in error and str(png / "images") in error
-    assert len(opened(png / "images").images) == 20  # as it says
+    assert "not finished" in error
+    assert len(opened(png / "images").images) == 20
     shutil.rmtree(png / "images")
-    with pytest.raises(UsageError, match="not finished; give its command again$"):
+    with pytest.raises(UsageError, match="not finished, .*give its command again$"):
         open_images(png)
     (png / "labels.csv").write_text("seed,label,file\n")
-    with pytest.raises(UsageError, match="but has none of images, images.zip, images.npz"):
+    with pytest.raises(UsageError, match="has none of images, images.zip, images.npz"):
         opened(png)
 
 

@@ -226,7 +226,7 @@ def test_an_edge_is_told(tmp_path: Path, capsys):
         (["metric=[fd_pixels,fd_pixels]"], "one column, or two"),
         (["budget=5"], "budget=5"),
         (["seeds=[1,5]"], "one range of seeds"),
-        (["seeds=0-9"], "too few"),
+        (["seeds=0-4"], "too few"),
         (["repeats=3"], "one range of seeds"),
         (["search.sampler=Grid"], "no such sampler"),
         (["search.keep=1"], "keep must be a whole number"),

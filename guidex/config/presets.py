@@ -115,6 +115,8 @@ def preset_text(group: str, name: str) -> str:
                 return file.read_text(encoding="utf-8")
             case {"text": text, **content}:
                 return f"# {text}\n{yaml.safe_dump(content, sort_keys=False)}"
+        if (file := folder / group / f"{name}.yaml").is_file():  # a table's own head
+            return file.read_text(encoding="utf-8")
     return ""
 
 
