@@ -85,10 +85,13 @@ def level(sigma: float) -> str:
 
 def _span(start: float, end: float, unit: NativeUnit | None) -> str:
     text = f"sigma {level(start)} → {level(end)}"
-    if unit is None:
-        return text
+    return text if unit is None else f"{text}, {native_span(start, end, unit)}"
+
+
+def native_span(start: float, end: float, unit: NativeUnit) -> str:
+    """Two noise levels in the time of a family, for people."""
     first, last = NATIVE[unit](np.array([start, end]))
-    return f"{text}, {unit} {first:.4g} → {last:.4g}"
+    return f"{unit} {first:.4g} → {last:.4g}"
 
 
 def ranges(values: Sequence[int]) -> str:

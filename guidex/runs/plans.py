@@ -7,7 +7,7 @@ import numpy as np
 
 from guidex.config.instantiate import Models, content_key, instantiate
 from guidex.features.detectors import Detector
-from guidex.guidance.plan import level, ranges
+from guidex.guidance.plan import level, native_span, ranges
 from guidex.reports.columns import Cell, Column
 from guidex.reports.labels import short_names
 from guidex.runs.cost import alone, device_name, shared, speed_of
@@ -15,7 +15,7 @@ from guidex.runs.measure import Part, parts_of
 from guidex.runs.points import Planned, words_of
 from guidex.runs.points_table import Table
 
-_COLUMNS = ("guided steps", "sigma", "weights", "evaluations", "GFLOP", "networks")
+_COLUMNS = ("guided steps", "sigma", "native time", "weights", "evaluations", "GFLOP", "networks")
 
 
 def print_plans(table: Table) -> None:
@@ -51,12 +51,15 @@ def _cells(planned: Planned) -> list[str]:
     """What the columns say of a point."""
     plan, steps = planned.plan, planned.plan.guided_steps
     sigmas, weights = plan.timeline.sigmas, plan.weights[plan.guided]
-    cells = ["–", "–", "–"]
+    unit = planned.model.native_unit
+    cells = ["–", "–", "–" if unit else "", "–"]
     if steps:
+        start, end = sigmas[steps[0]], sigmas[steps[-1] + 1]
         low, high = weights.min(), weights.max()
         cells = [
             f"{ranges(steps)} of {len(sigmas) - 1}",
-            f"{level(sigmas[steps[0]])} → {level(sigmas[steps[-1] + 1])}",
+            f"{level(start)} → {level(end)}",
+            native_span(start, end, unit) if unit else "",
             f"{low:.4g}" if low == high else f"{low:.3g} … {high:.3g}",
         ]
     evaluations = " + ".join(map(str, [plan.evaluations_main, *plan.evaluations_ref]))
