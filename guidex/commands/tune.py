@@ -7,7 +7,7 @@ have made is kept; so the same command goes on where it was, and a larger budget
 import contextlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from guidex.files.atomic import atomic_write
 from guidex.guidance.schedules import EmptyInterval
 from guidex.metrics.metric import Metric
 from guidex.models.spec import Model
+from guidex.reports.differences import with_differences
 from guidex.reports.rows import Row
 from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.kinds import KINDS
@@ -71,7 +72,7 @@ def tune(words: Sequence[str]) -> None:
     text = "\n".join([*answer(search, runs.sampled), ""])
     path = runs.folder / "answer.txt"
     atomic_write(path, lambda file: file.write(text.encode()))
-    print("", terminal_table([one.rows[-1] for one in search.finalists]), "", text, sep="\n")
+    print("", terminal_table(_numbered(search.finalists)), "", text, sep="\n")
     print(*runs.write(search), path, sep="\n")
 
 
@@ -148,8 +149,13 @@ class _Runs:
 
     def write(self, search: Search) -> list[Path]:
         """The table of all candidates, each with the most images it has."""
-        rows = [one.rows[-1] for one in search.candidates.values()]
-        return write_tables([replace(row, point=k) for k, row in enumerate(rows)], self.folder)
+        return write_tables(_numbered(search.candidates.values()), self.folder)
+
+
+def _numbered(candidates: Iterable[Candidate]) -> list[Row]:
+    """The rows of candidates with the most images as one table, compared with its best."""
+    rows = [replace(one.rows[-1], point=k) for k, one in enumerate(candidates)]
+    return with_differences(rows, "best")
 
 
 def _objectives(base: Composed) -> list[Objective]:
