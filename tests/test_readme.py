@@ -68,6 +68,8 @@ def test_commands_of_the_readme_are_understood(
         plan_table(rest)
     elif command == "sample" and "--cfg" not in rest:
         assert main(["sample", "--plan", *rest]) == 0
+    elif words == ["models"]:  # all of them take ten seconds
+        assert main(["models", "edm2-img512-xs", "sit-xl-256"]) == 0
     elif command == "fetch":
         assert main(["fetch", "--plan", *rest]) == 0
     elif command == "tune":
