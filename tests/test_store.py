@@ -344,3 +344,9 @@ def test_what_slurm_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert told["slurm_additional_parameters"] == {"constraint": "a100"}
     assert not any("launcher" in word for word in told["words"])
     assert told["words"][0] == "sweep" and told["words"][-1] == f"out={tmp_path / 'run'}"
+
+
+def test_a_model_without_classes_has_no_labels(tmp_path: Path) -> None:
+    words = ["guidance=none", "model.conditional=false", "sampler.grid.steps=2", "seeds=0-3"]
+    assert main(["sweep", *words, "metrics=[frechet]", f"out={tmp_path / 'a'}"]) == 0
+    assert main(["sample", *words, f"out={tmp_path / 'b'}"]) == 0
