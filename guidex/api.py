@@ -8,20 +8,9 @@ from guidex.data.pixels import to_float, to_uint8
 from guidex.features.detectors import Coordinates, Pixels, detect
 from guidex.features.features import FeatureSet
 from guidex.features.samples import model_features
-from guidex.guidance.directions import (
-    ClassifierGradient,
-    Difference,
-    Direction,
-    PerturbedAttention,
-)
+from guidex.guidance.directions import ClassifierGradient, Difference, Direction, PerturbedAttention
 from guidex.guidance.guidance import Guidance, Guided, Term
-from guidex.guidance.methods import (
-    classifier,
-    difference,
-    none,
-    perturbed_attention,
-    single,
-)
+from guidex.guidance.methods import classifier, difference, none, perturbed_attention, single
 from guidex.guidance.plan import Plan
 from guidex.guidance.queries import Query
 from guidex.guidance.rules import APG, Extrapolate, Offset, Rescale, Rule

@@ -31,25 +31,12 @@ from guidex.runs.blocks import Store
 from guidex.runs.drawings import draw
 from guidex.runs.engine import Cohort, Task, grouped, run
 from guidex.runs.folder import read_json, require_same_inputs, run_folder, write_json
-from guidex.runs.measure import (
-    Measure,
-    Measures,
-    detectors_of,
-    repeats_of,
-    settings_of,
-    warn,
-)
+from guidex.runs.measure import Measure, Measures, detectors_of, repeats_of, settings_of, warn
 from guidex.runs.outputs import Features, Labels, Output
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.plans import print_plans
 from guidex.runs.points import Point, load, words_of
-from guidex.runs.points_table import (
-    DEFAULT_EXPERIMENT,
-    Entry,
-    Table,
-    plan_table,
-    typed,
-)
+from guidex.runs.points_table import DEFAULT_EXPERIMENT, Entry, Table, plan_table, typed
 from guidex.runs.provenance import digest, made_by, merged, output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
 from guidex.runs.settings import VOLATILE
@@ -149,11 +136,7 @@ def fill(
 
 
 def _finish(
-    table: Table,
-    cohorts: Sequence[Cohort],
-    made: dict[str, str],
-    figures: bool,
-    token: str | None,
+    table: Table, cohorts: Sequence[Cohort], made: dict[str, str], figures: bool, token: str | None
 ) -> list[Row]:
     """Measure what has all its samples, and write tables and figures."""
     folder = cohorts[0].folder

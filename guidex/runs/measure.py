@@ -18,12 +18,7 @@ from guidex.errors import UsageError
 from guidex.features.detectors import Detector, detector_record, output_of, resolved
 from guidex.features.doubts import doubts_of_sides
 from guidex.features.features import FeatureSet, SetDescription, check_comparable
-from guidex.features.references import (
-    Reference,
-    open_model,
-    open_reference,
-    published_reference,
-)
+from guidex.features.references import Reference, open_model, open_reference, published_reference
 from guidex.features.samples import PassSettings
 from guidex.metrics.metric import Metric, check_whole
 from guidex.models.denoiser import Denoiser

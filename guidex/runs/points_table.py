@@ -5,14 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from guidex.config.compose import (
-    Composed,
-    Config,
-    axes_from_yaml,
-    compose,
-    points,
-    split_axes,
-)
+from guidex.config.compose import Composed, Config, axes_from_yaml, compose, points, split_axes
 from guidex.config.instantiate import Models
 from guidex.config.presets import is_group
 from guidex.errors import UsageError

@@ -11,10 +11,7 @@ from guidex.tuning.search import Candidate, Objective, Search, beats
 RUNNERS_UP = 4
 
 
-def answer(
-    search: Search,
-    fixed: Sequence[str],
-) -> Iterator[str]:
+def answer(search: Search, fixed: Sequence[str]) -> Iterator[str]:
     """Lines that tell it, for each objective.
 
     Arguments:
