@@ -218,7 +218,7 @@ def test_the_published_file_must_have_its_checksum(
 ) -> None:
     assert PREFIX in URL
     asked = []
-    monkeypatch.setattr(weights_module, "fetch", lambda url, progress: asked.append(url) or file)
+    monkeypatch.setattr(weights_module, "fetch", lambda url: asked.append(url) or file)
     with pytest.raises(GuidexError, match="not the published file"):
         inception()(images(1))
     assert asked == [URL]

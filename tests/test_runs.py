@@ -291,7 +291,7 @@ def test_full_disk(
         pytest.skip("mounting a small file system needs root")
     try:
         words = [*SAMPLE, f"out={disk / 'run'}", "seeds=0-199"]
-        monkeypatch.setattr("guidex.runs.engine.require_space", lambda folder, needed: None)
+        monkeypatch.setattr("guidex.runs.engine.require_space", lambda *_: None)
         assert main(words) == 1
         assert "full" in capsys.readouterr().err
         assert not list(disk.rglob("*.tmp"))
@@ -306,7 +306,7 @@ def test_too_little_space_is_found_before_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "guidex.runs.folder.shutil.disk_usage",
+        "guidex.files.atomic.shutil.disk_usage",
         lambda path: SimpleNamespace(free=10),
     )
     assert main([*SAMPLE, f"out={tmp_path / 'run'}"]) == 1

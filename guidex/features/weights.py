@@ -12,7 +12,6 @@ from torch import Tensor
 
 from guidex.errors import GuidexError, UsageError
 from guidex.files.cache import fetch, file_sha256
-from guidex.files.progress import download_bar
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,7 @@ class Weights:
 
     @cached_property
     def _verified(self) -> tuple[Path, str]:
-        with download_bar(self.what) as progress:
-            path = fetch(self.source, progress=progress)
+        path = fetch(self.source)
         sha256 = file_sha256(path)
         if self.source == self.url and not sha256.startswith(self.prefix):
             raise GuidexError(

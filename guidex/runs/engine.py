@@ -23,12 +23,13 @@ from filelock import FileLock, Timeout
 from filelock import FileLock as alone
 
 from guidex.errors import GuidexError
+from guidex.files.atomic import require_space
 from guidex.files.progress import Progress
 from guidex.models.memory import Halving
 from guidex.runs.batches import run_block
 from guidex.runs.blocks import Block, Store
 from guidex.runs.cost import Sampled, timed
-from guidex.runs.folder import RunFolder, require_space
+from guidex.runs.folder import RunFolder
 from guidex.runs.measure import Measure
 from guidex.runs.outputs import Made, Output
 from guidex.runs.parallel import Tick, in_parallel
@@ -205,7 +206,7 @@ def _sample(cohorts: Sequence[Cohort], rank: Rank) -> None:
             print(f"{count} {unit} were sampled without {title}, and are again")
     if not left:
         return
-    require_space(folder, needed)
+    require_space(folder, needed, "choose another out=FOLDER")
     if rank.first:
         _print_shared(todo)
     (folder / ".claims").mkdir(exist_ok=True)

@@ -240,17 +240,6 @@ def require_same_inputs(folder: Path, inputs: Iterable[tuple[str, str | None]]) 
         write_json(folder / _INPUTS, before | now)
 
 
-def require_space(folder: Path, needed: int) -> None:
-    """Raise GuidexError where the disk has less space left than needed, bytes."""
-    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise GuidexError(
-            f"not enough disk space for {folder}: about {needed / 2**20:.0f} MiB needed, "
-            f"{free / 2**20:.0f} MiB free; free some, or choose another out=FOLDER"
-        )
-
-
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dicts as one dict with dotted keys."""
     if not isinstance(data, dict):

@@ -14,7 +14,6 @@ import torch
 from guidex.errors import GuidexError, UsageError
 from guidex.files.cache import fetch, file_sha256
 from guidex.files.pickles import printable
-from guidex.files.progress import download_bar
 from guidex.models.edm2.checkpoints import Checkpoint, read_checkpoint, read_config
 from guidex.models.edm2.folded import fold
 from guidex.models.edm2.network import EDM2, Config
@@ -93,7 +92,7 @@ def load_network(
     """The EDM2 network of a checkpoint, in its inference form. Nothing that the file holds is run.
 
     Arguments:
-        checkpoint: path, file:// URL or https:// URL (downloaded into the cache once) of an EDM2
+        checkpoint: path or https:// URL (downloaded into the cache once) of an EDM2
             snapshot (.pkl) or of what `guidex convert` made of one (.safetensors beside .json).
         sha256: that the file must have, or None.
         dtype: in which the U-Net computes.
@@ -136,8 +135,7 @@ def obtain(checkpoint: str, sha256: str | None = None) -> Path:
             f"{checkpoint}: a converted checkpoint is two files, {name} and its .json, and is not "
             "downloaded; get both and give the path, or give the URL of the original .pkl"
         )
-    with download_bar(name) as progress:
-        return fetch(checkpoint, sha256=sha256, progress=progress)
+    return fetch(checkpoint, sha256=sha256)
 
 
 def network_of(checkpoint: Checkpoint, where: str, dtype: torch.dtype) -> EDM2:
