@@ -58,7 +58,6 @@ from guidex.runs.engine import Task, grouped, run
 from guidex.runs.folder import run_folder
 from guidex.runs.outputs import Labels, PngFolder
 from guidex.runs.points import Point, check, load
-from guidex.runs.ranks import ALONE
 from guidex.runs.writers import Arriving, Writers
 
 SECTIONS = ("network", "kernels", "joint", "decoder", "end")
@@ -355,9 +354,7 @@ class Bench:
         out.mkdir()
         began = time.perf_counter()
         with run_folder(out, {"command": "sample"}, overwrite=False) as held:
-            with run(
-                grouped([Task(0, point, [Labels(), PngFolder(out)])], held), ALONE, out / "result"
-            ):
+            with run(grouped([Task(0, point, [Labels(), PngFolder(out)])], held), out / "result"):
                 pass
         return time.perf_counter() - began
 

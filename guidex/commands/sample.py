@@ -56,7 +56,7 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
     if launch(["sample", *words], planned.config, folder):
         return
     lasting = {key: value for key, value in identity.items() if key not in ("seeds", "block")}
-    with run_folder(folder, lasting, settings.overwrite, rank, shared=True) as held:
+    with run_folder(folder, lasting, settings.overwrite, shared=True) as held:
         lost = seeds_asked(folder) - set(settings.seeds)
         if lost:
             raise UsageError(
@@ -69,7 +69,7 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
         require_same_inputs(folder / "points" / task.name, point.inputs)
         ask(held, [Entry({}, planned, None)], [task], command="sample")
         [cohort] = grouped([task], held)
-        with run([cohort], rank, folder / "summary.json") as state:
+        with run([cohort], folder / "summary.json") as state:
             if state == "whole":
                 _finish(cohort, task)
                 print(f"{len(settings.seeds)} {cohort.unit} in {folder}")

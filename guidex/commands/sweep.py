@@ -105,7 +105,7 @@ def fill(
     reads = {words_of(entry.values): entry.identity for entry in table.entries}
     token, told = digest([made, reads], 16), table.base.config.get("tracker")
     tracker = told and instantiate(told, "tracker", Models(), Tracker)
-    with run_folder(folder, _IDENTITY, overwrite, rank, reads, shared=True) as held:
+    with run_folder(folder, _IDENTITY, overwrite, reads, shared=True) as held:
         tasks = _prepare(table, rank)
         for task in tasks:
             require_same_inputs(folder / "points" / task.name, _inputs(task))
@@ -117,7 +117,7 @@ def fill(
             return _finish(table, cohorts, made, figures, None)
         chosen = table.are_metrics_chosen
         ask(held, table.entries, tasks, command="sweep", made=made, chosen=chosen)
-        with run(cohorts, rank, folder / "table.csv") as state:
+        with run(cohorts, folder / "table.csv") as state:
             if state == "missing":
                 return None
             if state == "written" and (read_json(folder / _SHOWN) or {}).get("token") == token:
@@ -241,8 +241,8 @@ def _outputs(point: Point, measures: list[Measure]) -> list[Output]:
     """What is kept of a point's samples: features to be measured, and what is to be seen."""
     shown = point.planned.seeds[: point.planned.settings.gallery]
     outputs = [Labels(), *point.kind.view(shown)]
-    dims = {one.detector: one.dim for one in measures if one.metrics}
-    return [*outputs, *(Features(detector, 4 * dim) for detector, dim in dims.items())]
+    detectors = dict.fromkeys(one.detector for one in measures if one.metrics)
+    return [*outputs, *map(Features, detectors)]
 
 
 def _count(point: Point) -> int:

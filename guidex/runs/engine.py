@@ -23,7 +23,6 @@ from filelock import FileLock, Timeout
 from filelock import FileLock as alone
 
 from guidex.errors import GuidexError
-from guidex.files.atomic import require_space
 from guidex.files.progress import Progress
 from guidex.models.memory import Halving
 from guidex.runs.batches import run_block
@@ -35,10 +34,10 @@ from guidex.runs.outputs import Made, Output
 from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, at_the_point
 from guidex.runs.provenance import digest
-from guidex.runs.ranks import Rank
+from guidex.runs.ranks import this_rank
 from guidex.runs.settings import Settings
 from guidex.runs.writers import Writers
-from guidex.sampling.trajectories import NonFinite, shared_steps
+from guidex.sampling.trajectories import NonFinite
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def grouped(tasks: Iterable[Task], folder: RunFolder) -> list[Cohort]:
 
 
 @contextmanager
-def run(cohorts: Sequence[Cohort], rank: Rank, result: Path) -> Iterator[str]:
+def run(cohorts: Sequence[Cohort], result: Path) -> Iterator[str]:
     """Make every block that is missing, and wait for those that other processes make; then hold
     the whole while others wait.
 
@@ -171,7 +170,7 @@ def run(cohorts: Sequence[Cohort], rank: Rank, result: Path) -> Iterator[str]:
         GuidexError: too little disk space; a sample that is not finite, naming its point.
     """
     before = _written(result)
-    _sample(cohorts, rank)
+    _sample(cohorts)
     if any(cohort.lacks()[1].any() for cohort in cohorts):
         yield "missing"
         return
@@ -185,9 +184,10 @@ def _written(file: Path) -> int | None:
     return file.stat().st_mtime_ns if file.exists() else None
 
 
-def _sample(cohorts: Sequence[Cohort], rank: Rank) -> None:
+def _sample(cohorts: Sequence[Cohort]) -> None:
+    is_first = this_rank().first
     unit, folder = cohorts[0].unit, cohorts[0].folder.path
-    todo, total, left, needed = [], 0, 0, 0
+    todo, total, left = [], 0, 0
     again: Counter[str] = Counter()
     for cohort in cohorts:
         works, seeds = cohort.work()
@@ -196,21 +196,17 @@ def _sample(cohorts: Sequence[Cohort], rank: Rank) -> None:
         for block, _, lacking in works:
             for _, outputs in lacking:
                 left += len(block.seeds)
-                needed += len(block.seeds) * sum(output.bytes_per_sample for output in outputs)
                 titles = [output.title for output in outputs]
                 again.update(dict.fromkeys([] if "labels" in titles else titles, len(block.seeds)))
-    if rank.first:
+    if is_first:
         if left < total:
             print(f"{total - left} of {total} {unit} are there already")
         for title, count in again.items():
             print(f"{count} {unit} were sampled without {title}, and are again")
     if not left:
         return
-    require_space(folder, needed, "choose another out=FOLDER")
-    if rank.first:
-        _print_shared(todo)
     (folder / ".claims").mkdir(exist_ok=True)
-    bar = Progress("sampling", total, total - left, unit, quiet=not rank.first)
+    bar = Progress("sampling", total, total - left, unit, quiet=not is_first)
     with timed() as made, bar as progress, Writers() as writers:
         for cohort, works in todo:
             longest = max(len(block.seeds) for block, *_ in works)
@@ -319,22 +315,8 @@ def _keep(
     part = _part(block, output)
     record = store.path(task.name, part, output.name)
     record.parent.mkdir(parents=True, exist_ok=True)
-    arrays, files = output.keep([job.result() for job in jobs], record)
+    arrays, files = output.keep([job.result() for job in jobs], record, part)
     content = io.BytesIO()
     if arrays:
         np.savez(content, **arrays)
     store.folder.write(record, content.getvalue(), files, seconds=seconds, **part.spelled)
-
-
-def _print_shared(todo: Sequence[tuple[Cohort, list[Work]]]) -> None:
-    taken = alone = 0
-    for cohort, works in todo:
-        steps = len(cohort.tasks[0].point.planned.plan.timeline.sigmas) - 1
-        for indices, times in Counter(
-            tuple(cohort.tasks.index(task) for task, _ in work.lacking) for work in works
-        ).items():
-            runs = [cohort.tasks[index].point.run for index in indices]
-            taken += shared_steps(runs, steps) * times
-            alone += steps * len(runs) * times
-    if taken < alone:
-        print(f"{taken} of {alone} steps are taken, the rest is shared between points")
