@@ -25,6 +25,7 @@ from guidex.files.atomic import atomic_write
 from guidex.runs.blocks import Block, Store
 from guidex.runs.provenance import digest
 from guidex.runs.writers import Arriving
+from guidex.sampling.trajectories import Outcome
 
 Jobs = list[Callable[[], Any]]
 Kept = tuple[dict[str, np.ndarray], list[Path]]
@@ -41,23 +42,21 @@ class Made:
 
     Attributes:
         labels: int64 [B], or None without classes.
-        x: samples [B, *shape].
-        path: states of the first rows at every step boundary [steps + 1, R, *shape], or None.
+        outcome: samples x [B, *shape], and the path of the first of them.
         decode: samples to what is seen of them.
-        detectors: those whose features are wanted.
+        outputs: all that will take them.
     """
 
     seeds: list[int]
     labels: Tensor | None
-    x: Tensor
-    path: Tensor | None
+    outcome: Outcome
     decode: Callable[[Tensor], Tensor]
-    detectors: Sequence[Detector] = ()
+    outputs: "Sequence[Output]"
 
     @cached_property
     def seen(self) -> Tensor:
         """Images, uint8 [B, C, H, W]; the samples where they are no images."""
-        return self.decode(self.x)
+        return self.decode(self.outcome.x)
 
     @cached_property
     def arriving(self) -> Arriving:
@@ -67,8 +66,9 @@ class Made:
     @cached_property
     def features(self) -> dict[Detector, Tensor]:
         """Of all detectors, [B, D]; networks that several share are run once."""
-        found = detect_all(self.detectors, self.seen, None)
-        return {key: each.values for key, each in zip(self.detectors, found, strict=True)}
+        detectors = [output.detector for output in self.outputs if output.detector]
+        found = detect_all(detectors, self.seen, None)
+        return {key: each.values for key, each in zip(detectors, found, strict=True)}
 
     def rows(self, seeds: frozenset[int]) -> list[int]:
         return [row for row, seed in enumerate(self.seeds) if seed in seeds]
@@ -225,7 +225,7 @@ class Arrays(Joined):
     undecoded: bool = False
 
     def take(self, made: Made) -> Jobs:
-        samples = Arriving(made.x) if self.undecoded else made.arriving
+        samples = Arriving(made.outcome.x) if self.undecoded else made.arriving
         return [partial(self._row, samples, row) for row in range(len(made.seeds))]
 
     def write(self, archive: ZipFile, block: Block, samples: Iterator[Any], labels: Any) -> None:
@@ -309,7 +309,7 @@ class Coordinates(InRecord):
     name = "coordinates"
 
     def rows(self, made: Made) -> Tensor:
-        return made.x.float()
+        return made.outcome.x.float()
 
 
 @dataclass(frozen=True)
@@ -322,4 +322,4 @@ class Paths(InRecord):
 
     def rows(self, made: Made) -> Tensor | None:
         rows = made.rows(self.seeds)
-        return made.path.transpose(0, 1)[rows] if rows else None
+        return made.outcome.path.transpose(0, 1)[rows] if rows else None
