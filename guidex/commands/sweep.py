@@ -33,13 +33,13 @@ from guidex.runs.engine import Cohort, Task, grouped, run
 from guidex.runs.folder import read_json, require_same_inputs, run_folder, write_json
 from guidex.runs.measure import Measure, Measures, detectors_of, repeats_of, settings_of, warn
 from guidex.runs.outputs import Features, Labels, Output
-from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.plans import print_plans
 from guidex.runs.points import Point, load, words_of
 from guidex.runs.points_table import DEFAULT_EXPERIMENT, Entry, Table, plan_table, typed
 from guidex.runs.provenance import digest, made_by, merged, output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
 from guidex.runs.settings import VOLATILE
+from guidex.runs.threads import Tick, in_parallel
 from guidex.runs.trackers import Tracker, track
 
 SHOWN = (".csv", ".jsonl", ".md", ".tex", ".png", ".pdf", ".svg", ".html")  # of what a sweep writes

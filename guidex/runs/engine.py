@@ -31,12 +31,11 @@ from guidex.runs.cost import Sampled, timed
 from guidex.runs.folder import RunFolder
 from guidex.runs.measure import Measure
 from guidex.runs.outputs import Made, Output
-from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, at_the_point
 from guidex.runs.provenance import digest
 from guidex.runs.ranks import this_rank
 from guidex.runs.settings import Settings
-from guidex.runs.writers import Writers
+from guidex.runs.threads import Tick, Writers, in_parallel
 from guidex.sampling.trajectories import NonFinite
 
 

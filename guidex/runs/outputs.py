@@ -24,7 +24,7 @@ from guidex.features.detectors import Detector, detect_all
 from guidex.files.atomic import atomic_write
 from guidex.runs.blocks import Block, Store
 from guidex.runs.provenance import digest
-from guidex.runs.writers import Arriving
+from guidex.runs.threads import Arriving
 from guidex.sampling.trajectories import Outcome
 
 Jobs = list[Callable[[], Any]]
