@@ -1,7 +1,6 @@
 """Folders of runs: damage is noticed, nothing foreign is deleted, no run writes into another."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -329,14 +328,3 @@ def test_a_sweep_has_no_images_to_measure(tmp_path: Path, capsys: Said) -> None:
     assert main([*SWEEP, "guidance.schedule.w=2,3", f"out={tmp_path / 'run'}"]) == 0
     assert main(["eval", str(tmp_path / "run"), "ref=digits"]) == 2
     assert "guidex sweep wrote" in capsys.readouterr().err
-
-
-def test_seeds_of_a_million_come_after_others(tmp_path: Path) -> None:
-    words = [*SAMPLE, "seeds=999998-1000001", f"out={tmp_path / 'run'}"]
-    from guidex.data.images import open_images
-
-    for form in ("png", "zip"):
-        assert main([*words, f"format={form}", "overwrite=true"]) == 0
-        names = [name.rpartition("/")[2] for name in open_images(tmp_path / "run").names]
-        assert names == ["999998.png", "999999.png", "1000000.png", "1000001.png"]
-        assert os.listdir(tmp_path) == ["run"]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from guidex.data.pixels import to_uint8
+from guidex.data.codec import to_uint8
 from guidex.errors import GuidexError, UsageError
 from guidex.files.cache import offline
 from guidex.models.memory import Halving

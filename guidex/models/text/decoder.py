@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from guidex.data.pixels import to_uint8
+from guidex.data.codec import to_uint8
 from guidex.models.decoders import VAE
 from guidex.models.text.load import obtain
 
