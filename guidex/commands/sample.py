@@ -22,7 +22,6 @@ from guidex.runs.points import Point, check, load
 from guidex.runs.points_table import Entry
 from guidex.runs.provenance import output_folder, provenance
 from guidex.runs.ranks import this_rank
-from guidex.runs.settings import View
 
 SHOWN = 64  # images, or trajectories of a toy, in grid.png
 
@@ -55,7 +54,7 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
     if launch(["sample", *words], planned.config, folder):
         return
     lasting = {key: value for key, value in identity.items() if key not in ("seeds", "block")}
-    with run_folder(folder, lasting, settings.overwrite, shared=True) as held:
+    with run_folder(folder, lasting, settings.overwrite) as held:
         lost = seeds_asked(folder) - set(settings.seeds)
         if lost:
             raise UsageError(
@@ -89,7 +88,7 @@ def _finish(cohort: Cohort, task: Task) -> None:
     if "path" in arrays:
         method, plan = planned.method, planned.plan
         panel = toy_panel(method, plan, arrays["coordinates"], labels, arrays["path"])
-        draw_toy([panel], point.model, grid, View())
+        draw_toy([panel], point.model, grid, {})
     elif "gallery" in arrays:
         sample_grid(arrays["gallery"], captions(planned.seeds[:SHOWN], labels, point.model), grid)
     made = {**provenance(planned.config), **made_with, "origins": point.origins}

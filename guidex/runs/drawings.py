@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from guidex.config.compose import Config
 from guidex.config.instantiate import content_key
 from guidex.guidance.plan import Plan
 from guidex.models.denoiser import Denoiser, ExactDenoiser
@@ -15,7 +16,6 @@ from guidex.reports.rows import Row
 from guidex.reports.toy_figures import ToyPanel, figure_1d, figure_2d
 from guidex.runs.engine import Cohort, Task
 from guidex.runs.points_table import typed
-from guidex.runs.settings import View
 
 MOST_ROWS = 60  # of points in one image grid
 MOST_PANELS = 11  # of points in one figure of a toy
@@ -73,15 +73,15 @@ def draw_toy(
     panels: Sequence[ToyPanel],
     model: ExactDenoiser,
     path: Path,
-    view: View,
+    view: Config,
     reference: ExactDenoiser | None = None,
 ) -> bool:
     """Draw a toy of one or two dimensions, a panel per point; False for more dimensions. In 1D, the
-    density of the reference is shown beside the true one of the model."""
+    density of the reference is shown beside the true one of the model; `view` has the ends of its
+    axes, x_range and sigma_range."""
     (dimensions,) = model.shape
     if dimensions == 1:
-        ranges = {"x_range": view.x_range, "sigma_range": view.sigma_range}
-        figure_1d(panels, model, path, reference=reference, **ranges)
+        figure_1d(panels, model, path, reference=reference, **view)
     elif dimensions == 2:
         figure_2d(panels, model, path)
     return dimensions <= 2
@@ -115,15 +115,12 @@ def _alike(cohort: Cohort) -> str:
 
 def _draw_grid(pairs: Sequence[_Pair], path: Path) -> list[Path]:
     """Same seeds under every point: a row per point, a column per seed."""
-    images = []
-    for cohort, task in pairs[:MOST_ROWS]:
-        images.append(cohort.gathered(task, "gallery")["gallery"])
-    names = [_name(task) for _, task in pairs[:MOST_ROWS]]
-    count = len(pairs)
-    heading = f"the first {MOST_ROWS} of {count} points" if count > MOST_ROWS else None
-    values = [typed(task.point.planned.values) for _, task in pairs[:MOST_ROWS]]
-    columns = _columns(pairs[0][0])
-    image_grid(np.stack(images), names, columns, path, title=heading, points=values)
+    shown, columns = pairs[:MOST_ROWS], _columns(pairs[0][0])
+    heading = f"the first {MOST_ROWS} of {len(pairs)} points" if len(shown) < len(pairs) else None
+    images = np.stack([cohort.gathered(task, "gallery")["gallery"] for cohort, task in shown])
+    names = [_name(task) for _, task in shown]
+    values = [typed(task.point.planned.values) for _, task in shown]
+    image_grid(images, names, columns, path, title=heading, points=values)
     return [path]
 
 
