@@ -43,8 +43,7 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
         return
     planned = check(compose("sample", words), {})
     settings = planned.settings
-    rank = this_rank()
-    if rank.first:
+    if this_rank().first:
         print(planned.describe())
         warn(planned.doubts)
     if plan_only:

@@ -239,7 +239,7 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key in data for k, v in _flat(data[key], f"{prefix}{key}.").items()}
 
 
-def _require_same(what: str, before: dict[str, Any], now: dict[str, Any], most: int = 6) -> None:
+def _require_same(what: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise UsageError, with a line for each key that has another value."""
     old, new = ({k: repr(v) for k, v in _flat(data).items()} for data in (before, now))
     lines = [
@@ -248,9 +248,8 @@ def _require_same(what: str, before: dict[str, Any], now: dict[str, Any], most: 
         if old.get(key) != new.get(key)
     ]
     if lines:
-        more = [f"  … and {len(lines) - most} more"] if len(lines) > most else []
         advice = "Give another out=FOLDER, or overwrite=true to delete it and start again."
-        raise UsageError("\n".join([f"{what}:", *lines[:most], *more, advice]))
+        raise UsageError("\n".join([f"{what}:", *lines, advice]))
 
 
 def _check_place(folder: Path, identity: dict[str, Any]) -> None:
