@@ -30,7 +30,7 @@ from guidex.models.edm2.posthoc_ema import (
 NAME = re.compile(r".*-(\d{1,9})-(0\.\d{1,6})\.(?:pkl|safetensors)")
 
 # What two snapshots of one training run have in common.
-SAME = ("network", "dtype", "dataset_kwargs", "encoder")
+SAME = ("network", "dtype", "dataset_kwargs")
 
 
 class Snapshot(NamedTuple):
@@ -49,8 +49,8 @@ def ema_command(words: Sequence[str]) -> None:
     ema = required(settings, "ema", "0.1")
     if type(ema) not in (int, float):
         raise UsageError(f"ema is the length of the average (sigma_rel), a number, not {ema!r}")
-    overwrite = flag(settings, "overwrite")
-    out, _ = require_free(str(required(settings, "out", "network.safetensors")), overwrite)
+    out = str(required(settings, "out", "network.safetensors"))
+    require_free(out, flag(settings, "overwrite"))
     snapshots = find_snapshots(files)
     last = max(snapshot.kimg for snapshot in snapshots)
     kimg = settings.get("kimg", last)
@@ -62,7 +62,7 @@ def ema_command(words: Sequence[str]) -> None:
     last = min(snapshot.kimg for snapshot in snapshots if snapshot.kimg >= kimg)
     used = [snapshot for snapshot in snapshots if snapshot.kimg <= last]
     checkpoint = reconstruct(used, kimg, float(ema))
-    write_checkpoint(checkpoint, out, overwrite=overwrite)
+    write_checkpoint(checkpoint, out)
     about = checkpoint.metadata["ema"]
     print(f"{out}: length {ema} at {kimg} kimg, of {len(used)} snapshots")
     print(f"its profile differs from the exact one by {100 * about['error']:.2g} % (L2 norm)")
