@@ -250,7 +250,7 @@ def test_snapshots_are_told_by_their_names(run, place):
         (["ema=0.1", "out=nowhere/n.safetensors"], "there is no folder"),
         (["ema=0.1", "out=n.safetensors", "kimg=early"], "a whole number .*, not 'early'"),
         (["ema=0.1", "out=n.safetensors", "kimg=1001"], "at most the last snapshot's 1000"),
-        (["run", "ema=0.1", "out=n.safetensors"], "same time and length"),
+        (["run", "ema=0.1", "out=n.safetensors"], "differ in time or length"),
         (["ema=0.1", "out=old.safetensors"], "old.safetensors is already there"),
     ],
 )
