@@ -94,7 +94,7 @@ def load_network(
 
     Arguments:
         checkpoint: path, file:// URL or https:// URL (downloaded into the cache once) of an EDM2
-            snapshot (.pkl) or of what `guidex convert` made of one (.safetensors beside .json).
+            snapshot (.pkl) or of what `guidex convert` made of one (.safetensors).
         sha256: that the file must have, or None.
         dtype: in which the U-Net computes.
         compile: use torch.compile, which takes its time once for every size of batch that occurs.
@@ -129,14 +129,7 @@ def compile_network(model: EDM2) -> None:
 
 def obtain(checkpoint: str, sha256: str | None = None) -> Path:
     """The file of a checkpoint on this machine, downloaded if need be, with progress."""
-    parts = urlsplit(checkpoint)
-    name = PurePosixPath(parts.path).name
-    if parts.scheme in ("http", "https") and name.endswith(".safetensors"):
-        raise UsageError(
-            f"{checkpoint}: a converted checkpoint is two files, {name} and its .json, and is not "
-            "downloaded; get both and give the path, or give the URL of the original .pkl"
-        )
-    with download_bar(name) as progress:
+    with download_bar(PurePosixPath(urlsplit(checkpoint).path).name) as progress:
         return fetch(checkpoint, sha256=sha256, progress=progress)
 
 
