@@ -69,7 +69,7 @@ def test_statistics_of_unknown_number_suffice_and_single_images_are_counted(
 
     (one,) = measures.get(config("frechet"), count=2)
     measures.make_features()  # statistics alone, without any network
-    assert one.real.features.values is None
+    assert one.real.values is None
     with pytest.raises(UsageError, match="at least 4 real images, but there are 3"):
         Measures(PassSettings()).get(config("prdc"), count=50)
 

@@ -22,7 +22,7 @@ def of(values: Tensor) -> GaussianStatistics:
 
 
 def known(statistics: GaussianStatistics) -> FeatureSet:
-    return FeatureSet("d", statistics.count, None, None, statistics)
+    return FeatureSet("d", given_statistics=statistics)
 
 
 # Statistics

@@ -18,7 +18,7 @@ def exact_real() -> FeatureSet:
     statistics = GaussianStatistics.from_moments(
         count=10**6, mean=torch.zeros(DIM), covariance=torch.eye(DIM)
     )
-    return FeatureSet("d", statistics.count, None, None, statistics)
+    return FeatureSet("d", given_statistics=statistics)
 
 
 def test_a_line_in_one_over_n_is_found() -> None:

@@ -256,7 +256,7 @@ def test_by_default_what_is_possible_is_measured(sets, tmp_path: Path, capsys: S
     np.savez(tmp_path / "fakes.npz", images=np.ones((9, 2, 2, 3), np.uint8))
     words = ["eval", str(tmp_path / "fakes.npz"), f"ref={tmp_path / 'reals.npz'}"]
     assert main([*words, f"out={tmp_path / 'c'}"]) == 0
-    assert "needs classes of the samples" in capsys.readouterr().out
+    assert "KNNAccuracy compares classes, but the fake set" in capsys.readouterr().out
 
 
 def test_images_of_another_size_are_refused_at_once(

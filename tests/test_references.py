@@ -43,12 +43,13 @@ HOW = PassSettings(batch=8, cache=False)
 
 def reference_features(path: str, detector: Detector) -> tuple[FeatureSet, dict[str, Any]]:
     reference = references.open_reference(path, resize=None, bad="error")
-    real = reference.description(detector)
+    real = reference.expected(detector)
     [features] = reference.features([(detector, True)], HOW)
-    described = ("detector", "dim", "count", "has_values", "has_labels", "truth")
-    for name in described:  # known before
+    for name in ("detector", "dim", "count", "truth", "about"):  # known before
         assert getattr(real, name) == getattr(features, name)
-    return features, real.about
+    for name in ("values", "labels"):
+        assert (getattr(real, name) is None) == (getattr(features, name) is None)
+    return features, features.about
 
 
 def opened(path: str | Path) -> Samples:
@@ -58,7 +59,7 @@ def opened(path: str | Path) -> Samples:
 def file_features(path: str, detector: Detector) -> tuple[FeatureSet, dict[str, Any]]:
     samples = opened(path)
     [features] = samples.features([detector], HOW)
-    return features, samples.about | detector_record(detector)
+    return features, features.about
 
 
 class Halves(nn.Module):
@@ -198,9 +199,8 @@ def test_edm_and_pytorch_fid_are_of_inception(tmp_path: Path) -> None:
     features, about = reference_features(str(tmp_path / "a.npz"), network(tmp_path))
     assert_moments(features, moments(3))
     assert features.values is None
-    assert features.count == 0
     with pytest.raises(UsageError, match=r"only statistics are known"):
-        PRDC().check_reference(features)
+        PRDC().check(real=features, fake=FeatureSet.expected("inception", 9, DIM, False))
     assert about["count"] is None
     assert "number of images not recorded" in describe(about)
     assert NOT_RECORDED in describe(about)
@@ -256,7 +256,8 @@ def test_images_go_through_networks_only_where_single_features_are_needed(tmp_pa
     for detector in detectors:
         detector.build = Watched
     reference = references.open_reference(str(path), resize=None, bad="error")
-    assert [reference.description(detector).has_values for detector in detectors] == [True] * 3
+    for detector in detectors:
+        assert reference.expected(detector).values.is_meta
     assert passes == []
     # Of ADM's, precision and recall are of Inception; sFID needs statistics alone. Detectors
     # without statistics there take the images; all that do, in one pass.

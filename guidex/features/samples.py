@@ -15,7 +15,7 @@ from torch import Tensor
 from guidex.data.image_set import ImageSet, array_images
 from guidex.data.images import open_images, sample_output
 from guidex.errors import UsageError
-from guidex.features.detectors import Detector, detect_all, output_of, run_detectors
+from guidex.features.detectors import Detector, detector_record, features_of, run_detectors
 from guidex.features.feature_cache import FeatureStore, blocks_of, place_of
 from guidex.features.features import FeatureSet, chosen
 from guidex.features.statistics_files import open_npz
@@ -111,12 +111,26 @@ class Samples:
         content = self.content.subset(chosen(self.count, most, seed=0))
         return dataclasses.replace(self, content=content, of=self.count)
 
+    def expected(self, detector: Detector) -> FeatureSet:
+        """What `features` makes, before it does. Raises UsageError where the detector does not take
+        these samples."""
+        dim = features_of(detector, self.blank())
+        features = FeatureSet.expected(detector.name, self.count, dim, self.has_labels)
+        about = self.about | detector_record(detector)
+        return dataclasses.replace(features, truth=self.truth, about=about)
+
     def features(self, detectors: Sequence[Detector], settings: PassSettings) -> list[FeatureSet]:
-        """The features of all detectors, on the CPU; images are decoded once for all of them."""
-        if self.images is not None:
-            return image_features(self.images, detectors, settings)
-        sets = detect_all(detectors, self.content.values, self.content.labels, settings.batch)
-        return [dataclasses.replace(features, truth=self.truth) for features in sets]
+        """The features of all detectors, on the CPU; images are decoded once for all of them, and
+        only where the cache does not have their features."""
+        if self.images is None:
+            values = run_detectors(detectors, self.content.values)
+        else:
+            values = _pass(self.images, detectors, settings)
+        labels = torch.as_tensor(self.content.labels) if self.has_labels else None
+        return [
+            dataclasses.replace(self.expected(each), values=values[each].cpu(), labels=labels)
+            for each in detectors
+        ]
 
 
 def open_samples(path: str, *, resize: int | None, crop: bool = False, bad: str) -> Samples:
@@ -145,18 +159,16 @@ def model_features(model: object, detector: Detector, seed: int = 0) -> FeatureS
     return model_samples(model, seed=seed).features([detector], PassSettings())[0]
 
 
-def image_features(
+def _pass(
     images: ImageSet, detectors: Sequence[Detector], settings: PassSettings
-) -> list[FeatureSet]:
-    """As `Samples.features`, from the cache where they are there."""
-    labels = None if images.labels is None else torch.from_numpy(images.labels)
+) -> dict[Detector, Tensor]:
+    """Features by detector, made block by block where they are not in the cache."""
     stores: dict[Detector, FeatureStore] = {}
-    for detector in dict.fromkeys(detectors):
+    for detector in detectors:
         place, identity = None, detector.identity
         if settings.cache and identity.weights is not None:
             place = place_of(images.fingerprint(), identity)
-        _, dim = output_of(detector, _blank(images))
-        stores[detector] = FeatureStore(len(images), dim, place)
+        stores[detector] = FeatureStore(len(images), features_of(detector, _blank(images)), place)
     blocks, rank, ranks = blocks_of(len(images)), settings.rank, settings.ranks
     with Progress("features", len(images), quiet=rank > 0, delay=2) as bar:
         _fill(stores, images, blocks[rank::ranks], settings, bar)
@@ -164,11 +176,7 @@ def image_features(
         for number, block in reversed(list(enumerate(blocks))):
             if number % ranks != rank:
                 _fill(stores, images, [block], settings, bar)
-    sets = {
-        detector: FeatureSet.from_values(detector=detector.name, values=store.values, labels=labels)
-        for detector, store in stores.items()
-    }
-    return [sets[detector] for detector in detectors]
+    return {detector: store.values for detector, store in stores.items()}
 
 
 def _fill(

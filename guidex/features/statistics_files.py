@@ -99,7 +99,7 @@ def _read_edm2(path: Path) -> StatisticsFile:
         for key, name in _EDM2.items():
             if key in content:
                 moments = _moments(content[key]["mu"], content[key]["sigma"], count)
-                sets[name] = FeatureSet(name, count, None, None, moments)
+                sets[name] = FeatureSet(name, given_statistics=moments)
     except GuidexError as error:
         raise GuidexError(f"{path}: {error}") from error
     except (KeyError, TypeError):
@@ -114,7 +114,7 @@ def _read_edm2(path: Path) -> StatisticsFile:
 def _read_published(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
     has_images = "arr_0" in arrays.files
     sets = {
-        name: FeatureSet(name, 0, None, None, _moments(arrays[f"mu{end}"], arrays[f"sigma{end}"]))
+        name: FeatureSet(name, given_statistics=_moments(arrays[f"mu{end}"], arrays[f"sigma{end}"]))
         for name, end in _PUBLISHED.items()
         if {f"mu{end}", f"sigma{end}"} <= set(arrays.files)
     }
@@ -127,7 +127,7 @@ def _read_own(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
         raise GuidexError(f"not of format {FORMAT}; make it again with `guidex ref`.")
     name, count = record["name"], record["count"]
     moments = _moments(arrays["mu"], arrays["sigma"], count)
-    features = FeatureSet(name, count, None, None, moments)
+    values = labels = None
     if "features" in arrays.files:
         values = torch.from_numpy(arrays["features"])
         labels = torch.from_numpy(arrays["labels"]) if "labels" in arrays.files else None
@@ -135,9 +135,7 @@ def _read_own(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
             raise GuidexError(
                 f"its features are {tuple(values.shape)}, not {(count, moments.dim)}."
             )
-        features = FeatureSet.from_values(
-            detector=name, values=values, labels=labels, statistics=moments
-        )
+    features = FeatureSet(name, values, labels, moments)
     known = {key: record[key] for key in ("shape", "formats", "detector") if key in record}
     return StatisticsFile("guidex", {name: features}, count, record=known)
 

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, NamedTuple, NoReturn
 from torch import Tensor
 
 from guidex.errors import UsageError
-from guidex.features.features import AnySet, FeatureSet, check_comparable
+from guidex.features.features import FeatureSet, check_comparable
 from guidex.metrics.differences import block_means
 
 # Images that published numbers are computed from (Heusel et al. 2017; EDM2; dgm-eval).
@@ -104,15 +104,7 @@ class Metric(ABC):
         self, *, real: FeatureSet | None, fake: FeatureSet, blockwise: bool = True
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
         """As by a call, and with `blockwise` the pseudo-values that there are, also by column."""
-        self.check_detector(fake.detector)
-        if self.needs_reference:
-            check_comparable(real=real, fake=fake)
-            self.check_reference(real)
-        self._check(fake, "fake", values=self.needs_fake_values)
-        reals = real.count if self.needs_reference else None
-        if self.needs_reference and not self.needs_values and real.given_statistics is not None:
-            reals = real.given_statistics.count
-        self.check_counts(real=reals, fake=fake.count, dim=fake.dim)
+        self.check(real=real, fake=fake)
         numbers = self.compute(real, fake)
         named = {}
         for name, value in numbers.items():
@@ -129,38 +121,40 @@ class Metric(ABC):
         if wanted not in (None, detector):
             self._refuse(f"is defined for features of {wanted} alone; use detector={wanted}")
 
-    def check_reference(self, real: AnySet) -> None:
-        """Raise UsageError where the real set lacks features, labels or truth that it needs."""
-        self._check(real, "real", values=self.needs_values)
-        if self.needs_truth and real.truth is None:
-            self._refuse(
-                f"needs a distribution known in closed form, and the real set ({real.detector}) "
-                "has none. Use it with a toy model"
-            )
-
-    def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
-        """Raise UsageError where there are too few images for D features; of reals single ones,
-        where it needs_values, or None where their number is not recorded or not needed."""
-        fewest = self.fewest(dim)
+    def check(self, *, real: FeatureSet | None, fake: FeatureSet) -> None:
+        """Raise UsageError where the sets, or what they will be, are of different detectors, lack
+        something that it needs, or are too few images."""
+        self.check_detector(fake.detector)
+        fewest = self.fewest(fake.dim)
+        sides = {"fake": (fake, self.needs_fake_values, fewest.fake)}
+        if self.needs_reference:
+            check_comparable(real=real, fake=fake)
+            sides = {"real": (real, self.needs_values, fewest.real), **sides}
+            if self.needs_truth and real.truth is None:
+                self._refuse(
+                    f"needs a distribution known in closed form, and the real set ({real.detector})"
+                    " has none. Use it with a toy model"
+                )
+        for side, (features, needs_values, _) in sides.items():
+            which = f"the {side} set ({features.detector})"
+            if needs_values and features.values is None:
+                self._refuse(
+                    f"compares single images, but of {which} only statistics are known. Give the "
+                    "images or their features"
+                )
+            if self.needs_labels and features.labels is None:
+                self._refuse(f"compares classes, but {which} has no labels. Give a labelled set")
         options = fewest.options and f"with {fewest.options} "
         instead = fewest.instead and f", {fewest.instead}"
-        for side, count, least in (("real", real, fewest.real), ("fake", fake, fewest.fake)):
-            if count is not None and count < least:
+        for side, (features, needs_values, least) in sides.items():
+            statistics = None if needs_values else features.given_statistics
+            count = features.count if statistics is None else statistics.count
+            if count < least:
                 there = "there is 1" if count == 1 else f"there are {count}"
                 self._refuse(
                     f"{options}needs at least {least} {side} images, but {there}; "
                     f"use more images{instead}"
                 )
-
-    def _check(self, features: AnySet, side: str, *, values: bool) -> None:
-        which = f"the {side} set ({features.detector})"
-        if values and not features.has_values:
-            self._refuse(
-                f"compares single images, but of {which} only statistics are known. Give the "
-                "images or their features"
-            )
-        if self.needs_labels and not features.has_labels:
-            self._refuse(f"compares classes, but {which} has no labels. Give a labelled set")
 
     def _refuse(self, why: str) -> NoReturn:
         raise UsageError(f"{type(self).__name__} {why}, or leave the metric out.")
