@@ -56,7 +56,7 @@ def test_too_few_images_are_refused_before_the_computation(
         if 0 in (real, fake):  # no such set, or any number will do
             continue
         there = real if side == "real" else fake
-        expected = f"at least {there + 1} {side} images, but there (is|are) {there}; use more"
+        expected = f"at least {there + 1} {side} images, and has {there}; use more"
         sets = [FeatureSet.expected("inception_logits", count, DIM, True) for count in (real, fake)]
         with pytest.raises(UsageError, match=expected):
             metric.check(real=sets[0], fake=sets[1])
@@ -77,9 +77,9 @@ def test_sets_that_lack_something_are_refused(metric: Metric) -> None:
     else:
         cases += [(None, other, "use detector=inception_logits")]
     if metric.needs_fake_values:
-        cases += [(whole, given, f"{name} compares single images, but of the fake set")]
+        cases += [(whole, given, f"{name} needs the images or features of the fake set")]
     if metric.needs_reference and metric.needs_values:
-        cases += [(given, whole, f"{name} compares single images, but of the real set")]
+        cases += [(given, whole, f"{name} needs the images or features of the real set")]
     if metric.needs_labels:
         cases += [(unlabelled, whole, "compares classes, but the real set .* has no labels")]
         cases += [(whole, unlabelled, "compares classes, but the fake set .* has no labels")]

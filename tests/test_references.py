@@ -199,7 +199,7 @@ def test_edm_and_pytorch_fid_are_of_inception(tmp_path: Path) -> None:
     features, about = reference_features(str(tmp_path / "a.npz"), network(tmp_path))
     assert_moments(features, moments(3))
     assert features.values is None
-    with pytest.raises(UsageError, match=r"only statistics are known"):
+    with pytest.raises(UsageError, match="which it has statistics"):
         PRDC().check(real=features, fake=FeatureSet.expected("inception", 9, DIM, False))
     assert about["count"] is None
     assert "number of images not recorded" in describe(about)
@@ -404,7 +404,7 @@ SHAPE = {"shape": [3, 64, 64]}
         ({"count": 1_281_167}, {}, None),
         ({}, {"count": 49_999}, "49,999 fake images: published distances are of 50,000"),
         ({"count": 10_000}, {}, "10,000 real images: published"),
-        ({}, {"count": 50_001}, "50,001 fake images: published distances .* come out smaller"),
+        ({}, {"count": 50_001}, "50,001 fake images: published distances"),
         ({"formats": ["jpeg"]}, {"formats": ["png"]}, "JPEG meets .*real jpeg, fake png"),
         ({"formats": ["png"]}, {"formats": ["jpeg", "png"]}, "JPEG meets"),
         (SHAPE, {"shape": [3, 256, 256]}, "64x64x3 and 256x256x3"),
@@ -429,7 +429,7 @@ def test_doubts(real: dict[str, Any], fake: dict[str, Any], text: str | None) ->
         (FrechetInfinity(tenth=True), 50_000, 1500, "begins with 150 fakes for 100 features"),
         (InceptionScore(), None, 50_000, None),
         (InceptionScore(), None, 1800, "1,800 fake images: published scores are of 50,000"),
-        (InceptionScore(), None, 60_000, "larger"),
+        (InceptionScore(), None, 60_000, "60,000 fake images"),
         (InceptionScore(size=5000), None, 11_000, "a last part of 1,000"),
     ],
 )
