@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from guidex.errors import UsageError
-from guidex.features.detectors import Detector
+from guidex.features.detectors import Detector, Identity
 from guidex.features.doubts import NOT_RECORDED
 from guidex.features.features import FeatureSet
 from guidex.features.samples import PassSettings, Samples, model_samples, open_samples
@@ -42,13 +42,18 @@ class Reference:
         """What it is to a detector, before any network runs; where there are statistics, with or
         without `singles`, the features of its images. Raises UsageError where its statistics are of
         another detector, resize, weights or dimension."""
-        file, samples = self.file, self.samples
+        file, samples, identity = self.file, self.samples, detector.identity
         # Of ADM's files, other detectors than those of the statistics take the images.
         if file is None or (samples is not None and detector.name not in file.sets):
             return samples.expected(detector)
-        given = file.sets[self._statistics_name(detector)].at_most(self.most)
-        about = {"path": self.source, "kind": file.kind, "count": file.count}
-        about |= {"sha256": self._sha256, "detector": self._convention(detector), **file.record}
+        given = self._statistics(identity).at_most(self.most)
+        made_by = {"name": given.detector}
+        if identity.weights is not None:  # what published statistics do not say of themselves
+            resize = identity.resize if given.detector == identity.name else "that of EDM2 (torch)"
+            made_by["resize"] = NOT_RECORDED if file.kind == BARE else resize
+            made_by["precision"] = "float32"
+        about = {"path": self.source, "kind": file.kind, "sha256": self._sha256}
+        about |= {"detector": made_by, **given.about}
         if samples is not None:
             about["features"] = samples.count
             about |= {key: samples.about[key] for key in ("shape", "formats")}
@@ -70,39 +75,28 @@ class Reference:
             sets[detector] = whole
         return list(sets.values())
 
-    def _convention(self, detector: Detector) -> dict[str, str]:
-        """What published statistics do not say of themselves, but their names imply."""
-        name = self._statistics_name(detector)
-        if detector.identity.weights is None:
-            return {"name": name}
-        resize = detector.identity.resize if name == detector.name else "that of EDM2 (torch)"
-        if self.file.kind == BARE:
-            resize = NOT_RECORDED
-        return {"name": name, "resize": resize, "precision": "float32"}
-
-    def _statistics_name(self, detector: Detector) -> str:
-        """The name of the statistics that a detector takes, if they are what it would have made."""
-        name, file = detector.name, self.file
+    def _statistics(self, identity: Identity) -> FeatureSet:
+        """Those that a detector takes, if they are what it would have made."""
+        name, file = identity.name, self.file
         # The interval paper's own code compares features after Pillow's resize with EDM2's file.
         if (file.kind, name) == ("EDM2", "dinov2_pil"):
             name = "dinov2"
-        names = list(file.sets)
-        if name not in names:
+        if name not in file.sets:
             raise UsageError(
-                f"{self.path} ({file.kind}) holds statistics of {' and '.join(names)}, not of "
+                f"{self.path} ({file.kind}) holds statistics of {' and '.join(file.sets)}, not of "
                 f"{name}, and numbers of two detectors or two ways to resize do not compare. Use "
-                f"detector={' or detector='.join(names)}, or a reference made with {name}."
+                f"detector={' or detector='.join(file.sets)}, or a reference made with {name}."
             )
-        identity, dim = detector.identity, file.sets[name].dim
-        made_by = {"dim": dim} | file.record.get("detector", {})
+        given = file.sets[name]
+        made_by = {"dim": given.dim} | given.about.get("detector", {})
         for key, what in _COMPARED.items():
             here = getattr(identity, key)
-            if made_by.get(key, here) != here and (key, here) != ("dim", None):
+            if here is not None and made_by.get(key, here) != here:
                 raise UsageError(
                     f"{self.path} ({file.kind}) is of {name} with another {what} ({made_by[key]} "
                     f"there, {here} here). Make it again with `guidex ref`, or use the same."
                 )
-        return name
+        return given
 
     @cached_property
     def _sha256(self) -> str:
