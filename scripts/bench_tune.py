@@ -138,9 +138,7 @@ class Landscape:
         for kept in features:
             values, losses = torch.cat(kept), {}
             for count in self.rungs:
-                fakes = FeatureSet.from_values(
-                    detector=measure.name, values=values[:count], labels=labels[:count]
-                )
+                fakes = FeatureSet(measure.name, values[:count], labels[:count])
                 losses[count] = sign * measure.values([fakes])[self.setting.metric]
             yield losses
 

@@ -43,7 +43,7 @@ def fetch(source: str, *, sha256: str | None = None, progress: Received | None =
 
     Arguments:
         source: path of an existing file (returned as it is), file:// URL, or http(s):// URL.
-        sha256: 64 hex digits that the file must have, or None: whatever came first is recorded.
+        sha256: the file's, or its first hex digits, or None: whatever came first is recorded.
         progress: called with (bytes so far, bytes in all) while downloading.
 
     Raises:
@@ -158,7 +158,7 @@ def _verify(file: Path, expected: str | None, record: Path | None, retry: str) -
     sha256 = file_sha256(file)
     recorded = record.read_text("latin-1")[:64] if record and record.exists() else None
     wanted = recorded if expected is None else expected
-    if wanted not in (None, sha256):
+    if not sha256.startswith(expected) if expected else recorded not in (None, sha256):
         source = f"recorded in {record}" if expected is None else "asked for"
         advice = "to accept it, delete that record" if expected is None else "correct the hash"
         raise GuidexError(

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from guidex.data.arrays import read_entry
 from guidex.data.codec import from_pixels, write_png
-from guidex.features.detectors import Detector, detect_all
+from guidex.features.detectors import Detector, run_detectors
+from guidex.features.features import FeatureSet
 from guidex.files.atomic import atomic_write
 from guidex.runs.blocks import Block, Piece, Store
 from guidex.runs.provenance import digest
@@ -66,8 +67,8 @@ class Made:
     @cached_property
     def features(self) -> dict[Detector, Tensor]:
         """Of all detectors, [B, D]; networks that several share are run once."""
-        found = detect_all(self.detectors, self.seen, None)
-        return {key: each.values for key, each in zip(self.detectors, found, strict=True)}
+        found = run_detectors(self.detectors, self.seen)
+        return {key: FeatureSet(key.name, values).values for key, values in found.items()}
 
     def rows(self, seeds: frozenset[int]) -> list[int]:
         return [row for row, seed in enumerate(self.seeds) if seed in seeds]
