@@ -7,7 +7,7 @@ import numpy as np
 
 from guidex.commands.launch import launch
 from guidex.commands.sweep import sweep
-from guidex.config.compose import compose, parse
+from guidex.config.compose import compose
 from guidex.config.instantiate import Models
 from guidex.errors import UsageError
 from guidex.files.atomic import atomic_write
@@ -29,15 +29,14 @@ SHOWN = 64  # images, or trajectories of a toy, in grid.png
 
 def sample(words: Sequence[str], plan_only: bool) -> None:
     """Run the command. With `eval=true`, the other words are those of a sweep of one point."""
-    given = [parse(word) for word in words if word.partition("=")[0] in ("eval", "experiment")]
-    is_measured = [one.value() for one in given if one.key_or_group == "eval"][-1:]
-    if is_measured not in ([], [True], [False]):
-        raise UsageError(f"eval must be true or false, not {is_measured[0]!r}")
-    if is_measured == [True]:
-        others = [word for word in words if word.partition("=")[0] != "eval"]
+    measured = [word.partition("=")[2].lower() for word in words if word.startswith("eval=")][-1:]
+    if measured not in ([], ["true"], ["false"]):
+        raise UsageError(f"eval must be true or false, not {measured[0]}")
+    if measured == ["true"]:
+        others = [word for word in words if not word.startswith("eval=")]
         sweep(others, plan_only, default=None)
         return
-    chosen = [one.input_line for one in given if one.key_or_group == "experiment"]
+    chosen = [word for word in words if word.startswith("experiment=")]
     if chosen and compose("sweep", chosen).config["sweep"]["axes"]:
         if not plan_only:
             raise UsageError(f"{chosen[-1]} is a table; run it with guidex sweep, or add --plan")
@@ -56,7 +55,7 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
     if launch(["sample", *words], planned.config, folder):
         return
     lasting = {key: value for key, value in identity.items() if key not in ("seeds", "block")}
-    with run_folder(folder, lasting, settings.overwrite, rank, shared=True) as held:
+    with run_folder(folder, lasting, settings.overwrite, shared=True) as held:
         lost = seeds_asked(folder) - set(settings.seeds)
         if lost:
             raise UsageError(
@@ -69,7 +68,7 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
         require_same_inputs(folder / "points" / task.name, point.inputs)
         ask(held, [Entry({}, planned, None)], [task], command="sample")
         [cohort] = grouped([task], held)
-        with run([cohort], rank, folder / "summary.json") as state:
+        with run([cohort], folder / "summary.json") as state:
             if state == "whole":
                 _finish(cohort, task)
                 print(f"{len(settings.seeds)} {cohort.unit} in {folder}")
