@@ -248,7 +248,7 @@ def test_another_view_needs_no_new_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ranges = []
-    drawn = "guidex.runs.drawings.figure_1d"
+    drawn = "guidex.runs.drawings.toy_figure"
     monkeypatch.setattr(drawn, lambda *_, x_range, **__: ranges.append(x_range))
     words = ["sweep", "experiment=interval/fig2", "sampler.grid.steps=4", "seeds=0-19"]
     assert main([*words, f"out={tmp_path}"]) == 0

@@ -6,7 +6,6 @@ from pathlib import Path
 from guidex.commands.evaluate import pass_settings, reading
 from guidex.config.compose import Config, compose, path_first
 from guidex.errors import UsageError
-from guidex.features.detectors import detector_record
 from guidex.features.references import describe
 from guidex.features.samples import open_samples
 from guidex.features.statistics_files import write_statistics
@@ -31,9 +30,8 @@ def make_reference(words: Sequence[str]) -> None:
         return  # this process has done its share
     singles = features.count * features.dim * 4 if config["features"] else 0
     require_space(dest.parent, features.dim**2 * 8 + singles, "choose another dest=FILE")
-    about = samples.about | detector_record(detector)
-    write_statistics(dest, features, about, keep_features=config["features"])
-    print(f"{describe(about)}\n{dest}")
+    write_statistics(dest, features, keep_features=config["features"])
+    print(f"{describe(features.about)}\n{dest}")
 
 
 def _destination(config: Config) -> Path:

@@ -12,8 +12,9 @@ from guidex.config.instantiate import Models
 from guidex.errors import UsageError
 from guidex.files.atomic import atomic_write
 from guidex.reports.image_grids import sample_grid
+from guidex.reports.toy_figures import ToyPanel, toy_figure
 from guidex.runs.asked import ask, seeds_asked
-from guidex.runs.drawings import captions, draw_toy, toy_panel
+from guidex.runs.drawings import captions
 from guidex.runs.engine import Cohort, Task, grouped, run
 from guidex.runs.folder import require_same_inputs, run_folder, write_json
 from guidex.runs.measure import warn
@@ -85,9 +86,8 @@ def _finish(cohort: Cohort, task: Task) -> None:
     _write_labels(point, labels, held.path / "labels.csv")
     grid = held.path / "grid.png"
     if "path" in arrays:
-        method, plan = planned.method, planned.plan
-        panel = toy_panel(method, plan, arrays["coordinates"], labels, arrays["path"])
-        draw_toy([panel], point.model, grid, {})
+        samples = (arrays["coordinates"], labels, arrays["path"])
+        toy_figure([ToyPanel(planned.method, *samples, planned.plan)], point.model, grid)
     elif "gallery" in arrays:
         sample_grid(arrays["gallery"], captions(planned.seeds[:SHOWN], labels, point.model), grid)
     made = {**provenance(planned.config), **made_with, "origins": point.origins}

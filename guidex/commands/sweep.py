@@ -17,7 +17,7 @@ from guidex.commands.launch import launch
 from guidex.config.instantiate import Models, instantiate
 from guidex.config.presets import nearest
 from guidex.errors import GuidexError, UsageError
-from guidex.features.detectors import detect_all, detector_record
+from guidex.features.detectors import detector_record, run_detectors
 from guidex.features.features import FeatureSet
 from guidex.features.references import describe
 from guidex.features.samples import PassSettings
@@ -277,7 +277,7 @@ def _check_samples(tasks: Sequence[Task]) -> None:
         samples = task.point.kind.decode(torch.zeros(1, *model.shape, device=device))
         for one in task.measures:
             one.check_samples(samples)
-        detect_all(detectors_of(task.measures), samples, None)  # networks, too
+        run_detectors(detectors_of(task.measures), samples)  # networks, too
 
 
 def _tell(tasks: Sequence[Task]) -> None:
@@ -404,8 +404,5 @@ def _key(one: Measure, name: str, store: Store, repeats: int) -> str:
 def _features(cohort: Cohort, task: Task, one: Measure) -> FeatureSet:
     name = Features(one.detector).name
     kept = cohort.gathered(task, "labels", name)
-    return FeatureSet.from_values(
-        detector=one.name,
-        values=torch.from_numpy(kept[name]),
-        labels=torch.from_numpy(kept["labels"]) if "labels" in kept else None,
-    )
+    labels = torch.from_numpy(kept["labels"]) if "labels" in kept else None
+    return FeatureSet(one.name, torch.from_numpy(kept[name]), labels)

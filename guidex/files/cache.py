@@ -42,7 +42,7 @@ def fetch(source: str, *, sha256: str | None = None) -> Path:
 
     Arguments:
         source: path of an existing file (returned as it is), or http(s):// URL.
-        sha256: 64 hex digits that the file must have, or None: whatever came first is recorded.
+        sha256: the file's, or its first hex digits, or None: whatever came first is recorded.
 
     Raises:
         UsageError: no such file, bad URL, HTTP 404, not cached while offline.
@@ -152,7 +152,7 @@ def _verify(file: Path, expected: str | None, record: Path | None, retry: str) -
     sha256 = file_sha256(file)
     recorded = record.read_text("latin-1")[:64] if record and record.exists() else None
     wanted = recorded if expected is None else expected
-    if wanted not in (None, sha256):
+    if not sha256.startswith(expected) if expected else recorded not in (None, sha256):
         source = f"recorded in {record}" if expected is None else "asked for"
         advice = "to accept it, delete that record" if expected is None else "correct the hash"
         raise GuidexError(

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from guidex.data.arrays import read_entry
 from guidex.data.codec import from_pixels, write_png
-from guidex.features.detectors import Detector, detect_all
+from guidex.features.detectors import Detector, run_detectors
+from guidex.features.features import FeatureSet
 from guidex.files.atomic import atomic_write
 from guidex.runs.blocks import Block, Store
 from guidex.runs.provenance import digest
@@ -67,8 +68,8 @@ class Made:
     def features(self) -> dict[Detector, Tensor]:
         """Of all detectors, [B, D]; networks that several share are run once."""
         detectors = [output.detector for output in self.outputs if output.detector]
-        found = detect_all(detectors, self.seen, None)
-        return {key: each.values for key, each in zip(detectors, found, strict=True)}
+        found = run_detectors(detectors, self.seen)
+        return {key: FeatureSet(key.name, values).values for key, values in found.items()}
 
     def rows(self, seeds: frozenset[int]) -> list[int]:
         return [row for row, seed in enumerate(self.seeds) if seed in seeds]

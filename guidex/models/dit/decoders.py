@@ -50,10 +50,7 @@ class LatentVAE(VAE):
         self.middle = middle
         mean, std = torch.zeros(1), torch.full([1], 1 / factor)
         if statistics is not None:
-            file = fetch(
-                str(Path(statistics).expanduser()) if "://" not in statistics else statistics
-            )
-            mean, std = _statistics(file)
+            mean, std = _statistics(fetch(statistics))
             if len(mean) != self.vae.config.latent_channels or len(std) != len(mean):
                 raise UsageError(
                     f"{statistics}: statistics of {len(mean)} channels, but the VAE at {path} has "

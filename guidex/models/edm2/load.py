@@ -5,9 +5,7 @@ CPUs compute float16 several times slower than float32: use float32 there.
 """
 
 from functools import partial
-from pathlib import Path, PurePosixPath
 from typing import Literal
-from urllib.parse import urlsplit
 
 import torch
 
@@ -93,7 +91,7 @@ def load_network(
 
     Arguments:
         checkpoint: path or https:// URL (downloaded into the cache once) of an EDM2
-            snapshot (.pkl) or of what `guidex convert` made of one (.safetensors beside .json).
+            snapshot (.pkl) or of what `guidex convert` made of one (.safetensors).
         sha256: that the file must have, or None.
         dtype: in which the U-Net computes.
         compile: use torch.compile, which takes its time once for every size of batch that occurs.
@@ -102,7 +100,7 @@ def load_network(
         UsageError: no such file, or not of these kinds.
         GuidexError: not to be downloaded, damaged, refused, or no EDM2 network.
     """
-    path = obtain(checkpoint, sha256)
+    path = fetch(checkpoint, sha256=sha256)
     read = read_checkpoint(path)
     model = fold(network_of(read, str(path), getattr(torch, dtype)))
     origin = {"path": checkpoint, **read.metadata}
@@ -124,18 +122,6 @@ def compile_network(model: EDM2) -> None:
     torch._dynamo.config.recompile_limit = 64
     model.unet.compile(dynamic=False)
     model.compiled = True
-
-
-def obtain(checkpoint: str, sha256: str | None = None) -> Path:
-    """The file of a checkpoint on this machine, downloaded if need be, with progress."""
-    parts = urlsplit(checkpoint)
-    name = PurePosixPath(parts.path).name
-    if parts.scheme in ("http", "https") and name.endswith(".safetensors"):
-        raise UsageError(
-            f"{checkpoint}: a converted checkpoint is two files, {name} and its .json, and is not "
-            "downloaded; get both and give the path, or give the URL of the original .pkl"
-        )
-    return fetch(checkpoint, sha256=sha256)
 
 
 def network_of(checkpoint: Checkpoint, where: str, dtype: torch.dtype) -> EDM2:
