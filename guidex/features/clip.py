@@ -19,7 +19,8 @@ from guidex.features.networks import (
     resize_by_pillow,
     timm_vit,
 )
-from guidex.features.weights import Weights, optional
+from guidex.features.weights import Weights
+from guidex.models.pretrained import library
 
 MODEL = "vit_large_patch14_clip_quickgelu_336"
 SIDE = 336
@@ -60,7 +61,7 @@ class CLIP(TimmNetwork):
         embedding = tensors.get("visual.positional_embedding", torch.empty(0))
         if embedding.shape != vit.pos_embed.shape[1:]:
             raise weights.mismatch(f"visual.positional_embedding is {list(embedding.shape)}")
-        rename = optional("timm.models.vision_transformer").checkpoint_filter_fn
+        rename = library("timm.models.vision_transformer", "eval").checkpoint_filter_fn
         super().__init__(vit, weights, rename(tensors, vit))
 
     def forward(self, images: Tensor) -> Tensor:
