@@ -276,7 +276,7 @@ def test_images_go_through_networks_only_where_single_features_are_needed(tmp_pa
 def test_a_url_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = edm2(tmp_path / "img512.pkl")
     asked = []
-    monkeypatch.setattr(references, "fetch", lambda url, progress: asked.append(url) or path)
+    monkeypatch.setattr(references, "fetch", lambda url: asked.append(url) or path)
     url = "https://example.org/img512.pkl"
     features, about = reference_features(url, network(tmp_path))
     assert asked == [about["path"]] == [url]

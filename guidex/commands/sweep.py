@@ -33,13 +33,13 @@ from guidex.runs.engine import Cohort, Task, grouped, run
 from guidex.runs.folder import read_json, require_same_inputs, run_folder, write_json
 from guidex.runs.measure import Measure, Measures, detectors_of, repeats_of, settings_of, warn
 from guidex.runs.outputs import Features, Labels, Output
-from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.plans import print_plans
 from guidex.runs.points import Point, load, words_of
 from guidex.runs.points_table import DEFAULT_EXPERIMENT, Entry, Table, plan_table, typed
 from guidex.runs.provenance import digest, made_by, merged, output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
 from guidex.runs.settings import VOLATILE
+from guidex.runs.threads import Tick, in_parallel
 from guidex.runs.trackers import Tracker, track
 
 SHOWN = (".csv", ".jsonl", ".md", ".tex", ".png", ".pdf", ".svg", ".html")  # of what a sweep writes
@@ -105,7 +105,7 @@ def fill(
     reads = {words_of(entry.values): entry.identity for entry in table.entries}
     token, told = digest([made, reads], 16), table.base.config.get("tracker")
     tracker = told and instantiate(told, "tracker", Models(), Tracker)
-    with run_folder(folder, _IDENTITY, overwrite, rank, reads, shared=True) as held:
+    with run_folder(folder, _IDENTITY, overwrite, reads, shared=True) as held:
         tasks = _prepare(table, rank)
         for task in tasks:
             require_same_inputs(folder / "points" / task.name, _inputs(task))
@@ -117,7 +117,7 @@ def fill(
             return _finish(table, cohorts, made, figures, None)
         chosen = table.are_metrics_chosen
         ask(held, table.entries, tasks, command="sweep", made=made, chosen=chosen)
-        with run(cohorts, rank, folder / "table.csv") as state:
+        with run(cohorts, folder / "table.csv") as state:
             if state == "missing":
                 return None
             if state == "written" and (read_json(folder / _SHOWN) or {}).get("token") == token:
@@ -241,8 +241,8 @@ def _outputs(point: Point, measures: list[Measure]) -> list[Output]:
     """What is kept of a point's samples: features to be measured, and what is to be seen."""
     shown = point.planned.seeds[: point.planned.settings.gallery]
     outputs = [Labels(), *point.kind.view(shown)]
-    dims = {one.detector: one.dim for one in measures if one.metrics}
-    return [*outputs, *(Features(detector, 4 * dim) for detector, dim in dims.items())]
+    detectors = dict.fromkeys(one.detector for one in measures if one.metrics)
+    return [*outputs, *map(Features, detectors)]
 
 
 def _count(point: Point) -> int:

@@ -7,7 +7,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from guidex.data.pixels import to_float
+from guidex.data.codec import to_float
 from guidex.errors import UsageError
 from guidex.features.features import FeatureSet
 

@@ -18,7 +18,6 @@ from guidex.features.features import FeatureSet
 from guidex.features.samples import PassSettings, Samples, model_samples, open_samples
 from guidex.features.statistics_files import BARE, StatisticsFile, read_statistics
 from guidex.files.cache import cached, fetch, file_sha256
-from guidex.files.progress import download_bar
 
 _EDM2 = "https://nvlabs-fi-cdn.nvidia.com/edm2/dataset-refs"
 PUBLISHED = {name: f"{_EDM2}/{name}" for name in ("img512.pkl", "img64.pkl")}
@@ -109,10 +108,7 @@ def open_reference(
     """Open a path or URL of statistics, images or a toy's points as the real side of comparisons,
     with `most` of its single images or features, chosen at random. The other arguments and the
     errors are those of `open_samples`."""
-    path = Path(source)
-    if "://" in source:
-        with download_bar(source.rpartition("/")[2]) as progress:
-            path = fetch(source, progress=progress)
+    path = fetch(source) if "://" in source else Path(source)
     file, samples = read_statistics(path), None
     if file is None or file.has_images:
         samples = open_samples(str(path), resize=resize, crop=crop, bad=bad).at_most(most)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from guidex.errors import GuidexError
 from guidex.files.cache import fetch, file_sha256
-from guidex.files.progress import download_bar
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,7 @@ class Weights:
     def path(self) -> Path:
         """The file, which is downloaded into the cache where it is not there. Raises as `fetch`."""
         expected = self.prefix if self.source == self.url else None
-        with download_bar(self.what) as progress:
-            return fetch(self.source, sha256=expected, progress=progress)
+        return fetch(self.source, sha256=expected)
 
     @cached_property
     def sha256(self) -> str:

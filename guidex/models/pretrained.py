@@ -1,22 +1,38 @@
-"""Networks as diffusers and transformers save them, from a folder or by an id on huggingface.co.
+"""Files of networks: .safetensors, and parts of pipelines as diffusers and transformers save them,
+in a folder or by an id on huggingface.co.
 
-Weights are read from safetensors alone, by classes that are named here and not by the folder; none
-of its code is run.
+Of pipelines, weights are read from safetensors alone, by classes that are named here and not by the
+folder; none of its code is run.
 """
 
 import importlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from guidex.errors import GuidexError, UsageError
 from guidex.files.cache import offline
+from guidex.files.pickles import open_file
 
 Result = TypeVar("Result")
+
+
+@contextmanager
+def safetensors_file(path: Path) -> Iterator[safe_open]:
+    """A .safetensors file to read from, on the CPU. Raises UsageError: there is none; GuidexError:
+    it is damaged, which may be noticed while it is read."""
+    open_file(path).close()
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise GuidexError(f"{path}: not a readable safetensors file ({error}).") from error
 
 
 def library(name: str, extra: str = "diffusers") -> ModuleType:
