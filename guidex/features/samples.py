@@ -119,8 +119,13 @@ def open_samples(path: str, *, resize: int | None, crop: bool = False, bad: str)
     """Open a folder, zip or npz of images, the samples.npz of a toy, or the folder of a run of
     `guidex sample`, which has one of these. Arguments and errors are those of `open_images`."""
     place = sample_output(Path(path))
-    points = _read_points(place)
-    return Samples(path, points or open_images(place, bad=bad, resize=resize, crop=crop))
+    if place.suffix == ".npz" and place.is_file():
+        with open_npz(place) as file:
+            if "samples" in file.files:
+                labels = torch.from_numpy(file["labels"]) if "labels" in file.files else None
+                points = torch.from_numpy(file["samples"]).flatten(1)
+                return Samples(path, FeatureSet("coordinates", points, labels))
+    return Samples(path, open_images(place, bad=bad, resize=resize, crop=crop))
 
 
 def model_samples(model: object, name: str = "", seed: int = 0) -> Samples:
@@ -188,14 +193,3 @@ def _fill(
                 stores[detector].keep(block, torch.cat(parts[detector]).cpu())
                 parts[detector] = []
         bar.update(len(rows))
-
-
-def _read_points(path: Path) -> FeatureSet | None:
-    """Points and labels of a toy's samples.npz, or None if the file is not one."""
-    if path.suffix != ".npz" or not path.is_file():
-        return None
-    with open_npz(path) as file:
-        if "samples" not in file.files:
-            return None
-        labels = torch.from_numpy(file["labels"]) if "labels" in file.files else None
-        return FeatureSet("coordinates", torch.from_numpy(file["samples"]).flatten(1), labels)
