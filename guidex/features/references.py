@@ -17,11 +17,11 @@ from guidex.features.doubts import NOT_RECORDED
 from guidex.features.features import FeatureSet
 from guidex.features.samples import PassSettings, Samples, model_samples, open_samples
 from guidex.features.statistics_files import BARE, StatisticsFile, read_statistics
-from guidex.files.cache import cached, fetch, file_sha256
+from guidex.files.cache import fetch, file_sha256
 
 _EDM2 = "https://nvlabs-fi-cdn.nvidia.com/edm2/dataset-refs"
 PUBLISHED = {name: f"{_EDM2}/{name}" for name in ("img512.pkl", "img64.pkl")}
-"""Published statistics that papers compare with, by the names that people know them by."""
+"""Where statistics are published that papers compare with, by the names that people know."""
 
 # What statistics must have in common with a detector.
 _COMPARED = {"dim": "number of features", "resize": "way to resize", "weights": "weights"}
@@ -118,15 +118,6 @@ def open_reference(
 def open_model(model: object, name: str, most: int | None = None) -> Reference:
     """The data of a model as the real side of comparisons. Raises as `model_samples`."""
     return Reference(name, None, None, model_samples(model, name).at_most(most))
-
-
-def published_reference(name: str) -> str | None:
-    """Where a file of statistics that is not there is published; None for unknown names. Raises
-    UsageError where it is not in the cache."""
-    url = PUBLISHED.get(Path(name).name)
-    if url is not None and (cached(url) is None or name not in PUBLISHED):
-        raise UsageError(f"there is no {name}; give ref={url}, which is downloaded once")
-    return url
 
 
 def describe(about: Mapping[str, Any]) -> str:
