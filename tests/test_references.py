@@ -20,10 +20,9 @@ from guidex.config.compose import compose
 from guidex.errors import GuidexError, UsageError
 from guidex.features import references
 from guidex.features.detectors import Coordinates, Detector, Pixels, detector_record
-from guidex.features.doubts import NOT_RECORDED, doubts_of_sides
 from guidex.features.features import FeatureSet
 from guidex.features.networks import NetworkDetector
-from guidex.features.references import describe
+from guidex.features.references import NOT_RECORDED, describe, doubts_of_sides
 from guidex.features.samples import PassSettings, Samples, open_samples
 from guidex.features.statistics import GaussianStatistics
 from guidex.features.statistics_files import read_statistics, write_statistics
@@ -149,7 +148,7 @@ def test_edm2_compares_with_pillows_resize_as_the_interval_paper_does(tmp_path: 
     assert features.detector == "dinov2_pil"
     assert_moments(features, moments(2))
     [doubt] = doubts_of_sides(real=about, fake=detector_record(detector))
-    assert "resized in two ways: that of EDM2 (torch) and halves" in doubt
+    assert "differ in resize: that of EDM2 (torch) and halves" in doubt
 
 
 def test_statistics_are_not_for_other_detectors(tmp_path: Path) -> None:
@@ -433,7 +432,7 @@ def test_doubts(real: dict[str, Any], fake: dict[str, Any], text: str | None) ->
         (InceptionScore(size=5000), None, 11_000, "a last part of 1,000"),
     ],
 )
-def test_doubts_of_numbers_of_images(
+def test_doubts_of_counts_of_images(
     metric: Metric, real: int | None, fake: int, text: str | None
 ) -> None:
     told = metric.doubts(real=real, fake=fake, dim=100, network=True)

@@ -12,13 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guidex.features.networks import (
-    NetworkDetector,
-    Precision,
-    TimmNetwork,
-    resize_by_pillow,
-    timm_vit,
-)
+from guidex.features.networks import NetworkDetector, Precision, TimmNetwork, pil_resized, timm_vit
 from guidex.features.weights import Weights
 from guidex.models.pretrained import library
 
@@ -74,4 +68,4 @@ def middle_square(images: Tensor, side: int) -> Tensor:
     height, width = images.shape[2:]
     least = min(height, width)
     top, left = (height - least) // 2, (width - least) // 2
-    return resize_by_pillow(images[:, :, top : top + least, left : left + least], side)
+    return pil_resized(images[:, :, top : top + least, left : left + least], side)

@@ -146,7 +146,7 @@ def timm_vit(model: str, **options: object) -> nn.Module:
         return library("timm", "eval").create_model(model, pretrained=False, **options)
 
 
-def resize_by_pillow(images: Tensor, side: int) -> Tensor:
+def pil_resized(images: Tensor, side: int) -> Tensor:
     """Images uint8 [B, 3, H, W] to [B, 3, side, side], uint8, by Pillow's bicubic filter."""
 
     def resized(pixels: np.ndarray) -> np.ndarray:
