@@ -198,7 +198,7 @@ def test_edm_and_pytorch_fid_are_of_inception(tmp_path: Path) -> None:
     features, about = reference_features(str(tmp_path / "a.npz"), network(tmp_path))
     assert_moments(features, moments(3))
     assert features.values is None
-    with pytest.raises(UsageError, match="which it has statistics"):
+    with pytest.raises(UsageError, match="not statistics alone"):
         PRDC().check(real=features, fake=FeatureSet.expected("inception", 9, DIM, False))
     assert about["count"] is None
     assert "number of images not recorded" in describe(about)

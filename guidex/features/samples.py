@@ -43,7 +43,7 @@ class Samples:
     """Samples of a file, a folder or a model, before any detector takes them."""
 
     name: str  # path as given, or name of the model
-    content: ImageSet | FeatureSet  # the points of a toy are features, too, of any floating dtype
+    content: ImageSet | FeatureSet  # images; the points of a toy, which are features themselves
     of: int | None = None  # number of samples that these are a random choice of
     model: ExactDenoiser | None = None  # whose data these are
 
@@ -86,9 +86,8 @@ class Samples:
         """`most` of them, chosen at random, or all where there are no more."""
         if most is None or self.count <= most:
             return self
-        rows = chosen(self.count, most, seed=0)
-        points = self.images is None
-        content = self.content.rows(rows) if points else self.content.subset(rows)
+        subset = self.content.rows if self.images is None else self.images.subset
+        content = subset(chosen(self.count, most, seed=0))
         return dataclasses.replace(self, content=content, of=self.count)
 
     def expected(self, detector: Detector) -> FeatureSet:

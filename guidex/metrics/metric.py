@@ -135,11 +135,11 @@ class Metric(ABC):
             check_comparable(real=real, fake=fake)
             sides.insert(0, ("real", real, self.needs_values, fewest.real))
             if self.needs_truth and real.truth is None:
-                self._refuse("needs a distribution known in closed form, that of a toy model")
+                self._refuse("needs a distribution known in closed form; use it with a toy model")
         for side, features, needs_values, least in sides:
             which = f"the {side} set ({features.detector})"
             if needs_values and features.values is None:
-                self._refuse(f"needs the images or features of {which}, of which it has statistics")
+                self._refuse(f"compares single images; give those of {which}, not statistics alone")
             if self.needs_labels and features.labels is None:
                 self._refuse(f"compares classes, but {which} has no labels. Give a labelled set")
             statistics = None if needs_values else features.given_statistics
