@@ -134,7 +134,7 @@ def test_nothing_outside_guidex_is_called(target, match):
     ("hint", "config"),
     [
         (Schedule, {"_target_": "guidex.cli.main", "arguments": ["list"]}),
-        (Schedule, {"_target_": "guidex.features.weights.optional", "module": "antigravity"}),
+        (Schedule, {"_target_": "guidex.models.pretrained.library", "name": "antigravity"}),
         (Guidance, {**CFG, "schedule": {"_target_": "guidex.cli.main", "arguments": ["list"]}}),
         (Guidance, {**CFG, "k": {"_target_": "guidex.cli.main", "arguments": ["list"]}}),
         (Guidance, {**CFG, "reference": {"_target_": "guidex.models.edm2.load.obtain"}}),

@@ -16,9 +16,14 @@ from guidex.config.instantiate import Models, content_key, instantiate
 from guidex.config.presets import nearest, options
 from guidex.errors import UsageError
 from guidex.features.detectors import Detector, detector_record, features_of, resolved
-from guidex.features.doubts import doubts_of_sides
 from guidex.features.features import FeatureSet, check_comparable
-from guidex.features.references import Reference, open_model, open_reference, published_reference
+from guidex.features.references import (
+    PUBLISHED,
+    Reference,
+    doubts_of_sides,
+    open_model,
+    open_reference,
+)
 from guidex.features.samples import PassSettings
 from guidex.metrics.metric import Metric, check_whole
 from guidex.models.denoiser import Denoiser
@@ -387,7 +392,7 @@ class Measures:
             preset = compose("sample", [f"model={ref}"]).config["model"]
             loaded = load_model(instantiate(preset, "model", Models(), Model), part.device)
             return open_model(loaded, ref, part.reals)
-        place = ref if "://" in ref else path if is_there else published_reference(ref)
+        place = ref if "://" in ref else path if is_there else PUBLISHED.get(ref)
         if place is None:
             similar = nearest(ref, options("model"))
             raise UsageError(
