@@ -6,8 +6,9 @@ import torch
 
 from guidex.commands.words import flag, required, split_words
 from guidex.errors import UsageError
+from guidex.files.cache import fetch
 from guidex.models.edm2.checkpoints import read_checkpoint, require_free, write_checkpoint
-from guidex.models.edm2.load import network_of, obtain
+from guidex.models.edm2.load import network_of
 
 
 def convert_command(words: Sequence[str]) -> None:
@@ -17,7 +18,7 @@ def convert_command(words: Sequence[str]) -> None:
         raise UsageError(f"convert takes one checkpoint, not {len(files)}")
     out = str(required(settings, "out", "network.safetensors"))
     require_free(out, flag(settings, "overwrite"))
-    checkpoint = read_checkpoint(obtain(files[0]))
+    checkpoint = read_checkpoint(fetch(files[0]))
     network_of(checkpoint, files[0], torch.float32)  # which may refuse it
     write_checkpoint(checkpoint, out)
     count = sum(tensor.numel() for tensor in checkpoint.tensors.values())

@@ -17,7 +17,7 @@ from guidex.commands.launch import launch
 from guidex.config.instantiate import Models, instantiate
 from guidex.config.presets import nearest
 from guidex.errors import GuidexError, UsageError
-from guidex.features.detectors import detect_all, detector_record
+from guidex.features.detectors import detector_record, run_detectors
 from guidex.features.features import FeatureSet
 from guidex.features.references import describe
 from guidex.features.samples import PassSettings
@@ -33,13 +33,13 @@ from guidex.runs.engine import Cohort, Task, grouped, run
 from guidex.runs.folder import read_json, require_same_inputs, run_folder, write_json
 from guidex.runs.measure import Measure, Measures, detectors_of, repeats_of, settings_of, warn
 from guidex.runs.outputs import Features, Labels, Output
-from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.plans import print_plans
 from guidex.runs.points import Point, load, words_of
 from guidex.runs.points_table import DEFAULT_EXPERIMENT, Entry, Table, plan_table, typed
 from guidex.runs.provenance import digest, made_by, merged, output_folder, provenance
 from guidex.runs.ranks import Rank, this_rank
 from guidex.runs.settings import VOLATILE
+from guidex.runs.threads import Tick, in_parallel
 from guidex.runs.trackers import Tracker, track
 
 SHOWN = (".csv", ".jsonl", ".md", ".tex", ".png", ".pdf", ".svg", ".html")  # of what a sweep writes
@@ -105,7 +105,7 @@ def fill(
     reads = {words_of(entry.values): entry.identity for entry in table.entries}
     token, told = digest([made, reads], 16), table.base.config.get("tracker")
     tracker = told and instantiate(told, "tracker", Models(), Tracker)
-    with run_folder(folder, _IDENTITY, overwrite, rank, reads, shared=True) as held:
+    with run_folder(folder, _IDENTITY, overwrite, reads, shared=True) as held:
         tasks = _prepare(table, rank)
         for task in tasks:
             require_same_inputs(folder / "points" / task.name, _inputs(task))
@@ -117,7 +117,7 @@ def fill(
             return _finish(table, cohorts, made, figures, None)
         chosen = table.are_metrics_chosen
         ask(held, table.entries, tasks, command="sweep", made=made, chosen=chosen)
-        with run(cohorts, rank, folder / "table.csv") as state:
+        with run(cohorts, folder / "table.csv") as state:
             if state == "missing":
                 return None
             if state == "written" and (read_json(folder / _SHOWN) or {}).get("token") == token:
@@ -241,8 +241,8 @@ def _outputs(point: Point, measures: list[Measure]) -> list[Output]:
     """What is kept of a point's samples: features to be measured, and what is to be seen."""
     shown = point.planned.seeds[: point.planned.settings.gallery]
     outputs = [Labels(), *point.kind.view(shown)]
-    dims = {one.detector: one.dim for one in measures if one.metrics}
-    return [*outputs, *(Features(detector, 4 * dim) for detector, dim in dims.items())]
+    detectors = dict.fromkeys(one.detector for one in measures if one.metrics)
+    return [*outputs, *map(Features, detectors)]
 
 
 def _count(point: Point) -> int:
@@ -277,7 +277,7 @@ def _check_samples(tasks: Sequence[Task]) -> None:
         samples = task.point.kind.decode(torch.zeros(1, *model.shape, device=device))
         for one in task.measures:
             one.check_samples(samples)
-        detect_all(detectors_of(task.measures), samples, None)  # networks, too
+        run_detectors(detectors_of(task.measures), samples)  # networks, too
 
 
 def _tell(tasks: Sequence[Task]) -> None:
@@ -404,8 +404,5 @@ def _key(one: Measure, name: str, store: Store, repeats: int) -> str:
 def _features(cohort: Cohort, task: Task, one: Measure) -> FeatureSet:
     name = Features(one.detector).name
     kept = cohort.gathered(task, "labels", name)
-    return FeatureSet.from_values(
-        detector=one.name,
-        values=torch.from_numpy(kept[name]),
-        labels=torch.from_numpy(kept["labels"]) if "labels" in kept else None,
-    )
+    labels = torch.from_numpy(kept["labels"]) if "labels" in kept else None
+    return FeatureSet(one.name, torch.from_numpy(kept[name]), labels)

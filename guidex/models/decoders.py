@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from guidex.data.pixels import to_uint8
+from guidex.data.codec import to_uint8
 from guidex.errors import GuidexError, UsageError
 from guidex.models.memory import Halving
 from guidex.models.pretrained import library, local_first, read_part

@@ -15,9 +15,9 @@ from guidex.config.compose import Config, compose
 from guidex.config.instantiate import Models, content_key, instantiate
 from guidex.config.presets import nearest, options
 from guidex.errors import UsageError
-from guidex.features.detectors import Detector, detector_record, output_of, resolved
+from guidex.features.detectors import Detector, detector_record, features_of, resolved
 from guidex.features.doubts import doubts_of_sides
-from guidex.features.features import FeatureSet, SetDescription, check_comparable
+from guidex.features.features import FeatureSet, check_comparable
 from guidex.features.references import Reference, open_model, open_reference, published_reference
 from guidex.features.samples import PassSettings
 from guidex.metrics.metric import Metric, check_whole
@@ -97,7 +97,7 @@ def parts_of(config: Config) -> list[Part]:
     return parts
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measure:
     """One detector and what is computed from its features.
 
@@ -113,7 +113,7 @@ class Measure:
     detector: Detector
     metrics: dict[str, Metric]
     reference: Reference | None = None
-    real: SetDescription | None = None
+    real: FeatureSet | None = None
     fakes: int | None = None
 
     @property
@@ -153,7 +153,7 @@ class Measure:
     def check_samples(self, sample: Tensor) -> None:
         """Refuse samples that will not compare with the reference, by one of the same shape; no
         network is run."""
-        fake = SetDescription(*output_of(self.detector, sample))
+        fake = FeatureSet.expected(self.name, 1, features_of(self.detector, sample), False)
         if self.real is not None:
             check_comparable(real=self.real, fake=fake)
 
@@ -175,12 +175,11 @@ class Measure:
         one repeat after the other; of metrics without such, the repeats themselves."""
         results: list[dict[str, float]] = []
         pseudovalues: dict[str, list[float]] = {}
-        real = None if self.real is None else self.real.features
         for fake in fakes:
             fake = fake.at_most(self.fakes).to(self.part.device)
             results.append({})
             for metric in self.metrics.values():
-                numbers, blocks = metric.measured(real=real, fake=fake, blockwise=blockwise)
+                numbers, blocks = metric.measured(real=self.real, fake=fake, blockwise=blockwise)
                 results[-1] |= numbers
                 for name, each in blocks.items():
                     pseudovalues.setdefault(name, []).extend(each)
@@ -265,7 +264,7 @@ class Measures:
         self._settings = settings
         self._detectors = Detectors()
         self._references: dict[str, Reference] = {}
-        self._descriptions: dict[tuple[Reference, Detector], SetDescription] = {}
+        self._descriptions: dict[tuple[Reference, Detector], FeatureSet] = {}
         self._measures: list[Measure] = []
         self._notices: set[str] = set()
 
@@ -324,9 +323,10 @@ class Measures:
                 for detector, measures in detectors.items()
             ]
             sets = reference.features(asked, self._settings)
-            for (measure, *_), features in zip(detectors.values(), sets, strict=True):
-                # Metrics are computed on the device.
-                measure.real.features = features.to(measure.part.device)
+            for measures, features in zip(detectors.values(), sets, strict=True):
+                real = features.to(measures[0].part.device)  # where metrics are computed
+                for measure in measures:
+                    measure.real = real
 
     def _with_reference(self, measure: Measure, model: Denoiser | None, name: str) -> Measure:
         """With its reference, opened once, and what that is to the detector, asked once."""
@@ -340,21 +340,18 @@ class Measures:
             self._references[content] = self.open_reference(part, model, name)
         reference = self._references[content]
         if (reference, detector) not in self._descriptions:
-            self._descriptions[reference, detector] = reference.description(detector)
+            self._descriptions[reference, detector] = reference.expected(detector)
         real = self._descriptions[reference, detector]
         return dataclasses.replace(measure, reference=reference, real=real)
 
     def _possible(self, measure: Measure, count: int, chosen: bool, labelled: bool) -> Measure:
         """With the metrics that the reference and the samples have all for."""
         possible, part = {}, measure.part
+        dim = measure.dim or 1  # not known yet of pixels that are compared with nothing
+        fake = FeatureSet.expected(measure.name, measure.fakes or count, dim, labelled)
         for name, metric in measure.metrics.items():
             try:
-                if metric.needs_reference:
-                    metric.check_reference(measure.real)
-                if metric.needs_labels and not labelled:
-                    raise UsageError(f"{type(metric).__name__} needs classes of the samples.")
-                reals, fakes = measure.reals(metric), measure.fakes or count
-                metric.check_counts(real=reals, fake=fakes, dim=measure.dim)
+                metric.check(real=measure.real, fake=fake)
                 possible[name] = metric
             except UsageError as error:
                 if part.name:

@@ -1,6 +1,6 @@
 """Weights of transformers from the files that they are published in.
 
-Files of torch.save (`.pt`, of guidex.files.torch_files) and `.safetensors`, in the names of the
+Files of torch.save (`.pt`, of guidex.files.pickles) and `.safetensors`, in the names of the
 published code or in those of diffusers' DiTTransformer2DModel.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from guidex.errors import GuidexError, printable
-from guidex.files.torch_files import read_weights
+from guidex.files.pickles import read_weights
 from guidex.models.dit.network import Network, Shape, positions
 from guidex.models.pretrained import safetensors_file
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from guidex.errors import GuidexError, UsageError
 from guidex.files.cache import fetch
-from guidex.files.torch_files import read_weights
+from guidex.files.pickles import read_weights
 from guidex.models.decoders import VAE
 
 SD_VAE_EMA = "stabilityai/sd-vae-ft-ema"
