@@ -51,8 +51,9 @@ from guidex.models.attention import Perturbation
 from guidex.models.decoders import StabilityVAE
 from guidex.models.denoiser import View
 from guidex.models.edm2.folded import fold
-from guidex.models.edm2.load import CHANNELS, compile_network
+from guidex.models.edm2.load import CHANNELS
 from guidex.models.edm2.network import EDM2
+from guidex.models.spec import compile_network
 from guidex.runs.engine import Task, grouped, run
 from guidex.runs.folder import run_folder
 from guidex.runs.outputs import Labels, PngFolder
@@ -173,7 +174,7 @@ class Bench:
             else:
                 model = fold(copy.deepcopy(self._made(size, "plain")))
             if form == "compiled":
-                compile_network(model)
+                compile_network(model, model.unet)
             if form == "autotuned":
                 model.unet.compile(dynamic=False, mode="max-autotune-no-cudagraphs")
             self.networks[size, form] = model

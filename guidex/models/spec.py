@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from guidex.errors import GuidexError
 from guidex.models.condition import Conditions
@@ -95,3 +96,14 @@ def load(model: Model, device: str | torch.device) -> Denoiser:
     if isinstance(model, ModelSpec):
         return model.load(device)
     return model.to(device).eval().requires_grad_(False)
+
+
+def compile_network(model: Denoiser, network: nn.Module) -> None:
+    """Use torch.compile for a model's network from now on, anew for each size of batch."""
+    from torch._dynamo import config
+
+    # Torch goes on without compiling beyond this number, towards which the sizes of batches of all
+    # networks of a process count together: those of a table may be many.
+    config.recompile_limit = 64
+    network.compile(dynamic=False)
+    model.compiled = True
