@@ -100,6 +100,11 @@ class MetricColumn:
         arrow = {"lower": " ↓", "higher": " ↑", None: ""}[self.column.better]
         return f"{name}{arrow}"
 
+    def finite(self, rows: Iterable[Row]) -> list[float]:
+        """All finite values that rows have of this metric."""
+        values = (row.metrics.get(self.name, math.nan) for row in rows)
+        return [value for value in values if math.isfinite(value)]
+
     def decimals(self, values: Iterable[float]) -> int:
         """Decimals with which to print a column of this metric."""
         return decimals(values) if self.column.digits is None else self.column.digits
