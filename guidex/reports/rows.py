@@ -193,6 +193,13 @@ def best_text(values: Iterable[float], metric: MetricColumn) -> str | None:
     return f"{best:.{metric.decimals(finite)}f}"
 
 
+def best_rows(rows: Sequence[Row], metric: MetricColumn) -> list[Row]:
+    """Those whose value prints as the best."""
+    values = metric.finite(rows)
+    best, digits = best_text(values, metric), metric.decimals(values)
+    return [row for row in rows if f"{row.metrics.get(metric.name, math.nan):.{digits}f}" == best]
+
+
 def spread(row: Row, name: str) -> Spread | None:
     """Min and max over the repeats, else the confidence interval, else None."""
     for low, high, source in (("_min", "_max", "repeats"), ("_lo", "_hi", "confidence")):
