@@ -100,6 +100,11 @@ class MetricColumn:
         arrow = {"lower": " ↓", "higher": " ↑", None: ""}[self.column.better]
         return f"{name}{arrow}"
 
+    def finite(self, rows: Iterable[Row]) -> list[float]:
+        """All finite values that rows have of this metric."""
+        values = (row.metrics.get(self.name, math.nan) for row in rows)
+        return [value for value in values if math.isfinite(value)]
+
     def decimals(self, values: Iterable[float]) -> int:
         """Decimals with which to print a column of this metric."""
         return decimals(values) if self.column.digits is None else self.column.digits
@@ -186,6 +191,13 @@ def best_text(values: Iterable[float], metric: MetricColumn) -> str | None:
         return None
     best = min(finite) if metric.column.better == "lower" else max(finite)
     return f"{best:.{metric.decimals(finite)}f}"
+
+
+def best_rows(rows: Sequence[Row], metric: MetricColumn) -> list[Row]:
+    """Those whose value prints as the best."""
+    values = metric.finite(rows)
+    best, digits = best_text(values, metric), metric.decimals(values)
+    return [row for row in rows if f"{row.metrics.get(metric.name, math.nan):.{digits}f}" == best]
 
 
 def spread(row: Row, name: str) -> Spread | None:
