@@ -370,7 +370,7 @@ class Bench:
 
         outputs, writers = "guidex.runs.outputs", "guidex.runs.threads.Writers"
         with Timers(self.device) as timers:
-            timers.replace("noise and classes", "guidex.runs.batches.start", start)
+            timers.replace("noise and classes", "guidex.runs.engine.start", start)
             timers.watch("main network", point.model)
             for guide in guides:
                 timers.watch("guide network", guide)

@@ -27,8 +27,8 @@ from guidex.features.features import FeatureSet
 from guidex.features.samples import PassSettings
 from guidex.guidance.schedules import EmptyInterval
 from guidex.models.memory import Halving
-from guidex.runs.batches import run_block
 from guidex.runs.blocks import Block
+from guidex.runs.engine import run_block
 from guidex.runs.measure import Measures
 from guidex.runs.points import Planned, check, load
 from guidex.tuning.cost import identity, price

@@ -206,12 +206,7 @@ def test_versions_are_told_and_recorded(
 # Other runs and other processes
 
 
-@pytest.fixture
-def one_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-
-
-def test_a_run_does_not_write_into_the_next_one(tmp_path: Path, one_of_two: None) -> None:
+def test_a_run_does_not_write_into_the_next_one(tmp_path: Path) -> None:
     place, identity = tmp_path / "run", {"command": "x"}
     with run_folder(place, identity, False) as orphan:
         orphan.write(place / "a", b"1")
@@ -235,16 +230,7 @@ def test_a_folder_moved_away_is_not_written_to(tmp_path: Path) -> None:
         assert not (tmp_path / "run").exists()
 
 
-def test_one_process_waits_for_all_ranks(tmp_path: Path) -> None:
-    with run_folder(tmp_path / "run", {"command": "x"}, False):
-        with (
-            pytest.raises(GuidexError, match="in use by"),
-            run_folder(tmp_path / "run", {"command": "x"}, False),
-        ):
-            pass
-
-
-def test_what_killed_processes_were_writing_is_removed(tmp_path: Path, one_of_two: None) -> None:
+def test_what_killed_processes_were_writing_is_removed(tmp_path: Path) -> None:
     identity = {"command": "x"}
     with run_folder(tmp_path / "run", identity, False) as held:
         held.write(tmp_path / "run" / "blocks" / "a", b"1")

@@ -14,7 +14,7 @@ from guidex.guidance.methods import difference
 from guidex.guidance.rules import Rule
 from guidex.guidance.schedules import Hole, Interval
 from guidex.sampling.solver import Solver
-from guidex.sampling.trajectories import Run, shared_steps, trajectories
+from guidex.sampling.trajectories import Run, taken, trajectories
 
 hypothesis = pytest.importorskip("hypothesis", reason="random sweeps take hypothesis")
 from hypothesis import strategies as st  # noqa: E402
@@ -70,4 +70,4 @@ def test_shared_and_unshared_runs_are_equal(name: str, points: list[tuple]) -> N
         [alone] = trajectories([run], sampler, begin, SEEDS)
         assert torch.equal(outcome.x, alone.x)
     steps = len(runs[0].guided.plan.timeline.sigmas) - 1
-    assert steps <= shared_steps(runs, steps) <= steps * len(runs)
+    assert steps <= len(list(taken(runs, steps))) <= steps * len(runs)

@@ -3,9 +3,9 @@
 import runpy
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 from guidex.config.compose import Config
 from guidex.config.instantiate import Models, instantiate
@@ -32,30 +32,25 @@ class Job:
         return submitit.helpers.DelayedSubmission(self)
 
 
+@dataclass(frozen=True)
+class Here:
+    """No jobs: this process runs the command."""
+
+    cluster: ClassVar[str | None] = None
+
+
 @dataclass(frozen=True, kw_only=True)
-class Launcher:
-    """Where jobs run.
+class Local(Here):
+    """Processes on this machine, in the background.
 
     Attributes:
-        cluster: "slurm"; "local": processes on this machine, in the background; None: no jobs, this
-            process runs the command. Only SLURM has the attributes from `partition` on.
         jobs: how many.
         minutes: after which each is ended.
-        partition, account, qos: those of sbatch, or None.
-        gpus, cpus, memory: for each job; memory in GB.
-        options: others of sbatch, by name.
     """
 
-    cluster: Literal["local", "slurm"] | None = None
-    jobs: int = 1
-    minutes: int = 240
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    gpus: int = 1
-    cpus: int = 8
-    memory: int = 32
-    options: dict[str, Any] = field(default_factory=dict)
+    jobs: int
+    minutes: int
+    cluster: ClassVar[str | None] = "local"
 
     def __post_init__(self) -> None:
         for key in ("jobs", "minutes"):
@@ -63,12 +58,32 @@ class Launcher:
 
     def parameters(self) -> dict[str, Any]:
         """What submitit is told."""
-        if self.cluster == "local":
-            return {"timeout_min": self.minutes}
+        return {"timeout_min": self.minutes}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slurm(Local):
+    """Jobs of SLURM.
+
+    Attributes:
+        partition, account, qos: those of sbatch, or None.
+        gpus, cpus, memory: for each job; memory in GB.
+        options: others of sbatch, by name.
+    """
+
+    partition: str | None
+    account: str | None
+    qos: str | None
+    gpus: int
+    cpus: int
+    memory: int
+    options: dict[str, Any]
+    cluster: ClassVar[str | None] = "slurm"
+
+    def parameters(self) -> dict[str, Any]:
         own = {f"slurm_{key}": getattr(self, key) for key in ("partition", "account", "qos")}
-        return {
+        return super().parameters() | {
             **{key: value for key, value in own.items() if value is not None},
-            "timeout_min": self.minutes,
             "gpus_per_node": self.gpus,
             "cpus_per_task": self.cpus,
             "mem_gb": self.memory,
@@ -83,7 +98,7 @@ def launch(words: Sequence[str], config: Config, folder: Path) -> bool:
     Raises:
         UsageError: submitit or SLURM is not here; overwrite=true.
     """
-    launcher = instantiate(config["launcher"], "launcher", Models(), Launcher)
+    launcher = instantiate(config["launcher"], "launcher", Models(), Here)
     if launcher.cluster is None:
         return False
     if config["overwrite"] or this_rank().count > 1:

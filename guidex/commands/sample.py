@@ -44,8 +44,7 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
         return
     planned = check(compose("sample", words), {})
     settings = planned.settings
-    rank = this_rank()
-    if rank.first:
+    if this_rank().first:
         print(planned.describe())
         warn(planned.doubts)
     if plan_only:
@@ -55,7 +54,7 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
     if launch(["sample", *words], planned.config, folder):
         return
     lasting = {key: value for key, value in identity.items() if key not in ("seeds", "block")}
-    with run_folder(folder, lasting, settings.overwrite, shared=True) as held:
+    with run_folder(folder, lasting, settings.overwrite) as held:
         lost = seeds_asked(folder) - set(settings.seeds)
         if lost:
             raise UsageError(

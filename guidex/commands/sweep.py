@@ -105,7 +105,7 @@ def fill(
     reads = {words_of(entry.values): entry.identity for entry in table.entries}
     token, told = digest([made, reads], 16), table.base.config.get("tracker")
     tracker = told and instantiate(told, "tracker", Models(), Tracker)
-    with run_folder(folder, _IDENTITY, overwrite, reads, shared=True) as held:
+    with run_folder(folder, _IDENTITY, overwrite, reads) as held:
         tasks = _prepare(table, rank)
         for task in tasks:
             require_same_inputs(folder / "points" / task.name, _inputs(task))

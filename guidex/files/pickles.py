@@ -17,7 +17,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -79,10 +79,10 @@ def read_pickle(source: str | os.PathLike[str] | BinaryIO) -> object:
         return value
 
 
-def read_weights(path: str | Path, entries: Sequence[str] = ("ema", "model")) -> dict[str, Tensor]:
-    """The state dict in a file of `torch.save`, on the CPU: under one of some entries, the best
-    first, else the file is the state dict itself. Only its tensors are read, so that a checkpoint
-    of a training, most of which is the optimiser's, costs no more than its weights.
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a file of `torch.save`, on the CPU: under `ema`, else under `model`, else
+    the file itself. Only its tensors are read, so that a checkpoint of a training, most of which is
+    the optimiser's, costs no more than its weights.
 
     Raises:
         UsageError: no such file, or no zip archive.
@@ -96,16 +96,15 @@ def read_weights(path: str | Path, entries: Sequence[str] = ("ema", "model")) ->
             )
         with _refusing(str(path)), zipfile.ZipFile(file) as archive:
             value = _ZipUnpickler(archive).load()
-            found = [value.get(entry) for entry in entries]
-            state = next((each for each in found if isinstance(each, dict)), value)
+            found = [value.get("ema"), value.get("model"), value]
+            state = next(each for each in found if isinstance(each, dict))
             weights = {
                 name: read()
                 for name, read in state.items()
                 if isinstance(read, partial) and type(name) is str
             }
             if not weights:
-                names = " or ".join(entries)
-                raise UnpicklingError(f"no weights, neither bare nor under {names}")
+                raise UnpicklingError("no weights, neither bare nor under ema or model")
             return weights
 
 

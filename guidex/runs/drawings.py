@@ -95,6 +95,6 @@ def _draw_toy(pairs: Sequence[_Pair], rows: Sequence[Row], path: Path) -> list[P
             about = (task.point.planned.plan, rows[task.index].values)
             panels.append(ToyPanel(names[task.index], *samples, *about))
         file = path if first == 0 else path.with_stem(f"{path.stem}_{first // MOST_PANELS + 1}")
-        if toy_figure(panels, model, file, reference, **vars(view)):
+        if toy_figure(panels, model, file, reference, **view):
             files.append(file)
     return files

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
 from filelock import FileLock as alone
+from torch import Tensor
 
 from guidex.errors import GuidexError
 from guidex.files.progress import Progress
 from guidex.models.memory import Halving
-from guidex.runs.batches import run_block
 from guidex.runs.blocks import Block, Store
 from guidex.runs.cost import Sampled, timed
 from guidex.runs.folder import RunFolder
@@ -36,7 +37,8 @@ from guidex.runs.provenance import digest
 from guidex.runs.ranks import this_rank
 from guidex.runs.settings import Settings
 from guidex.runs.threads import Tick, Writers, in_parallel
-from guidex.sampling.trajectories import NonFinite
+from guidex.sampling.seeds import start
+from guidex.sampling.trajectories import NonFinite, Outcome, trajectories
 
 
 @dataclass(frozen=True)
@@ -292,6 +294,48 @@ class _Maker:
         if arrays:
             np.savez(content, **arrays)
         folder.write(record, content.getvalue(), files, seconds=seconds, **part.spelled)
+
+
+def run_block(
+    points: Sequence[Point], block: Block, batch: Halving, record: int, tick: Tick
+) -> Iterator[tuple[list[int], Tensor | None, list[Outcome]]]:
+    """All points of one cohort for a block's seeds, batch by batch.
+
+    Arguments:
+        batch: images per network call.
+        record: how many seeds of the block, from its first, to record the trajectories of.
+        tick: told how many images have been finished, counting parts.
+
+    Yields:
+        Seeds, labels (int64 [B], None without classes) and one outcome per point, for each batch.
+    """
+    settings, solver, model = points[0].planned.settings, points[0].planned.solver, points[0].model
+    device = torch.device(settings.device)
+    generators = torch.device("cpu") if settings.rng == "cpu" else device
+    runs = [point.run for point in points]
+
+    def sample(first: int, size: int) -> tuple[list[int], Tensor | None, list[Outcome]]:
+        part = slice(first, first + size)
+        seeds, labels = block.seeds[part], block.labels and block.labels[part]
+        count = len(seeds)
+        # A compiled network wants one shape; what is made beyond the block is cut off again.
+        padding = size - count if model.compiled else 0
+        padded, given = seeds + seeds[-1:] * padding, labels and labels + labels[-1:] * padding
+        noisy = solver.stochastic
+        begin = start(padded, model.shape, model.conditions, given, device, generators, noisy)
+        share, recorded = count / len(padded), max(0, min(record - first, count))
+        outcomes = trajectories(
+            runs, solver, begin, padded, recorded, lambda amount: tick(amount * share)
+        )
+        for outcome in outcomes:
+            outcome.x = outcome.x[:count]
+        return seeds, None if begin.labels is None else begin.labels[:count], outcomes
+
+    first = 0
+    while first < len(block.seeds):
+        made = batch.fit(partial(sample, first))
+        first += len(made[0])
+        yield made
 
 
 def _is_free(claim: FileLock) -> bool:

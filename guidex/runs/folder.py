@@ -154,11 +154,7 @@ def opened(folder: Path) -> RunFolder:
 
 @contextmanager
 def run_folder(
-    folder: Path,
-    identity: Mapping[str, Any],
-    overwrite: bool,
-    reads: Any = None,
-    shared: bool = False,
+    folder: Path, identity: Mapping[str, Any], overwrite: bool, reads: Any = None
 ) -> Iterator[RunFolder]:
     """Hold a folder for a run, new or to be resumed.
 
@@ -166,12 +162,11 @@ def run_folder(
         identity: plain data that decides what may go into the folder.
         overwrite: start again in a folder that holds another (or the same) run.
         reads: plain data that names what the command reads; `identity` by default.
-        shared: whether other commands may work in it at the same time.
 
     Raises:
         UsageError: the folder belongs to another run (naming the differences) or to something
             else, or holds what the command is to read.
-        GuidexError: another process is working in it, or it cannot be written.
+        GuidexError: to be overwritten while another process works in it; it cannot be written.
     """
     identity, rank = json.loads(json.dumps(identity, default=str)), this_rank()
     _check_place(folder, identity if reads is None else reads)
@@ -186,7 +181,7 @@ def run_folder(
             with FileLock(folder / _LOCK):
                 others = list(folder.glob(f"{_LOCK}-*"))
                 is_alone = not any(map(_is_locked, others))
-                if not is_alone and (overwrite or (rank.count == 1 and not shared)):
+                if overwrite and not is_alone:
                     raise Timeout(str(lock))
                 if is_alone:  # what killed processes were writing
                     for stale in [*others, *folder.rglob(f"{_TEMPORARY}*.tmp")]:
@@ -244,7 +239,7 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key in data for k, v in _flat(data[key], f"{prefix}{key}.").items()}
 
 
-def _require_same(what: str, before: dict[str, Any], now: dict[str, Any], most: int = 6) -> None:
+def _require_same(what: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise UsageError, with a line for each key that has another value."""
     old, new = ({k: repr(v) for k, v in _flat(data).items()} for data in (before, now))
     lines = [
@@ -253,9 +248,8 @@ def _require_same(what: str, before: dict[str, Any], now: dict[str, Any], most: 
         if old.get(key) != new.get(key)
     ]
     if lines:
-        more = [f"  … and {len(lines) - most} more"] if len(lines) > most else []
         advice = "Give another out=FOLDER, or overwrite=true to delete it and start again."
-        raise UsageError("\n".join([f"{what}:", *lines[:most], *more, advice]))
+        raise UsageError("\n".join([f"{what}:", *lines, advice]))
 
 
 def _check_place(folder: Path, identity: dict[str, Any]) -> None:

@@ -5,16 +5,11 @@ from typing import NamedTuple
 
 
 class Rank(NamedTuple):
-    """This process among those that were started together.
+    """This process among those that were started together."""
 
-    Attributes:
-        index, count: its number over all machines, from 0, and how many there are.
-        local: its number on this machine, which is the number of its GPU.
-    """
-
-    index: int
-    count: int
-    local: int
+    index: int  # over all machines, from 0
+    count: int  # of all processes
+    local: int  # on this machine, which is the number of its GPU
 
     @property
     def first(self) -> bool:

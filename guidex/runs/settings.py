@@ -20,26 +20,6 @@ _LEAST = {"batch": 1, "block": 1, "repeats": 1, "gallery": 0}
 _CHOICES = {"rng": ("device", "cpu"), "format": FORMATS, "features": ("keep", "drop")}
 
 
-@dataclass(frozen=True)
-class View:
-    """The ends of the axes in figures of 1D toys; None: chosen from the data."""
-
-    x_range: list[float] | None = None
-    sigma_range: list[float] | None = None
-
-    def __post_init__(self) -> None:
-        for key, value in vars(self).items():
-            try:
-                low, high = (0, 1) if value is None else value
-                fits = -math.inf < low < high < math.inf
-            except (TypeError, ValueError):  # no numbers, or not two
-                fits = False
-            if not fits:
-                raise UsageError(
-                    f"figure.{key} must be two increasing numbers or null, not {value!r}"
-                )
-
-
 def _key(*roles: str, **options: Any) -> Any:
     """A key of the configuration: "volatile", if it changes no result; of the "start", if points
     that share noise, model and solver have it in common; of the "extent", if it says how much is
@@ -59,7 +39,7 @@ class Settings:
     out: str | None = _key("volatile")
     overwrite: bool = _key("volatile")
     batch: int = _key("volatile")
-    figure: View = _key("volatile", default=View())
+    figure: Config = _key("volatile", default_factory=dict)
     eval: bool = _key("volatile", default=False)
     published: Any = _key("volatile", default=None)
     shard: Any = _key("volatile", default=None)
@@ -98,9 +78,13 @@ class Settings:
                 raise UsageError(f"{key} must be {' or '.join(_CHOICES[key])}, not {config[key]!r}")
         names = {each.name for each in fields(cls)}
         typed = {key: value for key, value in config.items() if key in names}
-        view = View(**config.get("figure", {}))
+        for key, value in config.get("figure", {}).items():
+            if value is not None and not _are_increasing(value):
+                raise UsageError(
+                    f"figure.{key} must be two increasing numbers or null, not {value!r}"
+                )
         seeds = _all_seeds(json.dumps(config["seeds"]), config.get("repeats", 1))
-        made = cls(**typed | {"config": config, "seeds": seeds, "figure": view})
+        made = cls(**typed | {"config": config, "seeds": seeds})
         made.part  # noqa: B018 (it is checked)
         return made
 
@@ -173,6 +157,15 @@ def resolve_device(device: str) -> str:
             "for each (torchrun --nproc_per_node), or give device=cuda:0"
         )
     return f"cuda:{index}"
+
+
+def _are_increasing(value: Any) -> bool:
+    """Whether a value is two finite numbers, the ends of an axis."""
+    try:
+        low, high = value
+        return -math.inf < low < high < math.inf
+    except (TypeError, ValueError):  # no numbers, or not two
+        return False
 
 
 def whole(config: Config, key: str, least: int = 1) -> int:

@@ -27,18 +27,13 @@ class _Stopped(Exception):
 def in_parallel(
     work: Callable[[_T, Tick], _R], items: Sequence[_T], model: Denoiser, device: str, tick: Tick
 ) -> list[_R]:
-    """Do all items; returns their results, in order.
+    """Do all items on a device; returns their results, in order. `work` is called with an item and
+    a function to tell progress to, at least once per solver step. Raises the first exception of any
+    item; the others stop at their next tick.
 
     Small tensor operations gain little from several cores, and their threads wait for each other
     after every one. So each core takes an item of its own. Exact denoisers always compute with one
     thread, so that their results do not depend on the machine.
-
-    Arguments:
-        work: called with an item and a function to tell progress to, at least once per solver step.
-        model, device: what is evaluated, and where.
-
-    Raises:
-        Exception: the first of any item; the others stop at their next tick.
     """
     if device != "cpu":
         return [work(item, tick) for item in items]
