@@ -28,8 +28,7 @@ from guidex.runs.batches import run_block
 from guidex.runs.blocks import Block
 from guidex.runs.measure import Measures
 from guidex.runs.points import Planned, check, load
-from guidex.tuning.cost import identity, price
-from guidex.tuning.search import Objective, Search, Values, new_study
+from guidex.tuning.search import Objective, Search, Values, identity, new_study, price
 from guidex.tuning.space import Budget, ranges_of
 
 NEAR = 0.02

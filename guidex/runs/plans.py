@@ -10,7 +10,7 @@ from guidex.features.detectors import Detector
 from guidex.guidance.plan import level, native_span, ranges
 from guidex.reports.columns import Cell, Column
 from guidex.reports.labels import short_names
-from guidex.runs.cost import alone, device_name, shared, speed_of
+from guidex.runs.cost import cohorts_of, cost, device_name, speed_of
 from guidex.runs.measure import Part, parts_of
 from guidex.runs.points import Planned, words_of
 from guidex.runs.points_table import Table
@@ -69,12 +69,9 @@ def _cells(planned: Planned) -> list[str]:
 
 def _totals(planned: Sequence[Planned]) -> list[str]:
     """What all points take together, without and with sharing steps, a line each."""
-    cohorts: dict[str, list[Planned]] = {}
-    for one in planned:
-        cohorts.setdefault(one.settings.cohort, []).append(one)
-    groups = list(cohorts.values())
-    apart = np.array([sum(map(alone, group)) for group in groups])
-    together = np.array([shared(group) for group in groups])
+    groups = cohorts_of(planned)
+    apart = np.array([sum(cost([point]) for point in group) for group in groups])
+    together = np.array([cost(group) for group in groups])
     (main, ref, gflops), (main_shared, ref_shared, gflops_shared) = apart.sum(0), together.sum(0)
     counts = np.array([len(group[0].seeds) for group in groups])
     lines = [

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from guidex.metrics.differences import LEVEL, difference
 from guidex.reports.labels import short_names
-from guidex.tuning.cost import identity
-from guidex.tuning.search import Candidate, Objective, Search, beats
+from guidex.tuning.search import Candidate, Objective, Search, beats, identity
 
 RUNNERS_UP = 4
 

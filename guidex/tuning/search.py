@@ -17,8 +17,8 @@ from typing import Any
 from guidex.config.presets import nearest
 from guidex.errors import GuidexError, UsageError
 from guidex.reports.rows import Row
+from guidex.runs.cost import cost
 from guidex.runs.points import Planned
-from guidex.tuning.cost import identity, price
 from guidex.tuning.space import Budget, Choice, Range
 
 SAMPLERS = ("TPE", "GP", "QMC", "Random", "CmaEs", "NSGAII", "NSGAIII", "BruteForce")
@@ -65,6 +65,18 @@ class Objective:
             raise UsageError(f"metric={self.metric} cannot be measured of {row.images} samples")
         value = row.metrics[self.metric]
         return math.inf if math.isnan(value) else value if self.better == "lower" else -value
+
+
+def identity(point: Planned) -> Hashable:
+    """Equal for points that make the same samples of a seed: their plans as snapped to the grid."""
+    run, steps = point.run, len(point.plan.timeline.evaluations)
+    return point.settings.cohort, tuple(run.signature(step) for step in range(steps))
+
+
+def price(points: Sequence[Planned]) -> Counter:
+    """What a seed costs at all points, by the unit of a budget, but for seconds."""
+    main, references, gflops = cost(points)
+    return Counter(evaluations=main + references, GFLOP=gflops, images=len(points))
 
 
 def new_study(sampler: str, seed: int, objectives: int, storage: str | None = None) -> Any:
@@ -230,8 +242,8 @@ class Search:
             self.spent["seconds"] += row.seconds - (one.rows[-1].seconds if one.rows else 0.0)
             one.rows.append(row)
             self.candidates[identity(one.planned)] = one
-        for unit, cost in price([one.planned for one in group]).items():
-            self.spent[unit] += cost * self._images(rung)
+        for unit, amount in price([one.planned for one in group]).items():
+            self.spent[unit] += amount * self._images(rung)
 
     def _tell(self, candidate: Candidate) -> None:
         """Tell Optuna what is known of a candidate, and once more when it is measured in full."""
