@@ -137,7 +137,9 @@ class Landscape:
                 fakes = FeatureSet.from_values(
                     detector=measure.name, values=values[:count], labels=labels[:count]
                 )
-                losses[count] = sign * measure.values([fakes])[self.setting.metric]
+                losses[count] = (
+                    sign * measure.measured(fakes, blockwise=False)[0][self.setting.metric]
+                )
             yield losses
 
     def loss(self, planned: Planned, count: int) -> float:
@@ -200,10 +202,6 @@ class Landscape:
                 SimpleNamespace(metrics={name: loss}, images=images, seconds=0.0) for loss in losses
             ]
 
-        def say(search: Search) -> None:
-            if any(search.losses(one)[0] <= self.enough for one in search.finalists):
-                raise StopIteration
-
         study = new_study("TPE", seed, 1)
         search = Search(
             study,
@@ -215,12 +213,10 @@ class Landscape:
             keep,
             self.plan,
             measure,
-            say,
         )
-        try:
-            search.run()
-        except StopIteration:
-            return search.spent["evaluations"]
+        for _ in search.rounds():
+            if any(search.losses(one)[0] <= self.enough for one in search.finalists):
+                return search.spent["evaluations"]
         return None
 
 

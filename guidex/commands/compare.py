@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from guidex.commands.words import split_words
+from guidex.config.compose import value_at
 from guidex.errors import UsageError
 from guidex.reports.differences import with_differences
 from guidex.reports.plots import write_plots
@@ -34,7 +35,7 @@ def compare(words: Sequence[str]) -> None:
     for name, own in runs.items():
         print(f"{name}: {'; '.join({row.provenance.get('command', ''): None for row in own})}")
         for row in own:
-            found = {"run": name, **{key: _value(row.config, key) for key in keys}, **row.values}
+            found = {"run": name, **{k: value_at(row.config, k, {}) for k in keys}, **row.values}
             values = {key: value for key, value in found.items() if not isinstance(value, dict)}
             config = {**row.config, "baseline": baseline}
             rows.append(replace(row, point=len(rows), values=values, config=config))
@@ -44,13 +45,6 @@ def compare(words: Sequence[str]) -> None:
         with run_folder(Path(str(out)).expanduser(), identity, overwrite=False) as held:
             files = [*write_tables(rows, held.path), *write_plots(rows, held.path)]
     print("", terminal_table(rows), *files, sep="\n")
-
-
-def _value(config: Any, key: str) -> Any:
-    """What a configuration has under a dotted key; a dict where that is no single value."""
-    for name in key.split("."):
-        config = config.get(name, {}) if isinstance(config, dict) else {}
-    return config
 
 
 def _check_alike(runs: Mapping[str, Sequence[Row]]) -> None:

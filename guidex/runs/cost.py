@@ -1,7 +1,6 @@
 """What points cost, and how fast runs last were on this machine: in speeds.json of guidex's cache
 folder, which may be deleted at any time."""
 
-import json
 import math
 import os
 import platform
@@ -14,8 +13,8 @@ import torch
 
 from guidex.config.instantiate import content_key
 from guidex.errors import GuidexError
-from guidex.files.atomic import atomic_write
 from guidex.files.cache import cache_dir
+from guidex.runs.folder import read_json, write_json
 from guidex.runs.points import Planned
 from guidex.sampling.trajectories import taken
 
@@ -77,17 +76,15 @@ def timed() -> Iterator[list[Sampled]]:
     keys = {_key(points[0]) for points, _ in groups.values()}
     gflops = sum(count * cost(points)[2] for points, count in groups.values())
     if len(keys) == 1 and gflops > 0:
-        text = json.dumps({**_speeds(), keys.pop(): gflops / seconds}, indent=1)
         with suppress(OSError, GuidexError):  # a cache that cannot be written spoils no run
             cache_dir().mkdir(parents=True, exist_ok=True)
-            atomic_write(cache_dir() / "speeds.json", lambda file: file.write(text.encode()))
+            speeds = {**_speeds(), keys.pop(): gflops / seconds}
+            write_json(cache_dir() / "speeds.json", speeds)
 
 
 def _speeds() -> dict[str, object]:
-    try:
-        return dict(json.loads((cache_dir() / "speeds.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
-        return {}
+    found = read_json(cache_dir() / "speeds.json")
+    return found if isinstance(found, dict) else {}
 
 
 def _key(planned: Planned) -> str:

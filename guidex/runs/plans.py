@@ -20,13 +20,12 @@ _COLUMNS = ("guided steps", "sigma", "native time", "weights", "evaluations", "G
 
 def print_plans(table: Table) -> None:
     """A line for each point: its values, plan, cost and networks; below, what all take together."""
-    entries = [entry for entry in table.entries if entry.planned is not None]
-    keys = dict.fromkeys(key for entry in entries for key in entry.values)
+    keys = dict.fromkeys(key for point in table.planned for key in point.values)
     columns = {
-        name: [entry.values.get(key, "") for entry in entries]
+        name: [point.values.get(key, "") for point in table.planned]
         for key, name in short_names(list(keys)).items()
     }
-    cells = zip(*(_cells(entry.planned) for entry in entries), strict=True)
+    cells = zip(*map(_cells, table.planned), strict=True)
     columns |= zip(_COLUMNS, cells, strict=True)
     aligned = [
         Column(name, list(map(Cell, texts)), name in ("evaluations", "GFLOP")).aligned()
@@ -37,7 +36,7 @@ def print_plans(table: Table) -> None:
     left = [entry for entry in table.entries if entry.planned is None]
     for entry in left[:1]:
         print(f"\n{len(left)} left out, such as {words_of(entry.values)}: {entry.missing}")
-    print("", *_totals([entry.planned for entry in entries]), sep="\n")
+    print("", *_totals(table.planned), sep="\n")
 
 
 def detectors(planned: Planned) -> Iterator[tuple[Part, Detector]]:
