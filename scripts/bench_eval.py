@@ -503,7 +503,7 @@ def torch_fidelity_features(device: str, real: str, fake: str) -> Callable[[], V
 
 def guidex_features(device: str, real: str, fake: str) -> Callable[[], Values]:
     reals, fakes = _features(device, real), _features(device, fake)
-    real, fake = (FeatureSet.from_values(detector="d", values=values) for values in (reals, fakes))
+    real, fake = (FeatureSet("d", values) for values in (reals, fakes))
     metric = PRDC(k=K, rule="<=")
     return lambda: {k.removesuffix("_d"): v for k, v in metric(real=real, fake=fake).items()}
 

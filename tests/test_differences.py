@@ -43,7 +43,7 @@ def test_intervals_hold_known_differences_of_distances_and_pairing_narrows_them(
     moments = GaussianStatistics.from_moments(
         count=9**9, mean=torch.zeros(dim), covariance=torch.eye(dim)
     )
-    real = FeatureSet("d", moments.count, None, None, moments)
+    real = FeatureSet("d", given_statistics=moments)
     truth = [dim * (shift**2 + (scale - 1) ** 2) for shift, scale in points]
     held, paired, alone, centres = [], [], [], []
     for seed in range(sets):

@@ -29,7 +29,7 @@ from guidex.models.edm2.folded import fold
 from guidex.models.edm2.load import compile_network
 from guidex.models.edm2.network import EDM2, Config
 from guidex.models.kernel import kernel
-from guidex.runs.writers import Arriving
+from guidex.runs.threads import Arriving
 from guidex.sampling.grids import Karras
 from guidex.sampling.solvers import Heun
 from guidex.sampling.trajectories import sample

@@ -168,7 +168,7 @@ def test_parts_and_metrics_of_a_protocol_can_be_left_out(
     words += ["protocol.sfid=null", "protocol.is=null", f"out={tmp_path / 'adm'}"]
     assert main(words) == 2
     told = capsys.readouterr().err
-    assert "protocol.fid: PRDC compares single images" in told
+    assert "protocol.fid: PRDC needs the images" in told
     assert "protocol.fid.ref=… gives it" in told and "protocol.fid.metrics.prdc=null" in told
     assert main([*words, "protocol.fid.metrics.prdc=null"]) == 0
     words = ["eval", str(fakes), f"ref={reals}", f"out={tmp_path / 'pixels'}"]
@@ -256,7 +256,7 @@ def test_by_default_what_is_possible_is_measured(sets, tmp_path: Path, capsys: S
     np.savez(tmp_path / "fakes.npz", images=np.ones((9, 2, 2, 3), np.uint8))
     words = ["eval", str(tmp_path / "fakes.npz"), f"ref={tmp_path / 'reals.npz'}"]
     assert main([*words, f"out={tmp_path / 'c'}"]) == 0
-    assert "needs classes of the samples" in capsys.readouterr().out
+    assert "KNNAccuracy compares classes, but the fake set" in capsys.readouterr().out
 
 
 def test_images_of_another_size_are_refused_at_once(

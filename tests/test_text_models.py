@@ -183,13 +183,13 @@ def test_other_perturbations(kind, mode, model, tmp_path):
 
 
 @pytest.mark.parametrize("failure", [None, RuntimeError, KeyboardInterrupt])
-def test_attention_is_put_back(model, failure, monkeypatch):
-    before = dict(model.network.attn_processors)
+def test_attention_is_put_back(model, failure):
+    layer = model.network.get_submodule(MIDDLE)
     x, text = torch.zeros(1, *model.shape), model.conditions.batch(torch.tensor([0]))
     seen = []
 
     def watch(module, given):
-        seen.append(model.network.get_submodule(MIDDLE).processor)
+        seen.append("forward" in vars(layer))
         if failure is not None:
             raise failure
 
@@ -203,9 +203,7 @@ def test_attention_is_put_back(model, failure, monkeypatch):
                 model.joint(x, [view])
     finally:
         handle.remove()
-    assert type(seen[0]).__name__ == "Perturbed"
-    after = model.network.attn_processors
-    assert after.keys() == before.keys() and all(after[k] is before[k] for k in before)
+    assert seen == [True] and "forward" not in vars(layer)
 
 
 def test_layers_are_named_and_checked(model):
@@ -356,7 +354,7 @@ def test_classes_that_a_folder_names_are_not_run(copy):
 def test_damage_is_told(copy):
     file = copy / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(GuidexError, match="cannot be read as UNet2DConditionModel"):
+    with pytest.raises(GuidexError, match="unet cannot be read"):
         text_to_image(str(copy), ["a"], dtype="float32").load("cpu")
 
 

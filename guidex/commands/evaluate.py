@@ -58,7 +58,7 @@ def evaluate(words: Sequence[str]) -> None:
     volatile = (*VOLATILE, "device", "cache")
     identity = {"command": "eval", **{k: v for k, v in config.items() if k not in volatile}}
     folder = output_folder(config["out"], "eval", Path(images).resolve().name, identity)
-    with run_folder(folder, identity, bool(config["overwrite"]), rank):
+    with run_folder(folder, identity, bool(config["overwrite"])):
         measured.make_features()
         began = time.perf_counter()
         fakes = samples.features([measure.detector for measure in measures], settings)

@@ -5,7 +5,7 @@ from functools import partial
 
 from guidex.config.instantiate import Models, instantiate
 from guidex.files.cache import cache_dir, cached, fetch
-from guidex.files.progress import download_bar, megabytes
+from guidex.files.progress import megabytes
 from guidex.models.decoders import Decoder
 from guidex.models.spec import load
 from guidex.runs.plans import detectors
@@ -36,7 +36,7 @@ def _needs(planned: Planned) -> Iterator[Need]:
     for model in (planned.model, *planned.guidance.networks):
         for place, sha256, *_ in getattr(model, "sources", ()):
             is_file = "://" in place or cached(place) is not None
-            get = partial(_file, place, sha256) if is_file else partial(load, model, "cpu")
+            get = partial(fetch, place, sha256=sha256) if is_file else partial(load, model, "cpu")
             yield "model", place, get
     config, space = planned.settings.decoder, planned.model.space
     config = config if "_target_" in config else config.get(space, {})
@@ -47,9 +47,4 @@ def _needs(planned: Planned) -> Iterator[Need]:
         if (weights := getattr(detector, "weights", None)) is not None:
             yield "detector", weights.source, lambda weights=weights: weights.sha256
         if "://" in str(part.ref):
-            yield "reference", part.ref, partial(_file, part.ref, None)
-
-
-def _file(place: str, sha256: str | None) -> None:
-    with download_bar(place.rpartition("/")[2]) as progress:
-        fetch(place, sha256=sha256, progress=progress)
+            yield "reference", part.ref, partial(fetch, part.ref)

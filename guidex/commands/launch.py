@@ -3,14 +3,14 @@
 import runpy
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 from guidex.config.compose import Config
 from guidex.config.instantiate import Models, instantiate
 from guidex.config.presets import own_folder
-from guidex.errors import GuidexError, UsageError
+from guidex.errors import UsageError
 from guidex.runs.ranks import this_rank
 from guidex.runs.settings import whole
 
@@ -23,13 +23,7 @@ class Job:
 
     def __call__(self) -> None:
         sys.argv = ["guidex", *self.words]
-        try:
-            runpy.run_module("guidex", run_name="__main__")
-        except SystemExit as end:
-            if end.code:
-                raise GuidexError(
-                    f"guidex {self.words[0]} ended with exit code {end.code}"
-                ) from end
+        runpy.run_module("guidex", run_name="__main__")  # exits, and so tells SLURM how it went
 
     def checkpoint(self) -> Any:
         """What submitit puts back into the queue."""
@@ -38,25 +32,30 @@ class Job:
         return submitit.helpers.DelayedSubmission(self)
 
 
-@dataclass(frozen=True)
-class Here:
-    """No jobs: this process runs the command."""
-
-    cluster: ClassVar[str | None] = None
-
-
 @dataclass(frozen=True, kw_only=True)
-class Local(Here):
-    """Processes on this machine, in the background.
+class Launcher:
+    """Where jobs run.
 
     Attributes:
+        cluster: "slurm"; "local": processes on this machine, in the background; None: no jobs, this
+            process runs the command. Only SLURM has the attributes from `partition` on.
         jobs: how many.
         minutes: after which each is ended.
+        partition, account, qos: those of sbatch, or None.
+        gpus, cpus, memory: for each job; memory in GB.
+        options: others of sbatch, by name.
     """
 
-    jobs: int
-    minutes: int
-    cluster: ClassVar[str | None] = "local"
+    cluster: Literal["local", "slurm"] | None = None
+    jobs: int = 1
+    minutes: int = 240
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    gpus: int = 1
+    cpus: int = 8
+    memory: int = 32
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for key in ("jobs", "minutes"):
@@ -64,32 +63,12 @@ class Local(Here):
 
     def parameters(self) -> dict[str, Any]:
         """What submitit is told."""
-        return {"timeout_min": self.minutes}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slurm(Local):
-    """Jobs of SLURM.
-
-    Attributes:
-        partition, account, qos: those of sbatch, or None.
-        gpus, cpus, memory: for each job; memory in GB.
-        options: others of sbatch, by name.
-    """
-
-    partition: str | None
-    account: str | None
-    qos: str | None
-    gpus: int
-    cpus: int
-    memory: int
-    options: dict[str, Any]
-    cluster: ClassVar[str | None] = "slurm"
-
-    def parameters(self) -> dict[str, Any]:
+        if self.cluster == "local":
+            return {"timeout_min": self.minutes}
         own = {f"slurm_{key}": getattr(self, key) for key in ("partition", "account", "qos")}
-        return super().parameters() | {
+        return {
             **{key: value for key, value in own.items() if value is not None},
+            "timeout_min": self.minutes,
             "gpus_per_node": self.gpus,
             "cpus_per_task": self.cpus,
             "mem_gb": self.memory,
@@ -104,7 +83,7 @@ def launch(words: Sequence[str], config: Config, folder: Path) -> bool:
     Raises:
         UsageError: submitit or SLURM is not here; overwrite=true.
     """
-    launcher = instantiate(config["launcher"], "launcher", Models(), Here)
+    launcher = instantiate(config["launcher"], "launcher", Models(), Launcher)
     if launcher.cluster is None:
         return False
     if config["overwrite"] or this_rank().count > 1:

@@ -6,10 +6,9 @@ from pathlib import Path
 from guidex.commands.evaluate import opened
 from guidex.config.compose import compose, path_first
 from guidex.errors import UsageError
-from guidex.features.detectors import detector_record
 from guidex.features.references import describe
 from guidex.features.statistics_files import write_statistics
-from guidex.runs.folder import require_space
+from guidex.files.atomic import require_space
 from guidex.runs.measure import make_detector
 from guidex.runs.ranks import this_rank
 
@@ -34,7 +33,6 @@ def make_reference(words: Sequence[str]) -> None:
     if not this_rank().first:
         return  # this process has done its share
     singles = features.count * features.dim * 4 if config["features"] else 0
-    require_space(dest.parent, features.dim**2 * 8 + singles)
-    about = samples.about | detector_record(detector)
-    write_statistics(dest, features, about, keep_features=config["features"])
-    print(f"{describe(about)}\n{dest}")
+    require_space(dest.parent, features.dim**2 * 8 + singles, "choose another dest=FILE")
+    write_statistics(dest, features, keep_features=config["features"])
+    print(f"{describe(features.about)}\n{dest}")

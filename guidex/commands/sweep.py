@@ -17,7 +17,7 @@ from guidex.commands.launch import launch
 from guidex.config.instantiate import Models, instantiate
 from guidex.config.presets import nearest
 from guidex.errors import GuidexError, UsageError
-from guidex.features.detectors import detect_all, detector_record
+from guidex.features.detectors import detector_record, run_detectors
 from guidex.features.features import FeatureSet
 from guidex.features.samples import PassSettings
 from guidex.files.progress import Progress, megabytes
@@ -31,13 +31,13 @@ from guidex.runs.engine import Cohort, Task, grouped, run
 from guidex.runs.folder import read_json, require_same_inputs, run_folder, write_json
 from guidex.runs.measure import Measure, Measures, settings_of, warn
 from guidex.runs.outputs import Features, Labels
-from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.plans import print_plans
 from guidex.runs.points import load
 from guidex.runs.points_table import DEFAULT_EXPERIMENT, Entry, Table, plan_table, typed
 from guidex.runs.provenance import digest, made_by, merged, output_folder, provenance
-from guidex.runs.ranks import Rank, this_rank
+from guidex.runs.ranks import this_rank
 from guidex.runs.settings import VOLATILE
+from guidex.runs.threads import Tick, in_parallel
 from guidex.runs.trackers import Tracker, track
 
 SHOWN = (".csv", ".jsonl", ".md", ".tex", ".png", ".pdf", ".svg", ".html")  # of what a sweep writes
@@ -99,12 +99,10 @@ def fill(
     Returns:
         A row for each entry of the table; None where another process finishes.
     """
-    rank, token = this_rank(), digest([made, table.identity], 16)
-    chosen = table.base.config.get("tracker")
+    token, chosen = digest([made, table.identity], 16), table.base.config.get("tracker")
     tracker = chosen and instantiate(chosen, "tracker", Models(), Tracker)
-    identity = {"command": "sweep"}
-    with run_folder(folder, identity, overwrite, rank, table.identity, shared=True) as held:
-        tasks = _prepare(table, rank)
+    with run_folder(folder, {"command": "sweep"}, overwrite, table.identity, shared=True) as held:
+        tasks = _prepare(table)
         for task in tasks:
             inputs = [pair for one in (task.point, *task.measures) for pair in one.inputs]
             require_same_inputs(folder / "points" / task.name, inputs)
@@ -116,7 +114,7 @@ def fill(
             return _finish(table, cohorts, made, figures, None)
         about = {"command": "sweep", "made": made, "chosen": table.are_metrics_chosen}
         ask(held, table.entries, tasks, **about)
-        with run(cohorts, rank, folder / "table.csv") as state:
+        with run(cohorts, folder / "table.csv") as state:
             shown = read_json(folder / _SHOWN) or {}
             if state == "missing" or (state == "written" and shown.get("token") == token):
                 return None
@@ -179,10 +177,10 @@ def _leave_out_measured(cohorts: Sequence[Cohort]) -> set[Path]:
     return records
 
 
-def _prepare(table: Table, rank: Rank) -> list[Task]:
+def _prepare(table: Table) -> list[Task]:
     """Load models and references; whatever is wrong with them shows here."""
     decoders: dict[str, Models] = {}  # by device
-    measures = Measures(PassSettings(rank=rank.index, ranks=rank.count))
+    measures = Measures(PassSettings(rank=this_rank().index, ranks=this_rank().count))
     tasks = []
     for index, entry in enumerate(table.entries):
         if entry.planned is None:
@@ -199,18 +197,17 @@ def _prepare(table: Table, rank: Rank) -> list[Task]:
             points=point.kind.image_shape is None,
         )
         shown = point.planned.seeds[: point.planned.settings.gallery]
-        dims = {one.detector: one.dim for one in found if one.metrics}
-        features = [Features(detector, 4 * dim) for detector, dim in dims.items()]
+        features = map(Features, dict.fromkeys(one.detector for one in found if one.metrics))
         tasks.append(Task(index, point, [Labels(), *point.kind.view(shown), *features], found))
     columns = {name for task in tasks for one in task.measures for name in one.columns}
     if (sort := table.base.config["sort"]) is not None and sort not in columns:
         raise UsageError(f"sort={sort}: the table has no such column{nearest(sort, columns)}")
-    _check(tasks, rank)
+    _check(tasks)
     measures.make_features()
     return tasks
 
 
-def _check(tasks: Sequence[Task], rank: Rank) -> None:
+def _check(tasks: Sequence[Task]) -> None:
     """Send a blank sample of each kind through all that will take samples; say what to doubt."""
     doubts, checked = list[str](), set[Hashable]()
     for task in tasks:
@@ -227,8 +224,8 @@ def _check(tasks: Sequence[Task], rank: Rank) -> None:
             samples = point.kind.decode(torch.zeros(1, *point.model.shape, device=device))
             for one in measures:
                 one.check_samples(samples)
-            detect_all([one.detector for one in measures], samples, None)  # networks, too
-    if rank.first:
+            run_detectors([one.detector for one in measures], samples)  # networks, too
+    if this_rank().first:
         warn(doubts)
 
 
@@ -327,4 +324,4 @@ def _path(cohort: Cohort, task: Task, one: Measure, name: str) -> Path:
 def _features(cohort: Cohort, task: Task, one: Measure) -> FeatureSet:
     name = Features(one.detector).name
     kept = {k: torch.from_numpy(v) for k, v in cohort.gathered(task, "labels", name).items()}
-    return FeatureSet.from_values(detector=one.name, values=kept[name], labels=kept.get("labels"))
+    return FeatureSet(one.name, kept[name], kept.get("labels"))

@@ -6,6 +6,8 @@ bicubic filter (which antialiases) on 8-bit pixels. The network is timm's, with 
 x sigmoid(1.702 x) that OpenAI trained it with. The text encoder in the file is left aside.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,7 +44,7 @@ def clip(
         package="timm",
         weights=Weights("CLIP ViT-L/14@336px", weights, URL, SHA256),
         build=CLIP,
-        prepare=crop_and_resize,
+        prepare=partial(middle_square, side=SIDE),
         precision=precision,
         compile=compile,
     )
@@ -64,11 +66,6 @@ class CLIP(TimmNetwork):
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings [B, D], float32, of length 1, of images uint8 [B, 3, 336, 336]."""
         return F.normalize(super().forward(images), dim=1)
-
-
-def crop_and_resize(images: Tensor) -> Tensor:
-    """Images uint8 [B, 3, H, W] to [B, 3, 336, 336], uint8: their middle squares, resized."""
-    return middle_square(images, SIDE)
 
 
 def middle_square(images: Tensor, side: int) -> Tensor:

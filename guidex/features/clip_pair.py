@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from guidex.errors import GuidexError, UsageError
+from guidex.errors import UsageError
 from guidex.features.clip import middle_square
 from guidex.features.networks import NetworkDetector, Precision, full_float32
 from guidex.features.weights import Weights
-from guidex.files.cache import offline
+from guidex.models.pretrained import library, local_first
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 FILES = ["*.json", "model.safetensors", "merges.txt"]
@@ -76,7 +76,9 @@ def embed_texts(weights: str, texts: tuple[str, ...], device: torch.device) -> T
     """Embeddings of texts, float32 [N, D] on a device; what is beyond CLIP's 77 tokens is cut."""
     folder = folder_of(weights)
     model = _read(folder).eval().to(device)
-    tokenizer = _transformers().CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    tokenizer = library("transformers").CLIPTokenizer.from_pretrained(
+        str(folder), local_files_only=True
+    )
     length, parts = model.config.text_config.max_position_embeddings, []
     with full_float32():
         for first in range(0, len(texts), 256):
@@ -97,39 +99,19 @@ def folder_of(weights: str) -> Path:
     """Where it lies on this machine, downloaded if need be. Raises UsageError."""
     if (folder := Path(weights).expanduser()).is_dir():
         return folder
-    _transformers()
+    library("transformers")
     from huggingface_hub import snapshot_download
 
-    for local_only in (True,) if offline() else (True, False):
-        try:
-            return Path(
-                snapshot_download(weights, allow_patterns=FILES, local_files_only=local_only)
-            )
-        except Exception as error:  # a client's own, of many kinds
-            failure = " ".join(str(error).split())
-    raise UsageError(
-        f"there is no CLIP at {weights} ({failure:.200}). Download it from "
-        f"https://huggingface.co/{weights} on a machine that can, and give the folder"
+    download = functools.partial(snapshot_download, weights, allow_patterns=FILES)
+    advice = (
+        f"Download it from https://huggingface.co/{weights} on a machine that can, and give the "
+        "folder"
     )
+    return Path(local_first(lambda local: download(local_files_only=local), weights, advice))
 
 
 def _read(folder: Path) -> Any:
     """The model, on the CPU; from safetensors alone."""
-    try:
-        return _transformers().CLIPModel.from_pretrained(
-            str(folder), use_safetensors=True, local_files_only=True
-        )
-    except Exception as error:  # damaged or foreign: transformers has many kinds
-        raise GuidexError(f"{folder} cannot be read as a CLIP: {str(error):.200}") from error
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise UsageError(
-            f"CLIP scores need transformers ({error}); install it in the clone of guidex: "
-            "pip install '.[diffusers]'"
-        ) from error
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
+    read = library("transformers").CLIPModel.from_pretrained
+    options = {"use_safetensors": True, "local_files_only": True}
+    return local_first(lambda _: read(str(folder), **options), folder)

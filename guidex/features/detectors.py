@@ -7,7 +7,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from guidex.data.pixels import to_float
+from guidex.data.codec import to_float
 from guidex.errors import UsageError
 from guidex.features.features import FeatureSet
 
@@ -102,33 +102,19 @@ def run_detectors(detectors: Sequence[Detector], samples: Tensor) -> dict[Detect
     return features
 
 
-def detect_all(
-    detectors: Sequence[Detector], samples: Tensor, labels: Tensor | None, batch: int = 1024
-) -> list[FeatureSet]:
-    """All samples through different detectors, `batch` at a time; the results are on the CPU."""
-    outputs = [run_detectors(detectors, part) for part in samples.split(batch)]
-    return [
-        FeatureSet.from_values(
-            detector=detector.name,
-            values=torch.cat([output[detector].cpu() for output in outputs]),
-            labels=labels,
-        )
-        for detector in detectors
-    ]
-
-
 def detect(
-    detector: Detector, samples: Tensor, labels: Tensor | None, batch: int = 1024
+    detector: Detector, samples: Tensor, labels: Tensor | None = None, batch: int = 1024
 ) -> FeatureSet:
-    """The same through one detector."""
-    return detect_all([detector], samples, labels, batch)[0]
+    """All samples through a detector, `batch` at a time; the result is on the CPU."""
+    values = torch.cat([detector(part).cpu() for part in samples.split(batch)])
+    return FeatureSet(detector.name, values, labels)
 
 
-def output_of(detector: Detector, sample: Tensor) -> tuple[str, int]:
-    """Name of the detector and number of features D for samples like one, [1, ...]; no network is
-    run to tell. Raises UsageError where the detector does not take them."""
+def features_of(detector: Detector, sample: Tensor) -> int:
+    """Number of features D of samples like one, [1, ...]; no network is run to tell. Raises
+    UsageError where the detector does not take them."""
     dim = detector.identity.dim if sample.dtype == torch.uint8 else None
-    return detector.name, detector(sample).shape[1] if dim is None else dim
+    return detector(sample).shape[1] if dim is None else dim
 
 
 def detector_record(detector: Detector) -> dict[str, object]:

@@ -52,20 +52,18 @@ class FeatureStore:
         self._path, self._there = path, set()
         self._size = 4 * count * dim
         size = self._size + SUM * len(blocks_of(count))
-        if path is not None:
-            try:
+        content = torch.zeros(size, dtype=torch.uint8)
+        try:
+            if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with open(path, "ab") as file:  # another process may make it at the same time
                     file.truncate(size)  # with zeros where there is nothing yet
                 os.utime(path)
                 _drop_old(path)
-            except OSError as error:
-                self._give_up(error)
-        if path is not None and path.is_file() and path.stat().st_size == size:
-            # What is written into the mapping stays in memory.
-            content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-        else:
-            content = torch.zeros(size, dtype=torch.uint8)
+                # What is written into the mapping stays in memory.
+                content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+        except OSError as error:
+            self._give_up(error)
         self.values = content[: self._size].view(torch.float32).view(count, dim)
         self._sums = content[self._size :].view(-1, SUM)
 
@@ -95,10 +93,10 @@ class FeatureStore:
         kept = self._sums[block.start // BLOCK].numpy().tobytes()
         if kept == bytes(SUM):
             return False
-        same = kept == _checksum(self.values[block.start : block.stop])
-        if not same:
+        is_same = kept == _checksum(self.values[block.start : block.stop])
+        if not is_same:
             log.warning("%s is damaged; making a part of it again.", self._path)
-        return same
+        return is_same
 
     def _give_up(self, error: OSError) -> None:
         log.warning("Features are not kept for the next time: %s", error)

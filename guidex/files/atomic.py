@@ -57,3 +57,14 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
                 "start the same command again: finished work is kept and the run resumes after it."
             )
         raise GuidexError(f"cannot write {path}: {reason}") from error
+
+
+def require_space(folder: Path, needed: int, advice: str) -> None:
+    """Raise GuidexError, with advice, where the disk has less space left than needed, bytes."""
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise GuidexError(
+            f"not enough disk space for {folder}: about {needed / 2**20:.1f} MiB needed, "
+            f"{free / 2**20:.1f} MiB free. Free some, or {advice}."
+        )

@@ -1,6 +1,5 @@
 """What the charts of a table show: which points make a curve, in which panel, each metric against
-the guidance weight, precision against recall, and quality against cost. plots.py draws them for
-papers, svg.py for the report."""
+the guidance weight, precision against recall, and quality against cost."""
 
 import itertools
 import math
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
 
 from guidex.reports.labels import (
     axis_label,
@@ -46,14 +46,28 @@ class Spot(NamedTuple):
     high: float = math.nan
 
 
+class Square(NamedTuple):
+    """A point of a map: its column and line, what is read out of it, and its value, also as text;
+    NaN and "" for none."""
+
+    x: int
+    y: int
+    row: Row
+    text: str
+    value: float
+    words: str
+    is_best: bool
+
+
 class Trace(NamedTuple):
     """Spots of one label. The kind is line or path (neighbours are joined, with their band or
-    without), dots, level (lines across, whatever x is), published (open marks) or front (a stair).
+    without), dots, level (lines across, whatever x is), published (open marks), front (a stair) or
+    map (squares).
     """
 
     kind: str
     label: str
-    spots: Sequence[Spot]
+    spots: Sequence[Spot] | Sequence[Square]
 
 
 class Chart(NamedTuple):
@@ -65,6 +79,33 @@ class Chart(NamedTuple):
     traces: list[Trace]
     is_log: bool = False
     are_shares: tuple[bool, bool] = (False, False)
+    remarks: Sequence[str] = ()
+
+    @property
+    def subject(self) -> tuple[str, str]:
+        """What is shown, over what."""
+        return self.y, f"against {self.x}"
+
+
+class Map(NamedTuple):
+    """A metric over two labelled axes with names of columns and lines, one of several panels."""
+
+    x: str
+    y: str
+    panel: str
+    metric: str
+    squares: list[Square]
+    ticks: tuple[list[str], list[str]]
+    colours: ScalarMappable
+    remarks: Sequence[str]
+
+    @property
+    def traces(self) -> list[Trace]:
+        return [Trace("map", "", self.squares)]
+
+    @property
+    def subject(self) -> tuple[str, str]:
+        return self.metric, f"over {self.x} and {self.y}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,8 +238,16 @@ def curves(rows: Sequence[Row]) -> list[Chart]:
         is_log = metric.column.is_chief and max(values) > 8 * min(values) > 0
         shares = (False, metric.column.is_share)
         axis = axis_label(keys[0], rows)
-        charts.append(Chart(axis, metric_label(metric), panel, _seen(traces), is_log, shares))
+        seen = _seen(traces)
+        sources = {ends.source for row in rows if (ends := spread(row, metric.name)) is not None}
+        remarks = [text for source, text in _BANDS.items() if source in sources]
+        published = ["open marks: published"] if any(t.kind == "published" for t in seen) else []
+        about = (is_log, shares, [*remarks, *published])
+        charts.append(Chart(axis, metric_label(metric), panel, seen, *about))
     return charts
+
+
+_BANDS = {"repeats": "median, band: min–max", "confidence": "band: confidence interval"}
 
 
 def precision_recall(rows: Sequence[Row]) -> list[Chart]:
@@ -239,7 +288,7 @@ def costs(rows: Sequence[Row]) -> list[Chart]:
                 for s, label in members.items()
                 for kind in ("dots", "published")
             ]
-            traces = [_front(metric, traces), *_seen(traces)]
+            traces = _seen([_front(metric, traces), *traces])
             charts.append(Chart(name, metric_label(metric), "", traces))
     return charts
 

@@ -25,7 +25,7 @@ from guidex.errors import GuidexError, UsageError
 from guidex.files.atomic import atomic_write
 from guidex.files.cache import file_sha256
 from guidex.runs.provenance import versions
-from guidex.runs.ranks import ALONE, Rank
+from guidex.runs.ranks import this_rank
 
 _MARK, _INPUTS = "run.json", "inputs.json"
 _LOCK, _WORKER, _TEMPORARY = ".lock", ".worker-", ".guidex-"
@@ -58,14 +58,12 @@ class RunFolder:
 
     Attributes:
         run: drawn at random when the run was begun; another run in the same place has another.
-        lock: the file that this process has locked.
-        stamps: which files mark and lock the folder.
+        lock: the file that this process has locked; nobody else has one of its name.
     """
 
     path: Path
     run: str
     lock: Path
-    stamps: tuple[int, ...]
 
     def check(self) -> None:
         """Refuse to write into what is no longer this process's folder.
@@ -73,7 +71,7 @@ class RunFolder:
         Raises:
             GuidexError: it was moved, deleted, or taken over by another run.
         """
-        if _stamps(self.path, self.lock) != self.stamps:
+        if not self.lock.exists():
             raise GuidexError(
                 f"{self.path} is no longer the folder that this run was begun in: it was moved, "
                 "deleted or begun anew; give the command again to go on where its results are"
@@ -151,7 +149,7 @@ def opened(folder: Path) -> RunFolder:
     mark = _mark(folder)
     if mark is None:
         raise UsageError(f"{folder} holds no run of this guidex; give the folder of one")
-    return RunFolder(folder, mark["run"], folder / _LOCK, ())
+    return RunFolder(folder, mark["run"], folder / _LOCK)
 
 
 @contextmanager
@@ -159,7 +157,6 @@ def run_folder(
     folder: Path,
     identity: Mapping[str, Any],
     overwrite: bool,
-    rank: Rank = ALONE,
     reads: Any = None,
     shared: bool = False,
 ) -> Iterator[RunFolder]:
@@ -176,7 +173,7 @@ def run_folder(
             else, or holds what the command is to read.
         GuidexError: another process is working in it, or it cannot be written.
     """
-    identity = json.loads(json.dumps(identity, default=str))
+    identity, rank = json.loads(json.dumps(identity, default=str)), this_rank()
     _check_place(folder, identity if reads is None else reads)
     if overwrite and rank.count > 1:
         raise UsageError("overwrite=true is for one process; delete the folder before torchrun")
@@ -209,7 +206,7 @@ def run_folder(
         if rank.first:
             _tell_versions(folder, mark["versions"])
         try:
-            yield RunFolder(folder, mark["run"], lock, _stamps(folder, lock))
+            yield RunFolder(folder, mark["run"], lock)
         except BaseException as error:
             if worker.exists():  # and with it the folder
                 write_json(worker, about | {"error": str(error) or type(error).__name__})
@@ -238,17 +235,6 @@ def require_same_inputs(folder: Path, inputs: Iterable[tuple[str, str | None]]) 
     if known != now:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / _INPUTS, before | now)
-
-
-def require_space(folder: Path, needed: int) -> None:
-    """Raise GuidexError where the disk has less space left than needed, bytes."""
-    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise GuidexError(
-            f"not enough disk space for {folder}: about {needed / 2**20:.0f} MiB needed, "
-            f"{free / 2**20:.0f} MiB free; free some, or choose another out=FOLDER"
-        )
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
@@ -338,15 +324,6 @@ def _is_empty(folder: Path) -> bool:
     """Whether a run failed before its first result: it keeps its folder from no other."""
     ours = (_MARK, _INPUTS, "asked.json", *_OWN)
     return not any(item.is_file() and not item.name.startswith(ours) for item in folder.rglob("*"))
-
-
-def _stamps(folder: Path, lock: Path) -> tuple[int, ...]:
-    """Which files mark and lock a folder; the number of a deleted one may be another's later."""
-    try:
-        mark = (folder / _MARK).stat()
-        return mark.st_ino, mark.st_mtime_ns, lock.stat().st_ino
-    except OSError:
-        return ()
 
 
 def _is_locked(lock: Path) -> bool:

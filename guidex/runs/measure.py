@@ -16,9 +16,9 @@ from guidex.config.compose import Config, compose
 from guidex.config.instantiate import Models, content_key, instantiate
 from guidex.config.presets import nearest, options
 from guidex.errors import UsageError
-from guidex.features.detectors import Detector, detector_record, output_of, resolved
+from guidex.features.detectors import Detector, detector_record, features_of, resolved
 from guidex.features.doubts import doubts_of_sides
-from guidex.features.features import FeatureSet, SetDescription, check_comparable
+from guidex.features.features import FeatureSet, check_comparable
 from guidex.features.references import (
     Reference,
     describe,
@@ -106,7 +106,7 @@ def parts_of(config: Config) -> list[Part]:
     return parts
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measure:
     """One detector and what is computed from its features.
 
@@ -122,7 +122,7 @@ class Measure:
     detector: Detector
     metrics: dict[str, Metric]
     reference: Reference | None = None
-    real: SetDescription | None = None
+    real: FeatureSet | None = None
     fakes: int | None = None
 
     @property
@@ -175,15 +175,9 @@ class Measure:
     def check_samples(self, sample: Tensor) -> None:
         """Refuse samples that will not compare with the reference, by one of the same shape; no
         network is run."""
-        fake = SetDescription(*output_of(self.detector, sample))
+        fake = FeatureSet.expected(self.name, 1, features_of(self.detector, sample), False)
         if self.real is not None:
             check_comparable(real=self.real, fake=fake)
-
-    def reals(self, metric: Metric) -> int | None:
-        """Number of reals that a metric is given; None where that is not recorded or needed."""
-        if not metric.needs_reference:
-            return None
-        return self.real.count if metric.needs_values else self.about_real["count"]
 
     def measured(
         self, fakes: FeatureSet, repeats: int = 1, blockwise: bool = True
@@ -197,13 +191,12 @@ class Measure:
         """
         results: list[dict[str, float]] = []
         pseudovalues: dict[str, list[float]] = {}
-        real = None if self.real is None else self.real.features
         size = fakes.count // repeats
         for first in range(0, size * repeats, size):
             fake = fakes.rows(slice(first, first + size)).at_most(self.fakes).to(self.part.device)
             results.append({})
             for metric in self.metrics.values():
-                numbers, blocks = metric.measured(real=real, fake=fake, blockwise=blockwise)
+                numbers, blocks = metric.measured(real=self.real, fake=fake, blockwise=blockwise)
                 results[-1] |= numbers
                 for name, each in blocks.items():
                     pseudovalues.setdefault(name, []).extend(each)
@@ -230,8 +223,11 @@ class Measure:
         record = detector_record(self.detector)
         doubts = []
         for metric in self.metrics.values():
+            reals = self.about_real.get("count")
+            if metric.needs_reference and metric.needs_values:
+                reals = self.real.count
             doubts += metric.doubts(
-                real=self.reals(metric),
+                real=reals,
                 fake=self.fakes or about_fake["count"],
                 dim=self.dim,
                 network=len(record) > 0,
@@ -298,11 +294,10 @@ class Measures:
             UsageError: no such reference, one that lacks what a metric needs, or too few images.
             GuidexError: a damaged file.
         """
-        # References come last: to open one may take a download.
-        measures = [
-            self._possible(self._compared(measure, model, name), count, chosen, labelled)
-            for measure in self.detected(config, points)
-        ]
+        measures = self.detected(config, points)
+        for measure in measures:  # references come last: to open one may take a download
+            self._compare(measure, model, name)
+            self._leave_out(measure, count, chosen, labelled)
         self._measures += measures
         return measures
 
@@ -332,9 +327,10 @@ class Measures:
                 for detector, measures in detectors.items()
             ]
             sets = reference.features(asked, self._settings)
-            for (measure, *_), features in zip(detectors.values(), sets, strict=True):
-                # Metrics are computed on the device.
-                measure.real.features = features.to(measure.part.device)
+            for measures, features in zip(detectors.values(), sets, strict=True):
+                real = features.to(measures[0].part.device)  # where metrics are computed
+                for measure in measures:
+                    measure.real = real
 
     def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What is made under a key, at its first use."""
@@ -347,31 +343,26 @@ class Measures:
         if self._settings.rank == 0:
             self._once(notice, partial(print, notice))
 
-    def _compared(self, measure: Measure, model: Denoiser | None, name: str) -> Measure:
-        """With its reference, and what that is to the detector."""
+    def _compare(self, measure: Measure, model: Denoiser | None, name: str) -> None:
+        """Set its reference, and what that is to the detector."""
         if not measure.needs_reference:
-            return measure
+            return
         part, detector = measure.part, measure.detector
         key = content_key([part.reading, part.device, part.model if part.ref == "auto" else None])
-        reference = self._once(key, lambda: reference_of(part, model, name))
-        real = self._once((reference, detector), lambda: reference.description(detector))
+        measure.reference = reference = self._once(key, lambda: reference_of(part, model, name))
+        measure.real = self._once((reference, detector), lambda: reference.expected(detector))
         if part.ref != "auto":
-            self._tell(f"real: {describe(real.about)}")
-        return dataclasses.replace(measure, reference=reference, real=real)
+            self._tell(f"real: {describe(measure.about_real)}")
 
-    def _possible(self, measure: Measure, count: int, chosen: bool, labelled: bool) -> Measure:
-        """With the metrics that the reference and the samples have all for."""
-        possible, part = {}, measure.part
-        most = part.fakes if part.fakes is not None and part.fakes < count else None
-        for name, metric in measure.metrics.items():
+    def _leave_out(self, measure: Measure, count: int, chosen: bool, labelled: bool) -> None:
+        """Leave out metrics that the reference or the samples lack something for."""
+        part = measure.part
+        measure.fakes = part.fakes if part.fakes is not None and part.fakes < count else None
+        dim = measure.dim or 1  # not known yet of pixels that are compared with nothing
+        fake = FeatureSet.expected(measure.name, measure.fakes or count, dim, labelled)
+        for name, metric in list(measure.metrics.items()):
             try:
-                if metric.needs_reference:
-                    metric.check_reference(measure.real)
-                if metric.needs_labels and not labelled:
-                    raise UsageError(f"{type(metric).__name__} needs classes of the samples.")
-                reals = measure.reals(metric)
-                metric.check_counts(real=reals, fake=most or count, dim=measure.dim)
-                possible[name] = metric
+                metric.check(real=measure.real, fake=fake)
             except UsageError as error:
                 if part.name:
                     raise UsageError(
@@ -381,7 +372,7 @@ class Measures:
                 if chosen:
                     raise
                 self._tell(f"{name} is left out: {error}")
-        return dataclasses.replace(measure, metrics=possible, fakes=most)
+                del measure.metrics[name]
 
 
 def reference_of(part: Part, model: Denoiser | None, name: str) -> Reference:

@@ -1,11 +1,10 @@
 """Several processes on one run (torchrun); they never talk."""
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Rank:
+class Rank(NamedTuple):
     """This process among those that were started together.
 
     Attributes:
@@ -21,9 +20,6 @@ class Rank:
     def first(self) -> bool:
         """Whether this is the process that speaks for all."""
         return self.index == 0
-
-
-ALONE = Rank(index=0, count=1, local=0)
 
 
 def this_rank() -> Rank:

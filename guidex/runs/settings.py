@@ -107,9 +107,8 @@ class Settings:
     @classmethod
     def anywhere(cls, config: Config) -> Self:
         """Those of a run on another machine, whose device may be missing here."""
-        device = resolve_device("auto") if config["device"] != "cpu" else "cpu"
-        if device.partition(":")[0] != config["device"]:
-            device = "cpu"
+        is_here = config["device"] == "cuda" and torch.cuda.is_available()
+        device = "cuda" if is_here else "cpu"
         return replace(cls.of({**config, "device": device}), config=config)
 
     @property

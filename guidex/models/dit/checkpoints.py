@@ -1,6 +1,6 @@
 """Weights of transformers from the files that they are published in.
 
-Files of torch.save (`.pt`, of guidex.files.torch_files) and `.safetensors`, in the names of the
+Files of torch.save (`.pt`, of guidex.files.pickles) and `.safetensors`, in the names of the
 published code or in those of diffusers' DiTTransformer2DModel.
 """
 
@@ -8,15 +8,13 @@ import json
 import re
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from guidex.errors import GuidexError, printable
-from guidex.files.pickles import open_file
-from guidex.files.torch_files import read_weights
+from guidex.files.pickles import read_weights
 from guidex.models.dit.network import Network, Shape, positions
+from guidex.models.pretrained import safetensors_file
 
 IGNORED = ("projectors.", "bn.", "feat_rope.")
 """What networks do not compute with: REPA's projectors, latents' statistics, tables of angles."""
@@ -50,11 +48,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     """
     path = weights_file(path)
     if path.suffix == ".safetensors":
-        open_file(path).close()
-        try:
-            state = safetensors.torch.load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise GuidexError(f"{path}: not a readable safetensors file ({error}).") from error
+        with safetensors_file(path) as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}
     else:
         state = read_weights(path)
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}

@@ -5,16 +5,13 @@ CPUs compute float16 several times slower than float32: use float32 there.
 """
 
 from functools import partial
-from pathlib import Path, PurePosixPath
 from typing import Literal
-from urllib.parse import urlsplit
 
 import torch
 
 from guidex.errors import GuidexError, UsageError
 from guidex.files.cache import fetch, file_sha256
 from guidex.files.pickles import printable
-from guidex.files.progress import download_bar
 from guidex.models.edm2.checkpoints import Checkpoint, read_checkpoint, read_config
 from guidex.models.edm2.folded import fold
 from guidex.models.edm2.network import EDM2, Config
@@ -93,8 +90,8 @@ def load_network(
     """The EDM2 network of a checkpoint, in its inference form. Nothing that the file holds is run.
 
     Arguments:
-        checkpoint: path, file:// URL or https:// URL (downloaded into the cache once) of an EDM2
-            snapshot (.pkl) or of what `guidex convert` made of one (.safetensors beside .json).
+        checkpoint: path or https:// URL (downloaded into the cache once) of an EDM2
+            snapshot (.pkl) or of what `guidex convert` made of one (.safetensors).
         sha256: that the file must have, or None.
         dtype: in which the U-Net computes.
         compile: use torch.compile, which takes its time once for every size of batch that occurs.
@@ -103,7 +100,7 @@ def load_network(
         UsageError: no such file, or not of these kinds.
         GuidexError: not to be downloaded, damaged, refused, or no EDM2 network.
     """
-    path = obtain(checkpoint, sha256)
+    path = fetch(checkpoint, sha256=sha256)
     read = read_checkpoint(path)
     model = fold(network_of(read, str(path), getattr(torch, dtype)))
     origin = {"path": checkpoint, **read.metadata}
@@ -125,19 +122,6 @@ def compile_network(model: EDM2) -> None:
     torch._dynamo.config.recompile_limit = 64
     model.unet.compile(dynamic=False)
     model.compiled = True
-
-
-def obtain(checkpoint: str, sha256: str | None = None) -> Path:
-    """The file of a checkpoint on this machine, downloaded if need be, with progress."""
-    parts = urlsplit(checkpoint)
-    name = PurePosixPath(parts.path).name
-    if parts.scheme in ("http", "https") and name.endswith(".safetensors"):
-        raise UsageError(
-            f"{checkpoint}: a converted checkpoint is two files, {name} and its .json, and is not "
-            "downloaded; get both and give the path, or give the URL of the original .pkl"
-        )
-    with download_bar(name) as progress:
-        return fetch(checkpoint, sha256=sha256, progress=progress)
 
 
 def network_of(checkpoint: Checkpoint, where: str, dtype: torch.dtype) -> EDM2:
