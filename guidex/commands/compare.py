@@ -54,13 +54,12 @@ def _check_alike(runs: Mapping[str, Sequence[Row]]) -> None:
         for record in (_protocol(row) for row in rows if row.is_measured):
             for key, value in {**dict.fromkeys(_PROTOCOL, "none"), **record}.items():
                 found.setdefault(key, {}).setdefault(str(value), {})[name] = None
-    lines = []
+    lines = ["these runs do not compare, since they differ in"]
     for key, values in found.items():
-        if len(values) > 1:
-            each = (f"{value:.60} in {', '.join(names)}" for value, names in values.items())
-            lines.append(f"  {key}: {'; '.join(each)}")
-    if lines:
-        raise UsageError("\n".join(["these runs do not compare, since they differ in", *lines]))
+        each = (f"{value:.60} in {', '.join(names)}" for value, names in values.items())
+        lines += [f"  {key}: {'; '.join(each)}"] if len(values) > 1 else []
+    if len(lines) > 1:
+        raise UsageError("\n".join(lines))
 
 
 def _protocol(row: Row) -> dict[str, Any]:

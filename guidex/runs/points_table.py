@@ -29,11 +29,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Table:
-    """All points of a sweep, one per row, and the configuration that they have in common.
-
-    Attributes:
-        are_metrics_chosen: whether somebody chose the metrics, and so wants all of them.
-    """
+    """All points of a sweep, one per row, the configuration that they have in common, and whether
+    somebody chose the metrics, and so wants all of them."""
 
     base: Composed
     entries: list[Entry]
