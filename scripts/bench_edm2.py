@@ -374,7 +374,7 @@ class Bench:
             timers.watch("main network", point.model)
             for guide in guides:
                 timers.watch("guide network", guide)
-            timers.watch("decoder", point.decoder)
+            timers.watch("decoder", point.kind.decoder)
             timers.replace("copy to memory", f"{outputs}.Arriving", arrive)
             timers.replace("handing to writers", f"{writers}.submit", Writers.submit)
             timers.replace("last writers", f"{writers}.__exit__", Writers.__exit__)

@@ -34,7 +34,7 @@ from guidex.metrics.inception_score import InceptionScore
 from guidex.metrics.kid import KID
 from guidex.metrics.metric import Metric
 from guidex.metrics.prdc import PRDC
-from guidex.runs.measure import Detectors, Measures, parts_of
+from guidex.runs.measure import Measures, make_detector, parts_of, reference_of
 
 DIM = 6
 HOW = PassSettings(batch=8, cache=False)
@@ -355,8 +355,8 @@ def test_own_files_of_other_weights_or_resizes_are_refused(tmp_path: Path) -> No
 
 def test_the_automatic_detector_is_that_of_the_samples(tmp_path: Path) -> None:
     images = folder_of(tmp_path / "images", pixels(20, size=2))
-    detector = Detectors().get(config_with("detector=auto"))
-    assert type(Detectors().get(config_with("detector=auto"), points=True)) is Coordinates
+    detector = make_detector(config_with("detector=auto"))
+    assert type(make_detector(config_with("detector=auto"), points=True)) is Coordinates
     write_own(tmp_path / "a.npz", images, detector)
     features, about = reference_features(str(tmp_path / "a.npz"), detector)
     assert (features.detector, features.dim) == ("pixels", 12)
@@ -449,10 +449,12 @@ def config_with(*words: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["pixels", "inception", "dinov2_pil", "clip", "vgg16"])
 def test_detectors_are_made_once_and_without_their_weights(name: str) -> None:
-    detectors, config = Detectors(), config_with(f"detector={name}")
-    detector = detectors.get(config)
-    assert detectors.get(config_with(f"detector={name}")) is detector
-    assert detectors.get(config | {"device": "meta"}) is not detector
+    measures, config = Measures(PassSettings()), config_with(f"detector={name}", "metrics=[]")
+    again, other = config | {"ref": "c"}, config | {"device": "meta"}
+    [detector], same, different = (
+        [measure.detector for measure in measures.detected(each)] for each in (config, again, other)
+    )
+    assert same == [detector] != different
     assert detector.name == name  # the column says which preset it was
 
 
@@ -545,4 +547,4 @@ def test_edm2s_references_are_found_by_their_names(
     config = compose("eval", ["images=.", "ref=img512.pkl", "detector=inception"]).config
     for ref in ("img512.pkl", url):
         [part] = parts_of(config | {"ref": ref})
-        assert Measures(PassSettings()).open_reference(part, None, "").path == place
+        assert reference_of(part, None, "").path == place

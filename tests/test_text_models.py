@@ -372,12 +372,6 @@ def test_without_the_extra_it_is_named(tiny, monkeypatch):
         text_to_image("nobody/nothing", ["a"]).load("cpu")
 
 
-def test_guidance_against_the_model_itself_is_doubted(tiny, capsys):
-    words = [*WORDS, f"model.path={tiny}", "guidance=cfg", "guidance.drop_labels=false", "--plan"]
-    assert main(["sample", *words]) == 0
-    assert "guidance.reference is the model itself" in capsys.readouterr().err
-
-
 def test_a_second_checkpoint_is_a_reference(model, tmp_path):
     prompts = ["a cat", "two dogs"]
     weaker = text_to_image(saved(tmp_path / "b", "sd", seed=1), prompts, dtype="float32")

@@ -31,7 +31,6 @@ class ModelSpec:
     Attributes:
         build: makes the network, on the CPU.
         sources: files that it is made of.
-        ema: length of the averaged weights (sigma_rel), or None where it is not recorded.
     """
 
     build: Callable[[], Denoiser]
@@ -45,7 +44,6 @@ class ModelSpec:
     attention_layers: tuple[str, ...] | None = None
     native_unit: NativeUnit | None = None
     learned_variance: bool | None = None
-    ema: float | None = None
     _loaded: dict[str, Denoiser] = field(default_factory=dict)
 
     @classmethod
@@ -55,7 +53,6 @@ class ModelSpec:
         build: Callable[[], Denoiser],
         sources: tuple[Source, ...],
         gflops: float | None = None,
-        ema: float | None = None,
     ) -> "ModelSpec":
         """The recipe of networks like this one, which may be without weights (device "meta"); its
         cost is counted where it is not given."""
@@ -63,7 +60,7 @@ class ModelSpec:
         names += ("native_unit", "learned_variance")
         facts: dict[str, Any] = {name: getattr(model, name) for name in names}
         gflops = model.gflops if gflops is None else gflops
-        return cls(build, sources, **facts, gflops=gflops, ema=ema)
+        return cls(build, sources, **facts, gflops=gflops)
 
     @property
     def num_classes(self) -> int | None:

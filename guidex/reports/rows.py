@@ -42,16 +42,16 @@ class Row:
     """
 
     point: int
-    values: dict[str, Value]
-    guidance: str
-    images: int
-    repeats: int
-    metrics: dict[str, float]
-    settings: dict[str, Value]
-    evals_main: int
-    evals_ref: int
-    gflops: float
-    seconds: float
+    values: dict[str, Value] = field(default_factory=dict)
+    guidance: str = ""
+    images: int = 0
+    repeats: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Value] = field(default_factory=dict)
+    evals_main: int = 0
+    evals_ref: int = 0
+    gflops: float = 0.0
+    seconds: float = 0.0
     missing: str | None = None
     note: str | None = None
     unit: str = "images"

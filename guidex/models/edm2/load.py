@@ -75,7 +75,7 @@ def released(
     build = partial(load_network, place, None, dtype, compile)
     channels = {"img512": 4, "img64": 3}[dataset]
     config = Config(64, channels, 1000 if conditional else 0, CHANNELS[size])
-    return ModelSpec.of(_outline(config), build, (Source(place),), GFLOPS[size], ema)
+    return ModelSpec.of(_outline(config), build, (Source(place),), GFLOPS[size])
 
 
 def _outline(config: Config, dtype: torch.dtype = torch.float32) -> EDM2:
