@@ -51,8 +51,9 @@ from guidex.models.attention import Perturbation
 from guidex.models.decoders import StabilityVAE
 from guidex.models.denoiser import View
 from guidex.models.edm2.folded import fold
-from guidex.models.edm2.load import CHANNELS, compile_network
+from guidex.models.edm2.load import CHANNELS
 from guidex.models.edm2.network import EDM2
+from guidex.models.spec import compile_network
 from guidex.runs.engine import Task, grouped, run
 from guidex.runs.folder import run_folder
 from guidex.runs.outputs import Labels, PngFolder
@@ -173,7 +174,7 @@ class Bench:
             else:
                 model = fold(copy.deepcopy(self._made(size, "plain")))
             if form == "compiled":
-                compile_network(model)
+                compile_network(model, model.unet)
             if form == "autotuned":
                 model.unet.compile(dynamic=False, mode="max-autotune-no-cudagraphs")
             self.networks[size, form] = model
@@ -373,7 +374,7 @@ class Bench:
             timers.watch("main network", point.model)
             for guide in guides:
                 timers.watch("guide network", guide)
-            timers.watch("decoder", point.decoder)
+            timers.watch("decoder", point.kind.decoder)
             timers.replace("copy to memory", f"{outputs}.Arriving", arrive)
             timers.replace("handing to writers", f"{writers}.submit", Writers.submit)
             timers.replace("last writers", f"{writers}.__exit__", Writers.__exit__)

@@ -354,9 +354,9 @@ def guidex_folders(
 ) -> Callable[[], Values]:
     """`guidex eval` from folders to metrics. The first one finds its cache of features empty."""
     from guidex.commands.evaluate import evaluate
-    from guidex.features.weights import optional
+    from guidex.models.pretrained import library
 
-    optional("torch_fidelity.feature_extractor_inceptionv3")
+    library("torch_fidelity.feature_extractor_inceptionv3", "eval")
     os.environ["GUIDEX_CACHE"] = f"{work}/cache"
     out = Path(work, metrics[0])
     words = [fake, f"ref={real}", f"out={out}", f"device={device}", *metrics]

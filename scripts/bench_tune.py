@@ -31,8 +31,7 @@ from guidex.runs.blocks import Block
 from guidex.runs.engine import run_block
 from guidex.runs.measure import Measures
 from guidex.runs.points import Planned, check, load
-from guidex.tuning.cost import identity, price
-from guidex.tuning.search import Objective, Search, Values, new_study
+from guidex.tuning.search import Objective, Search, Values, identity, new_study, price
 from guidex.tuning.space import Budget, ranges_of
 
 NEAR = 0.02
@@ -139,7 +138,8 @@ class Landscape:
             values, losses = torch.cat(kept), {}
             for count in self.rungs:
                 fakes = FeatureSet(measure.name, values[:count], labels[:count])
-                losses[count] = sign * measure.values([fakes])[self.setting.metric]
+                numbers, _ = measure.measured(fakes, blockwise=False)
+                losses[count] = sign * numbers[self.setting.metric]
             yield losses
 
     def loss(self, planned: Planned, count: int) -> float:
@@ -203,10 +203,6 @@ class Landscape:
                 SimpleNamespace(metrics={name: loss}, images=images, seconds=0.0) for loss in losses
             ]
 
-        def say(search: Search) -> None:
-            if any(search.losses(one)[0] <= self.enough for one in search.finalists):
-                raise StopIteration
-
         study = new_study("TPE", seed, 1)
         search = Search(
             study,
@@ -218,12 +214,10 @@ class Landscape:
             keep,
             self.plan,
             measure,
-            say,
         )
-        try:
-            search.run()
-        except StopIteration:
-            return search.spent["evaluations"]
+        for _ in search.rounds():
+            if any(search.losses(one)[0] <= self.enough for one in search.finalists):
+                return search.spent["evaluations"]
         return math.inf
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from guidex.errors import GuidexError, UsageError
 from guidex.files.pickles import read_weights
-from guidex.models.dit.checkpoints import read_network, read_state
+from guidex.models.dit.checkpoints import read_network
 from guidex.models.dit.load import transformer
 from guidex.models.spec import ModelSpec, load
 
@@ -50,7 +50,7 @@ def same_network(path, **options) -> bool:
 
 
 def test_every_layout_gives_the_same_network(tmp_path):
-    state = read_state(GOLDEN / "sit.pt")
+    state = read_weights(GOLDEN / "sit.pt")
     save_file(state, tmp_path / "x.safetensors")
     assert same_network(tmp_path / "x.safetensors")
     torch.save({f"module.{name}": tensor for name, tensor in state.items()}, tmp_path / "ddp.pt")
@@ -140,12 +140,12 @@ def test_hostile_and_damaged_files_are_refused(tmp_path, capsys):
     with pytest.raises(UsageError, match="not a zip archive of torch.save"):
         read_weights(tmp_path / "page.pt")
     with pytest.raises(UsageError, match="none.safetensors"):
-        read_state(tmp_path / "none.safetensors")
+        read_network(tmp_path / "none.safetensors")
     assert "was run" not in capsys.readouterr().out
 
 
 def test_other_networks_are_refused(tmp_path):
-    state = read_state(GOLDEN / "sit.pt")
+    state = read_weights(GOLDEN / "sit.pt")
     for change, text in {
         "blocks.1.attn.qkv.bias": "Missing key.*blocks.1.attn.qkv.bias",
         "x_embedder.proj.weight": "x_embedder.proj.weight",

@@ -27,7 +27,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 def test_solvers_are_seen_side_by_side(tmp_path: Path, drawn: list[tuple], capsys) -> None:
     words = ["sweep", *FEW, "sampler=heun,euler", "guidance.schedule.w=1,2"]
     assert main([*words, f"out={tmp_path}"]) == 0
-    ((images, rows, columns, path),) = drawn
+    ((images, rows, [columns], path),) = drawn
     assert rows == [
         "heun w = 1",
         "heun w = 2",

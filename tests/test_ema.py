@@ -24,10 +24,9 @@ def test_the_golden_numbers():
     gamma = gamma_of_sigma_rel(expected["stds"])
     np.testing.assert_allclose(gamma, expected["exps"], rtol=1e-12)
     np.testing.assert_allclose(decay(gamma, t=100, dt=4), expected["beta_t100_d4"], rtol=1e-12)
-    for time, length, wanted in zip(
-        expected["out_ofs"], expected["out_std"], expected["coefs"].T, strict=True
-    ):
-        weights, _ = reconstruction(expected["in_ofs"], expected["in_std"], time, length)
+    stored, time = (expected["in_ofs"], expected["in_std"]), expected["out_ofs"].item()
+    for length, wanted in zip(expected["out_std"], expected["coefs"].T, strict=True):
+        weights, _ = reconstruction(*stored, time, length)
         np.testing.assert_allclose(weights, wanted, rtol=1e-6, atol=1e-12)
 
 

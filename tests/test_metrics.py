@@ -77,9 +77,9 @@ def test_sets_that_lack_something_are_refused(metric: Metric) -> None:
     else:
         cases += [(None, other, "use detector=inception_logits")]
     if metric.needs_fake_values:
-        cases += [(whole, given, f"{name} needs the images or features of the fake set")]
+        cases += [(whole, given, f"{name} compares single images; give those of the fake set")]
     if metric.needs_reference and metric.needs_values:
-        cases += [(given, whole, f"{name} needs the images or features of the real set")]
+        cases += [(given, whole, f"{name} compares single images; give those of the real set")]
     if metric.needs_labels:
         cases += [(unlabelled, whole, "compares classes, but the real set .* has no labels")]
         cases += [(whole, unlabelled, "compares classes, but the fake set .* has no labels")]

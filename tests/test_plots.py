@@ -126,11 +126,14 @@ def test_no_guidance_has_no_weight_even_where_one_is_written(rows):
 
 
 @pytest.mark.parametrize(
-    "ends, name", [(("_min", "_max"), "min–max"), (("_lo", "_hi"), "confidence interval")]
+    "ends, repeats, name",
+    [(("_min", "_max"), 3, "min–max"), (("_lo", "_hi"), 1, "confidence interval")],
 )
-def test_bands_span_the_spread(ends, name):
+def test_bands_span_the_spread(ends, repeats, name):
     metrics = [{"fd_a": w / 10, f"fd_a{ends[0]}": w / 20, f"fd_a{ends[1]}": w} for w in (2.0, 3.0)]
-    rows = [row(n, {W: n + 2.0}, 0.0, metrics=one, repeats=3) for n, one in enumerate(metrics)]
+    rows = [
+        row(n, {W: n + 2.0}, 0.0, metrics=one, repeats=repeats) for n, one in enumerate(metrics)
+    ]
     figure = curves(rows)
     assert f"band: {name}" in " ".join(figure.get_suptitle().split())
     (panel,) = figure.axes
@@ -278,6 +281,7 @@ def test_axes_of_shares_end_at_one(draw, least):
 
 
 def test_a_series_without_data_has_no_place_in_the_legend(rows):
+    rows = [one for one in rows if one.values.get(HI) != math.inf]
     lost = [row(20 + n, {"guidance": "lost", W: w}, None, "lost") for n, w in enumerate((1.5, 2.0))]
     fd_only = row(22, {"guidance": "far"}, 0.5, "far", metrics={"fd_a": 0.5})
     assert labels(curves([*rows, *lost])) == labels(curves(rows))

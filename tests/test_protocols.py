@@ -168,7 +168,7 @@ def test_parts_and_metrics_of_a_protocol_can_be_left_out(
     words += ["protocol.sfid=null", "protocol.is=null", f"out={tmp_path / 'adm'}"]
     assert main(words) == 2
     told = capsys.readouterr().err
-    assert "protocol.fid: PRDC needs the images" in told
+    assert "protocol.fid: PRDC compares single images" in told
     assert "protocol.fid.ref=… gives it" in told and "protocol.fid.metrics.prdc=null" in told
     assert main([*words, "protocol.fid.metrics.prdc=null"]) == 0
     words = ["eval", str(fakes), f"ref={reals}", f"out={tmp_path / 'pixels'}"]

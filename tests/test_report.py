@@ -63,7 +63,7 @@ def written(rows: list[Row], folder: Path) -> str:
     images += (10 * np.arange(len(rows), dtype=np.uint8))[:, None, None, None, None]
     names = [f"row {one.point}" for one in rows]
     values = [one.values for one in rows]
-    image_grid(images, names, ["seed 0", "seed 1"], folder / "grid.png", points=values)
+    image_grid(images, names, [["seed 0", "seed 1"]], folder / "grid.png", points=values)
     write_tables(rows, folder)
     return write_report([folder], folder / "report.html").read_text(encoding="utf-8")
 
@@ -160,7 +160,7 @@ def test_pictures_are_found_by_the_values_of_points(rows, tmp_path):
 
 def test_large_images_are_embedded_small(rows, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (1, 8, 3, 256, 256), np.uint8)
-    image_grid(noise, ["a"], ["b"] * 8, tmp_path / "grid.png", points=[rows[0].values])
+    image_grid(noise, ["a"], [["b"] * 8], tmp_path / "grid.png", points=[rows[0].values])
     found = pictures_of(rows, tmp_path)
     assert found[0].size == (5 * 113 - 1, 2 * 113 - 1) and not found[0].is_coarse
     assert found[0].uri.startswith("data:image/webp") and len(found[0].uri) < 120_000

@@ -18,19 +18,16 @@ Need = tuple[str, str, Callable[[], object]]  # role, place, and what brings it
 def fetch_command(words: Sequence[str], plan_only: bool) -> None:
     """Run the command; with `plan_only`, say what is needed, and what of it is here."""
     print(f"Files are kept in {cache_dir()} (GUIDEX_CACHE), those of hubs in their own cache.\n")
-    total, known = 0, set()
-    for entry in plan_table(words, default=None).entries:
-        for role, place, get in _needs(entry.planned) if entry.planned is not None else ():
-            if place in known:
-                continue
-            known.add(place)
-            if not plan_only:
-                get()
-            path = cached(place)
-            size = 0 if path is None else path.stat().st_size
-            state = "-" if plan_only else "hub or folder"
-            print(f"{megabytes(size) if path else state:>13}  {role:<9}  {place}")
-            total += size
+    points, total = plan_table(words, default=None).planned, 0
+    needs = {place: (role, get) for point in points for role, place, get in _needs(point)}
+    for place, (role, get) in needs.items():
+        if not plan_only:
+            get()
+        path = cached(place)
+        size = 0 if path is None else path.stat().st_size
+        state = "-" if plan_only else "hub or folder"
+        print(f"{megabytes(size) if path else state:>13}  {role:<9}  {place}")
+        total += size
     print(f"{megabytes(total):>13}  in all{' that is here' if plan_only else ''}")
 
 

@@ -93,7 +93,7 @@ def _finish(cohort: Cohort, task: Task) -> None:
     made = {**provenance(planned.config), **made_with, "origins": point.origins}
     summary = {
         "plan": planned.plan.record(),
-        "gflops": point.gflops,
+        "gflops": planned.gflops,
         "seconds": seconds,
         "config": planned.config,
         "provenance": made,
@@ -105,6 +105,6 @@ def _finish(cohort: Cohort, task: Task) -> None:
 def _write_labels(point: Point, labels: np.ndarray | None, path: Path) -> None:
     lines = ["seed,label,file"]
     for number, seed in enumerate(point.planned.seeds):
-        file = "" if point.decoder is None else f"images/{image_name(seed)}"
+        file = "" if point.kind.decoder is None else f"images/{image_name(seed)}"
         lines.append(f"{seed},{'' if labels is None else labels[number]},{file}")
     atomic_write(path, lambda file: file.write("\n".join([*lines, ""]).encode()))

@@ -428,6 +428,15 @@ def _keys(node: Config, prefix: str = "") -> list[str]:
     return found
 
 
+def value_at(config: Any, key: str, default: Any = None) -> Any:
+    """What a configuration says at a key with dots, if anything."""
+    for name in key.split("."):
+        if not isinstance(config, dict) or name not in config:
+            return default
+        config = config[name]
+    return config
+
+
 def points(axes: Sequence[Axis], mode: str) -> list[dict[str, str]]:
     """The points of a table, as values by key: of all combinations, the last axis fastest (mode
     "grid"), or of values of equal position ("zip"), of which all axes need as many."""

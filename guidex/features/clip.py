@@ -12,14 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guidex.features.networks import (
-    NetworkDetector,
-    Precision,
-    TimmNetwork,
-    resize_by_pillow,
-    timm_vit,
-)
-from guidex.features.weights import Weights, optional
+from guidex.features.networks import NetworkDetector, Precision, TimmNetwork, pil_resized, timm_vit
+from guidex.features.weights import Weights
+from guidex.models.pretrained import library
 
 MODEL = "vit_large_patch14_clip_quickgelu_336"
 SIDE = 336
@@ -60,7 +55,7 @@ class CLIP(TimmNetwork):
         embedding = tensors.get("visual.positional_embedding", torch.empty(0))
         if embedding.shape != vit.pos_embed.shape[1:]:
             raise weights.mismatch(f"visual.positional_embedding is {list(embedding.shape)}")
-        rename = optional("timm.models.vision_transformer").checkpoint_filter_fn
+        rename = library("timm.models.vision_transformer", "eval").checkpoint_filter_fn
         super().__init__(vit, weights, rename(tensors, vit))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -73,4 +68,4 @@ def middle_square(images: Tensor, side: int) -> Tensor:
     height, width = images.shape[2:]
     least = min(height, width)
     top, left = (height - least) // 2, (width - least) // 2
-    return resize_by_pillow(images[:, :, top : top + least, left : left + least], side)
+    return pil_resized(images[:, :, top : top + least, left : left + least], side)

@@ -35,7 +35,8 @@ class Detector(Protocol):
         """Raises UsageError and GuidexError where weights are not to be had."""
 
     def to(self, device: str | torch.device) -> Self:
-        """Itself, working on a device from now on."""
+        """Itself, working on a device from now on; without a network, on that of the samples."""
+        return self
 
     def __call__(self, samples: Tensor) -> Tensor:
         """Features, float32 [N, D], of images uint8 [N, C, H, W] or points, floating [N, d]."""
@@ -49,26 +50,20 @@ def require_images(detector: str, samples: Tensor) -> None:
         )
 
 
-class Pixels:
+class Pixels(Detector):
     """The pixels themselves, scaled to [-1, 1] and flattened; D = C H W. For small images."""
 
     name, identity = "pixels", Identity("pixels")
-
-    def to(self, device: str | torch.device) -> Self:
-        return self
 
     def __call__(self, samples: Tensor) -> Tensor:
         require_images(self.name, samples)
         return to_float(samples, torch.float32).flatten(1)
 
 
-class Coordinates:
+class Coordinates(Detector):
     """The coordinates of a toy's points themselves; D = d."""
 
     name, identity = "coordinates", Identity("coordinates")
-
-    def to(self, device: str | torch.device) -> Self:
-        return self
 
     def __call__(self, samples: Tensor) -> Tensor:
         if samples.dtype == torch.uint8:

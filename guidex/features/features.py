@@ -61,13 +61,9 @@ class FeatureSet:
 
     def to(self, device: str | torch.device) -> "FeatureSet":
         """The same on a device; the truth stays where it is."""
-        statistics = self.given_statistics
-        return dataclasses.replace(
-            self,
-            values=None if self.values is None else self.values.to(device),
-            labels=None if self.labels is None else self.labels.to(device),
-            given_statistics=None if statistics is None else statistics.to(device),
-        )
+        parts = {name: getattr(self, name) for name in ("values", "labels", "given_statistics")}
+        moved = {name: part.to(device) for name, part in parts.items() if part is not None}
+        return dataclasses.replace(self, **moved)
 
     def rows(self, rows: slice | Tensor) -> "FeatureSet":
         """Some of its images; statistics that came with the set stay."""

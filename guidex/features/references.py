@@ -13,15 +13,16 @@ from typing import Any
 
 from guidex.errors import UsageError
 from guidex.features.detectors import Detector, Identity
-from guidex.features.doubts import NOT_RECORDED
 from guidex.features.features import FeatureSet
 from guidex.features.samples import PassSettings, Samples, model_samples, open_samples
-from guidex.features.statistics_files import BARE, StatisticsFile, read_statistics
-from guidex.files.cache import cached, fetch, file_sha256
+from guidex.features.statistics_files import ADM, BARE, StatisticsFile, read_statistics
+from guidex.files.cache import fetch, file_sha256
 
 _EDM2 = "https://nvlabs-fi-cdn.nvidia.com/edm2/dataset-refs"
 PUBLISHED = {name: f"{_EDM2}/{name}" for name in ("img512.pkl", "img64.pkl")}
-"""Published statistics that papers compare with, by the names that people know them by."""
+"""Where statistics are published that papers compare with, by the names that people know."""
+
+NOT_RECORDED = "resize not recorded"
 
 # What statistics must have in common with a detector.
 _COMPARED = {"dim": "number of features", "resize": "way to resize", "weights": "weights"}
@@ -110,7 +111,7 @@ def open_reference(
     errors are those of `open_samples`."""
     path = fetch(source) if "://" in source else Path(source)
     file, samples = read_statistics(path), None
-    if file is None or file.has_images:
+    if file is None or file.kind == ADM:
         samples = open_samples(str(path), resize=resize, crop=crop, bad=bad).at_most(most)
     return Reference(source, path, file, samples, most)
 
@@ -118,15 +119,6 @@ def open_reference(
 def open_model(model: object, name: str, most: int | None = None) -> Reference:
     """The data of a model as the real side of comparisons. Raises as `model_samples`."""
     return Reference(name, None, None, model_samples(model, name).at_most(most))
-
-
-def published_reference(name: str) -> str | None:
-    """Where a file of statistics that is not there is published; None for unknown names. Raises
-    UsageError where it is not in the cache."""
-    url = PUBLISHED.get(Path(name).name)
-    if url is not None and (cached(url) is None or name not in PUBLISHED):
-        raise UsageError(f"there is no {name}; give ref={url}, which is downloaded once")
-    return url
 
 
 def describe(about: Mapping[str, Any]) -> str:
@@ -147,3 +139,27 @@ def describe(about: Mapping[str, Any]) -> str:
             parts.append(f"{what} {digest[:8]}")
     kind = f" ({about['kind']})" if "kind" in about else ""
     return f"{about.get('path', about.get('model'))}{kind}: {', '.join(parts)}"
+
+
+def doubts_of_sides(*, real: Mapping[str, Any], fake: Mapping[str, Any]) -> list[str]:
+    """Reasons to doubt a comparison, in whole sentences, from what is known of the two sides. What
+    numbers of images do is up to metrics (see `Metric.doubts`)."""
+    doubts = []
+    formats = [about.get("formats", ()) for about in (real, fake)]
+    if all(formats) and ("jpeg" in formats[0]) != ("jpeg" in formats[1]):
+        text = ", fake ".join("/".join(sorted(names)) for names in formats)
+        doubts.append(f"JPEG meets images without its losses (real {text}), which distances see.")
+    shapes = [about.get("shape") for about in (real, fake)]
+    if all(shapes) and shapes[0] != shapes[1]:
+        text = " and ".join(f"{w}x{h}x{c}" for c, h, w in shapes)
+        doubts.append(f"real and fake images differ in size or colour: {text}.")
+    for key in ("precision", "resize"):
+        told = [about.get("detector", {}).get(key) for about in (real, fake)]
+        if all(told) and told[0] != told[1]:
+            doubts.append(
+                f"{real.get('path')} does not tell how its images were resized: with another way "
+                f"than here ({told[1]}), as pytorch-fid has, FID moves by some 5 %."
+                if told[0] == NOT_RECORDED
+                else f"real and fake features differ in {key}: {' and '.join(told)}."
+            )
+    return doubts

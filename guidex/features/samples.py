@@ -43,7 +43,7 @@ class Samples:
     """Samples of a file, a folder or a model, before any detector takes them."""
 
     name: str  # path as given, or name of the model
-    content: ImageSet | FeatureSet  # the points of a toy are features, too, of any floating dtype
+    content: ImageSet | FeatureSet  # images; the points of a toy, which are features themselves
     of: int | None = None  # number of samples that these are a random choice of
     model: ExactDenoiser | None = None  # whose data these are
 
@@ -86,9 +86,8 @@ class Samples:
         """`most` of them, chosen at random, or all where there are no more."""
         if most is None or self.count <= most:
             return self
-        rows = chosen(self.count, most, seed=0)
-        points = self.images is None
-        content = self.content.rows(rows) if points else self.content.subset(rows)
+        subset = self.content.rows if self.images is None else self.images.subset
+        content = subset(chosen(self.count, most, seed=0))
         return dataclasses.replace(self, content=content, of=self.count)
 
     def expected(self, detector: Detector) -> FeatureSet:
@@ -119,8 +118,13 @@ def open_samples(path: str, *, resize: int | None, crop: bool = False, bad: str)
     """Open a folder, zip or npz of images, the samples.npz of a toy, or the folder of a run of
     `guidex sample`, which has one of these. Arguments and errors are those of `open_images`."""
     place = sample_output(Path(path))
-    points = _read_points(place)
-    return Samples(path, points or open_images(place, bad=bad, resize=resize, crop=crop))
+    if place.suffix == ".npz" and place.is_file():
+        with open_npz(place) as file:
+            if "samples" in file.files:
+                labels = torch.from_numpy(file["labels"]) if "labels" in file.files else None
+                points = torch.from_numpy(file["samples"]).flatten(1)
+                return Samples(path, FeatureSet("coordinates", points, labels))
+    return Samples(path, open_images(place, bad=bad, resize=resize, crop=crop))
 
 
 def model_samples(model: object, name: str = "", seed: int = 0) -> Samples:
@@ -188,14 +192,3 @@ def _fill(
                 stores[detector].keep(block, torch.cat(parts[detector]).cpu())
                 parts[detector] = []
         bar.update(len(rows))
-
-
-def _read_points(path: Path) -> FeatureSet | None:
-    """Points and labels of a toy's samples.npz, or None if the file is not one."""
-    if path.suffix != ".npz" or not path.is_file():
-        return None
-    with open_npz(path) as file:
-        if "samples" not in file.files:
-            return None
-        labels = torch.from_numpy(file["labels"]) if "labels" in file.files else None
-        return FeatureSet("coordinates", torch.from_numpy(file["samples"]).flatten(1), labels)

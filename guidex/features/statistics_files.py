@@ -25,9 +25,9 @@ FORMAT = 1  # of guidex's own files
 # EDM2's names of its two distances, and the detectors that they are computed with.
 _EDM2 = {"fid": "inception", "fd_dinov2": "dinov2"}
 
-BARE = "mu and sigma"
-"""Kind of the .npz that hold these two alone: EDM's, whose images were resized as by TensorFlow,
-pytorch-fid's, resized in another way, and others."""
+ADM, BARE = "ADM", "mu and sigma"
+"""Kinds of the .npz of others: with images, or without: EDM's, whose images were resized as by
+TensorFlow, pytorch-fid's, resized in another way, and more."""
 
 # Detectors of published .npz (which do not name them), and what follows on mu and sigma there.
 _PUBLISHED = {"inception": "", "inception_spatial": "_s"}
@@ -41,7 +41,6 @@ class StatisticsFile:
     # By name of the detector, with single features where it has them. They tell the number of
     # images, and guidex's own "shape" [C, H, W] and "formats" of the images, and "detector".
     sets: dict[str, FeatureSet]
-    has_images: bool = False  # as ADM's
 
 
 @contextmanager
@@ -107,13 +106,12 @@ def _read_edm2(path: Path) -> StatisticsFile:
 
 
 def _read_published(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
-    has_images = "arr_0" in arrays.files
     sets = {}
     for name, end in _PUBLISHED.items():
         if {f"mu{end}", f"sigma{end}"} <= set(arrays.files):
             moments = _moments(arrays[f"mu{end}"], arrays[f"sigma{end}"])
             sets[name] = FeatureSet(name, given_statistics=moments, about={"count": None})
-    return StatisticsFile("ADM" if has_images else BARE, sets, has_images)
+    return StatisticsFile(ADM if "arr_0" in arrays.files else BARE, sets)
 
 
 def _read_own(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:

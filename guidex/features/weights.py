@@ -1,16 +1,14 @@
 """Weights of published networks: a local file, the cache, or the publisher's URL; never code."""
 
-import importlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from guidex.errors import GuidexError, UsageError
+from guidex.errors import GuidexError
 from guidex.files.cache import fetch, file_sha256
 
 
@@ -64,21 +62,3 @@ class Weights:
             f"{self.source} holds no weights of {self.what} ({' '.join(str(reason).split()):.300})."
             f" The published file is {self.url}"
         )
-
-
-def optional(module: str) -> ModuleType:
-    """A module of an optional package. Raises UsageError where it cannot be imported."""
-    try:
-        return importlib.import_module(module)
-    # A torchvision built for another torch, which the packages import, fails in several ways.
-    except (ImportError, RuntimeError, OSError) as error:
-        raise not_usable(module.partition(".")[0], error) from error
-
-
-def not_usable(package: str, error: Exception) -> UsageError:
-    """What to do about a package that is not installed, or cannot be imported."""
-    return UsageError(
-        f"this detector needs the Python package {package}, which cannot be used "
-        f"({str(error).splitlines()[0]:.200}); install what detectors need in the clone of guidex: "
-        "pip install '.[eval]', with torch and torchvision from the same index"
-    )

@@ -14,15 +14,7 @@ from guidex.errors import UsageError
 from guidex.features.features import FeatureSet
 from guidex.features.statistics import GaussianStatistics
 from guidex.metrics.differences import FEWEST_BLOCKS, FEWEST_FAKES, blocks_of, difference
-from guidex.metrics.metric import (
-    PUBLISHED_IMAGES,
-    Column,
-    Fewest,
-    Metric,
-    Numbers,
-    check_share,
-    doubts_of_number,
-)
+from guidex.metrics.metric import PUBLISHED_IMAGES, Column, Fewest, Metric, Numbers, doubts_of_count
 
 # With fewer fakes per feature the bias no longer falls as 1 / N, and intervals miss the truth.
 IMAGES_PER_FEATURE = 2
@@ -84,7 +76,7 @@ def doubts_of_fit(side: str, count: int | None, dim: int, published: bool) -> li
             "features is singular, and bias rules the distance."
         ]
     enough = side == "real" and count is not None and count > PUBLISHED_IMAGES
-    return doubts_of_number(side, count, "distances") if published and not enough else []
+    return doubts_of_count(side, count, "distances") if published and not enough else []
 
 
 @dataclass(frozen=True)
@@ -110,12 +102,8 @@ class Frechet(Metric):
     seed: int = 0  # of the blocks
 
     columns = (Column("fd", "FD", "lower", is_chief=True),)
-    least = {"seed": 0}
+    least, shares = {"seed": 0}, ("level",)
     needs_values = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_share("level", self.level)
 
     @property
     def needs_fake_values(self) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from guidex.features.features import FeatureSet
-from guidex.metrics.metric import Column, Fewest, Metric, doubts_of_number
+from guidex.metrics.metric import Column, Fewest, Metric, doubts_of_count
 
 
 def inception_score(logits: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class InceptionScore(Metric):
             last = fake % self.size
             told = f"scores of parts of {self.size:,} have a last part of {last:,}, which comes out"
             return [f"{fake:,} fake images: {told} smaller."] if last > 0 else []
-        return doubts_of_number("fake", fake, "scores")
+        return doubts_of_count("fake", fake, "scores")
 
     def compute(self, real: FeatureSet | None, fake: FeatureSet) -> dict[str, float]:
         logits, count = fake.values, fake.count

@@ -56,6 +56,7 @@ class Metric(ABC):
 
     columns: ClassVar[tuple[Column, ...]] = ()  # of tables, in order
     least: ClassVar[dict[str, int]] = {}  # the smallest values of options that are whole numbers
+    shares: ClassVar[tuple[str, ...]] = ()  # options that are above 0 and below 1
     needs_reference: ClassVar[bool] = True  # whether it takes a real set at all
     needs_values: ClassVar[bool] = True  # single features of the real set
     needs_truth: ClassVar[bool] = False  # its exact distribution
@@ -67,6 +68,10 @@ class Metric(ABC):
         for name, least in self.least.items():
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), least=least)
+        for name in self.shares:
+            if not 0 < getattr(self, name) < 1:
+                told = f"{name} is {getattr(self, name)!r}"
+                raise UsageError(f"{told}; it must be a number above 0 and below 1.")
 
     @abstractmethod
     def compute(self, real: FeatureSet | None, fake: FeatureSet) -> Numbers:
@@ -130,11 +135,11 @@ class Metric(ABC):
             check_comparable(real=real, fake=fake)
             sides.insert(0, ("real", real, self.needs_values, fewest.real))
             if self.needs_truth and real.truth is None:
-                self._refuse("needs a distribution known in closed form, that of a toy model")
+                self._refuse("needs a distribution known in closed form; use it with a toy model")
         for side, features, needs_values, least in sides:
             which = f"the {side} set ({features.detector})"
             if needs_values and features.values is None:
-                self._refuse(f"needs the images or features of {which}, of which it has statistics")
+                self._refuse(f"compares single images; give those of {which}, not statistics alone")
             if self.needs_labels and features.labels is None:
                 self._refuse(f"compares classes, but {which} has no labels. Give a labelled set")
             statistics = None if needs_values else features.given_statistics
@@ -172,13 +177,7 @@ def check_whole(name: str, value: int, *, least: int) -> None:
         raise UsageError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
 
 
-def check_share(name: str, value: float) -> None:
-    """Raise UsageError unless an option is a number above 0 and below 1."""
-    if not 0 < value < 1:
-        raise UsageError(f"{name} is {value!r}; it must be a number above 0 and below 1.")
-
-
-def doubts_of_number(
+def doubts_of_count(
     side: str, count: int | None, published: str, wanted: int = PUBLISHED_IMAGES
 ) -> list[str]:
     """What to doubt where published values are of another number of images; None: not recorded."""

@@ -26,7 +26,7 @@ from guidex.metrics.metric import (
     Fewest,
     Metric,
     Numbers,
-    doubts_of_number,
+    doubts_of_count,
 )
 
 Rule = Literal["<", "<="]
@@ -89,7 +89,7 @@ class PRDC(Metric):
             if network and count is not None:
                 used = count if most is None else min(count, most)
                 wanted = most or PUBLISHED_IMAGES
-                doubts += doubts_of_number(side, used, "precision and recall", wanted)
+                doubts += doubts_of_count(side, used, "precision and recall", wanted)
         return doubts
 
     def caption(self, *, real: int | None, recorded: int | None) -> dict[str, str]:

@@ -11,7 +11,7 @@ from torch.distributions import MultivariateNormal
 
 from guidex.errors import GuidexError, UsageError
 from guidex.features.features import FeatureSet
-from guidex.metrics.metric import Column, Metric, Numbers, check_share
+from guidex.metrics.metric import Column, Metric, Numbers
 from guidex.models.denoiser import ExactDenoiser
 from guidex.models.mixture import GaussianMixture
 
@@ -46,13 +46,12 @@ class ToyQuality(Metric):
         Column("log_density", "Log density", "higher", digits=3),
     )
     least = {"draws": 1, "min_expected": 1, "seed": 0}
+    shares = ("quantile", "share")
     needs_values = False
     needs_truth = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("quantile", self.quantile)
-        check_share("share", self.share)
         if self.draws * self.quantile < 10 - 1e-9:
             raise UsageError(
                 f"{self.draws} draws hold fewer than 10 below their quantile {self.quantile}; "

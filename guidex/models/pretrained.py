@@ -36,17 +36,24 @@ def safetensors_file(path: Path) -> Iterator[safe_open]:
 
 
 def library(name: str, extra: str = "diffusers") -> ModuleType:
-    """diffusers or transformers. Raises UsageError: it is not installed."""
+    """A module of an optional package. Raises UsageError: it cannot be imported."""
     try:
         module = importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(
-            f"this needs the package {name} ({error}); install it in the clone of guidex: "
-            f"pip install '.[{extra}]'"
-        ) from error
+    # A torchvision built for another torch, which packages import, fails in several ways.
+    except (ImportError, RuntimeError, OSError) as error:
+        raise unusable(name, error, extra) from error
     if name == "transformers":
         module.utils.logging.disable_progress_bar()
     return module
+
+
+def unusable(name: str, error: Exception, extra: str) -> UsageError:
+    """What to do about a package that is not installed, or cannot be imported."""
+    return UsageError(
+        f"this needs the Python package {name.partition('.')[0]}, which cannot be used "
+        f"({str(error).splitlines()[0]:.200}); install it in the clone of guidex: "
+        f"pip install '.[{extra}]', with torch and torchvision from the same index"
+    )
 
 
 def local_first(get: Callable[[bool], Result], path: str | Path, advice: str = "") -> Result:

@@ -38,8 +38,8 @@ def heat_maps(rows: Sequence[Row]) -> list[Map]:
     ticks = [[shown(value) for value in some] for some in values]
     axes = [axis_label(key, drawn) for key in keys]
     names, maps = names_of(rows), []
-    for metric in chief_metrics([m for m in main_metrics(drawn) if len(_finite(drawn, m)) > 0]):
-        known = _finite(drawn, metric)
+    for metric in chief_metrics([m for m in main_metrics(drawn) if len(m.finite(drawn)) > 0]):
+        known = metric.finite(drawn)
         digits, best = metric.decimals(known), best_text(known, metric)
         low, high = min(known), max(known)
         name = "viridis" if metric.column.better == "higher" else "viridis_r"
@@ -57,11 +57,6 @@ def heat_maps(rows: Sequence[Row]) -> list[Map]:
             label = metric_label(metric)
             maps.append(Map(*axes, panel, label, squares, (ticks[0], ticks[1]), colours, remarks))
     return maps
-
-
-def _finite(rows: Sequence[Row], metric: MetricColumn) -> list[float]:
-    values = (row.metrics.get(metric.name, math.nan) for row in rows)
-    return [value for value in values if math.isfinite(value)]
 
 
 def _remarks(drawn: Sequence[Row], metric: MetricColumn) -> list[str]:

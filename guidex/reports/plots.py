@@ -157,9 +157,14 @@ def _draw(panels: Sequence[Axes], charts: Sequence[Chart | Map], styles: Styles)
         panel.grid(alpha=0.25)
         for number, trace in enumerate(chart.traces):
             _draw_trace(panel, trace, {**styles.get(trace.label, {}), "gid": f"trace{number}"})
+        if chart.is_log:
+            panel.set_yscale("log")
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set(major_formatter="{x:g}", minor_formatter="")
         panel.autoscale_view()  # axhline alone may leave a line on the very edge
-    for panel in panels if isinstance(charts[0], Chart) else ():
-        _scale(panel, charts[0])
+        if chart.is_share:
+            low, high = panel.get_ylim()
+            panel.set_ylim(low, min(high, 1 + 0.05 * (1 - low)), auto=True)
 
 
 def _draw_trace(panel: Axes, trace: Trace, style: Mapping[str, Any]) -> None:
@@ -197,19 +202,6 @@ def _draw_map(panel: Axes, chart: Map) -> None:
         axis.set_ticks(range(len(names)), names)
         axis.set_view_interval(-0.5, len(names) - 0.5, ignore=True)
     panel.spines[:].set_visible(False)
-
-
-def _scale(panel: Axes, chart: Chart) -> None:
-    """Logarithmic where asked for; shares between 0 and 1, but for room for the markers there."""
-    if chart.is_log:
-        panel.set_yscale("log")
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.yaxis.set(major_formatter="{x:g}", minor_formatter="")
-    for axis, is_share in zip((panel.xaxis, panel.yaxis), chart.are_shares, strict=True):
-        low, high = axis.get_view_interval()
-        if is_share:
-            room = 0.05 * (min(high, 1) - max(low, 0))
-            axis.set_view_interval(max(low, -room), min(high, 1 + room), ignore=True)
 
 
 @contextmanager

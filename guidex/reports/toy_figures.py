@@ -293,6 +293,7 @@ def _page(titles: Sequence[str], heights: Sequence[float]) -> tuple[Figure, np.n
     columns = math.ceil(count / rows)
     if count > 1:
         titles = [f"({ascii_lowercase[k]}) {title}" for k, title in enumerate(titles)]
+    titles = [title.replace(" = ", "\u00a0=\u00a0") for title in titles]
     titles = [textwrap.fill(title, 23, max_lines=3, placeholder=" …") for title in titles]
     lines = 1 + max(title.count("\n") for title in titles)
     height = rows * (sum(heights) + 0.36 * parts + 0.19 * lines)

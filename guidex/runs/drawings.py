@@ -75,9 +75,9 @@ def _draw_grid(pairs: Sequence[_Pair], rows: Sequence[Row], path: Path) -> list[
     images = [cohort.gathered(task, "gallery")["gallery"] for cohort, task in shown]
     labels = [names[task.index] for _, task in shown]
     values = [rows[task.index].values for _, task in shown]
-    heading = f"the first {MOST_ROWS} of {len(pairs)} points" if len(pairs) > MOST_ROWS else None
+    heading = f"the first {MOST_ROWS} of {len(pairs)} points" if len(pairs) > MOST_ROWS else ""
     columns = _columns(pairs[0][0])
-    image_grid(np.stack(images), labels, columns, path, title=heading, points=values)
+    image_grid(np.stack(images), labels, [columns], path, title=heading, points=values)
     return [path]
 
 

@@ -42,10 +42,6 @@ class LatentVAE(VAE):
         statistics: str | None = None,
         middle: float = 128.0,
     ) -> None:
-        if not factor > 0 or middle not in (128, 127.5):
-            raise UsageError(
-                f"factor={factor:g} must be positive, and middle={middle:g} 128 or 127.5"
-            )
         super().__init__(path, dtype, batch, compile)
         self.middle = middle
         mean, std = torch.zeros(1), torch.full([1], 1 / factor)

@@ -11,7 +11,7 @@ from guidex.files.cache import fetch, file_sha256
 from guidex.models.dit.checkpoints import read_network, weights_file
 from guidex.models.dit.denoiser import Noise, Transformer, Velocity
 from guidex.models.dit.network import Network, Shape
-from guidex.models.spec import ModelSpec, Source
+from guidex.models.spec import ModelSpec, Source, compile_network
 
 Kind = Literal["dit", "sit", "repa", "lightningdit"]
 Size = Literal["s", "b", "l", "xl"]
@@ -75,11 +75,7 @@ def _load(
     model = _denoiser(read_network(path, heads).cast(getattr(torch, dtype)), kind)
     model.origin = {"source": path.name, "path": checkpoint, "sha256": file_sha256(path)}
     if compile:
-        from torch._dynamo import config
-
-        config.recompile_limit = 64  # sizes of batches, of all networks together
-        model.network.compile(dynamic=False)
-        model.compiled = True
+        compile_network(model, model.network)
     return model
 
 

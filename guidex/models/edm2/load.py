@@ -15,7 +15,7 @@ from guidex.files.pickles import printable
 from guidex.models.edm2.checkpoints import Checkpoint, read_checkpoint, read_config
 from guidex.models.edm2.folded import fold
 from guidex.models.edm2.network import EDM2, Config
-from guidex.models.spec import ModelSpec, Source
+from guidex.models.spec import ModelSpec, Source, compile_network
 
 Dtype = Literal["float16", "bfloat16", "float32"]
 Size = Literal["xxs", "xs", "s", "m", "l", "xl", "xxl"]
@@ -75,7 +75,7 @@ def released(
     build = partial(load_network, place, None, dtype, compile)
     channels = {"img512": 4, "img64": 3}[dataset]
     config = Config(64, channels, 1000 if conditional else 0, CHANNELS[size])
-    return ModelSpec.of(_outline(config), build, (Source(place),), GFLOPS[size], ema)
+    return ModelSpec.of(_outline(config), build, (Source(place),), GFLOPS[size])
 
 
 def _outline(config: Config, dtype: torch.dtype = torch.float32) -> EDM2:
@@ -109,19 +109,8 @@ def load_network(
     names = ("source", "path", "sha256", "original")
     model.origin = {name: str(origin[name]) for name in names if origin.get(name) is not None}
     if compile:
-        compile_network(model)
+        compile_network(model, model.unet)
     return model
-
-
-def compile_network(model: EDM2) -> None:
-    """Use torch.compile for a network from now on, anew for each size of batch."""
-    import torch._dynamo.config
-
-    # Torch goes on without compiling beyond this number, towards which the sizes of batches of all
-    # networks of a process count together: those of a table may be many.
-    torch._dynamo.config.recompile_limit = 64
-    model.unet.compile(dynamic=False)
-    model.compiled = True
 
 
 def network_of(checkpoint: Checkpoint, where: str, dtype: torch.dtype) -> EDM2:
