@@ -32,10 +32,6 @@ _LOCK, _WORKER, _TEMPORARY = ".lock", ".worker-", ".guidex-"
 _OWN = (_LOCK, _WORKER, _TEMPORARY, ".claims", ".jobs")  # what says nothing of results
 
 
-# Of a file that is written together with its record: name, size and SHA-256.
-Listed = tuple[str, int, str | None]
-
-
 def write_json(path: Path, data: Any) -> None:
     """Write data as JSON, whole or not at all."""
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=True)
@@ -78,10 +74,11 @@ class RunFolder:
             )
 
     def write(
-        self, path: Path, content: bytes, files: Iterable[Path | Listed] = (), **more: Any
+        self, path: Path, content: bytes, files: Iterable[Path | tuple] = (), **more: Any
     ) -> None:
-        """Write a record, whole or not at all, with the sizes of the files that belong to it, the
-        checksums of those beside it, and more to say in its header."""
+        """Write a record, whole or not at all, with the sizes of the files that belong to it (those
+        that are not there yet by name, size and None), the checksums of those beside it, and more
+        to say in its header."""
         self.check()
         path.parent.mkdir(parents=True, exist_ok=True)
         listed = []
