@@ -184,6 +184,11 @@ def test_runaway_samples_leave_the_truth_to_be_seen(drawn, true_samples):
         assert note(columns(figure)[1][1]) == "1 outside"
 
 
+def test_a_view_beside_the_truth_is_empty(drawn, true_samples):
+    figure = drawn([panel(true_samples)], mixture1d(), x_range=(90.0, 91.0), sigma_range=(0.0, 0.1))
+    assert note(columns(figure)[1][1]) == "400 outside"
+
+
 def test_classes_are_mixed_as_they_were_asked_for(drawn):
     narrow = [[[0.01]]] * 2
     truth = GaussianMixture([1.0, 1.0], [[-1.0], [1.0]], narrow, [0, 1], [0, 0], conditional=True)

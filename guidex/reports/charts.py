@@ -166,14 +166,15 @@ def panels_of(rows: Sequence[Row], keys: Sequence[str]) -> dict[str, Series]:
 def _parted(series: Series, rows: Sequence[Row], by: str) -> dict[str, Series]:
     """A panel for each value of a key."""
     titles = {}
-    for name, (row, *_) in series.items():
-        if name[1] not in (None, by) if by == "guidance" else by in {*relevant(row)} - {name[1]}:
-            titles[name] = value_label(row, rows, by)
+    for (label, key), (row, *_) in series.items():
+        # Curves alone are told apart by their guidance.
+        if by != key and (key is not None if by == "guidance" else by in relevant(row)):
+            titles[label, key] = value_label(row, rows, by)
     panels: dict[str, Series] = {title: {} for title in titles.values()}
     for title, panel in panels.items():
-        for name, some in series.items():
-            if titles.get(name, title) == title:
-                panel[point_label(some[0], rows, (name[1], by)), name[1]] = some
+        for (label, key), some in series.items():
+            if titles.get((label, key), title) == title:
+                panel[point_label(some[0], rows, (key, by)), key] = some
     return panels
 
 

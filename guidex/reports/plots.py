@@ -99,7 +99,8 @@ def figure_of(charts: Sequence[Chart | Map], rows: Sequence[Row]) -> Figure | No
         _draw(axes, group, styles)
         for panel, chart in zip(axes, group, strict=True):
             panel.set_title(chart.panel, fontsize=9)
-            panel.label_outer() if panels > 1 else None
+            if panels > 1:
+                panel.label_outer()
         if is_map:
             figure.colorbar(group[0].colours, ax=axes, label=group[0].metric)
     handles = [Line2D([], [], **style) for style in styles.values()]
@@ -211,8 +212,9 @@ def default_settings(changes: Mapping[str, Any]) -> Iterator[None]:
         matplotlib.rcdefaults()
         # TrueType, which publishers take; matplotlib's own Type 3 they often refuse.
         matplotlib.rcParams.update({"font.size": 9, "pdf.fonttype": 42, **changes})
-        # A name in a script that the font lacks is drawn as boxes, which is enough said.
-        warnings.filterwarnings("ignore", message="Glyph")
+        # A name in a script that the font lacks is drawn as boxes, and what lies beyond the axes is
+        # not drawn, which is enough said.
+        warnings.filterwarnings("ignore", message="Glyph|No contour levels")
         yield
 
 

@@ -145,7 +145,7 @@ class Density:
 
     @property
     def _device(self) -> torch.device:
-        return next(self.model.buffers()).device
+        return next(self.model.buffers(), torch.empty(0)).device
 
 
 def toy_figure(
@@ -224,17 +224,13 @@ def figure_1d(
         below.plot(x, curve, color=colours[name], lw=1.2)
     _note(below, [(f"{name}  ", colours[name]) for name in drawn])
     # From left to right of the truth, so that its modes differ.
-    places, ends = clean.cumsum() / clean.sum(), LinearSegmentedColormap.from_list("", END_COLOURS)
+    places = clean.cumsum() / (clean.sum() or 1)
+    ends = LinearSegmentedColormap.from_list("", END_COLOURS)
     for (upper, lower), panel in zip(grid[1:], panels, strict=True):
         _shade(upper, image, GREEN, opacity=0.4)
-        lines = [
-            np.stack([path, panel.plan.timeline.sigmas], axis=1) for path in panel.path[..., 0]
-        ]
-        style = {
-            "colors": ends(np.interp(panel.path[:, -1, 0], x, places)),
-            "lw": 0.5,
-            "alpha": 0.8,
-        }
+        paths, sigmas = panel.path[..., 0], panel.plan.timeline.sigmas
+        lines = [np.stack([path, sigmas], axis=1) for path in paths]
+        style = {"colors": ends(np.interp(paths[:, -1], x, places)), "lw": 0.5, "alpha": 0.8}
         upper.add_collection(LineCollection(lines, **style), autolim=False)
         _mark_guided(upper, panel.guided_ranges())
         counts, edges = np.histogram(panel.samples, BINS, x_range)
