@@ -230,20 +230,11 @@ def test_what_is_given_goes_before_what_was_published():
     assert "published" not in config["model"]
 
 
-def test_plans_name_the_networks_and_unequal_ema_is_doubted():
+def test_plans_name_the_networks():
     text = sampled("model=edm2-img512-s", "guidance=cfg").describe()
     assert text.endswith(
         "; edm2-img512-s-2147483-0.025 against edm2-img512-xs-uncond-2147483-0.025"
     )
-    words = ["model=edm2-img512-s", "guidance=cfg", "guidance.reference.ema=0.045"]
-    [doubt] = sampled(*words).doubts
-    assert "main network is 0.025, that of the unconditional reference 0.045" in doubt
-    assert sampled(*words[:2]).doubts == []
-    [doubt] = sampled(
-        *words[:1], "guidance=cfg_pag", "model.references.unconditional.ema=0.2"
-    ).doubts
-    assert "reference 0.2" in doubt
-    assert sampled(*words[:1], "guidance=autoguidance").doubts == []
 
 
 def test_a_preset_for_every_network_and_no_other():

@@ -236,6 +236,7 @@ def _rows(entries: Sequence[Entry], cohorts: Sequence[Cohort], made: dict[str, s
             point=index,
             values=typed(entry.values),
             guidance=entry.values.get("guidance", ""),
+            metrics={},
             missing=entry.missing or "samples are missing",
             provenance=made,
         )

@@ -19,7 +19,7 @@ from guidex.metrics.metric import COMPANIONS, Column, column_of
 Value = str | int | float | bool | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One point of a sweep.
 
@@ -46,7 +46,7 @@ class Row:
     guidance: str = ""
     images: int = 0
     repeats: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float]
     settings: dict[str, Value] = field(default_factory=dict)
     evals_main: int = 0
     evals_ref: int = 0
