@@ -70,7 +70,6 @@ def test_values(word, value):
             ["model=edm2-img512", "guidance=autoguidance"],
             "size=… guidance.reference.kimg=… .*no net",
         ),
-        (["out=${seeds}${out}"], "a reference leads back to itself"),
         (
             ["guidance.schedule.w=${model.hh}"],
             "guidance.schedule.w refers to model.hh, which is not there; did",

@@ -50,7 +50,6 @@ SHORT = re.compile(r"(prompts|negative)=")  # for model.prompts=… and model.ne
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")  # to another key
 METHOD = ("model", "guidance", "sampler")
 NOT_METHOD = {"dtype", "root", "compile", "references"}  # arithmetic, places of files, guides
-# What came out is some number beside these.
 ABOUT_RESULTS = {"source", "protocol", "images", "repeats", "statistic", "labels"}
 
 # Without the presets of Hydra's own launchers and logs, a composition takes half the time.
@@ -94,18 +93,19 @@ def compose(command: str, words: Sequence[str], complete: bool = True) -> Compos
     results = _set_published(config, choices)
     if config.get("plugin") is not None:
         raise UsageError("a preset names a plugin, which runs code; say plugin=… yourself")
+    method = _method(config)
     for override in values:
         _set(config, override.key_or_group, override.value(), choices)
-    try:
-        config = _resolved(config, config)
-    except RecursionError as error:
-        raise UsageError("a reference leads back to itself by way of others") from error
+    is_untouched = method == _method(config) and _is_plain(groups, choices)
+    config = _resolved(config, config)
     if complete:
         _require_all(config, choices)
     if config.get("plugin") is not None:
         config["plugin"] = plugin.register(str(config["plugin"]))
-    if config.get("published") == {} and results and _is_as_published(config, choices):
-        config["published"] = results
+    if results and config.get("published") == {} and config["labels"] == "random":
+        presets = choices["model"], choices["guidance"], own_folder()
+        if is_untouched or _method(config) == _method_alone(*presets):
+            config["published"] = results
     return Composed(config, choices)
 
 
@@ -243,13 +243,12 @@ def _require_all(config: Config, choices: Mapping[str, str]) -> None:
     """Refuse what must be given and is not, but in references that nothing takes over."""
     keys = [key for key, value in flat(config).items() if value == "???"]
     missing = [key for key in keys if "references" not in key.split(".")]
-    if not missing:
-        return
     # What guidance takes over from the model is given there.
-    first = [key for key in missing if not key.startswith("guidance.")]
-    text = " ".join(f"{key}=…" for key in first or missing)
-    text = f"{(first or missing)[0]} must be given, for example {text}"
+    first = [key for key in missing if not key.startswith("guidance.")] or missing
     if not first:
+        return
+    text = f"{first[0]} must be given, for example {' '.join(f'{key}=…' for key in first)}"
+    if first[0].startswith("guidance."):
         model, guidance = choices["model"], choices["guidance"]
         text += f"; model={model} comes with no network of its own for guidance={guidance}"
     raise UsageError(text)
@@ -272,20 +271,24 @@ def _set_published(config: Config, choices: Mapping[str, str]) -> Config:
     return {} if is_other or results.keys() <= ABOUT_RESULTS else results
 
 
-def _is_as_published(config: Config, choices: Mapping[str, str]) -> bool:
-    """Whether model, guidance and sampler are what their presets alone make."""
-    words = (f"model={choices['model']}", f"guidance={choices['guidance']}")
-    return config["labels"] == "random" and _method(config) == _method_alone(words, own_folder())
+def _is_plain(groups: Iterable[Override], choices: Mapping[str, str]) -> bool:
+    """Whether words and experiment choose, of the method, a model and a guidance alone."""
+    content = preset("experiment", choices.get("experiment", "None"))
+    chosen = [f"override /{one.key_or_group}" for one in groups]
+    chosen += itertools.chain.from_iterable(content.get("defaults", []))
+    others = re.compile("override /(?!sampler|guidance/)")
+    return all(map(others.match, chosen)) and not _method(content)
 
 
 @functools.lru_cache(maxsize=256)
-def _method_alone(words: tuple[str, ...], own: Path | None) -> Config:
+def _method_alone(model: str, guidance: str, own: Path | None) -> Config:
     """What presets make by themselves; `own` is the folder of the user's own."""
-    return _method(compose("sample", words).config)
+    return _method(compose("sample", [f"model={model}", f"guidance={guidance}"]).config)
 
 
 def _method(config: Config) -> Config:
-    leaves = flat({part: config[part] for part in METHOD})
+    """What a point is sampled with, but for arithmetic and the places of files."""
+    leaves = flat({part: config[part] for part in METHOD if part in config})
     return {key: value for key, value in leaves.items() if NOT_METHOD.isdisjoint(key.split("."))}
 
 
