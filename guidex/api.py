@@ -4,7 +4,7 @@ from guidex.api import Heun, Interval, Karras, difference, kernel, sample
 """
 
 # ruff: noqa: F401
-from guidex.data.pixels import to_float, to_uint8
+from guidex.data.codec import to_float, to_uint8
 from guidex.features.detectors import Coordinates, Pixels, detect
 from guidex.features.features import FeatureSet
 from guidex.features.samples import model_features

@@ -86,7 +86,7 @@ def gaussians(trials: int) -> None:
             for (shift, _), scale in zip(points, scales, strict=True):
                 own = torch.randn(count, dim, generator=g, dtype=torch.float64)
                 mixed = common**0.5 * noise + (1 - common) ** 0.5 * own
-                yield FeatureSet.from_values(detector="d", values=shift + scale * mixed)
+                yield FeatureSet("d", shift + scale * mixed)
 
         found = [_pseudovalues(Frechet(), real, list(draws())) for _ in range(trials * repeats)]
         _report(f"{name} (D={dim}, N={count})", truths, found, "fd_d", repeats, count)
@@ -170,7 +170,7 @@ def _known(mean: Tensor, covariance: Tensor) -> FeatureSet:
     moments = GaussianStatistics.from_moments(
         count=10**9, mean=mean.double(), covariance=covariance.double()
     )
-    return FeatureSet("d", moments.count, None, None, moments)
+    return FeatureSet("d", given_statistics=moments)
 
 
 if __name__ == "__main__":

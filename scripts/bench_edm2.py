@@ -51,15 +51,15 @@ from guidex.models.attention import Perturbation
 from guidex.models.decoders import StabilityVAE
 from guidex.models.denoiser import View
 from guidex.models.edm2.folded import fold
-from guidex.models.edm2.load import CHANNELS, compile_network
+from guidex.models.edm2.load import CHANNELS
 from guidex.models.edm2.network import EDM2
-from guidex.runs.blocks import start
+from guidex.models.spec import compile_network
 from guidex.runs.engine import Task, grouped, run
 from guidex.runs.folder import run_folder
 from guidex.runs.outputs import Labels, PngFolder
 from guidex.runs.points import Point, check, load
-from guidex.runs.ranks import ALONE
-from guidex.runs.writers import Arriving, Writers
+from guidex.runs.threads import Arriving, Writers
+from guidex.sampling.seeds import start
 
 SECTIONS = ("network", "kernels", "joint", "decoder", "end")
 FORMS = ("plain", "folded", "folded-tuned", "compiled", "compiled-tuned", "graphs", "autotuned")
@@ -174,7 +174,7 @@ class Bench:
             else:
                 model = fold(copy.deepcopy(self._made(size, "plain")))
             if form == "compiled":
-                compile_network(model)
+                compile_network(model, model.unet)
             if form == "autotuned":
                 model.unet.compile(dynamic=False, mode="max-autotune-no-cudagraphs")
             self.networks[size, form] = model
@@ -355,9 +355,7 @@ class Bench:
         out.mkdir()
         began = time.perf_counter()
         with run_folder(out, {"command": "sample"}, overwrite=False) as held:
-            with run(
-                grouped([Task(0, point, [Labels(), PngFolder(out)])], held), ALONE, out / "result"
-            ):
+            with run(grouped([Task(0, point, [Labels(), PngFolder(out)])], held), out / "result"):
                 pass
         return time.perf_counter() - began
 
@@ -370,13 +368,13 @@ class Bench:
             arriving.numpy()
             return arriving
 
-        outputs, writers = "guidex.runs.outputs", "guidex.runs.writers.Writers"
+        outputs, writers = "guidex.runs.outputs", "guidex.runs.threads.Writers"
         with Timers(self.device) as timers:
-            timers.replace("noise and classes", "guidex.runs.blocks.start", start)
+            timers.replace("noise and classes", "guidex.runs.engine.start", start)
             timers.watch("main network", point.model)
             for guide in guides:
                 timers.watch("guide network", guide)
-            timers.watch("decoder", point.decoder)
+            timers.watch("decoder", point.kind.decoder)
             timers.replace("copy to memory", f"{outputs}.Arriving", arrive)
             timers.replace("handing to writers", f"{writers}.submit", Writers.submit)
             timers.replace("last writers", f"{writers}.__exit__", Writers.__exit__)

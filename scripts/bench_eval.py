@@ -354,9 +354,9 @@ def guidex_folders(
 ) -> Callable[[], Values]:
     """`guidex eval` from folders to metrics. The first one finds its cache of features empty."""
     from guidex.commands.evaluate import evaluate
-    from guidex.features.weights import optional
+    from guidex.models.pretrained import library
 
-    optional("torch_fidelity.feature_extractor_inceptionv3")
+    library("torch_fidelity.feature_extractor_inceptionv3", "eval")
     os.environ["GUIDEX_CACHE"] = f"{work}/cache"
     out = Path(work, metrics[0])
     words = [fake, f"ref={real}", f"out={out}", f"device={device}", *metrics]
@@ -503,7 +503,7 @@ def torch_fidelity_features(device: str, real: str, fake: str) -> Callable[[], V
 
 def guidex_features(device: str, real: str, fake: str) -> Callable[[], Values]:
     reals, fakes = _features(device, real), _features(device, fake)
-    real, fake = (FeatureSet.from_values(detector="d", values=values) for values in (reals, fakes))
+    real, fake = (FeatureSet("d", values) for values in (reals, fakes))
     metric = PRDC(k=K, rule="<=")
     return lambda: {k.removesuffix("_d"): v for k, v in metric(real=real, fake=fake).items()}
 

@@ -12,8 +12,8 @@ import torch
 
 from guidex.config.instantiate import Models
 from guidex.models.memory import Halving
-from guidex.runs.batches import run_block
 from guidex.runs.blocks import Block
+from guidex.runs.engine import run_block
 from guidex.runs.points import load
 from guidex.runs.points_table import plan_table
 from guidex.sampling.trajectories import shared_steps

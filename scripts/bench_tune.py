@@ -5,13 +5,16 @@ The fine grid is sampled in full for each range of seeds, so that every way of s
 followed over it, on the same images, without sampling again. What is counted is what each would
 have spent: evaluations of all networks. Optuna alone has the same sampler, and points that it asks
 for again are free for it, too; the recipe tunes w and hi at lo = 0, then lo, with a ninth
-or a third of the images, and measures its choice with all.
+or a third of the images, and measures its choice with all. Ways that draw are tried several times
+on each range of seeds, with seeds of their own; their medians are printed.
 
-Run: .venv/bin/python scripts/bench_tune.py [digits|fractal] [SEEDS]
+Run: .venv/bin/python scripts/bench_tune.py [digits|fractal] [--ranges 5] [--tries 9]
 """
 
+import argparse
+import math
+import operator
 import statistics
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -24,12 +27,11 @@ from guidex.features.features import FeatureSet
 from guidex.features.samples import PassSettings
 from guidex.guidance.schedules import EmptyInterval
 from guidex.models.memory import Halving
-from guidex.runs.batches import run_block
 from guidex.runs.blocks import Block
+from guidex.runs.engine import run_block
 from guidex.runs.measure import Measures
 from guidex.runs.points import Planned, check, load
-from guidex.tuning.cost import identity, price
-from guidex.tuning.search import Objective, Search, Values, new_study
+from guidex.tuning.search import Objective, Search, Values, identity, new_study, price
 from guidex.tuning.space import Budget, ranges_of
 
 NEAR = 0.02
@@ -135,10 +137,9 @@ class Landscape:
         for kept in features:
             values, losses = torch.cat(kept), {}
             for count in self.rungs:
-                fakes = FeatureSet.from_values(
-                    detector=measure.name, values=values[:count], labels=labels[:count]
-                )
-                losses[count] = sign * measure.values([fakes])[self.setting.metric]
+                fakes = FeatureSet(measure.name, values[:count], labels[:count])
+                numbers, _ = measure.measured(fakes, blockwise=False)
+                losses[count] = sign * numbers[self.setting.metric]
             yield losses
 
     def loss(self, planned: Planned, count: int) -> float:
@@ -154,7 +155,7 @@ class Landscape:
             "full grid, shared steps": count * price(points)["evaluations"],
         }
 
-    def optuna(self, seed: int, most: int = 200) -> float | None:
+    def optuna(self, seed: int, most: int = 200) -> float:
         """The sampler alone, a point at a time, all images each."""
         study, spent, seen = new_study("TPE", seed, 1), 0, set()
         for _ in range(most):
@@ -170,10 +171,11 @@ class Landscape:
             study.tell(trial, loss)
             if loss <= self.enough:
                 return spent
-        return None
+        return math.inf
 
-    def recipe(self, count: int) -> tuple[float, bool]:
-        """Grids of w and hi at lo = 0, then of lo, with fewer images; the choice with all."""
+    def recipe(self, count: int) -> float:
+        """Grids of w and hi at lo = 0, then of lo, with fewer images; the choice with all. Infinite
+        where the choice is not near the best, like every way that finds none."""
         whole, spent = self.setting.images, 0.0
 
         def best(grid: list[Values]) -> Values:
@@ -188,9 +190,9 @@ class Landscape:
         found = best([{**found, LO: lo} for lo in los[:-1]] + [found])
         planned = self.plan(found)
         spent += (whole - count) * price([planned])["evaluations"]
-        return spent, self.loss(planned, whole) <= self.enough
+        return spent if self.loss(planned, whole) <= self.enough else math.inf
 
-    def tune(self, seed: int, rungs: Sequence[int], count: int = 8, keep: int = 3) -> float | None:
+    def tune(self, seed: int, rungs: Sequence[int], count: int = 8, keep: int = 3) -> float:
         """guidex tune, over the same measurements."""
         name = OBJECTIVE.metric
 
@@ -200,10 +202,6 @@ class Landscape:
             return [
                 SimpleNamespace(metrics={name: loss}, images=images, seconds=0.0) for loss in losses
             ]
-
-        def say(search: Search) -> None:
-            if any(search.losses(one)[0] <= self.enough for one in search.finalists):
-                raise StopIteration
 
         study = new_study("TPE", seed, 1)
         search = Search(
@@ -216,42 +214,51 @@ class Landscape:
             keep,
             self.plan,
             measure,
-            say,
         )
-        try:
-            search.run()
-        except StopIteration:
-            return search.spent["evaluations"]
-        return None
+        for _ in search.rounds():
+            if any(search.losses(one)[0] <= self.enough for one in search.finalists):
+                return search.spent["evaluations"]
+        return math.inf
 
 
 OBJECTIVE = Objective("loss", "lower")
 
 
-def main(name: str, seeds: int) -> None:
-    """Print what each way spends, in 1000 evaluations, by seed and in the median."""
-    setting, results = SETTINGS[name], dict[str, list[float | None]]()
-    for number in range(seeds):
+def main(name: str, ranges: int, tries: int) -> None:
+    """Print what each way spends, in 1000 evaluations, by range of seeds and in the median."""
+    setting, results = SETTINGS[name], dict[str, list[float]]()
+    wins = 0
+    for number in range(ranges):
         land = Landscape(setting, number)
         told = f"{len(land.points)} points, best {land.best:.4g}"
         print(f"seeds {land.seeds}: {told}", flush=True)
-        rows = {**land.whole_grid(), "Optuna alone": land.optuna(number)}
+        drawn = {
+            "Optuna alone": [land.optuna(seed) for seed in range(tries)],
+            "guidex tune": [land.tune(seed, land.rungs) for seed in range(tries)],
+            "guidex tune, without halving": [
+                land.tune(seed, land.rungs[-1:]) for seed in range(tries)
+            ],
+        }
+        wins += sum(map(operator.lt, drawn["guidex tune"], drawn["Optuna alone"]))
+        medians = {way: statistics.median(spent) for way, spent in drawn.items()}
+        rows = {**land.whole_grid(), **medians}
         for count in land.rungs[:-1]:
-            spent, is_near = land.recipe(count)
-            rows[f"the recipe, {count} images"] = spent if is_near else None
-        rows["guidex tune"] = land.tune(number, land.rungs)
-        rows["guidex tune, without halving"] = land.tune(number, land.rungs[-1:])
+            rows[f"the recipe, {count} images"] = land.recipe(count)
         for way, spent in rows.items():
             results.setdefault(way, []).append(spent)
     for way, spent in results.items():
-        cells = ["–" if one is None else f"{one / 1000:.0f}" for one in spent]
-        middle = statistics.median(float("inf") if one is None else one for one in spent)
-        median = f"{middle / 1000:.0f}".replace("inf", "–")
-        print(f"| {way} | {' | '.join(cells)} | {median} |")
+        cells = [f"{one / 1000:.0f}" for one in (*spent, statistics.median(spent))]
+        print(f"| {way} | {' | '.join(cells)} |".replace("inf", "–"))
+    print(f"guidex tune spends less than Optuna alone in {wins} of {ranges * tries} tries")
 
 
 if __name__ == "__main__":
     from optuna.trial import TrialState
 
     FAIL = TrialState.FAIL
-    main(sys.argv[1] if len(sys.argv) > 1 else "digits", int((sys.argv[2:] or [5])[0]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("setting", nargs="?", choices=SETTINGS, default="digits")
+    parser.add_argument("--ranges", type=int, default=5, help="of seeds of the images")
+    parser.add_argument("--tries", type=int, default=9, help="on each range, by ways that draw")
+    args = parser.parse_args()
+    main(args.setting, args.ranges, args.tries)

@@ -52,7 +52,7 @@ def main(out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     for seed, (variant, config) in enumerate(VARIANTS.items()):
         path = out.with_stem(out.stem + variant)
-        write_checkpoint(tiny_checkpoint(config, seed), path, overwrite=True)
+        write_checkpoint(tiny_checkpoint(config, seed), path)
         print(path)
 
 

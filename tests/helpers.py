@@ -49,7 +49,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 def feature_set(
     values: torch.Tensor, labels: torch.Tensor | None = None, detector: str = "d"
 ) -> FeatureSet:
-    return FeatureSet.from_values(detector=detector, values=values, labels=labels)
+    return FeatureSet(detector, values, labels)
 
 
 def one_image_per_class(folder: Path) -> str:

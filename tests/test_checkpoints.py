@@ -1,4 +1,4 @@
-"""Checkpoint files: EDM2's snapshots, guidex's own pairs, and the way from one to the other."""
+"""Checkpoint files: EDM2's snapshots, guidex's own, and the way from one to the other."""
 
 import errno
 import hashlib
@@ -17,18 +17,23 @@ from pickle_builder import (
     RECONSTRUCT,
     Call,
     Raw,
-    array_of,
     module_state,
     network,
     persistent,
     recorded_module,
     snapshot,
 )
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from guidex.errors import GuidexError, UsageError
-from guidex.models.edm2.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from guidex.models.edm2.checkpoints import (
+    Checkpoint,
+    read_checkpoint,
+    read_config,
+    require_free,
+    write_checkpoint,
+)
 
 
 def assert_same(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -44,8 +49,7 @@ def save(path: Path, **entries: Any) -> Path:
 
 
 def test_checkpoint_of_a_snapshot(tmp_path: Path) -> None:
-    encoder = persistent("StabilityVAEEncoder", {"scale": array_of("f4", (1,), b"\0\0\0?")}, n=1)
-    path = save(tmp_path / "net.pkl", ema=network(), encoder=encoder)
+    path = save(tmp_path / "net.pkl", ema=network())
     checkpoint = read_checkpoint(path)
     assert checkpoint.config == {"img_resolution": 8, "channel_mult": [1, 2]}
     assert list(checkpoint.tensors) == list(EXPECTED)  # in the order of torch's state_dict
@@ -57,12 +61,6 @@ def test_checkpoint_of_a_snapshot(tmp_path: Path) -> None:
         "network": "Precond",
         "dtype": "float16",
         "dataset_kwargs": {"path": "x.zip"},
-        "encoder": {
-            "class_name": "StabilityVAEEncoder",
-            "init_args": [],
-            "init_kwargs": {"n": 1},
-            "state": {"scale": [0.5]},
-        },
     }
 
 
@@ -134,79 +132,46 @@ def test_conversion_keeps_everything(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(save(tmp_path / "net-0.130.pkl", ema=network()))
     write_checkpoint(checkpoint, destination)
     assert_equal(read_checkpoint(destination), checkpoint)
-    assert_same(load_file(destination), EXPECTED)
-    written = json.loads((tmp_path / "net-0.130.json").read_text())
-    assert written == {"format": 1, "config": checkpoint.config, "metadata": checkpoint.metadata}
-    assert len(list(tmp_path.iterdir())) == 3
+    assert read_config(destination) == checkpoint.config
+    assert_same(load_file(destination), EXPECTED)  # by safetensors itself
 
 
-def test_destinations_that_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "net.json").write_text("mine")
-    (tmp_path / "dir.json").mkdir()
-    empty = Checkpoint({}, {}, {})
+def test_places_that_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "net.safetensors").write_text("mine")
+    (tmp_path / "dir.safetensors").mkdir()
     for name, overwrite, message in [
-        ("net.safetensors", False, "net.json is already there"),
-        ("dir.safetensors", True, "dir.json is already there"),
+        ("net.safetensors", False, "net.safetensors is already there"),
+        ("dir.safetensors", True, "dir.safetensors is already there"),
         ("net.pt", False, "ends in .safetensors"),
         ("new/net.safetensors", False, "no folder"),
     ]:
         with pytest.raises(UsageError, match=message):
-            write_checkpoint(empty, tmp_path / name, overwrite=overwrite)
-    assert (tmp_path / "net.json").read_text() == "mine"
-    write_checkpoint(empty, tmp_path / "net.safetensors", overwrite=True)
-    assert read_checkpoint(tmp_path / "net.safetensors") == empty
+            require_free(tmp_path / name, overwrite)
+    require_free(tmp_path / "net.safetensors", overwrite=True)
 
 
-@pytest.mark.parametrize("there", [False, True])
-@pytest.mark.parametrize("failing", [0, 1])
-def test_both_files_are_written_or_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool, failing: int
-) -> None:
-    destination = tmp_path / "net.safetensors"
-    if there:
-        write_checkpoint(Checkpoint({}, {"a": torch.ones(2)}, {}), destination)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    writes = iter(range(2))
-    fsync = os.fsync
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "net.safetensors"
+    write_checkpoint(Checkpoint({}, {"a": torch.ones(2)}, {}), path)
+    before = path.read_bytes()
 
     def full(descriptor: int) -> None:
-        if next(writes) == failing:
-            raise OSError(errno.ENOSPC, "full")
-        fsync(descriptor)
+        raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(GuidexError, match="cannot write .*net.* disk is full"):
-        write_checkpoint(Checkpoint({}, {"a": torch.zeros(3)}, {}), destination, overwrite=True)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        write_checkpoint(Checkpoint({}, {"a": torch.zeros(3)}, {}), path)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [before]
 
 
-def test_pairs_that_do_not_belong_together(tmp_path: Path) -> None:
-    for name, resolution in (("a", 8), ("b", 16)):
-        checkpoint = Checkpoint({"img_resolution": resolution}, EXPECTED, {})
-        write_checkpoint(checkpoint, tmp_path / f"{name}.safetensors")
-    (tmp_path / "a.json").write_bytes((tmp_path / "b.json").read_bytes())
-    with pytest.raises(GuidexError, match="does not belong to"):
-        read_checkpoint(tmp_path / "a.safetensors")
-    (tmp_path / "b.json").unlink()
-    with pytest.raises(UsageError, match="b.json: does not exist"):
-        read_checkpoint(tmp_path / "b.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("", "not a readable description"),
-        ("[" * 100_000, "not a readable description"),
-        ('{"format": 1, "config": {"a": NaN}, "metadata": {}}', "not a readable description"),
-        ('{"a": ' + "9" * 10_000 + "}", "not a readable description"),
-        ('{"format": 2, "config": {}, "metadata": {}}', "no description of format 1"),
-    ],
-)
-def test_damaged_descriptions(tmp_path: Path, text: str, reason: str) -> None:
-    write_checkpoint(Checkpoint({}, EXPECTED, {}), tmp_path / "net.safetensors")
-    (tmp_path / "net.json").write_text(text)
-    with pytest.raises(GuidexError, match=reason):
-        read_checkpoint(tmp_path / "net.safetensors")
+@pytest.mark.parametrize("config", [None, "", "[" * 100_000, "9", '{"a": ' + "9" * 10_000 + "}"])
+def test_headers_that_describe_no_network(tmp_path: Path, config: str | None) -> None:
+    path = tmp_path / "net.safetensors"
+    header = None if config is None else {"config": config, "metadata": "{}"}
+    save_file(EXPECTED, path, header)
+    for read in (read_checkpoint, read_config):
+        with pytest.raises(GuidexError, match="does not describe a network .*convert the original"):
+            read(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", bytes(100), (2**60).to_bytes(8, "little")])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from guidex.errors import GuidexError
 from guidex.features import clip as module
-from guidex.features.clip import clip, crop_and_resize
+from guidex.features.clip import clip, middle_square
 from guidex.features.networks import NetworkDetector, timm_vit
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
@@ -112,7 +112,7 @@ def test_the_middle_square_is_resized_by_pillow(shape: tuple[int, int]) -> None:
     samples = images(2, *shape)
     mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
     expected = ((preprocessed(samples) * std + mean) * 255).round().to(torch.uint8)
-    assert torch.equal(crop_and_resize(samples), expected)
+    assert torch.equal(middle_square(samples, module.SIDE), expected)
 
 
 def test_weights_of_other_networks_are_refused(

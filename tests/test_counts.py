@@ -43,10 +43,10 @@ def test_eval_refuses_before_any_network(
 ) -> None:
     reals, fakes = images(tmp_path / "reals", 12), images(tmp_path / "fakes", 1)
     for metrics, text in (
-        ("kid", "KID with subset_size=1000 needs at least 1000 real images, but there are 12"),
+        ("kid", "KID with subset_size=1000 needs at least 1000 real images, and has 12"),
         ("fd_infinity", "FrechetInfinity with smallest=5000 and sizes=15 needs at least 5015 fake"),
-        ("frechet", "Frechet needs at least 2 fake images, but there is 1; use more images"),
-        ("prdc", "PRDC with k=3 needs at least 4 fake images, but there is 1"),
+        ("frechet", "Frechet needs at least 2 fake images, and has 1; use more images"),
+        ("prdc", "PRDC with k=3 needs at least 4 fake images, and has 1"),
         ("frechet metrics.frechet.confidence=jackknife", "needs at least 4096 fake images"),
     ):
         words = ["eval", str(fakes), f"ref={reals}", *inception, *f"metrics={metrics}".split()]
@@ -69,8 +69,8 @@ def test_statistics_of_unknown_number_suffice_and_single_images_are_counted(
 
     (one,) = measures.get(config("frechet"), count=2)
     measures.make_features()  # statistics alone, without any network
-    assert one.real.features.values is None
-    with pytest.raises(UsageError, match="at least 4 real images, but there are 3"):
+    assert one.real.values is None
+    with pytest.raises(UsageError, match="at least 4 real images, and has 3"):
         Measures(PassSettings()).get(config("prdc"), count=50)
 
 
@@ -95,7 +95,7 @@ def test_of_default_metrics_those_with_too_few_images_are_left_out(
     reals, fakes = images(tmp_path / "reals", 12), images(tmp_path / "fakes", 3)
     assert main(["eval", str(fakes), f"ref={reals}", f"out={tmp_path / 'out'}"]) == 0
     out = capsys.readouterr().out
-    assert "prdc is left out: PRDC with k=3 needs at least 4 fake images, but there are 3" in out
+    assert "prdc is left out: PRDC with k=3 needs at least 4 fake images, and has 3" in out
     header = (tmp_path / "out" / "table.csv").read_text().splitlines()[0]
     assert "fd_pixels" in header and "precision" not in header
     one = images(tmp_path / "one", 1)
@@ -117,9 +117,9 @@ def test_sweeps_and_samples_refuse_before_sampling(
     network = [*inception, f"ref={images(tmp_path / 'reals', 12)}", "metrics=prdc"]
     for command in (SWEEP, SAMPLE):
         for more, text in (
-            (["metrics=kid"], "at least 1000 fake images, but there are 6"),
-            ([*network, "seeds=0-2", "repeats=2"], "at least 4 fake images, but there are 3"),
-            ([*network, "metrics.prdc.k=12", "seeds=0-99"], "there are 12"),
+            (["metrics=kid"], "at least 1000 fake images, and has 6"),
+            ([*network, "seeds=0-2", "repeats=2"], "at least 4 fake images, and has 3"),
+            ([*network, "metrics.prdc.k=12", "seeds=0-99"], "real images, and has 12"),
         ):
             assert main([*command, *more, f"out={tmp_path / 'out'}"]) == 2
             assert text in capsys.readouterr().err

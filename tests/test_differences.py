@@ -43,7 +43,7 @@ def test_intervals_hold_known_differences_of_distances_and_pairing_narrows_them(
     moments = GaussianStatistics.from_moments(
         count=9**9, mean=torch.zeros(dim), covariance=torch.eye(dim)
     )
-    real = FeatureSet("d", moments.count, None, None, moments)
+    real = FeatureSet("d", given_statistics=moments)
     truth = [dim * (shift**2 + (scale - 1) ** 2) for shift, scale in points]
     held, paired, alone, centres = [], [], [], []
     for seed in range(sets):
@@ -257,7 +257,7 @@ def test_compare_joins_what_was_measured_alike(runs: Path, tmp_path: Path, capsy
 def test_compare_refuses_what_was_not_and_says_why(runs: Path, tmp_path: Path, capsys) -> None:
     a, few, other = (str(runs / name) for name in ("a", "few", "other"))
     (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / "rows.jsonl").write_text('{"point": 0}\n')
+    (tmp_path / "damaged" / "rows.jsonl").write_text('{"point": 0,\n')
     changed = [replace(each, provenance={"reals": [{"path": "x", "sha256": h}]}, settings={})
                for each, h in zip(points(), "abcd", strict=True)]  # fmt: skip
     for each in changed[:2]:

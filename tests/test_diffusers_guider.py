@@ -17,7 +17,11 @@ pytest.importorskip("transformers", reason="the extra guidex[diffusers]")
 import diffusers
 from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.hooks import LayerSkipConfig
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import (
+    AttnProcessor,
+    FusedJointAttnProcessor2_0,
+    JointAttnProcessor2_0,
+)
 from diffusers.modular_pipelines.stable_diffusion_xl import (
     modular_blocks_stable_diffusion_xl as sdxl,
 )
@@ -476,10 +480,15 @@ def test_layers_are_checked_before_the_first_evaluation(loop):
         )
 
 
-def test_joint_attention_is_refused(flow):
+def test_joint_attention_is_perturbed_and_that_of_unknown_kinds_refused(flow):
     guidance = single(Reference("same", ["*"]), Constant(w=2.0), Extrapolate())
+    perturbed = flow(GuidexGuider(guidance))
+    assert not torch.allclose(perturbed, flow(cfg(Constant(w=1.0))), atol=1e-3)
+    layer = flow.network.transformer_blocks[0].attn
+    layer.set_processor(FusedJointAttnProcessor2_0())
     with pytest.raises(UsageError, match="no self-attention layers"):
         flow(GuidexGuider(guidance))
+    layer.set_processor(JointAttnProcessor2_0())
 
 
 @pytest.mark.parametrize("channels", [2, 4, 9])

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from guidex.errors import GuidexError, UsageError
-from guidex.files.torch_files import read_weights
-from guidex.models.dit.checkpoints import read_network, read_state
+from guidex.files.pickles import read_weights
+from guidex.models.dit.checkpoints import read_network
 from guidex.models.dit.load import transformer
 from guidex.models.spec import ModelSpec, load
 
@@ -50,7 +50,7 @@ def same_network(path, **options) -> bool:
 
 
 def test_every_layout_gives_the_same_network(tmp_path):
-    state = read_state(GOLDEN / "sit.pt")
+    state = read_weights(GOLDEN / "sit.pt")
     save_file(state, tmp_path / "x.safetensors")
     assert same_network(tmp_path / "x.safetensors")
     torch.save({f"module.{name}": tensor for name, tensor in state.items()}, tmp_path / "ddp.pt")
@@ -122,7 +122,7 @@ def test_hostile_and_damaged_files_are_refused(tmp_path, capsys):
     assert read_weights(archive(tmp_path / "good.pt", pickled(), data))["w"].tolist() == [0] * 4
     cases = {
         "names builtins.print": (pickle.dumps({"a": Hostile()}), data),
-        "impossible size": (pickled(count=5), data),
+        "that was cut off": (pickled(count=5), data),
         "more elements than its storage|out of bounds": (pickled(size=5), data),
         "no item named|x/data/": (pickled(key="../0"), data),
         "not little-endian": (pickled(), data | {"x/byteorder": b"big"}),
@@ -131,11 +131,6 @@ def test_hostile_and_damaged_files_are_refused(tmp_path, capsys):
     for text, (value, members) in cases.items():
         with pytest.raises(GuidexError, match=text):
             read_weights(archive(tmp_path / "bad.pt", value, members))
-    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("x/data.pkl", pickled())
-        file.writestr("x/data/0", bytes(16))
-    with pytest.raises(GuidexError, match="impossible size"):
-        read_weights(tmp_path / "bomb.pt")
     whole = bytearray((GOLDEN / "sit.pt").read_bytes())
     whole[len(whole) // 2] ^= 1
     (tmp_path / "flipped.pt").write_bytes(whole)
@@ -145,12 +140,12 @@ def test_hostile_and_damaged_files_are_refused(tmp_path, capsys):
     with pytest.raises(UsageError, match="not a zip archive of torch.save"):
         read_weights(tmp_path / "page.pt")
     with pytest.raises(UsageError, match="none.safetensors"):
-        read_state(tmp_path / "none.safetensors")
+        read_network(tmp_path / "none.safetensors")
     assert "was run" not in capsys.readouterr().out
 
 
 def test_other_networks_are_refused(tmp_path):
-    state = read_state(GOLDEN / "sit.pt")
+    state = read_weights(GOLDEN / "sit.pt")
     for change, text in {
         "blocks.1.attn.qkv.bias": "Missing key.*blocks.1.attn.qkv.bias",
         "x_embedder.proj.weight": "x_embedder.proj.weight",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from guidex.files.torch_files import read_weights
+from guidex.files.pickles import read_weights
 from guidex.models.attention import Perturbation
 from guidex.models.denoiser import View
 from guidex.models.dit.checkpoints import read_network

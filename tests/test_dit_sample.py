@@ -76,7 +76,7 @@ def test_every_kind_of_guidance(guidance):
 
 def test_costs_are_known_once_networks_are():
     planned = plan_table(["model=sit-tiny", "guidance=cfg"], default=None).entries[0].planned
-    assert math.isnan(planned.gflops) and load(planned, Models()).gflops > 0
+    assert math.isnan(planned.gflops) and load(planned, Models()).planned.gflops > 0
 
 
 def test_balanced_labels_are_seeds_modulo_classes(capsys):

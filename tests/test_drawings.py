@@ -19,20 +19,20 @@ FEW = ["sampler.grid.steps=3", "gallery=2", "seeds=0-3", "metrics=[]", "guidance
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """The arguments of every image grid and figure of a toy."""
     calls: list[tuple] = []
-    for name in ("image_grid", "figure_1d", "figure_2d"):
-        monkeypatch.setattr(drawings, name, lambda *one, **options: calls.append(one))
+    for name in ("image_grid", "toy_figure"):
+        monkeypatch.setattr(drawings, name, lambda *one, **options: calls.append(one) or True)
     return calls
 
 
 def test_solvers_are_seen_side_by_side(tmp_path: Path, drawn: list[tuple], capsys) -> None:
     words = ["sweep", *FEW, "sampler=heun,euler", "guidance.schedule.w=1,2"]
     assert main([*words, f"out={tmp_path}"]) == 0
-    ((images, rows, columns, path),) = drawn
+    ((images, rows, [columns], path),) = drawn
     assert rows == [
-        "cfg · heun · w 1",
-        "cfg · heun · w 2",
-        "cfg · euler · w 1",
-        "cfg · euler · w 2",
+        "heun w = 1",
+        "heun w = 2",
+        "euler w = 1",
+        "euler w = 2",
     ]
     assert images.shape[:2] == (4, 2) and path.name == "grid.png"
     assert [column[:14] for column in columns] == ["seed 0 · class", "seed 1 · class"]
@@ -58,10 +58,10 @@ def test_toys_of_one_truth_are_seen_side_by_side(
 def test_a_toy_is_drawn_beside_what_it_is_guided_away_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: list[dict] = []
-    monkeypatch.setattr(drawings, "figure_1d", lambda *one, **more: options.append(more))
+    calls: list[tuple] = []
+    monkeypatch.setattr(drawings, "toy_figure", lambda *one, **_: calls.append(one))
     assert main(["sweep", "model=mixture1d", *FEW, f"out={tmp_path}"]) == 0
-    [reference] = [more["reference"] for more in options]
+    ((_, _, _, reference),) = calls
     assert isinstance(reference, GaussianMixture) and reference.num_classes == 0
 
 

@@ -1,7 +1,6 @@
 """The commands on checkpoints: convert, models, ema; and the script that makes tiny networks."""
 
 import importlib.util
-import json
 import weakref
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -114,7 +113,8 @@ def test_models_tell_what_is_on_this_machine(place, capsys):
         ["autoguidance", "reference", "-", "outputs/edm2-tiny-weaker.safetensors"],
     ]
     (place / "outputs").mkdir()
-    (place / "outputs/edm2-tiny.safetensors").write_bytes(bytes(1_250_000))
+    converted = Checkpoint(asdict(TINY), {"a": torch.zeros(300_000)}, {})
+    write_checkpoint(converted, place / "outputs/edm2-tiny.safetensors")
     models_command(["edm2-tiny"])
     assert "1.2 MB  outputs/edm2-tiny.safetensors" in capsys.readouterr().out
 
@@ -190,7 +190,6 @@ def test_any_average_is_made_of_those_stored(run, length, capsys):
     rows = about["ema"]["snapshots"]
     assert [(row["kimg"], row["length"]) for row in rows] == STORED
     assert rows[0]["file"] == "network-snapshot-0000125-0.050.safetensors"
-    assert json.loads(Path("net.json").read_text())["metadata"] == about
 
 
 @pytest.mark.parametrize("kimg, last", [(625, 625), (600, 625), (100, 125)])
@@ -251,7 +250,7 @@ def test_snapshots_are_told_by_their_names(run, place):
         (["ema=0.1", "out=nowhere/n.safetensors"], "there is no folder"),
         (["ema=0.1", "out=n.safetensors", "kimg=early"], "a whole number .*, not 'early'"),
         (["ema=0.1", "out=n.safetensors", "kimg=1001"], "at most the last snapshot's 1000"),
-        (["run", "ema=0.1", "out=n.safetensors"], "same time and length"),
+        (["run", "ema=0.1", "out=n.safetensors"], "differ in time or length"),
         (["ema=0.1", "out=old.safetensors"], "old.safetensors is already there"),
     ],
 )
@@ -266,7 +265,7 @@ def test_snapshots_of_different_runs_are_refused(run):
     path = run / "network-snapshot-0001000-0.050.safetensors"
     checkpoint = read_checkpoint(path)
     checkpoint.tensors["unet.gain"] = torch.zeros(2)
-    write_checkpoint(checkpoint, path, overwrite=True)
+    write_checkpoint(checkpoint, path)
     with pytest.raises(GuidexError, match="0001000-0.050.safetensors is not of the same training"):
         ema_command(["run", "ema=0.1", "out=net.safetensors"])
     assert not Path("net.safetensors").exists()

@@ -19,8 +19,9 @@ from guidex.features import feature_cache
 from guidex.features import samples as sources
 from guidex.features.detectors import Identity, Pixels
 from guidex.features.feature_cache import FeatureStore, blocks_of, place_of
+from guidex.features.features import FeatureSet
 from guidex.features.networks import NetworkDetector
-from guidex.features.samples import PassSettings, image_features, open_samples
+from guidex.features.samples import PassSettings, Samples, open_samples
 from guidex.features.weights import Weights
 
 IDENTITY = Identity("inception", 4, "halves", "ab" * 32, "float32", False)
@@ -173,6 +174,12 @@ class Watched(NetworkDetector):
 
 def pixels(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+
+
+def image_features(
+    images: ImageSet, detectors: list[Any], settings: PassSettings
+) -> list[FeatureSet]:
+    return Samples("images", images).features(detectors, settings)
 
 
 def means(array: np.ndarray) -> Tensor:

@@ -22,7 +22,7 @@ def of(values: Tensor) -> GaussianStatistics:
 
 
 def known(statistics: GaussianStatistics) -> FeatureSet:
-    return FeatureSet("d", statistics.count, None, None, statistics)
+    return FeatureSet("d", given_statistics=statistics)
 
 
 # Statistics
@@ -127,7 +127,7 @@ def test_statistics_alone_are_enough_of_a_reference() -> None:
     real, fake = known(of(values)), feature_set(values + 2)
     assert Frechet()(real=real, fake=fake) == {"fd_d": pytest.approx(16.0, rel=1e-9)}
     assert Frechet("jackknife")(real=real, fake=fake)["fd_d"] == pytest.approx(16.0, rel=1e-9)
-    with pytest.raises(UsageError, match="only statistics are known"):
+    with pytest.raises(UsageError, match="not statistics alone"):
         Frechet("jackknife")(real=fake, fake=real)
 
 

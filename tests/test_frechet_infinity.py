@@ -18,7 +18,7 @@ def exact_real() -> FeatureSet:
     statistics = GaussianStatistics.from_moments(
         count=10**6, mean=torch.zeros(DIM), covariance=torch.eye(DIM)
     )
-    return FeatureSet("d", statistics.count, None, None, statistics)
+    return FeatureSet("d", given_statistics=statistics)
 
 
 def test_a_line_in_one_over_n_is_found() -> None:
@@ -69,7 +69,7 @@ def test_dgm_eval_begins_with_a_tenth() -> None:
     ("options", "text"),
     [
         ({"smallest": 15}, "8 features need at least 16 images"),
-        ({}, "at least 5015 fake images, but there are 100.*16 or more"),
+        ({}, "at least 5015 fake images, and has 100.*16 or more"),
         ({"sizes": 15, "smallest": 90}, "at least 105 fake images"),
     ],
 )

@@ -26,10 +26,10 @@ from guidex.models.attention import Perturbation
 from guidex.models.denoiser import View
 from guidex.models.edm2.checkpoints import Checkpoint, write_checkpoint
 from guidex.models.edm2.folded import fold
-from guidex.models.edm2.load import compile_network
 from guidex.models.edm2.network import EDM2, Config
 from guidex.models.kernel import kernel
-from guidex.runs.writers import Arriving
+from guidex.models.spec import compile_network
+from guidex.runs.threads import Arriving
 from guidex.sampling.grids import Karras
 from guidex.sampling.solvers import Heun
 from guidex.sampling.trajectories import sample
@@ -125,7 +125,7 @@ def test_the_gpu_computes_what_the_cpu_does():
 
 def test_a_compiled_network_computes_the_same(folded):
     compiled = fold(random_network().to(GPU))
-    compile_network(compiled)
+    compile_network(compiled, compiled.unet)
     with torch.no_grad():
         for sigma in (1.0, 50.0):
             x, labels = noisy(4, sigma)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from guidex.errors import GuidexError
-from guidex.reports.image_grids import _font, _wrap, image_grid, sample_grid
+from guidex.reports.image_grids import _font, _size, _wrap, image_grid, sample_grid
 
 COLOURS = np.array([[255, 0, 0], [0, 160, 0], [0, 0, 255], [255, 0, 255]], dtype=np.uint8)
 
@@ -30,9 +30,9 @@ def box(pixels: np.ndarray, colour: np.ndarray) -> tuple[int, int, int, int]:
     return int(left), int(top), int(width), int(height)
 
 
-@pytest.mark.parametrize("side, shown", [(8, 48), (32, 64), (256, 256), (400, 256)])
-def test_cells_are_between_48_and_256_pixels(tmp_path, side, shown):
-    image_grid(flat(COLOURS.reshape(2, 2, 3), side), ["a", "b"], ["c", "d"], tmp_path / "x.png")
+@pytest.mark.parametrize("side, shown", [(8, 96), (60, 120), (256, 256), (400, 256)])
+def test_cells_are_between_96_and_256_pixels(tmp_path, side, shown):
+    image_grid(flat(COLOURS.reshape(2, 2, 3), side), ["a", "b"], [["c", "d"]], tmp_path / "x.png")
     boxes = [box(read(tmp_path / "x.png"), colour) for colour in COLOURS]
     assert {b[2:] for b in boxes} == {(shown, shown)}
     (x0, y0, *_), (x1, y1, *_), (x2, y2, *_), (x3, y3, *_) = boxes
@@ -42,28 +42,25 @@ def test_cells_are_between_48_and_256_pixels(tmp_path, side, shown):
 
 def test_enlarging_repeats_pixels_and_reducing_averages(tmp_path):
     random = np.random.default_rng(0).integers(0, 256, (1, 1, 1, 8, 8), dtype=np.uint8)
-    image_grid(random, ["r"], ["c"], tmp_path / "small.png")
-    tile = read(tmp_path / "small.png")[-12 - 48 : -12, -12 - 48 : -12, 0]
-    np.testing.assert_array_equal(tile, random[0, 0, 0].repeat(6, 0).repeat(6, 1))
+    image_grid(random, ["r"], [["c"]], tmp_path / "small.png")
+    tile = read(tmp_path / "small.png")[-12 - 96 : -12, -12 - 96 : -12, 0]
+    np.testing.assert_array_equal(tile, random[0, 0, 0].repeat(12, 0).repeat(12, 1))
 
     checks = (np.indices((1024, 1024)).sum(0) % 2 * 255).astype(np.uint8)
-    image_grid(checks[None, None, None], ["r"], ["c"], tmp_path / "large.png")
+    image_grid(checks[None, None, None], ["r"], [["c"]], tmp_path / "large.png")
     tile = read(tmp_path / "large.png")[-12 - 256 : -12, -12 - 256 : -12]
     assert np.abs(tile[4:-4, 4:-4].astype(int) - 127).max() <= 2
 
 
-def test_shapes_are_kept_and_small_images_grow_for_their_labels(tmp_path):
+def test_shapes_are_kept(tmp_path):
     image = flat(COLOURS[:1, None], 8)
-    image_grid(image[..., :4], ["r"], ["c"], tmp_path / "x.png")
-    assert box(read(tmp_path / "x.png"), COLOURS[0])[2:] == (24, 48)
-    long = "interval (0.1, 1] w = 3, sampler with a long name"
-    image_grid(image, ["r"], [long], tmp_path / "x.png")
-    assert box(read(tmp_path / "x.png"), COLOURS[0])[2:] == (96, 96)
+    image_grid(image[..., :4], ["r"], [["c"]], tmp_path / "x.png")
+    assert box(read(tmp_path / "x.png"), COLOURS[0])[2:] == (48, 96)
 
 
 def test_a_title_takes_room_of_its_own(tmp_path):
     images = flat(COLOURS.reshape(2, 2, 3), 64)
-    labels = (["0.05", "0.1"], ["0.3", "∞"])
+    labels = (["0.05", "0.1"], [["0.3", "∞"]])
     image_grid(images, *labels, tmp_path / "plain.png")
     image_grid(images, *labels, tmp_path / "titled.png", title="t")
     plain, titled = read(tmp_path / "plain.png"), read(tmp_path / "titled.png")
@@ -74,20 +71,20 @@ def test_a_title_takes_room_of_its_own(tmp_path):
 
 
 def test_labels_are_wrapped_then_shortened_in_a_font_with_the_signs_of_the_field():
-    font = _font(13)
+    font = _font("DejaVuSans", 13)
     absent = bytes(font.getmask("\uffff"))
     for sign in "σ×–≤∞…·ä":
         assert bytes(font.getmask(sign)) != absent
-    assert _wrap("seed 3 · class 7", 60, font) == ["seed 3", "class 7"]
-    assert _wrap("", 60, font) == []
-    lines = _wrap("one two three four five six seven eight nine ten eleven", 60, font)
+    assert _wrap("seed 3 · class 7", 80, font) == "seed 3\nclass 7"
+    assert _wrap("", 60, font) == ""
+    lines = _wrap("one two three four five six seven eight nine ten eleven", 60, font).split("\n")
     assert len(lines) == 3 and lines[-1].endswith("…")
     for text in ("x" * 100, "a b " * 40, "· · · ·"):
-        assert all(font.getlength(line) <= 60 for line in _wrap(text, 60, font))
+        assert _size(_wrap(text, 60, font), font)[0] <= 60
 
 
 @pytest.mark.parametrize("count, shape", [(1, (1, 1)), (2, (2, 1)), (3, (2, 2)), (4, (2, 2))])
-def test_a_contact_sheet_goes_line_by_line_with_captions_under_images(tmp_path, count, shape):
+def test_a_contact_sheet_goes_line_by_line_with_captions_above_images(tmp_path, count, shape):
     captions = [f"seed {k}" for k in range(count - 1)] + [""]
     sample_grid(flat(COLOURS[:count], 64), captions, tmp_path / "x.png")
     pixels = read(tmp_path / "x.png")
@@ -96,9 +93,9 @@ def test_a_contact_sheet_goes_line_by_line_with_captions_under_images(tmp_path, 
     assert (len(xs), len(ys)) == shape
     places = [(ys.index(b[1]), xs.index(b[0])) for b in boxes]
     assert places == [divmod(number, shape[0]) for number in range(count)]
-    for (left, top, width, height), caption in zip(boxes, captions, strict=True):
-        below = pixels[top + height : top + height + 20, left : left + width]
-        assert bool((below < 200).any()) == bool(caption)
+    for (left, top, width, _), caption in zip(boxes, captions, strict=True):
+        above = pixels[top - 20 : top, left : left + width]
+        assert bool((above.max(axis=-1) < 100).any()) == bool(caption)
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path):

@@ -14,11 +14,9 @@ import torch
 from helpers import golden
 from PIL import Image
 
-from guidex.data.codec import decode, examine, write_png
-from guidex.data.digits import digits
+from guidex.data.codec import decode, examine, to_float, to_uint8, write_png
 from guidex.data.image_set import array_images, default_workers
-from guidex.data.images import open_images
-from guidex.data.pixels import to_float, to_uint8
+from guidex.data.images import digits, open_images
 from guidex.errors import GuidexError, UsageError
 
 

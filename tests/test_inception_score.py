@@ -5,6 +5,7 @@ import torch
 from helpers import feature_set
 from torch import Tensor
 
+from guidex.features.features import FeatureSet
 from guidex.metrics.inception_score import InceptionScore, inception_score
 
 
@@ -52,4 +53,5 @@ def test_adm_takes_parts_of_a_size_in_order() -> None:
     logits = torch.randn(25, 4, generator=torch.Generator().manual_seed(0))
     parts = [float(inception_score(part)) for part in logits.split([10, 10, 5])]
     assert score(logits, size=10, shuffle=False)[0] == pytest.approx(sum(parts) / 3)
-    InceptionScore(size=10).check_counts(real=None, fake=1, dim=4)
+    one = FeatureSet.expected("inception_logits", 1, 4, labelled=False)
+    InceptionScore(size=10).check(real=None, fake=one)

@@ -101,10 +101,10 @@ def evaluated(metric: Metric, put: Callable[[Tensor], Tensor], known: bool) -> d
     sides = []
     for seed, count in enumerate((900, 700)):
         values, labels = features(count, seed), torch.arange(count) % 5
-        sides.append(FeatureSet.from_values(detector=detector, values=put(values), labels=labels))
+        sides.append(FeatureSet(detector, put(values), labels))
     if not known:
         statistics = GaussianStatistics.from_features(features(900, 0))
-        sides[0] = FeatureSet(detector, statistics.count, None, None, statistics)
+        sides[0] = FeatureSet(detector, given_statistics=statistics)
     return metric(real=sides[0], fake=sides[1])
 
 

@@ -51,17 +51,15 @@ def feature_set(count: int, detector: str = "inception_logits") -> FeatureSet:
 def test_too_few_images_are_refused_before_the_computation(
     metric: Metric, reals: int, fakes: int
 ) -> None:
-    metric.check_counts(real=None, fake=fakes, dim=DIM)  # not recorded
     assert metric(real=feature_set(reals), fake=feature_set(fakes))
     for side, real, fake in (("real", reals - 1, fakes), ("fake", reals, fakes - 1)):
         if 0 in (real, fake):  # no such set, or any number will do
             continue
         there = real if side == "real" else fake
-        expected = f"at least {there + 1} {side} images, but there (is|are) {there}; use more"
+        expected = f"at least {there + 1} {side} images, and has {there}; use more"
+        sets = [FeatureSet.expected("inception_logits", count, DIM, True) for count in (real, fake)]
         with pytest.raises(UsageError, match=expected):
-            metric.check_counts(real=real, fake=fake, dim=DIM)
-        with pytest.raises(UsageError, match=expected):
-            metric(real=feature_set(real), fake=feature_set(fake))
+            metric.check(real=sets[0], fake=sets[1])
 
 
 @pytest.mark.parametrize("metric", [metric for metric, *_ in METRICS])
@@ -69,7 +67,7 @@ def test_sets_that_lack_something_are_refused(metric: Metric) -> None:
     whole, other = feature_set(60), feature_set(60, "dinov2")
     detector, name = whole.detector, type(metric).__name__
     statistics = GaussianStatistics.from_features(whole.values)
-    given = FeatureSet(detector, statistics.count, None, None, statistics)
+    given = FeatureSet(detector, given_statistics=statistics)
     unlabelled = helpers.feature_set(whole.values, detector=detector)
     narrow = helpers.feature_set(whole.values[:, 1:], detector=detector)
     cases = []
@@ -79,9 +77,9 @@ def test_sets_that_lack_something_are_refused(metric: Metric) -> None:
     else:
         cases += [(None, other, "use detector=inception_logits")]
     if metric.needs_fake_values:
-        cases += [(whole, given, f"{name} compares single images, but of the fake set")]
+        cases += [(whole, given, f"{name} compares single images; give those of the fake set")]
     if metric.needs_reference and metric.needs_values:
-        cases += [(given, whole, f"{name} compares single images, but of the real set")]
+        cases += [(given, whole, f"{name} compares single images; give those of the real set")]
     if metric.needs_labels:
         cases += [(unlabelled, whole, "compares classes, but the real set .* has no labels")]
         cases += [(whole, unlabelled, "compares classes, but the fake set .* has no labels")]
@@ -110,7 +108,7 @@ def test_another_detector_or_no_truth_is_refused_before_any_image() -> None:
         with pytest.raises(UsageError, match="InceptionScore.*use detector=inception_logits"):
             InceptionScore().check_detector(detector)
     with pytest.raises(UsageError, match="closed form"):
-        ToyQuality().check_reference(feature_set(9))
+        ToyQuality().check(real=feature_set(9), fake=feature_set(9))
 
 
 @pytest.mark.parametrize(

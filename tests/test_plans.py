@@ -8,7 +8,6 @@ from helpers import Calls, starts
 
 from guidex.cli import main
 from guidex.runs import cost
-from guidex.runs.cost import alone, shared
 from guidex.runs.points import Planned, load
 from guidex.runs.points_table import plan_table
 from guidex.sampling.trajectories import trajectories
@@ -65,13 +64,15 @@ def test_shared_costs_are_the_calls_that_are_made(sampler: str, rule: str) -> No
         calls.watch(network)
     solver, seeds = points[0].planned.solver, points[0].planned.seeds
     trajectories([point.run for point in points], solver, starts(model, seeds, solver), seeds)
-    cost = shared([point.planned for point in points])
-    assert [calls[network] for network in networks] == [3 * cost[0], 3 * cost[1]]
-    gflops = cost[0] * model.gflops + cost[1] * networks[1].gflops
-    assert cost[2] == pytest.approx(gflops)
-    apart = sum(alone(point.planned) for point in points)
-    assert apart[0] == 6 * points[0].planned.plan.evaluations_main > cost[0]
-    assert apart[2] > cost[2]
+    shared = cost.cost([point.planned for point in points])
+    assert [calls[network] for network in networks] == [3 * shared[0], 3 * shared[1]]
+    gflops = shared[0] * model.gflops + shared[1] * networks[1].gflops
+    assert shared[2] == pytest.approx(gflops)
+    apart = sum(cost.cost([point.planned]) for point in points)
+    assert apart[0] == 6 * points[0].planned.plan.evaluations_main > shared[0]
+    assert apart[2] > shared[2]
+    alone = [points[-1].planned.plan.evaluations_main, points[-1].planned.gflops]
+    assert cost.cost([points[-1].planned])[[0, 2]] == pytest.approx(alone)
 
 
 def test_hours_are_told_from_the_last_run(

@@ -94,7 +94,7 @@ def test_products_in_float32_change_no_number(
     assert prdc(real.double(), fake.double(), rule=rule) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("scale", [1e-22, 1e-3, 1e16])
+@pytest.mark.parametrize("scale", [1e-22, 1e-3, 1e16, 1e30])
 def test_float32_features_of_any_size(scale: float) -> None:
     real, fake = (scale * normal(90, 12, seed=seed).float() for seed in (0, 1))
     expected = by_definition(real, fake, 3, "<")

@@ -16,10 +16,14 @@ from report_rows import HI, LO, W, row
 
 from guidex.cli import main
 from guidex.errors import GuidexError
+from guidex.reports.charts import curves
+from guidex.reports.heat_maps import heat_maps
 from guidex.reports.image_grids import image_grid
 from guidex.reports.pictures import pictures_of
+from guidex.reports.plots import STYLE, default_settings, styles_of
 from guidex.reports.report import write_report
 from guidex.reports.rows import Row, read_rows
+from guidex.reports.svg import drawing
 from guidex.reports.tables import write_tables
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -59,7 +63,7 @@ def written(rows: list[Row], folder: Path) -> str:
     images += (10 * np.arange(len(rows), dtype=np.uint8))[:, None, None, None, None]
     names = [f"row {one.point}" for one in rows]
     values = [one.values for one in rows]
-    image_grid(images, names, ["seed 0", "seed 1"], folder / "grid.png", points=values)
+    image_grid(images, names, [["seed 0", "seed 1"]], folder / "grid.png", points=values)
     write_tables(rows, folder)
     return write_report([folder], folder / "report.html").read_text(encoding="utf-8")
 
@@ -80,7 +84,7 @@ def test_one_file_holds_everything(rows, tmp_path):
     text = written(rows, tmp_path)
     page = Page(text)
     for tag, attributes in page.tags:
-        assert tag not in ("link", "iframe") and not attributes.get("href")
+        assert tag not in ("link", "iframe") and attributes.get("href", "#")[0] == "#"
         assert attributes.get("src", "data:image/").startswith("data:image/")
     assert not re.search(r"https?://", text)
     assert text.count('<article id="point') == len(rows)
@@ -89,7 +93,7 @@ def test_one_file_holds_everything(rows, tmp_path):
         "FD (a) ↓ against guidance weight w",
         "Precision (a) ↑ against Recall (a) ↑",
         "FD (a) ↓ against evaluations per image",
-        "FD (a) ↓, interval w = 2",
+        "FD (a) ↓ over σ hi and σ lo, interval w = 2",
     ):
         assert heading in text
     assert "0.750 as published" in text and "Missing: point 12" in text
@@ -127,6 +131,23 @@ def test_any_values_can_be_drawn(values, tmp_path):
             assert not re.search(r' (d|x|y|cx|cy)="[^"]*(nan|inf)', text)
 
 
+def test_what_is_picked_is_what_is_seen(rows):
+    with default_settings(STYLE):
+        curve, grid = curves(rows)[0], heat_maps(rows)[0]
+        line, squares = (drawing(chart, styles_of([curve])) for chart in (curve, grid))
+    places = {}
+    for trace in line.iterfind(".//g[@class='line']"):
+        for mark in [each for each in trace.iter("g") if each.find("circle") is not None]:
+            places[int(mark.get("data-pick"))] = -float(mark.find("circle").get("cy"))
+    assert len(places) == 11
+    assert sorted(places, key=places.get) == sorted(places, key=lambda n: rows[n].metrics["fd_a"])
+    for square in squares.iterfind(".//g[@class='map']/g"):
+        x, y = map(float, re.match(r"M (\S+) (\S+)", square.find("path").get("d")).groups())
+        places[int(square.get("data-pick"))] = (-y, x)
+    drawn = range(1, 7)  # of w = 2
+    assert sorted(drawn, key=places.get) == [*drawn]  # lo from below, hi from the left
+
+
 def test_pictures_are_found_by_the_values_of_points(rows, tmp_path):
     written(rows, tmp_path)
     found = pictures_of([replace(one, point=99 - one.point) for one in rows], tmp_path)
@@ -139,7 +160,7 @@ def test_pictures_are_found_by_the_values_of_points(rows, tmp_path):
 
 def test_large_images_are_embedded_small(rows, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (1, 8, 3, 256, 256), np.uint8)
-    image_grid(noise, ["a"], ["b"] * 8, tmp_path / "grid.png", points=[rows[0].values])
+    image_grid(noise, ["a"], [["b"] * 8], tmp_path / "grid.png", points=[rows[0].values])
     found = pictures_of(rows, tmp_path)
     assert found[0].size == (5 * 113 - 1, 2 * 113 - 1) and not found[0].is_coarse
     assert found[0].uri.startswith("data:image/webp") and len(found[0].uri) < 120_000
@@ -192,6 +213,7 @@ const charts = all(".charts figure:first-child svg");
 const stop = charts[0].querySelector("[tabindex='0']");
 stop.focus();
 press(stop, "ArrowRight");
+press(document.activeElement, "ArrowRight");
 out.moved = document.activeElement !== stop && charts[0].contains(document.activeElement);
 press(document.activeElement, "Enter");
 out.key = state();

@@ -183,7 +183,7 @@ def test_classes_have_the_names_of_folders(
     table = ["metrics=[]", "guidance=none,cfg", f"out={tmp_path / 'table'}"]
     assert main(["sweep", *words, *table]) == 0
     captions = ["seed 0 · class star", "seed 1 · class circle", "seed 2 · class star"]
-    assert drawn == [captions, captions]
+    assert drawn == [captions, [captions]]
     assert main(["sample", *words, "labels=sta", f"out={tmp_path / 'other'}"]) == 2
     assert "labels=sta: the classes of this model are 0 … 1; did you mean star?" in (
         capsys.readouterr().err

@@ -109,7 +109,7 @@ def test_seeds_are_parsed():
         ("3,1-2", [3, 1, 2]),
         (["0-2", 20, "30-31"], [0, 1, 2, 20, 30, 31]),
         (range(3), [0, 1, 2]),
-        (f"{2**63 - 1}", [2**63 - 1]),
+        (f"{2**32 - 1}", [2**32 - 1]),
     ):
         assert parse_seeds(text) == seeds
 
@@ -123,10 +123,9 @@ def test_seeds_are_parsed():
         (1.5, "whole numbers >= 0"),
         (True, "whole numbers >= 0"),
         ("9-3", "must increase"),
-        (f"{2**63}", "below 2\\^63"),
+        (f"{2**32}", "below 2\\^32"),
         ("1,2,1", "given twice"),
-        (["0-5", 2**32 + 5], "seeds 5 and 4294967301 make the same image"),
-        ("0-99999999999", "more than the 10000000 that a run may have"),
+        ("0-999999999", "more than the 10000000 that a run may have"),
         ([], "no seeds given"),
     ],
 )

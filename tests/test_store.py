@@ -227,7 +227,7 @@ def test_failures_are_told_until_the_rest_is_made(
         raise RuntimeError("a cable was pulled")
 
     with monkeypatch.context() as broken:
-        broken.setattr("guidex.runs.engine._make", fails)
+        broken.setattr("guidex.runs.engine._Maker.make", fails)
         assert main(words) == 1
     capsys.readouterr()
     assert main(["status", str(tmp_path / "run")]) == 0

@@ -57,7 +57,7 @@ def test_timesteps_and_noise_levels_are_exact_both_ways():
     assert process.timestep(math.sqrt(sigmas[3] * sigmas[4])) == pytest.approx(3.5)
     assert process.timestep(99) == 999 and Discrete(BETAS, "epsilon", 2.0).sigma_max > 29
     flow = Flow()
-    assert flow.timestep(1.0) == 500 and flow.sigma(750) == pytest.approx(3)
+    assert (flow.timestep(1.0), flow.timestep(3.0)) == (500, 750)
     with pytest.raises(UsageError, match="networks that predict noise are not known"):
         Discrete(BETAS, "noise")
 
@@ -183,13 +183,13 @@ def test_other_perturbations(kind, mode, model, tmp_path):
 
 
 @pytest.mark.parametrize("failure", [None, RuntimeError, KeyboardInterrupt])
-def test_attention_is_put_back(model, failure, monkeypatch):
-    before = dict(model.network.attn_processors)
+def test_attention_is_put_back(model, failure):
+    layer = model.network.get_submodule(MIDDLE)
     x, text = torch.zeros(1, *model.shape), model.conditions.batch(torch.tensor([0]))
     seen = []
 
     def watch(module, given):
-        seen.append(model.network.get_submodule(MIDDLE).processor)
+        seen.append("forward" in vars(layer))
         if failure is not None:
             raise failure
 
@@ -203,9 +203,7 @@ def test_attention_is_put_back(model, failure, monkeypatch):
                 model.joint(x, [view])
     finally:
         handle.remove()
-    assert type(seen[0]).__name__ == "Perturbed"
-    after = model.network.attn_processors
-    assert after.keys() == before.keys() and all(after[k] is before[k] for k in before)
+    assert seen == [True] and "forward" not in vars(layer)
 
 
 def test_layers_are_named_and_checked(model):
@@ -356,7 +354,7 @@ def test_classes_that_a_folder_names_are_not_run(copy):
 def test_damage_is_told(copy):
     file = copy / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(GuidexError, match="cannot be read as UNet2DConditionModel"):
+    with pytest.raises(GuidexError, match="unet cannot be read"):
         text_to_image(str(copy), ["a"], dtype="float32").load("cpu")
 
 
@@ -372,12 +370,6 @@ def test_without_the_extra_it_is_named(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UsageError, match=r"pip install '\.\[diffusers\]'"):
         text_to_image("nobody/nothing", ["a"]).load("cpu")
-
-
-def test_guidance_against_the_model_itself_is_doubted(tiny, capsys):
-    words = [*WORDS, f"model.path={tiny}", "guidance=cfg", "guidance.drop_labels=false", "--plan"]
-    assert main(["sample", *words]) == 0
-    assert "guidance.reference is the model itself" in capsys.readouterr().err
 
 
 def test_a_second_checkpoint_is_a_reference(model, tmp_path):

@@ -15,8 +15,8 @@ from guidex.guidance.directions import Difference, PerturbedAttention
 from guidex.guidance.guidance import Guidance, Guided, Term
 from guidex.guidance.rules import Extrapolate
 from guidex.guidance.schedules import Constant
+from guidex.models.decoders import VAE
 from guidex.models.denoiser import Denoiser
-from guidex.models.text.decoder import PipelineVAE
 from guidex.models.text.load import text_to_image
 from guidex.sampling.flow import Flow
 from guidex.sampling.grids import DDPM, Grid, Karras
@@ -212,7 +212,7 @@ def test_decoded_images_are_theirs(folders, kind):
     folder, noise = folders(kind), noise_of(16 if kind == "sd3" else 4)
     latents = theirs(folder, kind, None, noise, 1.0)
     images = theirs(folder, kind, None, noise, 1.0, output="np")
-    decoder = PipelineVAE(folder).eval()
+    decoder = VAE(folder).eval()
     assert decoder.image_shape(tuple(latents.shape[1:])) == (3, 16, 16)
     made = decoder(latents.double()).permute(0, 2, 3, 1).numpy()
     assert np.abs(made.astype(int) - (images * 255).round().astype(int)).max() <= 1

@@ -35,7 +35,7 @@ def fake() -> Tensor:
 
 
 def measured(metric: Metric, real: Tensor, fake: Tensor) -> dict[str, float]:
-    real_set, fake_set = (FeatureSet.from_values(detector="d", values=v) for v in (real, fake))
+    real_set, fake_set = (FeatureSet("d", v) for v in (real, fake))
     return metric(real=real_set, fake=fake_set)
 
 
@@ -59,7 +59,7 @@ def test_kid(real: Tensor, fake: Tensor) -> None:
 def test_inception_score(shuffle: bool) -> None:
     logits = 3 * features(503, 1008, 2, torch.float32)
     theirs = metric_isc.isc_features_to_metric(logits, splits=10, shuffle=shuffle, rng_seed=2020)
-    fake = FeatureSet.from_values(detector="inception_logits", values=logits)
+    fake = FeatureSet("inception_logits", logits)
     ours = InceptionScore(shuffle=shuffle)(real=fake, fake=fake)
     assert ours["is_inception_logits"] == pytest.approx(theirs["inception_score_mean"], rel=1e-9)
     assert ours["is_std_inception_logits"] == pytest.approx(theirs["inception_score_std"], rel=1e-9)

@@ -35,7 +35,7 @@ def draws(truth: ExactDenoiser, labels: Tensor | None, count: int, seed: int = 1
 def judge(
     truth: ExactDenoiser, values: Tensor, labels: Tensor | None, metric: ToyQuality | None = None
 ) -> dict[str, float]:
-    real = FeatureSet.from_values(detector="points", values=values[:2], truth=truth)
+    real = FeatureSet("points", values[:2], truth=truth)
     row = (metric or ToyQuality())(real=real, fake=feature_set(values, labels, "points"))
     return {name.removesuffix("_points"): value for name, value in row.items()}
 

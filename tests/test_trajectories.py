@@ -17,7 +17,7 @@ from guidex.sampling import trajectories as walk
 from guidex.sampling.grids import Karras
 from guidex.sampling.solver import Solver
 from guidex.sampling.solvers import DDIM, DPMpp2M, Euler, Heun
-from guidex.sampling.trajectories import NonFinite, Run, sample, shared_steps, trajectories
+from guidex.sampling.trajectories import NonFinite, Run, sample, taken, trajectories
 
 SEEDS = [4, 0, 17]
 GRID = Karras(steps=8, sigma_max=5.0)
@@ -111,9 +111,9 @@ def test_shared_steps_are_taken_once():
     table.add(interval(2, 3, 4), key="same weights, other guidance")
     table.sample(table.runs)
     # Steps 0-2: 1 branch; 3 and 4: none, w 2, w 3, other; 5-7: and w 2 splits in two.
-    taken = 3 * 1 + 2 * 4 + 3 * 5
-    assert shared_steps(table.runs, 8) == taken
-    assert table.calls[table.main] == taken * len(SEEDS)
+    steps = 3 * 1 + 2 * 4 + 3 * 5
+    assert len(list(taken(table.runs, 8))) == steps
+    assert table.calls[table.main] == steps * len(SEEDS)
     assert table.calls[table.reference] == (2 * 3 + 1) * len(SEEDS)
 
 
@@ -128,7 +128,7 @@ def test_one_plan_costs_what_it_says():
         for network, count in zip(networks, plan.evaluations_ref, strict=True):
             expected[id(network)] += count * len(SEEDS)
         assert table.calls.images == expected
-        assert shared_steps([run], 8) == 8
+        assert len(list(taken([run], 8))) == 8
 
 
 def test_momentum_is_carried_over_steps_without_guidance():
@@ -176,7 +176,7 @@ def test_ticks_add_up_to_the_images():
     ticks: list[float] = []
     outcomes = table.sample(table.runs, tick=ticks.append)
     assert sum(ticks) == pytest.approx(len(SEEDS) * len(table.runs))
-    assert len(ticks) == shared_steps(table.runs, 8)
+    assert len(ticks) == len(list(taken(table.runs, 8)))
     assert all(outcome.seconds > 0 for outcome in outcomes)
 
 

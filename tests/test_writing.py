@@ -13,7 +13,7 @@ from guidex.cli import main
 from guidex.errors import UsageError
 from guidex.models.kernel import KernelDenoiser
 from guidex.runs.settings import resolve_device
-from guidex.runs.writers import WAITING, Writers
+from guidex.runs.threads import WAITING, Writers
 
 SAMPLE = ["sample", "seeds=0-19", "block=6", "batch=4", "sampler.grid.steps=4", "guidance=cfg"]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from guidex.commands.words import split_words
+from guidex.config.compose import value_at
 from guidex.errors import UsageError
 from guidex.reports.differences import with_differences
 from guidex.reports.plots import write_plots
@@ -34,7 +35,7 @@ def compare(words: Sequence[str]) -> None:
     for name, own in runs.items():
         print(f"{name}: {'; '.join({row.provenance.get('command', ''): None for row in own})}")
         for row in own:
-            found = {"run": name, **{key: _value(row.config, key) for key in keys}, **row.values}
+            found = {"run": name, **{k: value_at(row.config, k, {}) for k in keys}, **row.values}
             values = {key: value for key, value in found.items() if not isinstance(value, dict)}
             config = {**row.config, "baseline": baseline}
             rows.append(replace(row, point=len(rows), values=values, config=config))
@@ -46,13 +47,6 @@ def compare(words: Sequence[str]) -> None:
     print("", terminal_table(rows), *files, sep="\n")
 
 
-def _value(config: Any, key: str) -> Any:
-    """What a configuration has under a dotted key; a dict where that is no single value."""
-    for name in key.split("."):
-        config = config.get(name, {}) if isinstance(config, dict) else {}
-    return config
-
-
 def _check_alike(runs: Mapping[str, Sequence[Row]]) -> None:
     """Refuse runs that were not measured alike, naming what differs."""
     found: dict[str, dict[str, dict[str, None]]] = {}  # names of runs by key and value
@@ -60,13 +54,12 @@ def _check_alike(runs: Mapping[str, Sequence[Row]]) -> None:
         for record in (_protocol(row) for row in rows if row.is_measured):
             for key, value in {**dict.fromkeys(_PROTOCOL, "none"), **record}.items():
                 found.setdefault(key, {}).setdefault(str(value), {})[name] = None
-    lines = []
+    lines = ["these runs do not compare, since they differ in"]
     for key, values in found.items():
-        if len(values) > 1:
-            each = (f"{value:.60} in {', '.join(names)}" for value, names in values.items())
-            lines.append(f"  {key}: {'; '.join(each)}")
-    if lines:
-        raise UsageError("\n".join(["these runs do not compare, since they differ in", *lines]))
+        each = (f"{value:.60} in {', '.join(names)}" for value, names in values.items())
+        lines += [f"  {key}: {'; '.join(each)}"] if len(values) > 1 else []
+    if len(lines) > 1:
+        raise UsageError("\n".join(lines))
 
 
 def _protocol(row: Row) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from guidex.commands.words import flag, required, split_words
@@ -19,18 +18,13 @@ from guidex.models.edm2.checkpoints import (
     require_free,
     write_checkpoint,
 )
-from guidex.models.edm2.posthoc_ema import (
-    gamma_of_sigma_rel,
-    images_of,
-    profile_product,
-    reconstruction_coefficients,
-)
+from guidex.models.edm2.posthoc_ema import images_of, reconstruction
 
 # network-snapshot-1342177-0.050.pkl: thousands of images, then the length of the average.
 NAME = re.compile(r".*-(\d{1,9})-(0\.\d{1,6})\.(?:pkl|safetensors)")
 
 # What two snapshots of one training run have in common.
-SAME = ("network", "dtype", "dataset_kwargs", "encoder")
+SAME = ("network", "dtype", "dataset_kwargs")
 
 
 class Snapshot(NamedTuple):
@@ -49,8 +43,8 @@ def ema_command(words: Sequence[str]) -> None:
     ema = required(settings, "ema", "0.1")
     if type(ema) not in (int, float):
         raise UsageError(f"ema is the length of the average (sigma_rel), a number, not {ema!r}")
-    overwrite = flag(settings, "overwrite")
-    out, _ = require_free(str(required(settings, "out", "network.safetensors")), overwrite)
+    out = str(required(settings, "out", "network.safetensors"))
+    require_free(out, flag(settings, "overwrite"))
     snapshots = find_snapshots(files)
     last = max(snapshot.kimg for snapshot in snapshots)
     kimg = settings.get("kimg", last)
@@ -62,7 +56,7 @@ def ema_command(words: Sequence[str]) -> None:
     last = min(snapshot.kimg for snapshot in snapshots if snapshot.kimg >= kimg)
     used = [snapshot for snapshot in snapshots if snapshot.kimg <= last]
     checkpoint = reconstruct(used, kimg, float(ema))
-    write_checkpoint(checkpoint, out, overwrite=overwrite)
+    write_checkpoint(checkpoint, out)
     about = checkpoint.metadata["ema"]
     print(f"{out}: length {ema} at {kimg} kimg, of {len(used)} snapshots")
     print(f"its profile differs from the exact one by {100 * about['error']:.2g} % (L2 norm)")
@@ -89,10 +83,10 @@ def reconstruct(snapshots: Sequence[Snapshot], kimg: int, ema: float) -> Checkpo
     """The average of a length at a time, in the dtypes of the snapshots. The sum is in float32, and
     one snapshot at a time is in memory."""
     times, lengths = [images_of(s.kimg) for s in snapshots], [s.ema for s in snapshots]
-    coefficients = reconstruction_coefficients(times, lengths, [images_of(kimg)], [ema])[:, 0]
+    weights, error = reconstruction(times, lengths, images_of(kimg), ema)
     first, sums, records = None, {}, []
     with Progress("reading", len(snapshots), unit="snapshots") as progress:
-        for snapshot, coefficient in zip(snapshots, coefficients.tolist(), strict=True):
+        for snapshot, weight in zip(snapshots, weights.tolist(), strict=True):
             checkpoint = read_checkpoint(snapshot.path)
             about = checkpoint.metadata
             described = (
@@ -108,13 +102,12 @@ def reconstruct(snapshots: Sequence[Snapshot], kimg: int, ema: float) -> Checkpo
                 )
             for name, tensor in checkpoint.tensors.items():
                 part = sums.setdefault(name, torch.zeros(tensor.shape))
-                part.add_(tensor.float(), alpha=coefficient)
+                part.add_(tensor.float(), alpha=weight)
             record = {"file": snapshot.path.name, "sha256": about.get("sha256")}
-            record |= {"kimg": snapshot.kimg, "length": snapshot.ema, "coefficient": coefficient}
+            record |= {"kimg": snapshot.kimg, "length": snapshot.ema, "coefficient": weight}
             records.append(record)
             checkpoint = tensor = None  # before the next one is read
             progress.update(1)
-    error = profile_error(times, lengths, coefficients, images_of(kimg), ema)
     config, tensors, same = first
     about = {
         "source": f"post-hoc EMA {ema} at {kimg} kimg of {len(snapshots)} snapshots",
@@ -122,19 +115,3 @@ def reconstruct(snapshots: Sequence[Snapshot], kimg: int, ema: float) -> Checkpo
         **same,
     }
     return Checkpoint(config, {k: v.to(tensors[k][1]) for k, v in sums.items()}, about)
-
-
-def profile_error(
-    times: Sequence[float],
-    lengths: Sequence[float],
-    coefficients: np.ndarray,
-    time: float,
-    length: float,
-) -> float:
-    """Distance of the sum's profile from the one wanted, as a share of the latter (L2 norms)."""
-    t = np.array([*times, time], dtype=np.float64)
-    gamma = gamma_of_sigma_rel([*lengths, length])
-    products = profile_product(t[:, None], gamma[:, None], t, gamma)
-    weights = np.append(coefficients, -1.0)
-    squared = weights @ products @ weights / products[-1, -1]
-    return float(np.sqrt(max(squared, 0.0)))

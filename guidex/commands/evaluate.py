@@ -3,8 +3,8 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from guidex.commands.sweep import show
 from guidex.config.compose import Config, compose, path_first
 from guidex.config.presets import options
 from guidex.errors import UsageError
@@ -14,9 +14,9 @@ from guidex.features.samples import PassSettings, Samples, open_samples
 from guidex.features.statistics_files import read_statistics
 from guidex.files.progress import Progress
 from guidex.reports.rows import Row
-from guidex.reports.tables import terminal_table, write_tables
+from guidex.reports.tables import write_tables
 from guidex.runs.folder import run_folder
-from guidex.runs.measure import Measures, are_metrics_chosen, repeats_of, settings_of, warn
+from guidex.runs.measure import Measures, are_metrics_chosen, settings_of, warn
 from guidex.runs.provenance import made_by, output_folder, provenance
 from guidex.runs.ranks import this_rank
 from guidex.runs.settings import VOLATILE, resolve_device, whole
@@ -33,9 +33,7 @@ def evaluate(words: Sequence[str]) -> None:
             f"{images} is a reference ({file.kind}), not images to measure; did you mean "
             f"guidex eval {config['ref'] or 'IMAGES'} ref={images}?"
         )
-    config["device"] = resolve_device(config["device"])
-    rank, settings = this_rank(), pass_settings(config)
-    samples = open_samples(images, **reading(config))
+    rank, (samples, settings) = this_rank(), opened(config, images)
     _check_repeats(samples, repeats)
     count = samples.count // repeats
     measured = Measures(settings)
@@ -54,15 +52,13 @@ def evaluate(words: Sequence[str]) -> None:
         measure.check_samples(samples.blank())
         doubts += measure.doubts({**samples.about, "count": count})
     if rank.first:
-        for about in dict.fromkeys(describe(m.about_real) for m in measures if m.about_real):
-            print(f"real: {about}")
         record = detector_record(measures[0].detector) if len(measures) == 1 else {}
         print(f"fake: {describe(samples.about | record)}")
         warn(doubts)
     volatile = (*VOLATILE, "device", "cache")
     identity = {"command": "eval", **{k: v for k, v in config.items() if k not in volatile}}
     folder = output_folder(config["out"], "eval", Path(images).resolve().name, identity)
-    with run_folder(folder, identity, bool(config["overwrite"]), rank):
+    with run_folder(folder, identity, bool(config["overwrite"])):
         measured.make_features()
         began = time.perf_counter()
         fakes = samples.features([measure.detector for measure in measures], settings)
@@ -71,19 +67,14 @@ def evaluate(words: Sequence[str]) -> None:
         values: dict[str, float] = {}
         with Progress("measuring", len(measures), unit="parts", delay=2) as bar:
             for measure, fake in zip(measures, fakes, strict=True):
-                values |= measure.values(repeats_of(fake, repeats))
+                values |= measure.measured(fake, repeats, blockwise=False)[0]
                 bar.update(1)
         row = Row(
             point=0,
-            values={},
-            guidance="",
             images=count,
             repeats=repeats,
             metrics=values,
             settings=settings_of(measures) | _settings(config, samples),
-            evals_main=0,
-            evals_ref=0,
-            gflops=0.0,
             seconds=time.perf_counter() - began,
             config={
                 **config,
@@ -95,9 +86,9 @@ def evaluate(words: Sequence[str]) -> None:
             provenance=provenance(config) | made_by("eval", words),
             unit="samples" if samples.images is None else "images",
         )
-        files = write_tables([row], folder)
+        write_tables([row], folder)
     print(f"{images} against {row.settings.get('reference', 'nothing')}")
-    print(terminal_table([row]), "", *files, sep="\n")
+    show([row], folder)
 
 
 def _check_repeats(samples: Samples, repeats: int) -> None:
@@ -120,14 +111,12 @@ def _settings(config: Config, samples: Samples) -> dict[str, str]:
     return settings
 
 
-def pass_settings(config: Config) -> PassSettings:
-    """How images go through detectors, from the keys batch and cache, and from torchrun."""
-    rank = this_rank()
+def opened(config: Config, images: str) -> tuple[Samples, PassSettings]:
+    """Images, and how they go through detectors: on the device of the configuration, which is
+    resolved."""
+    config["device"], rank = resolve_device(config["device"]), this_rank()
     if rank.count > 1 and not config["cache"]:
         raise UsageError("cache=false: several processes share their work by way of the cache")
-    return PassSettings(whole(config, "batch"), config["cache"], rank.index, rank.count)
-
-
-def reading(config: Config) -> dict[str, Any]:
-    """How files become images."""
-    return {key: config[key] for key in ("resize", "crop", "bad")}
+    settings = PassSettings(whole(config, "batch"), config["cache"], rank.index, rank.count)
+    reading = {key: config[key] for key in ("resize", "crop", "bad")}
+    return open_samples(images, **reading), settings

@@ -5,7 +5,7 @@ from functools import partial
 
 from guidex.config.instantiate import Models, instantiate
 from guidex.files.cache import cache_dir, cached, fetch
-from guidex.files.progress import download_bar, megabytes
+from guidex.files.progress import megabytes
 from guidex.models.decoders import Decoder
 from guidex.models.spec import load
 from guidex.runs.plans import detectors
@@ -18,19 +18,16 @@ Need = tuple[str, str, Callable[[], object]]  # role, place, and what brings it
 def fetch_command(words: Sequence[str], plan_only: bool) -> None:
     """Run the command; with `plan_only`, say what is needed, and what of it is here."""
     print(f"Files are kept in {cache_dir()} (GUIDEX_CACHE), those of hubs in their own cache.\n")
-    total, known = 0, set()
-    for entry in plan_table(words, default=None).entries:
-        for role, place, get in _needs(entry.planned) if entry.planned is not None else ():
-            if place in known:
-                continue
-            known.add(place)
-            if not plan_only:
-                get()
-            path = cached(place)
-            size = 0 if path is None else path.stat().st_size
-            state = "-" if plan_only else "hub or folder"
-            print(f"{megabytes(size) if path else state:>13}  {role:<9}  {place}")
-            total += size
+    points, total = plan_table(words, default=None).planned, 0
+    needs = {place: (role, get) for point in points for role, place, get in _needs(point)}
+    for place, (role, get) in needs.items():
+        if not plan_only:
+            get()
+        path = cached(place)
+        size = 0 if path is None else path.stat().st_size
+        state = "-" if plan_only else "hub or folder"
+        print(f"{megabytes(size) if path else state:>13}  {role:<9}  {place}")
+        total += size
     print(f"{megabytes(total):>13}  in all{' that is here' if plan_only else ''}")
 
 
@@ -39,7 +36,7 @@ def _needs(planned: Planned) -> Iterator[Need]:
     for model in (planned.model, *planned.guidance.networks):
         for place, sha256, *_ in getattr(model, "sources", ()):
             is_file = "://" in place or cached(place) is not None
-            get = partial(_file, place, sha256) if is_file else partial(load, model, "cpu")
+            get = partial(fetch, place, sha256=sha256) if is_file else partial(load, model, "cpu")
             yield "model", place, get
     config, space = planned.settings.decoder, planned.model.space
     config = config if "_target_" in config else config.get(space, {})
@@ -50,9 +47,4 @@ def _needs(planned: Planned) -> Iterator[Need]:
         if (weights := getattr(detector, "weights", None)) is not None:
             yield "detector", weights.source, lambda weights=weights: weights.sha256
         if "://" in str(part.ref):
-            yield "reference", part.ref, partial(_file, part.ref, None)
-
-
-def _file(place: str, sha256: str | None) -> None:
-    with download_bar(place.rpartition("/")[2]) as progress:
-        fetch(place, sha256=sha256, progress=progress)
+            yield "reference", part.ref, partial(fetch, part.ref)

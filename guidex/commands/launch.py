@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from guidex.config.compose import Config
 from guidex.config.instantiate import Models, instantiate
 from guidex.config.presets import own_folder
-from guidex.errors import GuidexError, UsageError
+from guidex.errors import UsageError
 from guidex.runs.ranks import this_rank
 from guidex.runs.settings import whole
 
@@ -23,13 +23,7 @@ class Job:
 
     def __call__(self) -> None:
         sys.argv = ["guidex", *self.words]
-        try:
-            runpy.run_module("guidex", run_name="__main__")
-        except SystemExit as end:
-            if end.code:
-                raise GuidexError(
-                    f"guidex {self.words[0]} ended with exit code {end.code}"
-                ) from end
+        runpy.run_module("guidex", run_name="__main__")  # exits, and so tells SLURM how it went
 
     def checkpoint(self) -> Any:
         """What submitit puts back into the queue."""

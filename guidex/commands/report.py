@@ -9,11 +9,7 @@ from guidex.reports.report import write_report
 
 
 def report_command(words: Sequence[str]) -> None:
-    """Run the command: DIR/report.html of one folder, out=FILE of several.
-
-    Raises:
-        UsageError: no folder, one without rows.jsonl, or several without out=FILE.
-    """
+    """Run the command: DIR/report.html of one folder, out=FILE of several."""
     names, settings = split_words(words, ["out"])
     if not names:
         raise UsageError("give the folder of a sweep: guidex report DIR")

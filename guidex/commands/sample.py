@@ -7,13 +7,14 @@ import numpy as np
 
 from guidex.commands.launch import launch
 from guidex.commands.sweep import sweep
-from guidex.config.compose import compose, parse
+from guidex.config.compose import compose
 from guidex.config.instantiate import Models
 from guidex.errors import UsageError
 from guidex.files.atomic import atomic_write
 from guidex.reports.image_grids import sample_grid
+from guidex.reports.toy_figures import ToyPanel, toy_figure
 from guidex.runs.asked import ask, seeds_asked
-from guidex.runs.drawings import captions, draw_toy, toy_panel
+from guidex.runs.drawings import captions
 from guidex.runs.engine import Cohort, Task, grouped, run
 from guidex.runs.folder import require_same_inputs, run_folder, write_json
 from guidex.runs.measure import warn
@@ -22,22 +23,20 @@ from guidex.runs.points import Point, check, load
 from guidex.runs.points_table import Entry
 from guidex.runs.provenance import output_folder, provenance
 from guidex.runs.ranks import this_rank
-from guidex.runs.settings import View
 
 SHOWN = 64  # images, or trajectories of a toy, in grid.png
 
 
 def sample(words: Sequence[str], plan_only: bool) -> None:
     """Run the command. With `eval=true`, the other words are those of a sweep of one point."""
-    given = [parse(word) for word in words if word.partition("=")[0] in ("eval", "experiment")]
-    is_measured = [one.value() for one in given if one.key_or_group == "eval"][-1:]
-    if is_measured not in ([], [True], [False]):
-        raise UsageError(f"eval must be true or false, not {is_measured[0]!r}")
-    if is_measured == [True]:
-        others = [word for word in words if word.partition("=")[0] != "eval"]
+    measured = [word.partition("=")[2].lower() for word in words if word.startswith("eval=")][-1:]
+    if measured not in ([], ["true"], ["false"]):
+        raise UsageError(f"eval must be true or false, not {measured[0]}")
+    if measured == ["true"]:
+        others = [word for word in words if not word.startswith("eval=")]
         sweep(others, plan_only, default=None)
         return
-    chosen = [one.input_line for one in given if one.key_or_group == "experiment"]
+    chosen = [word for word in words if word.startswith("experiment=")]
     if chosen and compose("sweep", chosen).config["sweep"]["axes"]:
         if not plan_only:
             raise UsageError(f"{chosen[-1]} is a table; run it with guidex sweep, or add --plan")
@@ -45,8 +44,7 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
         return
     planned = check(compose("sample", words), {})
     settings = planned.settings
-    rank = this_rank()
-    if rank.first:
+    if this_rank().first:
         print(planned.describe())
         warn(planned.doubts)
     if plan_only:
@@ -56,7 +54,7 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
     if launch(["sample", *words], planned.config, folder):
         return
     lasting = {key: value for key, value in identity.items() if key not in ("seeds", "block")}
-    with run_folder(folder, lasting, settings.overwrite, rank, shared=True) as held:
+    with run_folder(folder, lasting, settings.overwrite) as held:
         lost = seeds_asked(folder) - set(settings.seeds)
         if lost:
             raise UsageError(
@@ -69,7 +67,7 @@ def sample(words: Sequence[str], plan_only: bool) -> None:
         require_same_inputs(folder / "points" / task.name, point.inputs)
         ask(held, [Entry({}, planned, None)], [task], command="sample")
         [cohort] = grouped([task], held)
-        with run([cohort], rank, folder / "summary.json") as state:
+        with run([cohort], folder / "summary.json") as state:
             if state == "whole":
                 _finish(cohort, task)
                 print(f"{len(settings.seeds)} {cohort.unit} in {folder}")
@@ -88,15 +86,14 @@ def _finish(cohort: Cohort, task: Task) -> None:
     _write_labels(point, labels, held.path / "labels.csv")
     grid = held.path / "grid.png"
     if "path" in arrays:
-        method, plan = planned.method, planned.plan
-        panel = toy_panel(method, plan, arrays["coordinates"], labels, arrays["path"])
-        draw_toy([panel], point.model, grid, View())
+        samples = (arrays["coordinates"], labels, arrays["path"])
+        toy_figure([ToyPanel(planned.method, *samples, planned.plan)], point.model, grid)
     elif "gallery" in arrays:
         sample_grid(arrays["gallery"], captions(planned.seeds[:SHOWN], labels, point.model), grid)
     made = {**provenance(planned.config), **made_with, "origins": point.origins}
     summary = {
         "plan": planned.plan.record(),
-        "gflops": point.gflops,
+        "gflops": planned.gflops,
         "seconds": seconds,
         "config": planned.config,
         "provenance": made,
@@ -108,6 +105,6 @@ def _finish(cohort: Cohort, task: Task) -> None:
 def _write_labels(point: Point, labels: np.ndarray | None, path: Path) -> None:
     lines = ["seed,label,file"]
     for number, seed in enumerate(point.planned.seeds):
-        file = "" if point.decoder is None else f"images/{image_name(seed)}"
+        file = "" if point.kind.decoder is None else f"images/{image_name(seed)}"
         lines.append(f"{seed},{'' if labels is None else labels[number]},{file}")
     atomic_write(path, lambda file: file.write("\n".join([*lines, ""]).encode()))

@@ -8,25 +8,23 @@ import contextlib
 import io
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 
-from guidex.commands.sweep import fill
+from guidex.commands.sweep import fill, show
 from guidex.config.compose import Composed, compose
 from guidex.config.instantiate import Models, instantiate
 from guidex.config.presets import nearest
 from guidex.errors import GuidexError, UsageError
+from guidex.features.samples import PassSettings
 from guidex.files.atomic import atomic_write
-from guidex.guidance.schedules import EmptyInterval
-from guidex.metrics.metric import Metric
 from guidex.models.spec import Model
 from guidex.reports.differences import with_differences
 from guidex.reports.rows import Row
-from guidex.reports.tables import terminal_table, write_tables
+from guidex.reports.tables import write_tables
 from guidex.runs.kinds import KINDS
-from guidex.runs.measure import Detectors, are_metrics_chosen, parts_of
-from guidex.runs.points import Planned, at_the_point, check
-from guidex.runs.points_table import Entry, Table
+from guidex.runs.measure import Measures, are_metrics_chosen
+from guidex.runs.points import Planned
+from guidex.runs.points_table import Entry, Table, plan_entry
 from guidex.runs.provenance import made_by, output_folder
 from guidex.runs.ranks import this_rank
 from guidex.runs.settings import VOLATILE, whole
@@ -48,7 +46,7 @@ def tune(words: Sequence[str]) -> None:
     settings, budget = base.config["search"], Budget.of(base.config["budget"])
     for key, least in _LEAST.items():
         whole(settings, key, least)
-    runs = _Runs(list(words), fixed, base, settings["keep"], settings["rungs"])
+    runs = _Runs(words, fixed, base)
     objectives = _objectives(base)
     sampler = (settings["sampler"], settings["seed"], len(objectives), settings["storage"])
     search = Search(
@@ -61,40 +59,36 @@ def tune(words: Sequence[str]) -> None:
         keep=settings["keep"],
         plan=runs.plan,
         measure=runs.measure,
-        say=runs.say,
     )
     ranges = [one for one in space if isinstance(one, Range) and one.step is None]
     inside = [one for one in ranges if isinstance(one.preset, int | float)]
     first = {one.key: one.preset for one in inside if one.low <= one.preset <= one.high}
     search.study.enqueue_trial(first)
     print(f"rungs of {', '.join(map(str, runs.rungs))} images", flush=True)
-    search.run()
+    for _ in search.rounds():
+        print(summary(search), flush=True)
+        write_tables(_numbered(search.candidates.values()), runs.folder)
     text = "\n".join([*answer(search, runs.sampled), ""])
     path = runs.folder / "answer.txt"
     atomic_write(path, lambda file: file.write(text.encode()))
-    print("", terminal_table(_numbered(search.finalists)), "", text, sep="\n")
-    print(*runs.write(search), path, sep="\n")
+    show(_numbered(search.finalists), runs.folder)
+    print("", text, path, sep="\n")
 
 
-@dataclass
 class _Runs:
     """Candidates as points of tables in one folder, on the first so many of all seeds.
 
     Attributes:
-        words: of the command; `fixed` are not searched, and not about the search.
         rungs: numbers of images; the last is all.
+        sampled: words of the command that are not searched, and not about the search.
         block: images of a block, of which a rung has a whole number.
     """
 
-    words: list[str]
-    fixed: list[str]
-    base: Composed
-    keep: int
-    count: int
-    models: dict[str, Models] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        config, seeds = self.base.config, parse_seeds(self.base.config["seeds"])
+    def __init__(self, words: Sequence[str], fixed: Sequence[str], base: Composed) -> None:
+        self.words, self.fixed, self.base = words, fixed, base
+        self.models: dict[str, Models] = {}
+        config, seeds = base.config, parse_seeds(base.config["seeds"])
+        keep, rungs = config["search"]["keep"], config["search"]["rungs"]
         self.first, self.images = seeds[0], len(seeds)
         if config["sweep"]["axes"]:
             raise UsageError("the experiment has axes of its own; tune takes ranges instead")
@@ -102,54 +96,38 @@ class _Runs:
             raise UsageError("tune compares candidates on one range of seeds, such as seeds=0-1799")
         if config["overwrite"] or this_rank().count > 1:
             raise UsageError("tune is for one process, and goes on in its folder (no overwrite)")
-        self.block = self.images // self.keep ** (self.count - 1)
-        least = [self.block * self.keep**rung for rung in range(self.count - 1)]
-        self.rungs = [*least, self.images]
+        self.block = self.images // keep ** (rungs - 1)
+        self.rungs = [*(self.block * keep**rung for rung in range(rungs - 1)), self.images]
         if self.block < 2:
             raise UsageError(
-                f"{self.images} seeds are too few for {self.count} rungs, each of {self.keep} "
-                "times as many images; give more, or fewer search.rungs"
+                f"{self.images} seeds are too few for {rungs} rungs, each of {keep} times as many "
+                "images; give more, or fewer search.rungs"
             )
-        self.sampled = [word for word in self.fixed if not word.startswith("out=")]
+        self.sampled = [word for word in fixed if not word.startswith("out=")]
         aside = (*VOLATILE, *_EXTENT, *_OWN)
         identity = {key: value for key, value in config.items() if key not in aside}
-        name = "-".join(self.base.choices[group] for group in ("model", "guidance"))
-        self.folder: Path = output_folder(config["out"], "tune", name, identity)
+        name = "-".join(base.choices[group] for group in ("model", "guidance"))
+        self.folder = output_folder(config["out"], "tune", name, identity)
 
-    def plan(self, values: Values, seeds: str | None = None) -> Planned | None:
-        """The point of some values; None where an interval is empty."""
-        extent = [f"seeds={seeds or self._seeds(self.images)}", f"block={self.block}"]
-        given = [f"{key}={value}" for key, value in values.items()]
-        try:
-            composed = compose("sweep", [*self.sampled, *extent, "gallery=0", *given])
-            return check(composed, values, self.models)
-        except EmptyInterval:
-            return None
-        except UsageError as error:
-            raise UsageError(at_the_point(error, values)) from error
+    def entry(self, values: Values, images: int) -> Entry:
+        """The point of some values, with its first images."""
+        seeds = f"seeds={self.first}-{self.first + images - 1}"
+        words = [*self.sampled, seeds, f"block={self.block}", "gallery=0"]
+        return plan_entry(words, values, self.models)
+
+    def plan(self, values: Values) -> Planned | None:
+        """The same with all images; None where an interval is empty."""
+        return self.entry(values, self.images).planned
 
     def measure(self, group: Sequence[Candidate], rung: int) -> list[Row]:
         """Rows of a rung."""
-        seeds = self._seeds(self.rungs[rung])
-        entries = [Entry(one.values, self.plan(one.values, seeds), None) for one in group]
+        entries = [self.entry(one.values, self.rungs[rung]) for one in group]
         table = Table(self.base, entries, are_metrics_chosen(self.fixed))
         with contextlib.redirect_stdout(io.StringIO()):
             rows = fill(table, self.folder, made_by("tune", self.words), figures=False)
         if rows is None:
             raise GuidexError(f"{self.folder} is in use by another process")
         return rows
-
-    def _seeds(self, count: int) -> str:
-        return f"{self.first}-{self.first + count - 1}"
-
-    def say(self, search: Search) -> None:
-        """Tell of a round, and write its table."""
-        print(summary(search), flush=True)
-        self.write(search)
-
-    def write(self, search: Search) -> list[Path]:
-        """The table of all candidates, each with the most images it has."""
-        return write_tables(_numbered(search.candidates.values()), self.folder)
 
 
 def _numbered(candidates: Iterable[Candidate]) -> list[Row]:
@@ -160,17 +138,14 @@ def _numbered(candidates: Iterable[Candidate]) -> list[Row]:
 
 def _objectives(base: Composed) -> list[Objective]:
     """One or two columns that a configuration measures, with their directions."""
-    config, better = base.config, dict[str, str]()
+    config = base.config
     model = instantiate(config["model"], "model", Models(), Model)
-    for part in parts_of(config):
-        points = not KINDS[model.space].is_image
-        detector = Detectors().get(vars(part), f"{part.key}detector", points)
-        metrics = instantiate(part.metrics, f"{part.key}metrics", Models(), dict[str, Metric])
-        columns = [column for metric in metrics.values() for column in metric.columns]
-        better |= {f"{one.name}_{detector.name}": one.better for one in columns if one.better}
+    better: dict[str, str | None] = {}
+    for measure in Measures(PassSettings()).detected(config, not KINDS[model.space].is_image):
+        better |= measure.columns
     given = config["metric"] if isinstance(config["metric"], list) else [config["metric"]]
     for name in given:
-        if name not in better:
+        if better.get(name) is None:
             raise UsageError(f"metric={name} is not measured here{nearest(str(name), better)}")
     if not 1 <= len(set(given)) == len(given) <= 2:
         raise UsageError("metric is one column, or two: metric=[fd_pixels,recall_pixels]")

@@ -184,6 +184,15 @@ def flat(node: Config, prefix: str = "") -> Config:
     return leaves
 
 
+def value_at(config: Any, key: str, default: Any = None) -> Any:
+    """What a configuration says at a key with dots, if anything."""
+    for name in key.split("."):
+        if not isinstance(config, dict) or name not in config:
+            return default
+        config = config[name]
+    return config
+
+
 def _set(config: Config, key: str, value: Any, choices: Mapping[str, str]) -> None:
     """Set one value; the key must exist. A part on the way that is taken over from elsewhere
     becomes references to the keys there, and so goes on to follow it, but for this value."""

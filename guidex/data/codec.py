@@ -1,4 +1,4 @@
-"""Image files to uint8 pixels [C,H,W] and back."""
+"""Image files to uint8 pixels [C,H,W] and back; pixels to numbers in [-1, 1] and back."""
 
 import contextlib
 import io
@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from guidex.errors import UsageError
 from guidex.files.atomic import atomic_write
@@ -115,3 +117,18 @@ def write_png(path: str | Path, pixels: Pixels) -> None:
     encoded = io.BytesIO()
     from_pixels(pixels).save(encoded, format="PNG")
     atomic_write(path, lambda file: file.write(encoded.getbuffer()))
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Samples, nominally in [-1, 1], to uint8 pixels of the same shape: x * 127.5 + 128, clipped,
+    truncated.
+
+    That is rounding to the nearest pixel value, in the form that EDM and EDM2 published their
+    images with.
+    """
+    return (x.float() * 127.5 + 128).clip(0, 255).to(torch.uint8)
+
+
+def to_float(pixels: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Pixels, uint8, to numbers in [-1, 1] of the same shape: u / 127.5 - 1."""
+    return pixels.to(dtype) / 127.5 - 1

@@ -24,9 +24,7 @@ class Container:
 
     def __post_init__(self) -> None:
         images = {name for name in self.files if name.lower().endswith(SUFFIXES)}
-        by_seed = all(seed_of(name) is not None for name in images)
-        # The text of a million and more is not sorted by value.
-        self.names = sorted(images, key=seed_of if by_seed else None)
+        self.names = sorted(images)
         self.others = set(self.files) - images
 
 

@@ -1,10 +1,12 @@
-"""The one reader of image sets: folders, zips and NumPy arrays."""
+"""The one reader of image sets: folders, zips and NumPy arrays, and scikit-learn's digits."""
 
 import hashlib
 import json
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+
+import numpy as np
 
 from guidex.data.arrays import open_array
 from guidex.data.classes import find_labels
@@ -52,19 +54,34 @@ def open_images(
     raise UsageError(f"{path} {state} a folder of images, a .zip, a .npz or a .npy file.")
 
 
+def digits(resize: int | None = None) -> ImageSet:
+    """1797 grey images 8x8, or resized, of the digits 0 ... 9, which are also their labels.
+
+    The images are the test part of "Optical Recognition of Handwritten Digits" (Alpaydin and
+    Kaynak 1998, UCI machine learning repository, CC BY 4.0). Their values 0 ... 16 are spread over
+    0 ... 255 and rounded, so that the middle 8 becomes 128.
+    """
+    # Imported here: it takes a second, and few commands need it.
+    from sklearn.datasets import load_digits
+
+    values, labels = load_digits(return_X_y=True)
+    pixels = np.rint(values * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    names = [str(digit) for digit in range(10)]
+    return array_images(pixels, labels=labels.astype(np.int64), class_names=names, resize=resize)
+
+
 def sample_output(path: Path) -> Path:
     """What `guidex sample` wrote to a folder, or any other path as it is. Raises UsageError: the
     run is not finished, or its output is no longer there."""
-    command, columns = None, b""
+    is_finished, command = False, None
     with suppress(OSError, ValueError):
-        columns = read_file(path / "labels.csv").partition(b"\n")[0]
+        is_finished = read_file(path / "labels.csv").startswith(b"seed,label,file")
     # Of someone else, it may be anything.
     with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         mark = json.loads(read_file(path / "run.json"))
         command = mark["command"] if "run" in mark else None
-    finished = {b"seed", b"label", b"file"} <= set(columns.strip().split(b","))
     outputs = [path / name for name in _OUTPUTS if (path / name).exists()]
-    if finished and outputs:
+    if is_finished and outputs:
         return outputs[0]
     if command in ("sweep", "eval"):
         raise UsageError(f"{path} is what guidex {command} wrote, and holds no images to measure")

@@ -15,14 +15,16 @@ from diffusers.guiders.guider_utils import GuiderOutput
 from torch import Tensor, nn
 
 from guidex.config.instantiate import instantiate
-from guidex.diffusers.layers import attention_layers, perturbed, replaced
 from guidex.diffusers.levels import conversion, timeline
 from guidex.errors import UsageError
 from guidex.guidance.directions import Direction
 from guidex.guidance.guidance import Guidance
 from guidex.guidance.plan import Plan
 from guidex.guidance.rules import Extrapolate, Offset
+from guidex.models.attention import Perturbation
 from guidex.models.condition import Condition
+from guidex.models.denoiser import View
+from guidex.models.text.attention import attention_layers, perturbed, replaced
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Reference(Direction):
             raise UsageError(f'prompt is "negative" or "same" and layers a list, not {self}')
         if self.prompt == "same" and not self.layers and self.network is None:
             raise UsageError('a reference with prompt="same" needs layers, or a network of its own')
+
+    @property
+    def perturbation(self) -> Perturbation | None:
+        """What its layers do."""
+        return Perturbation(tuple(self.layers)) if self.layers else None
 
     def __call__(
         self, x: Tensor, sigma: float, condition: Condition, main: Tensor, reference: Tensor
@@ -165,9 +172,9 @@ class GuidexGuider(BaseGuidance):
         self._installed.close()
         if self._step == 0 and self._count_prepared == 0:  # before anything is evaluated
             for term in self.guidance.terms.values() if self._enabled else ():
-                if term.direction.layers:
+                if (perturbation := term.direction.perturbation) is not None:
                     network = self._networks.get(term.direction.network, denoiser)
-                    attention_layers(network, term.direction.layers)
+                    perturbation.chosen(attention_layers(network))
         reference = self._asked[self._count_prepared]
         self._count_prepared += 1
         if reference is None:
@@ -187,7 +194,8 @@ class GuidexGuider(BaseGuidance):
             self._input = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
             return denoiser.forward(*args, **kwargs)
         network = self._networks.get(reference.network)
-        with perturbed(network or denoiser, reference.layers):
+        asked, view = network or denoiser, View(0.0, None, reference.perturbation)
+        with perturbed(asked, attention_layers(asked), [view]):
             return (network or denoiser.forward)(*args, **kwargs)
 
     def cleanup_models(self, denoiser: nn.Module) -> None:

@@ -6,18 +6,15 @@ bicubic filter (which antialiases) on 8-bit pixels. The network is timm's, with 
 x sigmoid(1.702 x) that OpenAI trained it with. The text encoder in the file is left aside.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guidex.features.networks import (
-    NetworkDetector,
-    Precision,
-    TimmNetwork,
-    resize_by_pillow,
-    timm_vit,
-)
-from guidex.features.weights import Weights, optional
+from guidex.features.networks import NetworkDetector, Precision, TimmNetwork, pil_resized, timm_vit
+from guidex.features.weights import Weights
+from guidex.models.pretrained import library
 
 MODEL = "vit_large_patch14_clip_quickgelu_336"
 SIDE = 336
@@ -42,7 +39,7 @@ def clip(
         package="timm",
         weights=Weights("CLIP ViT-L/14@336px", weights, URL, SHA256),
         build=CLIP,
-        prepare=crop_and_resize,
+        prepare=partial(middle_square, side=SIDE),
         precision=precision,
         compile=compile,
     )
@@ -58,7 +55,7 @@ class CLIP(TimmNetwork):
         embedding = tensors.get("visual.positional_embedding", torch.empty(0))
         if embedding.shape != vit.pos_embed.shape[1:]:
             raise weights.mismatch(f"visual.positional_embedding is {list(embedding.shape)}")
-        rename = optional("timm.models.vision_transformer").checkpoint_filter_fn
+        rename = library("timm.models.vision_transformer", "eval").checkpoint_filter_fn
         super().__init__(vit, weights, rename(tensors, vit))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -66,14 +63,9 @@ class CLIP(TimmNetwork):
         return F.normalize(super().forward(images), dim=1)
 
 
-def crop_and_resize(images: Tensor) -> Tensor:
-    """Images uint8 [B, 3, H, W] to [B, 3, 336, 336], uint8: their middle squares, resized."""
-    return middle_square(images, SIDE)
-
-
 def middle_square(images: Tensor, side: int) -> Tensor:
     """Images uint8 [B, 3, H, W] to [B, 3, side, side], uint8: their middle squares, resized."""
     height, width = images.shape[2:]
     least = min(height, width)
     top, left = (height - least) // 2, (width - least) // 2
-    return resize_by_pillow(images[:, :, top : top + least, left : left + least], side)
+    return pil_resized(images[:, :, top : top + least, left : left + least], side)

@@ -5,9 +5,9 @@ Images are cropped to the square in their middle, and resized by Pillow's bicubi
 pixels, as OpenAI's and transformers' preprocessing does for square images.
 """
 
-import functools
 import json
 import re
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from guidex.errors import GuidexError, UsageError
+from guidex.errors import UsageError
 from guidex.features.clip import middle_square
 from guidex.features.networks import NetworkDetector, Precision, full_float32
 from guidex.features.weights import Weights
-from guidex.files.cache import offline
+from guidex.models.pretrained import library, local_first, read_part
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 FILES = ["*.json", "model.safetensors", "merges.txt"]
@@ -28,12 +28,8 @@ FILES = ["*.json", "model.safetensors", "merges.txt"]
 def clip_pair(
     weights: str, precision: Precision = "float32", compile: bool = False
 ) -> NetworkDetector:
-    """The detector: projected embeddings of images, by the name of the network.
-
-    Arguments:
-        weights: folder or id. Raises UsageError where it is not to be had.
-        precision, compile: see `NetworkDetector`.
-    """
+    """The detector: projected embeddings of images; its name is that of the network. `weights` is
+    a folder, or an id. Raises UsageError where they are not to be had."""
     folder = folder_of(weights)
     try:
         config = json.loads((folder / "config.json").read_bytes())
@@ -49,7 +45,7 @@ def clip_pair(
             "CLIP", str(folder / "model.safetensors"), f"https://huggingface.co/{weights}"
         ),
         build=Images,
-        prepare=functools.partial(middle_square, side=side),
+        prepare=partial(middle_square, side=side),
         precision=precision,
         compile=compile,
     )
@@ -60,7 +56,7 @@ class Images(nn.Module):
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
-        model = _read(Path(weights.source).parent)
+        model = _read("CLIPModel", Path(weights.source).parent, None, torch.float32)
         self.tower, self.projection = model.vision_model, model.visual_projection
         for name, values in (("mean", MEAN), ("std", STD)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
@@ -70,13 +66,13 @@ class Images(nn.Module):
         return F.normalize(self.projection(self.tower(pixels).pooler_output).float(), dim=1)
 
 
-@functools.lru_cache(maxsize=8)
+@lru_cache(maxsize=8)
 @torch.no_grad()
 def embed_texts(weights: str, texts: tuple[str, ...], device: torch.device) -> Tensor:
     """Embeddings of texts, float32 [N, D] on a device; what is beyond CLIP's 77 tokens is cut."""
     folder = folder_of(weights)
-    model = _read(folder).eval().to(device)
-    tokenizer = _transformers().CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    model = _read("CLIPModel", folder, None, torch.float32).eval().to(device)
+    tokenizer = _read("CLIPTokenizer", folder)
     length, parts = model.config.text_config.max_position_embeddings, []
     with full_float32():
         for first in range(0, len(texts), 256):
@@ -97,39 +93,11 @@ def folder_of(weights: str) -> Path:
     """Where it lies on this machine, downloaded if need be. Raises UsageError."""
     if (folder := Path(weights).expanduser()).is_dir():
         return folder
-    _transformers()
-    from huggingface_hub import snapshot_download
-
-    for local_only in (True,) if offline() else (True, False):
-        try:
-            return Path(
-                snapshot_download(weights, allow_patterns=FILES, local_files_only=local_only)
-            )
-        except Exception as error:  # a client's own, of many kinds
-            failure = " ".join(str(error).split())
-    raise UsageError(
-        f"there is no CLIP at {weights} ({failure:.200}). Download it from "
-        f"https://huggingface.co/{weights} on a machine that can, and give the folder"
-    )
+    get = partial(library("huggingface_hub").snapshot_download, weights, allow_patterns=FILES)
+    advice = f"Download https://huggingface.co/{weights} on a machine that can; give the folder"
+    return Path(local_first(lambda local_only: get(local_files_only=local_only), weights, advice))
 
 
-def _read(folder: Path) -> Any:
-    """The model, on the CPU; from safetensors alone."""
-    try:
-        return _transformers().CLIPModel.from_pretrained(
-            str(folder), use_safetensors=True, local_files_only=True
-        )
-    except Exception as error:  # damaged or foreign: transformers has many kinds
-        raise GuidexError(f"{folder} cannot be read as a CLIP: {str(error):.200}") from error
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise UsageError(
-            f"CLIP scores need transformers ({error}); install it in the clone of guidex: "
-            "pip install '.[diffusers]'"
-        ) from error
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
+def _read(name: str, folder: Path, *how: Any) -> Any:
+    """The network or the tokenizer, by the name of its class, on the CPU."""
+    return local_first(lambda _: read_part(name, folder, *how, local_files_only=True), folder)

@@ -7,7 +7,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from guidex.data.pixels import to_float
+from guidex.data.codec import to_float
 from guidex.errors import UsageError
 from guidex.features.features import FeatureSet
 
@@ -35,7 +35,8 @@ class Detector(Protocol):
         """Raises UsageError and GuidexError where weights are not to be had."""
 
     def to(self, device: str | torch.device) -> Self:
-        """Itself, working on a device from now on."""
+        """Itself, working on a device from now on; without a network, on that of the samples."""
+        return self
 
     def __call__(self, samples: Tensor) -> Tensor:
         """Features, float32 [N, D], of images uint8 [N, C, H, W] or points, floating [N, d]."""
@@ -49,26 +50,20 @@ def require_images(detector: str, samples: Tensor) -> None:
         )
 
 
-class Pixels:
+class Pixels(Detector):
     """The pixels themselves, scaled to [-1, 1] and flattened; D = C H W. For small images."""
 
     name, identity = "pixels", Identity("pixels")
-
-    def to(self, device: str | torch.device) -> Self:
-        return self
 
     def __call__(self, samples: Tensor) -> Tensor:
         require_images(self.name, samples)
         return to_float(samples, torch.float32).flatten(1)
 
 
-class Coordinates:
+class Coordinates(Detector):
     """The coordinates of a toy's points themselves; D = d."""
 
     name, identity = "coordinates", Identity("coordinates")
-
-    def to(self, device: str | torch.device) -> Self:
-        return self
 
     def __call__(self, samples: Tensor) -> Tensor:
         if samples.dtype == torch.uint8:
@@ -102,33 +97,19 @@ def run_detectors(detectors: Sequence[Detector], samples: Tensor) -> dict[Detect
     return features
 
 
-def detect_all(
-    detectors: Sequence[Detector], samples: Tensor, labels: Tensor | None, batch: int = 1024
-) -> list[FeatureSet]:
-    """All samples through different detectors, `batch` at a time; the results are on the CPU."""
-    outputs = [run_detectors(detectors, part) for part in samples.split(batch)]
-    return [
-        FeatureSet.from_values(
-            detector=detector.name,
-            values=torch.cat([output[detector].cpu() for output in outputs]),
-            labels=labels,
-        )
-        for detector in detectors
-    ]
-
-
 def detect(
-    detector: Detector, samples: Tensor, labels: Tensor | None, batch: int = 1024
+    detector: Detector, samples: Tensor, labels: Tensor | None = None, batch: int = 1024
 ) -> FeatureSet:
-    """The same through one detector."""
-    return detect_all([detector], samples, labels, batch)[0]
+    """All samples through a detector, `batch` at a time; the result is on the CPU."""
+    values = torch.cat([detector(part).cpu() for part in samples.split(batch)])
+    return FeatureSet(detector.name, values, labels)
 
 
-def output_of(detector: Detector, sample: Tensor) -> tuple[str, int]:
-    """Name of the detector and number of features D for samples like one, [1, ...]; no network is
-    run to tell. Raises UsageError where the detector does not take them."""
+def features_of(detector: Detector, sample: Tensor) -> int:
+    """Number of features D of samples like one, [1, ...]; no network is run to tell. Raises
+    UsageError where the detector does not take them."""
     dim = detector.identity.dim if sample.dtype == torch.uint8 else None
-    return detector.name, detector(sample).shape[1] if dim is None else dim
+    return detector(sample).shape[1] if dim is None else dim
 
 
 def detector_record(detector: Detector) -> dict[str, object]:

@@ -16,13 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guidex.features.networks import (
-    NetworkDetector,
-    Precision,
-    TimmNetwork,
-    resize_by_pillow,
-    timm_vit,
-)
+from guidex.features.networks import NetworkDetector, Precision, TimmNetwork, pil_resized, timm_vit
 from guidex.features.weights import Weights
 
 SIDE = 224
@@ -61,7 +55,7 @@ def dinov2(
         package="timm",
         weights=Weights(f"DINOv2 ViT-{size}/14", weights, url),
         build=partial(DINOv2, f"vit_{word}_patch14_dinov2"),
-        prepare=partial(resize_by_pillow, side=SIDE) if resize == "pil" else None,
+        prepare=partial(pil_resized, side=SIDE) if resize == "pil" else None,
         precision=precision,
         compile=compile,
     )

@@ -49,56 +49,49 @@ class FeatureStore:
     values: Tensor  # float32 [N, D], mapped from the file, so that they need not be in memory
 
     def __init__(self, count: int, dim: int, path: Path | None = None) -> None:
-        self._path, self._there = path, set()
-        self._size = 4 * count * dim
+        self._path, self._size = path, 4 * count * dim
         size = self._size + SUM * len(blocks_of(count))
-        if path is not None:
-            try:
+        content = torch.zeros(size, dtype=torch.uint8)
+        try:
+            if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with open(path, "ab") as file:  # another process may make it at the same time
                     file.truncate(size)  # with zeros where there is nothing yet
                 os.utime(path)
                 _drop_old(path)
-            except OSError as error:
-                self._give_up(error)
-        if path is not None and path.is_file() and path.stat().st_size == size:
-            # What is written into the mapping stays in memory.
-            content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-        else:
-            content = torch.zeros(size, dtype=torch.uint8)
+                # What is written into the mapping stays in memory.
+                content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+        except OSError as error:
+            self._give_up(error)
         self.values = content[: self._size].view(torch.float32).view(count, dim)
         self._sums = content[self._size :].view(-1, SUM)
 
     def has(self, block: range) -> bool:
         """Whether the features of these images are there, and not damaged."""
-        if block not in self._there and self._is_in_file(block):
-            self._there.add(block)
-        return block in self._there
+        kept = self._sums[block.start // BLOCK].numpy().tobytes()
+        if kept == bytes(SUM):
+            return False
+        is_whole = kept == _checksum(self.values[block.start : block.stop])
+        if not is_whole:
+            log.warning("%s is damaged; making a part of it again.", self._path)
+        return is_whole
 
     def keep(self, block: range, features: Tensor) -> None:
         """Keep the features of these images, on the CPU."""
-        features = features.contiguous()
+        features, number = features.contiguous(), block.start // BLOCK
+        checksum = _checksum(features)
         if self._path is not None:
             try:
                 with open(self._path, "r+b") as file:
                     file.seek(features[0].nbytes * block.start)
                     file.write(features.numpy())
-                    file.seek(self._size + SUM * (block.start // BLOCK))
-                    file.write(_checksum(features))
+                    file.seek(self._size + SUM * number)
+                    file.write(checksum)
             except OSError as error:
                 self._give_up(error)
-        if not self._is_in_file(block):  # which may have been deleted and made anew
+        if not self.has(block):  # there is no file, or it was deleted and made anew
             self.values[block.start : block.stop] = features
-        self._there.add(block)
-
-    def _is_in_file(self, block: range) -> bool:
-        kept = self._sums[block.start // BLOCK].numpy().tobytes()
-        if kept == bytes(SUM):
-            return False
-        same = kept == _checksum(self.values[block.start : block.stop])
-        if not same:
-            log.warning("%s is damaged; making a part of it again.", self._path)
-        return same
+            self._sums[number] = torch.frombuffer(bytearray(checksum), dtype=torch.uint8)
 
     def _give_up(self, error: OSError) -> None:
         log.warning("Features are not kept for the next time: %s", error)

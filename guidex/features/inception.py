@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from guidex.features.networks import NetworkDetector, Precision
-from guidex.features.weights import Weights, optional
+from guidex.features.weights import Weights
+from guidex.models.pretrained import library
 
 # torch-fidelity's conversion of TensorFlow's weights; its name ends in the begin of its SHA-256.
 URL = (
@@ -67,7 +68,7 @@ class Extractor(nn.Module):
 
     def __init__(self, module: str, network: str, weights: Weights, *layers: str) -> None:
         super().__init__()
-        make = getattr(optional(f"torch_fidelity.{module}"), network)
+        make = getattr(library(f"torch_fidelity.{module}", "eval"), network)
         # torch-fidelity would unpickle the user's file, and run what it holds. It gets a file
         # instead that was written here from nothing but tensors.
         file = io.BytesIO()

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from guidex.data.codec import from_pixels
 from guidex.data.image_set import default_workers
 from guidex.features.detectors import Identity, require_images
-from guidex.features.weights import Weights, not_usable, optional
+from guidex.features.weights import Weights
+from guidex.models.pretrained import library, unusable
 
 Precision = Literal["float32", "float16", "bfloat16"]
 
@@ -54,7 +55,8 @@ class NetworkDetector:
             # Without the part that tells builds of torch for devices apart.
             versions = [f"{p} {version(p).partition('+')[0]}" for p in (self.package, "torch")]
         except PackageNotFoundError as error:
-            raise not_usable(self.package, error) from error
+            extra = "diffusers" if self.package == "transformers" else "eval"
+            raise unusable(self.package, error, extra) from error
         return Identity(
             name=self.name,
             dim=self.dim,
@@ -141,10 +143,10 @@ def timm_vit(model: str, **options: object) -> nn.Module:
     """timm's network of that name, without weights. Raises UsageError where timm is not there."""
     # Of shapes alone: drawing random weights takes seconds.
     with torch.device("meta"):
-        return optional("timm").create_model(model, pretrained=False, **options)
+        return library("timm", "eval").create_model(model, pretrained=False, **options)
 
 
-def resize_by_pillow(images: Tensor, side: int) -> Tensor:
+def pil_resized(images: Tensor, side: int) -> Tensor:
     """Images uint8 [B, 3, H, W] to [B, 3, side, side], uint8, by Pillow's bicubic filter."""
 
     def resized(pixels: np.ndarray) -> np.ndarray:

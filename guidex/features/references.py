@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from guidex.errors import UsageError
-from guidex.features.detectors import Detector, detector_record, output_of
-from guidex.features.doubts import NOT_RECORDED
-from guidex.features.features import FeatureSet, SetDescription
+from guidex.features.detectors import Detector, Identity
+from guidex.features.features import FeatureSet
 from guidex.features.samples import PassSettings, Samples, model_samples, open_samples
-from guidex.features.statistics_files import BARE, StatisticsFile, read_statistics
-from guidex.files.cache import cached, fetch, file_sha256
-from guidex.files.progress import download_bar
+from guidex.features.statistics_files import ADM, BARE, StatisticsFile, read_statistics
+from guidex.files.cache import fetch, file_sha256
 
 _EDM2 = "https://nvlabs-fi-cdn.nvidia.com/edm2/dataset-refs"
 PUBLISHED = {name: f"{_EDM2}/{name}" for name in ("img512.pkl", "img64.pkl")}
-"""Published statistics that papers compare with, by the names that people know them by."""
+"""Where statistics are published that papers compare with, by the names that people know."""
+
+NOT_RECORDED = "resize not recorded"
 
 # What statistics must have in common with a detector.
 _COMPARED = {"dim": "number of features", "resize": "way to resize", "weights": "weights"}
@@ -38,82 +38,65 @@ class Reference:
     samples: Samples | None
     most: int | None = None  # number of single features that are taken of the file's; None: all
 
-    def description(self, detector: Detector) -> SetDescription:
-        """What it is to a detector. Raises UsageError where its statistics are of another detector,
-        resize, weights or dimension."""
-        samples, file, given = self.samples, self.file, self._given(detector)
-        if given is None:
-            about = samples.about | detector_record(detector)
-            output = output_of(detector, samples.blank())
-            labelled, truth = samples.has_labels, samples.truth
-            return SetDescription(*output, samples.count, True, labelled, truth, about)
-        about = {"path": self.source, "kind": file.kind, "count": file.count}
-        about |= {"sha256": self._sha256, "detector": self._convention(detector), **file.record}
-        singles = given
+    def expected(self, detector: Detector, singles: bool = True) -> FeatureSet:
+        """What it is to a detector, before any network runs; where there are statistics, with or
+        without `singles`, the features of its images. Raises UsageError where its statistics are of
+        another detector, resize, weights or dimension."""
+        file, samples, identity = self.file, self.samples, detector.identity
+        # Of ADM's files, other detectors than those of the statistics take the images.
+        if file is None or (samples is not None and detector.name not in file.sets):
+            return samples.expected(detector)
+        given = self._statistics(identity).at_most(self.most)
+        made_by = {"name": given.detector}
+        if identity.weights is not None:  # what published statistics do not say of themselves
+            resize = identity.resize if given.detector == identity.name else "that of EDM2 (torch)"
+            made_by["resize"] = NOT_RECORDED if file.kind == BARE else resize
+            made_by["precision"] = "float32"
+        about = {"path": self.source, "kind": file.kind, "sha256": self._sha256}
+        about |= {"detector": made_by, **given.about}
         if samples is not None:
             about["features"] = samples.count
             about |= {key: samples.about[key] for key in ("shape", "formats")}
-            singles = samples
-        has_values = samples is not None or given.has_values
-        facts = (singles.count, has_values, singles.has_labels, None, about)
-        return SetDescription(detector.name, given.dim, *facts)
+            if singles:
+                images = samples.expected(detector)
+                given = dataclasses.replace(given, values=images.values, labels=images.labels)
+        return dataclasses.replace(given, detector=detector.name, about=about)
 
     def features(
         self, asked: Sequence[tuple[Detector, bool]], settings: PassSettings
     ) -> list[FeatureSet]:
-        """Features for different detectors, on the CPU; each image is decoded once for all of them.
-        Each is asked with whether single features are needed where there are statistics; where
-        they are not, no image goes through it."""
-        sets = {detector: self._given(detector) for detector, _ in asked}
-        run = [d for d, single in asked if sets[d] is None or (single and self.samples is not None)]
+        """The sets of different detectors and of whether their single features are needed (see
+        `expected`), on the CPU; each image is decoded once for all of them."""
+        sets = {detector: self.expected(detector, singles) for detector, singles in asked}
+        run = [d for d, each in sets.items() if each.values is not None and each.values.is_meta]
         made = self.samples.features(run, settings) if run else []
-        for detector, features in zip(run, made, strict=True):
-            given = sets[detector] and sets[detector].statistics
-            sets[detector] = dataclasses.replace(features, given_statistics=given)
+        for detector, one in zip(run, made, strict=True):
+            whole = dataclasses.replace(sets[detector], values=one.values, labels=one.labels)
+            sets[detector] = whole
         return list(sets.values())
 
-    def _given(self, detector: Detector) -> FeatureSet | None:
-        """What the file holds for a detector; None where it takes the images."""
-        # Of ADM's files, other detectors than those of the statistics take the images.
-        file, name = self.file, detector.name
-        if file is None or (self.samples is not None and name not in file.sets):
-            return None
-        given = file.sets[self._statistics_name(detector)]
-        return dataclasses.replace(given, detector=name).at_most(self.most)
-
-    def _convention(self, detector: Detector) -> dict[str, str]:
-        """What published statistics do not say of themselves, but their names imply."""
-        name = self._statistics_name(detector)
-        if detector.identity.weights is None:
-            return {"name": name}
-        resize = detector.identity.resize if name == detector.name else "that of EDM2 (torch)"
-        if self.file.kind == BARE:
-            resize = NOT_RECORDED
-        return {"name": name, "resize": resize, "precision": "float32"}
-
-    def _statistics_name(self, detector: Detector) -> str:
-        """The name of the statistics that a detector takes, if they are what it would have made."""
-        name, file = detector.name, self.file
+    def _statistics(self, identity: Identity) -> FeatureSet:
+        """Those that a detector takes, if they are what it would have made."""
+        name, file = identity.name, self.file
         # The interval paper's own code compares features after Pillow's resize with EDM2's file.
         if (file.kind, name) == ("EDM2", "dinov2_pil"):
             name = "dinov2"
-        names = list(file.sets)
-        if name not in names:
+        if name not in file.sets:
             raise UsageError(
-                f"{self.path} ({file.kind}) holds statistics of {' and '.join(names)}, not of "
+                f"{self.path} ({file.kind}) holds statistics of {' and '.join(file.sets)}, not of "
                 f"{name}, and numbers of two detectors or two ways to resize do not compare. Use "
-                f"detector={' or detector='.join(names)}, or a reference made with {name}."
+                f"detector={' or detector='.join(file.sets)}, or a reference made with {name}."
             )
-        identity, dim = detector.identity, file.sets[name].dim
-        made_by = {"dim": dim} | file.record.get("detector", {})
+        given = file.sets[name]
+        made_by = {"dim": given.dim} | given.about.get("detector", {})
         for key, what in _COMPARED.items():
             here = getattr(identity, key)
-            if made_by.get(key, here) != here and (key, here) != ("dim", None):
+            if here is not None and made_by.get(key, here) != here:
                 raise UsageError(
                     f"{self.path} ({file.kind}) is of {name} with another {what} ({made_by[key]} "
                     f"there, {here} here). Make it again with `guidex ref`, or use the same."
                 )
-        return name
+        return given
 
     @cached_property
     def _sha256(self) -> str:
@@ -126,12 +109,9 @@ def open_reference(
     """Open a path or URL of statistics, images or a toy's points as the real side of comparisons,
     with `most` of its single images or features, chosen at random. The other arguments and the
     errors are those of `open_samples`."""
-    path = Path(source)
-    if "://" in source:
-        with download_bar(source.rpartition("/")[2]) as progress:
-            path = fetch(source, progress=progress)
+    path = fetch(source) if "://" in source else Path(source)
     file, samples = read_statistics(path), None
-    if file is None or file.has_images:
+    if file is None or file.kind == ADM:
         samples = open_samples(str(path), resize=resize, crop=crop, bad=bad).at_most(most)
     return Reference(source, path, file, samples, most)
 
@@ -139,15 +119,6 @@ def open_reference(
 def open_model(model: object, name: str, most: int | None = None) -> Reference:
     """The data of a model as the real side of comparisons. Raises as `model_samples`."""
     return Reference(name, None, None, model_samples(model, name).at_most(most))
-
-
-def published_reference(name: str) -> str | None:
-    """Where a file of statistics that is not there is published; None for unknown names. Raises
-    UsageError where it is not in the cache."""
-    url = PUBLISHED.get(Path(name).name)
-    if url is not None and (cached(url) is None or name not in PUBLISHED):
-        raise UsageError(f"there is no {name}; give ref={url}, which is downloaded once")
-    return url
 
 
 def describe(about: Mapping[str, Any]) -> str:
@@ -168,3 +139,27 @@ def describe(about: Mapping[str, Any]) -> str:
             parts.append(f"{what} {digest[:8]}")
     kind = f" ({about['kind']})" if "kind" in about else ""
     return f"{about.get('path', about.get('model'))}{kind}: {', '.join(parts)}"
+
+
+def doubts_of_sides(*, real: Mapping[str, Any], fake: Mapping[str, Any]) -> list[str]:
+    """Reasons to doubt a comparison, in whole sentences, from what is known of the two sides. What
+    numbers of images do is up to metrics (see `Metric.doubts`)."""
+    doubts = []
+    formats = [about.get("formats", ()) for about in (real, fake)]
+    if all(formats) and ("jpeg" in formats[0]) != ("jpeg" in formats[1]):
+        text = ", fake ".join("/".join(sorted(names)) for names in formats)
+        doubts.append(f"JPEG meets images without its losses (real {text}), which distances see.")
+    shapes = [about.get("shape") for about in (real, fake)]
+    if all(shapes) and shapes[0] != shapes[1]:
+        text = " and ".join(f"{w}x{h}x{c}" for c, h, w in shapes)
+        doubts.append(f"real and fake images differ in size or colour: {text}.")
+    for key in ("precision", "resize"):
+        told = [about.get("detector", {}).get(key) for about in (real, fake)]
+        if all(told) and told[0] != told[1]:
+            doubts.append(
+                f"{real.get('path')} does not tell how its images were resized: with another way "
+                f"than here ({told[1]}), as pytorch-fid has, FID moves by some 5 %."
+                if told[0] == NOT_RECORDED
+                else f"real and fake features differ in {key}: {' and '.join(told)}."
+            )
+    return doubts

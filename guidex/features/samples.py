@@ -15,7 +15,7 @@ from torch import Tensor
 from guidex.data.image_set import ImageSet, array_images
 from guidex.data.images import open_images, sample_output
 from guidex.errors import UsageError
-from guidex.features.detectors import Detector, detect_all, output_of, run_detectors
+from guidex.features.detectors import Detector, detector_record, features_of, run_detectors
 from guidex.features.feature_cache import FeatureStore, blocks_of, place_of
 from guidex.features.features import FeatureSet, chosen
 from guidex.features.statistics_files import open_npz
@@ -39,33 +39,11 @@ class PassSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class Points:
-    """Points of a toy, floating [N, d], on the CPU, and labels, int64 [N], or None. Its methods
-    are those of `ImageSet`."""
-
-    values: Tensor
-    labels: Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def subset(self, rows: np.ndarray) -> "Points":
-        return Points(self.values[rows], None if self.labels is None else self.labels[rows])
-
-    def fingerprint(self) -> str:
-        parts = [part for part in (self.values, self.labels) if part is not None]
-        digest = hashlib.sha256(str([(part.dtype, part.shape) for part in parts]).encode())
-        for part in parts:
-            digest.update(part.contiguous().numpy())
-        return digest.hexdigest()
-
-
-@dataclass(frozen=True, eq=False)
 class Samples:
     """Samples of a file, a folder or a model, before any detector takes them."""
 
     name: str  # path as given, or name of the model
-    content: ImageSet | Points
+    content: ImageSet | FeatureSet  # images; the points of a toy, which are features themselves
     of: int | None = None  # number of samples that these are a random choice of
     model: ExactDenoiser | None = None  # whose data these are
 
@@ -77,11 +55,14 @@ class Samples:
             about["of"] = self.of
         if self.model is not None:
             return about
-        about |= {"skipped": 0, "sha256": self.content.fingerprint()}
-        if self.images is not None:
-            about["skipped"] = len(self.images.skipped)
-            about["shape"], about["formats"] = list(self.images.shape), sorted(self.images.kinds)
-        return about
+        if self.images is None:
+            parts = [self.content.values, *([self.content.labels] if self.has_labels else [])]
+            digest = hashlib.sha256(str([(part.dtype, part.shape) for part in parts]).encode())
+            for part in parts:
+                digest.update(part.contiguous().numpy())
+            return about | {"skipped": 0, "sha256": digest.hexdigest()}
+        about |= {"skipped": len(self.images.skipped), "sha256": self.images.fingerprint()}
+        return about | {"shape": list(self.images.shape), "formats": sorted(self.images.kinds)}
 
     @property
     def images(self) -> ImageSet | None:
@@ -89,42 +70,61 @@ class Samples:
 
     @property
     def count(self) -> int:
-        return len(self.content)
+        return self.content.count if self.images is None else len(self.images)
 
     @property
     def has_labels(self) -> bool:
         return self.content.labels is not None
 
-    @property
-    def truth(self) -> ExactDenoiser | None:
-        """The exact distribution behind them, known for toys only."""
-        return None if self.images is not None else self.model
-
     def blank(self) -> Tensor:
         """Something like the first sample [1, ...]; enough to tell whether a detector takes it."""
-        return self.content.values[:1] if self.images is None else _blank(self.images)
+        if self.images is None:
+            return self.content.values[:1]
+        return torch.zeros(1, *self.images.shape, dtype=torch.uint8)
 
     def at_most(self, most: int | None) -> "Samples":
         """`most` of them, chosen at random, or all where there are no more."""
         if most is None or self.count <= most:
             return self
-        content = self.content.subset(chosen(self.count, most, seed=0))
+        subset = self.content.rows if self.images is None else self.images.subset
+        content = subset(chosen(self.count, most, seed=0))
         return dataclasses.replace(self, content=content, of=self.count)
 
+    def expected(self, detector: Detector) -> FeatureSet:
+        """What `features` makes, before it does. Raises UsageError where the detector does not take
+        these samples."""
+        dim = features_of(detector, self.blank())
+        features = FeatureSet.expected(detector.name, self.count, dim, self.has_labels)
+        truth = self.model if self.images is None else None
+        about = self.about | detector_record(detector)
+        return dataclasses.replace(features, truth=truth, about=about)
+
     def features(self, detectors: Sequence[Detector], settings: PassSettings) -> list[FeatureSet]:
-        """The features of all detectors, on the CPU; images are decoded once for all of them."""
-        if self.images is not None:
-            return image_features(self.images, detectors, settings)
-        sets = detect_all(detectors, self.content.values, self.content.labels, settings.batch)
-        return [dataclasses.replace(features, truth=self.truth) for features in sets]
+        """The features of all detectors, on the CPU; images are decoded once for all of them, and
+        only where the cache does not have their features."""
+        sets = {detector: self.expected(detector) for detector in detectors}
+        if self.images is None:
+            values = run_detectors(detectors, self.content.values)
+        else:
+            values = _images_values(self.images, sets, settings)
+        labels = torch.as_tensor(self.content.labels) if self.has_labels else None
+        for detector, features in sets.items():
+            features = dataclasses.replace(features, values=values[detector].cpu(), labels=labels)
+            sets[detector] = features
+        return [sets[detector] for detector in detectors]
 
 
 def open_samples(path: str, *, resize: int | None, crop: bool = False, bad: str) -> Samples:
     """Open a folder, zip or npz of images, the samples.npz of a toy, or the folder of a run of
     `guidex sample`, which has one of these. Arguments and errors are those of `open_images`."""
     place = sample_output(Path(path))
-    points = _read_points(place)
-    return Samples(path, points or open_images(place, bad=bad, resize=resize, crop=crop))
+    if place.suffix == ".npz" and place.is_file():
+        with open_npz(place) as file:
+            if "samples" in file.files:
+                labels = torch.from_numpy(file["labels"]) if "labels" in file.files else None
+                points = torch.from_numpy(file["samples"]).flatten(1)
+                return Samples(path, FeatureSet("coordinates", points, labels))
+    return Samples(path, open_images(place, bad=bad, resize=resize, crop=crop))
 
 
 def model_samples(model: object, name: str = "", seed: int = 0) -> Samples:
@@ -133,11 +133,11 @@ def model_samples(model: object, name: str = "", seed: int = 0) -> Samples:
     if not isinstance(model, ExactDenoiser):
         raise UsageError("this model does not know its data; give a reference: ref=PATH")
     values, labels = (None if x is None else x.cpu() for x in model.reference(DRAWS, seed))
-    content = Points(values, labels)
-    if values.dtype == torch.uint8:
-        pixels = np.ascontiguousarray(values.permute(0, 2, 3, 1).numpy())
-        content = array_images(pixels, labels=None if labels is None else labels.numpy())
-    return Samples(name, content, model=model)
+    if values.dtype != torch.uint8:
+        return Samples(name, FeatureSet("coordinates", values.flatten(1), labels), model=model)
+    pixels = np.ascontiguousarray(values.permute(0, 2, 3, 1).numpy())
+    images = array_images(pixels, labels=None if labels is None else labels.numpy())
+    return Samples(name, images, model=model)
 
 
 def model_features(model: object, detector: Detector, seed: int = 0) -> FeatureSet:
@@ -145,18 +145,16 @@ def model_features(model: object, detector: Detector, seed: int = 0) -> FeatureS
     return model_samples(model, seed=seed).features([detector], PassSettings())[0]
 
 
-def image_features(
-    images: ImageSet, detectors: Sequence[Detector], settings: PassSettings
-) -> list[FeatureSet]:
-    """As `Samples.features`, from the cache where they are there."""
-    labels = None if images.labels is None else torch.from_numpy(images.labels)
+def _images_values(
+    images: ImageSet, expected: Mapping[Detector, FeatureSet], settings: PassSettings
+) -> dict[Detector, Tensor]:
+    """Features by detector, made block by block where they are not in the cache."""
     stores: dict[Detector, FeatureStore] = {}
-    for detector in dict.fromkeys(detectors):
+    for detector, features in expected.items():
         place, identity = None, detector.identity
         if settings.cache and identity.weights is not None:
             place = place_of(images.fingerprint(), identity)
-        _, dim = output_of(detector, _blank(images))
-        stores[detector] = FeatureStore(len(images), dim, place)
+        stores[detector] = FeatureStore(len(images), features.dim, place)
     blocks, rank, ranks = blocks_of(len(images)), settings.rank, settings.ranks
     with Progress("features", len(images), quiet=rank > 0, delay=2) as bar:
         _fill(stores, images, blocks[rank::ranks], settings, bar)
@@ -164,11 +162,7 @@ def image_features(
         for number, block in reversed(list(enumerate(blocks))):
             if number % ranks != rank:
                 _fill(stores, images, [block], settings, bar)
-    sets = {
-        detector: FeatureSet.from_values(detector=detector.name, values=store.values, labels=labels)
-        for detector, store in stores.items()
-    }
-    return [sets[detector] for detector in detectors]
+    return {detector: store.values for detector, store in stores.items()}
 
 
 def _fill(
@@ -198,18 +192,3 @@ def _fill(
                 stores[detector].keep(block, torch.cat(parts[detector]).cpu())
                 parts[detector] = []
         bar.update(len(rows))
-
-
-def _blank(images: ImageSet) -> Tensor:
-    return torch.zeros(1, *images.shape, dtype=torch.uint8)
-
-
-def _read_points(path: Path) -> Points | None:
-    """Points and labels of a toy's samples.npz, or None if the file is not one."""
-    if path.suffix != ".npz" or not path.is_file():
-        return None
-    with open_npz(path) as file:
-        if "samples" not in file.files:
-            return None
-        labels = torch.from_numpy(file["labels"]) if "labels" in file.files else None
-        return Points(torch.from_numpy(file["samples"]), labels)

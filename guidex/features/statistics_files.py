@@ -4,11 +4,10 @@ pytorch-fid and others (FID), ADM's .npz (those, `mu_s` and `sigma_s` for sFID, 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +25,9 @@ FORMAT = 1  # of guidex's own files
 # EDM2's names of its two distances, and the detectors that they are computed with.
 _EDM2 = {"fid": "inception", "fd_dinov2": "dinov2"}
 
-BARE = "mu and sigma"
-"""Kind of the .npz that hold these two alone: EDM's, whose images were resized as by TensorFlow,
-pytorch-fid's, resized in another way, and others."""
+ADM, BARE = "ADM", "mu and sigma"
+"""Kinds of the .npz of others: with images, or without: EDM's, whose images were resized as by
+TensorFlow, pytorch-fid's, resized in another way, and more."""
 
 # Detectors of published .npz (which do not name them), and what follows on mu and sigma there.
 _PUBLISHED = {"inception": "", "inception_spatial": "_s"}
@@ -39,11 +38,9 @@ class StatisticsFile:
     """What a file of statistics holds."""
 
     kind: str  # what sort of file it is, for people
-    sets: dict[str, FeatureSet]  # by name of the detector, with single features where it has them
-    count: int | None  # of images, or None where the file does not tell
-    has_images: bool = False  # as ADM's
-    # Of guidex's own: "shape" [C, H, W] and "formats" of the images, and "detector".
-    record: dict[str, Any] = field(default_factory=dict)
+    # By name of the detector, with single features where it has them. They tell the number of
+    # images, and guidex's own "shape" [C, H, W] and "formats" of the images, and "detector".
+    sets: dict[str, FeatureSet]
 
 
 @contextmanager
@@ -73,14 +70,11 @@ def read_statistics(path: Path) -> StatisticsFile | None:
         return _read_own(arrays) if "guidex" in arrays.files else _read_published(arrays)
 
 
-def write_statistics(
-    path: Path, features: FeatureSet, about: Mapping[str, object], *, keep_features: bool
-) -> None:
+def write_statistics(path: Path, features: FeatureSet, *, keep_features: bool) -> None:
     """Write guidex's own file: `mu` and `sigma` (N - 1) of at least 2 images, float64, which others
     read as well, what there is to know about them, and maybe single features and labels."""
-    record = {key: value for key, value in about.items() if key not in ("path", "count")}
-    record |= {"format": FORMAT, "guidex": guidex.__version__}
-    record |= {"name": features.detector, "count": features.count}
+    record = {key: value for key, value in features.about.items() if key != "path"}
+    record |= {"format": FORMAT, "guidex": guidex.__version__, "name": features.detector}
     moments = features.statistics
     arrays = {"mu": moments.mean.numpy(), "sigma": moments.covariance.numpy()}
     arrays["guidex"] = np.array(json.dumps(record))
@@ -99,7 +93,7 @@ def _read_edm2(path: Path) -> StatisticsFile:
         for key, name in _EDM2.items():
             if key in content:
                 moments = _moments(content[key]["mu"], content[key]["sigma"], count)
-                sets[name] = FeatureSet(name, count, None, None, moments)
+                sets[name] = FeatureSet(name, given_statistics=moments, about={"count": count})
     except GuidexError as error:
         raise GuidexError(f"{path}: {error}") from error
     except (KeyError, TypeError):
@@ -108,17 +102,16 @@ def _read_edm2(path: Path) -> StatisticsFile:
         raise UsageError(
             f"{path} is no reference of EDM2, with mu and sigma of {' or '.join(_EDM2)}"
         )
-    return StatisticsFile("EDM2", sets, count)
+    return StatisticsFile("EDM2", sets)
 
 
 def _read_published(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
-    has_images = "arr_0" in arrays.files
-    sets = {
-        name: FeatureSet(name, 0, None, None, _moments(arrays[f"mu{end}"], arrays[f"sigma{end}"]))
-        for name, end in _PUBLISHED.items()
-        if {f"mu{end}", f"sigma{end}"} <= set(arrays.files)
-    }
-    return StatisticsFile("ADM" if has_images else BARE, sets, None, has_images)
+    sets = {}
+    for name, end in _PUBLISHED.items():
+        if {f"mu{end}", f"sigma{end}"} <= set(arrays.files):
+            moments = _moments(arrays[f"mu{end}"], arrays[f"sigma{end}"])
+            sets[name] = FeatureSet(name, given_statistics=moments, about={"count": None})
+    return StatisticsFile(ADM if "arr_0" in arrays.files else BARE, sets)
 
 
 def _read_own(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
@@ -127,7 +120,7 @@ def _read_own(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
         raise GuidexError(f"not of format {FORMAT}; make it again with `guidex ref`.")
     name, count = record["name"], record["count"]
     moments = _moments(arrays["mu"], arrays["sigma"], count)
-    features = FeatureSet(name, count, None, None, moments)
+    values = labels = None
     if "features" in arrays.files:
         values = torch.from_numpy(arrays["features"])
         labels = torch.from_numpy(arrays["labels"]) if "labels" in arrays.files else None
@@ -135,11 +128,10 @@ def _read_own(arrays: np.lib.npyio.NpzFile) -> StatisticsFile:
             raise GuidexError(
                 f"its features are {tuple(values.shape)}, not {(count, moments.dim)}."
             )
-        features = FeatureSet.from_values(
-            detector=name, values=values, labels=labels, statistics=moments
-        )
-    known = {key: record[key] for key in ("shape", "formats", "detector") if key in record}
-    return StatisticsFile("guidex", {name: features}, count, record=known)
+    keys = ("count", "shape", "formats", "detector")
+    about = {key: record[key] for key in keys if key in record}
+    features = FeatureSet(name, values, labels, moments, about=about)
+    return StatisticsFile("guidex", {name: features})
 
 
 def _moments(mu: object, sigma: object, count: object = None) -> GaussianStatistics:

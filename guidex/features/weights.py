@@ -1,18 +1,15 @@
 """Weights of published networks: a local file, the cache, or the publisher's URL; never code."""
 
-import importlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from guidex.errors import GuidexError, UsageError
+from guidex.errors import GuidexError
 from guidex.files.cache import fetch, file_sha256
-from guidex.files.progress import download_bar
 
 
 @dataclass(frozen=True)
@@ -22,34 +19,26 @@ class Weights:
     what: str  # the network, for messages
     given: str | None  # path or URL that the user chose, or None for the published file
     url: str  # of the published file
-    prefix: str = ""  # first hexadecimal digits of its SHA-256, as its publisher tells them
+    prefix: str | None = None  # first hex digits of its SHA-256, as its publisher tells them
 
     @property
     def source(self) -> str:
         return self.url if self.given is None else self.given
 
-    @property
-    def sha256(self) -> str:
-        """Of the file, which is downloaded into the cache where it is not there. Raises as `fetch`,
-        and GuidexError where the cache holds another file than the publisher named."""
-        return self._verified[1]
+    @cached_property
+    def path(self) -> Path:
+        """The file, which is downloaded into the cache where it is not there. Raises as `fetch`."""
+        expected = self.prefix if self.source == self.url else None
+        return fetch(self.source, sha256=expected)
 
     @cached_property
-    def _verified(self) -> tuple[Path, str]:
-        with download_bar(self.what) as progress:
-            path = fetch(self.source, progress=progress)
-        sha256 = file_sha256(path)
-        if self.source == self.url and not sha256.startswith(self.prefix):
-            raise GuidexError(
-                f"{path} is not the published file {self.url}: its SHA-256 is {sha256}, and that "
-                f"of the publisher begins with {self.prefix}. Delete it to download it again."
-            )
-        return path, sha256
+    def sha256(self) -> str:
+        return file_sha256(self.path)
 
     def read(self) -> dict[str, Tensor]:
         """The tensors by name, on the CPU; nothing that the file holds is run. Raises GuidexError
-        where it is damaged, no plain table of tensors, or replaced since it was hashed."""
-        path, sha256 = self._verified
+        where it is damaged, or no plain table of tensors."""
+        path = self.path
         try:
             if path.suffix == ".safetensors":
                 tensors = safetensors.torch.load_file(path)
@@ -57,6 +46,7 @@ class Weights:
                 tensors = torch.load(path, map_location="cpu", weights_only=True)
             if not all(isinstance(value, Tensor) for value in tensors.values()):
                 raise TypeError
+            return tensors
         # torch.load answers damaged and hostile files with exceptions of more than five types.
         # They are not quoted: some are a number, others advise to load the file unsafely.
         except Exception as error:
@@ -65,9 +55,6 @@ class Weights:
                 "file of torch.save that holds a table of tensors alone, or damaged. Nothing in "
                 f"the file was run; get it anew from {self.url}."
             ) from error
-        if file_sha256(path) != sha256:
-            raise GuidexError(f"{path} was replaced while it was being read; start again.")
-        return tensors
 
     def mismatch(self, reason: object) -> GuidexError:
         """The complaint that these are the weights of another network."""
@@ -75,21 +62,3 @@ class Weights:
             f"{self.source} holds no weights of {self.what} ({' '.join(str(reason).split()):.300})."
             f" The published file is {self.url}"
         )
-
-
-def optional(module: str) -> ModuleType:
-    """A module of an optional package. Raises UsageError where it cannot be imported."""
-    try:
-        return importlib.import_module(module)
-    # A torchvision built for another torch, which the packages import, fails in several ways.
-    except (ImportError, RuntimeError, OSError) as error:
-        raise not_usable(module.partition(".")[0], error) from error
-
-
-def not_usable(package: str, error: Exception) -> UsageError:
-    """What to do about a package that is not installed, or cannot be imported."""
-    return UsageError(
-        f"this detector needs the Python package {package}, which cannot be used "
-        f"({str(error).splitlines()[0]:.200}); install what detectors need in the clone of guidex: "
-        "pip install '.[eval]', with torch and torchvision from the same index"
-    )

@@ -28,16 +28,12 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     path = Path(path)
     # Not named after `path`: that name may already be as long as the file system allows.
     temporary = path.with_name(f".guidex-{secrets.token_hex(8)}.tmp")
-    size = 0
     try:
         # "x+b" and not "xb": NumPy writes to the latter with C's fwrite, which loses the errno.
         with open(temporary, "x+b") as file:
-            try:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            finally:
-                size = file.tell()
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         with suppress(OSError):
@@ -52,8 +48,19 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
         if cause is not None:
             free = shutil.disk_usage(path.parent).free
             reason = (
-                f"{_FULL[cause.errno]}. The file needs at least {size / 2**20:.1f} MiB, and "
-                f"{free / 2**20:.1f} MiB are free in {path.parent.absolute()}. Free some space and "
-                "start the same command again: finished work is kept and the run resumes after it."
+                f"{_FULL[cause.errno]}; {free / 2**20:.1f} MiB are free in "
+                f"{path.parent.absolute()}. Free some space and start the same command again: "
+                "finished work is kept and the run resumes after it."
             )
         raise GuidexError(f"cannot write {path}: {reason}") from error
+
+
+def require_space(folder: Path, needed: int, advice: str) -> None:
+    """Raise GuidexError, with advice, where the disk has less space left than needed, bytes."""
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise GuidexError(
+            f"not enough disk space for {folder}: about {needed / 2**20:.1f} MiB needed, "
+            f"{free / 2**20:.1f} MiB free. Free some, or {advice}."
+        )

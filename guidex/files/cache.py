@@ -10,20 +10,19 @@ import http.client
 import logging
 import os
 import re
-import shutil
 import ssl
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from time import sleep
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener, url2pathname
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from filelock import FileLock, Timeout
 
 from guidex import __version__
 from guidex.errors import GuidexError, UsageError, reason_of
-from guidex.files.atomic import atomic_write
-from guidex.files.progress import Received, megabytes
+from guidex.files.atomic import atomic_write, require_space
+from guidex.files.progress import Progress
 
 TIMEOUT = 30.0  # seconds, to connect and for each read
 ATTEMPTS = 5  # in a row that bring nothing new; the waits between them are 1, 2, 4, 8 s
@@ -35,16 +34,15 @@ _BROKEN = (URLError, http.client.HTTPException, ConnectionError, TimeoutError, s
 log = logging.getLogger(__name__)
 
 
-def fetch(source: str, *, sha256: str | None = None, progress: Received | None = None) -> Path:
+def fetch(source: str, *, sha256: str | None = None) -> Path:
     """The local path of a file, which is downloaded into the cache where it is a URL not there yet.
 
     A cached file is hashed on each call (about 0.65 s per GB). Of several processes that ask for
     the same file, one downloads, and the others wait.
 
     Arguments:
-        source: path of an existing file (returned as it is), file:// URL, or http(s):// URL.
-        sha256: 64 hex digits that the file must have, or None: whatever came first is recorded.
-        progress: called with (bytes so far, bytes in all) while downloading.
+        source: path of an existing file (returned as it is), or http(s):// URL.
+        sha256: the file's, or its first hex digits, or None: whatever came first is recorded.
 
     Raises:
         UsageError: no such file, bad URL, HTTP 404, not cached while offline.
@@ -52,32 +50,30 @@ def fetch(source: str, *, sha256: str | None = None, progress: Received | None =
     """
     expected = None if sha256 is None else sha256.lower()
     url, path = _locate(source)
-    if url is None:
-        if not os.path.isfile(path):  # nor is a pipe or a device, which may never end
-            state = "is not a file" if os.path.exists(path) else "does not exist"
-            raise UsageError(f"{path} {state}: give an existing file or an https:// URL.")
-        if expected is not None:
+    if os.path.isfile(path):  # a pipe is none, and may never end
+        if url is not None:
+            _verify(path, expected, _record(path), f"Delete it to download {url} again")
+        elif expected is not None:
             _verify(path, expected, None, "Get it anew")
-    elif os.path.isfile(path):
-        _verify(path, expected, _record(path), f"Delete it to download {url} again")
-    else:
-        known = "" if expected is None else f" (SHA-256 {expected})"
-        by_hand = (
-            f"Download {url}{known} elsewhere and put it at {path}, or give a path in its place."
+        return path
+    if url is None:
+        state = "is not a file" if os.path.exists(path) else "does not exist"
+        raise UsageError(f"{path} {state}: give an existing file or an https:// URL.")
+    known = "" if expected is None else f" (SHA-256 {expected})"
+    by_hand = f"Download {url}{known} elsewhere and put it at {path}, or give a path in its place."
+    if offline():
+        raise UsageError(
+            f"{url} is not in the cache, and GUIDEX_OFFLINE forbids the network. {by_hand}"
         )
-        if offline():
-            raise UsageError(
-                f"{url} is not in the cache, and GUIDEX_OFFLINE forbids the network. {by_hand}"
-            )
-        try:
-            _fill(path, url, expected, progress or (lambda count, total: None))
-        except GuidexError as error:
-            raise type(error)(f"{error} {by_hand}") from error
-        except (OSError, NotImplementedError) as error:  # the latter: a disk without locks
-            raise GuidexError(
-                f"the cache folder {path.parent} cannot be used ({error}). Free some space, or set "
-                "GUIDEX_CACHE to a folder that can be written."
-            ) from error
+    try:
+        _fill(path, url, expected)
+    except GuidexError as error:
+        raise type(error)(f"{error} {by_hand}") from error
+    except (OSError, NotImplementedError) as error:  # the latter: a disk without locks
+        raise GuidexError(
+            f"the cache folder {path.parent} cannot be used ({error}). Free some space, or set "
+            "GUIDEX_CACHE to a folder that can be written."
+        ) from error
     return path
 
 
@@ -112,8 +108,6 @@ def _locate(source: str) -> tuple[str | None, Path]:
     """The URL to download, without fragment, and its place in the cache; or None and a path."""
     if "://" not in source:
         return None, Path(os.path.expanduser(source))
-    if local := re.fullmatch(r"file://(?:localhost)?(/.*)", source):
-        return None, Path(url2pathname(local[1]))
     url = source.partition("#")[0]
     form = r"(?i:https?)://([\w.-]+|\[[\da-f:.]+\])(?::\d{1,5})?(/[!->@-~]*)?(\?[!-~]*)?"
     remote = re.fullmatch(form, url, re.ASCII)
@@ -132,7 +126,7 @@ def _record(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def _fill(path: Path, url: str, expected: str | None, progress: Received) -> None:
+def _fill(path: Path, url: str, expected: str | None) -> None:
     """Download into a part, verify it, and move it to its place, alone among all processes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -144,7 +138,7 @@ def _fill(path: Path, url: str, expected: str | None, progress: Received) -> Non
         held = lock.acquire()
     with held:
         if not os.path.isfile(path):  # or else another process was faster
-            _download(url, part, progress)
+            _download(url, part)
             try:
                 _verify(part, expected, _record(path), "It was thrown away: try again")
             except GuidexError:
@@ -158,7 +152,7 @@ def _verify(file: Path, expected: str | None, record: Path | None, retry: str) -
     sha256 = file_sha256(file)
     recorded = record.read_text("latin-1")[:64] if record and record.exists() else None
     wanted = recorded if expected is None else expected
-    if wanted not in (None, sha256):
+    if not sha256.startswith(expected) if expected else recorded not in (None, sha256):
         source = f"recorded in {record}" if expected is None else "asked for"
         advice = "to accept it, delete that record" if expected is None else "correct the hash"
         raise GuidexError(
@@ -173,13 +167,13 @@ def _verify(file: Path, expected: str | None, record: Path | None, retry: str) -
 # --- Downloads --------------------------------------------------------------------------------
 
 
-def _download(url: str, part: Path, progress: Received) -> None:
+def _download(url: str, part: Path) -> None:
     """Download an http(s) URL, or the rest of it (Range and If-Range, RFC 9110 sections 13.1.5 and
     14) where the server has still the version that is noted in `<part>.version`."""
     failures, furthest = 0, 0
     while True:
         try:
-            return _attempt(url, part, progress)
+            return _attempt(url, part)
         except _BROKEN as error:
             size = part.stat().st_size if part.exists() else 0
             failures = 1 if size > furthest else failures + 1
@@ -191,7 +185,7 @@ def _download(url: str, part: Path, progress: Received) -> None:
             sleep(2 ** (failures - 1))
 
 
-def _attempt(url: str, part: Path, progress: Received) -> None:
+def _attempt(url: str, part: Path) -> None:
     """Send one request and append its answer to the part; returns when the part is whole."""
     note = part.with_name(part.name + ".version")
     known = note.read_text("latin-1") if note.exists() and part.exists() else ""
@@ -219,21 +213,17 @@ def _attempt(url: str, part: Path, progress: Received) -> None:
             total = int(place[1])
         if not total:
             raise GuidexError(f"cannot download {url}: the server does not say how long it is.")
-        free = shutil.disk_usage(part.parent).free
-        if total - size > free:
-            raise GuidexError(
-                f"{megabytes(total - size)} are to be downloaded to {part.parent}, where "
-                f"{megabytes(free)} are free. Free some, or set GUIDEX_CACHE to a larger disk."
-            )
-        with open(part, "ab" if size > 0 else "wb") as file:
-            if size == 0:
-                note.write_text(version, "latin-1")
-            progress(size, total)
+        require_space(part.parent, total - size, "set GUIDEX_CACHE to a larger disk")
+        if size == 0:
+            note.write_text(version, "latin-1")
+        megabytes = (round(total / 1e6), size / 1e6, "MB")
+        bar = Progress(f"downloading {PurePosixPath(urlsplit(url).path).name}", *megabytes)
+        with open(part, "ab" if size > 0 else "wb") as file, bar as progress:
             while chunk := response.read1(CHUNK):
                 file.write(chunk)
                 file.flush()
                 size += len(chunk)
-                progress(size, total)
+                progress.update(len(chunk) / 1e6)
     if size != total:
         raise ConnectionError(f"the connection was closed after {size} of {total} bytes")
     note.unlink()

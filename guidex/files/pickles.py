@@ -1,4 +1,5 @@
 """Reads pickles, such as EDM2's networks and statistics, as data: nothing that they hold is run.
+What `torch.save` writes, a pickle and its tensors' elements in a zip archive, is read likewise.
 
 A pickle is a program: its instructions import names and call them, and an EDM2 snapshot carries
 the source code of its network to be executed. `pickle`'s reader in Python is used here on three
@@ -15,9 +16,12 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
@@ -68,16 +72,52 @@ def read_pickle(source: str | os.PathLike[str] | BinaryIO) -> object:
                 f"{name}: this is {what} (it begins with {head[:8].hex(' ') or 'nothing'}). "
                 "Expected an EDM2 network snapshot (.pkl)."
             )
-    try:
+    with _refusing(name):
         value = _Unpickler(source).load()
         if source.read(1):
             raise UnpicklingError("more bytes follow the end of the pickle")
         return value
-    # Damage makes the unpickler, NumPy and torch raise a dozen kinds of errors.
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a file of `torch.save`, on the CPU: under `ema`, else under `model`, else
+    the file itself. Only its tensors are read, so that a checkpoint of a training, most of which is
+    the optimiser's, costs no more than its weights.
+
+    Raises:
+        UsageError: no such file, or no zip archive.
+        GuidexError: the file asks for more than data, is damaged, or has no weights.
+    """
+    with open_file(Path(path)) as file:
+        if not zipfile.is_zipfile(file):
+            raise UsageError(
+                f"{path}: not a zip archive of torch.save (1.6 or later); the download may have "
+                "been cut off, or given an error page"
+            )
+        with _refusing(str(path)), zipfile.ZipFile(file) as archive:
+            value = _ZipUnpickler(archive).load()
+            found = [value.get("ema"), value.get("model"), value]
+            state = next(each for each in found if isinstance(each, dict))
+            weights = {
+                name: read()
+                for name, read in state.items()
+                if isinstance(read, partial) and type(name) is str
+            }
+            if not weights:
+                raise UnpicklingError("no weights, neither bare nor under ema or model")
+            return weights
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Refuse a file: damage makes the unpickler, zipfile, NumPy and torch raise a dozen kinds of
+    errors."""
+    try:
+        yield
     except Exception as error:
         raise GuidexError(
             f"{name}: refused: {printable(str(error) or repr(error))}. It was cut off or altered, "
-            "or holds more than the data of EDM2. Nothing in the file was run."
+            "or holds more than the data of a network. Nothing in the file was run."
         ) from None
 
 
@@ -137,6 +177,30 @@ class _StorageUnpickler(_Unpickler):
         return identity
 
 
+class _ZipUnpickler(_StorageUnpickler):
+    """Of a zip archive; each tensor becomes a `partial`, which reads it."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        names = archive.namelist()
+        [pickled] = [name for name in names if PurePosixPath(name).parts[1:] == ("data.pkl",)]
+        self.archive, self.folder = archive, pickled.removesuffix("data.pkl")
+        order = f"{self.folder}byteorder"
+        if order in names and archive.read(order) != b"little":
+            raise UnpicklingError("its numbers are not little-endian")
+        super().__init__(archive.open(pickled))
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda *arguments: partial(self.tensor, *arguments)
+        if (module, name) == ("argparse", "Namespace"):  # the options of a training
+            return lambda: Recorded("Namespace", (), {}, {})
+        return super().find_class(module, name)
+
+    def tensor(self, identity: Any, *view: Any) -> Tensor:
+        data = self.archive.read(f"{self.folder}data/{identity[2]}")  # compares its checksum
+        return _tensor(_elements(identity, data), *view)
+
+
 # --- What names make --------------------------------------------------------------------------
 
 
@@ -151,19 +215,25 @@ def _recorded(meta: dict[Any, Any]) -> Recorded:
     raise UnpicklingError("a persistent object without a class name, arguments and a state")
 
 
+def _elements(identity: Any, data: bytes) -> Tensor:
+    """A storage [count], by what torch says of it, and what it has delivered."""
+    match identity:
+        case ("storage", torch.dtype() as dtype, str(), str(), int() as count, *view):
+            if view in ([], [None]) and len(data) == count * dtype.itemsize:
+                empty = torch.empty(0, dtype=dtype)
+                return torch.frombuffer(bytearray(data), dtype=dtype) if count > 0 else empty
+    raise UnpicklingError("a storage that torch did not write, or that was cut off")
+
+
 def _storage(payload: bytes) -> Tensor:
     """A storage in torch's legacy format: five pickles, the number of elements, the elements."""
     file = io.BytesIO(payload)
-    *head, _, storage, keys = [_StorageUnpickler(file).load() for _ in range(5)]
+    *head, _, identity, keys = [_StorageUnpickler(file).load() for _ in range(5)]
     count = int.from_bytes(file.read(8), "little")
-    match storage:
-        case ("storage", torch.dtype() as dtype, str() as key, str(), int() as declared, *view):
-            elements = bytearray(memoryview(payload)[file.tell() :])
-            whole = count == declared and len(elements) == count * dtype.itemsize
-            if head == _LEGACY and keys == [key] and view in ([], [None]) and whole:
-                empty = torch.empty(0, dtype=dtype)
-                return torch.frombuffer(elements, dtype=dtype) if count > 0 else empty
-    raise UnpicklingError("a storage that torch did not write, or that was cut off")
+    elements = _elements(identity, file.read())
+    if head != _LEGACY or keys != [identity[2]] or count != len(elements):
+        raise UnpicklingError("a storage in another format than torch's of before 1.6")
+    return elements
 
 
 def _tensor(elements: Tensor, offset: int, size: Any, stride: Any, *_: object) -> Tensor:

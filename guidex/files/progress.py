@@ -2,31 +2,12 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Self
 
 from tqdm import tqdm
 
-Received = Callable[[int, int], None]  # told (bytes so far, bytes in all)
-
 PLAIN_SECONDS = 15.0  # between two lines where there is no terminal
-
-
-@contextmanager
-def download_bar(what: str) -> Iterator[Received]:
-    """Progress for `fetch` on standard error, from the first byte on; nothing for a cached file."""
-    bars: list[Progress] = []
-    with ExitStack() as stack:
-
-        def progress(count: int, total: int) -> None:
-            if not bars:
-                bar = Progress(f"downloading {what}", round(total / 1e6), unit="MB")
-                bars.append(stack.enter_context(bar))
-            bars[0].update(count / 1e6 - bars[0].count)
-
-        yield progress
 
 
 def megabytes(size: int) -> str:
@@ -41,7 +22,7 @@ class Progress:
 
     label: str
     total: int
-    done: int = 0
+    done: float = 0
     unit: str = "images"
     quiet: bool = False
     delay: float = 0.0

@@ -1,6 +1,6 @@
 """CLIP score (Hessel et al. 2021, arXiv 2104.08718): do images show what their prompts say?"""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -22,14 +22,14 @@ class CLIPScore(Metric):
 
     prompts: str | list[str]
     weights: str
-    needs_detector: str = field(init=False, default="")
 
     columns = (Column("clip_score", "CLIP score", "higher", digits=2),)
     needs_reference = False
     needs_labels = True
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "needs_detector", network_name(self.weights))
+    @property
+    def needs_detector(self) -> str:
+        return network_name(self.weights)
 
     def fewest(self, dim: int) -> Fewest:
         return Fewest()

@@ -14,7 +14,7 @@ from guidex.errors import UsageError
 from guidex.features.features import FeatureSet
 from guidex.features.statistics import GaussianStatistics
 from guidex.metrics.differences import FEWEST_BLOCKS, FEWEST_FAKES, blocks_of, difference
-from guidex.metrics.metric import PUBLISHED_IMAGES, Column, Fewest, Metric, Numbers, check_share
+from guidex.metrics.metric import PUBLISHED_IMAGES, Column, Fewest, Metric, Numbers, doubts_of_count
 
 # With fewer fakes per feature the bias no longer falls as 1 / N, and intervals miss the truth.
 IMAGES_PER_FEATURE = 2
@@ -70,20 +70,13 @@ class DistanceTo:
 def doubts_of_fit(side: str, count: int | None, dim: int, published: bool) -> list[str]:
     """What to doubt of a Gaussian fit to so many images: that it is singular, or, where it is
     compared with published distances, of another number than those (more reals do no harm)."""
-    if count is None:
-        return []
-    if count <= dim:
+    if count is not None and count <= dim:
         return [
             f"{count:,} {side} images and {dim:,} features: a covariance of no more images than "
             "features is singular, and bias rules the distance."
         ]
-    same = count == PUBLISHED_IMAGES or (side == "real" and count > PUBLISHED_IMAGES)
-    if same or not published:
-        return []
-    return [
-        f"{count:,} {side} images: published distances are of {PUBLISHED_IMAGES:,}; with fewer "
-        "they come out larger, with more they come out smaller."
-    ]
+    enough = side == "real" and count is not None and count > PUBLISHED_IMAGES
+    return doubts_of_count(side, count, "distances") if published and not enough else []
 
 
 @dataclass(frozen=True)
@@ -109,12 +102,8 @@ class Frechet(Metric):
     seed: int = 0  # of the blocks
 
     columns = (Column("fd", "FD", "lower", is_chief=True),)
-    least = {"seed": 0}
+    least, shares = {"seed": 0}, ("level",)
     needs_values = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_share("level", self.level)
 
     @property
     def needs_fake_values(self) -> bool:

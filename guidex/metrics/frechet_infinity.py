@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import linear_regression
 
 import torch
 
@@ -15,11 +16,7 @@ from guidex.metrics.metric import Column, Fewest, Metric
 
 def limit(counts: Sequence[int], distances: Sequence[float]) -> float:
     """d of the least-squares line d + c / n through distances at counts n, at least two of them."""
-    inverse = 1 / torch.tensor(counts, dtype=torch.float64)
-    values = torch.tensor(distances, dtype=torch.float64)
-    centred = inverse - inverse.mean()
-    slope = (centred @ (values - values.mean())) / (centred @ centred)
-    return (values.mean() - slope * inverse.mean()).item()
+    return linear_regression([1 / count for count in counts], distances).intercept
 
 
 @dataclass(frozen=True)
@@ -54,14 +51,13 @@ class FrechetInfinity(Metric):
         return Fewest(2, self.smallest + self.sizes, options, instead)
 
     def doubts(self, *, real: int | None, fake: int, dim: int, network: bool) -> list[str]:
-        first = self._first(fake)
-        of_subset = doubts_of_fit("fake", first, dim, published=False)
-        if not of_subset and first < IMAGES_PER_FEATURE * dim:
-            of_subset = [
+        doubts, first = doubts_of_fit("real", real, dim, network), self._first(fake)
+        if first < IMAGES_PER_FEATURE * dim:
+            doubts.append(
                 f"FD∞ begins with {first:,} fakes for {dim:,} features: below "
                 f"{IMAGES_PER_FEATURE} per feature the bias does not fall as 1 / n yet."
-            ]
-        return doubts_of_fit("real", real, dim, network) + of_subset
+            )
+        return doubts
 
     def compute(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         distance_to_real, values = DistanceTo(real.statistics), fake.values

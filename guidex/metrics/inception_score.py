@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from guidex.features.features import FeatureSet
-from guidex.metrics.metric import PUBLISHED_IMAGES, Column, Fewest, Metric
+from guidex.metrics.metric import Column, Fewest, Metric, doubts_of_count
 
 
 def inception_score(logits: Tensor) -> Tensor:
@@ -49,10 +49,7 @@ class InceptionScore(Metric):
             last = fake % self.size
             told = f"scores of parts of {self.size:,} have a last part of {last:,}, which comes out"
             return [f"{fake:,} fake images: {told} smaller."] if last > 0 else []
-        if fake == PUBLISHED_IMAGES:
-            return []
-        told = f"published scores are of {PUBLISHED_IMAGES:,}; with fewer they come out smaller"
-        return [f"{fake:,} fake images: {told}, with more larger."]
+        return doubts_of_count("fake", fake, "scores")
 
     def compute(self, real: FeatureSet | None, fake: FeatureSet) -> dict[str, float]:
         logits, count = fake.values, fake.count

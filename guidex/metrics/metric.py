@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, NamedTuple, NoReturn
 from torch import Tensor
 
 from guidex.errors import UsageError
-from guidex.features.features import AnySet, FeatureSet, check_comparable
+from guidex.features.features import FeatureSet, check_comparable
 from guidex.metrics.differences import block_means
 
 # Images that published numbers are computed from (Heusel et al. 2017; EDM2; dgm-eval).
@@ -56,6 +56,7 @@ class Metric(ABC):
 
     columns: ClassVar[tuple[Column, ...]] = ()  # of tables, in order
     least: ClassVar[dict[str, int]] = {}  # the smallest values of options that are whole numbers
+    shares: ClassVar[tuple[str, ...]] = ()  # options that are above 0 and below 1
     needs_reference: ClassVar[bool] = True  # whether it takes a real set at all
     needs_values: ClassVar[bool] = True  # single features of the real set
     needs_truth: ClassVar[bool] = False  # its exact distribution
@@ -67,6 +68,10 @@ class Metric(ABC):
         for name, least in self.least.items():
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), least=least)
+        for name in self.shares:
+            if not 0 < getattr(self, name) < 1:
+                told = f"{name} is {getattr(self, name)!r}"
+                raise UsageError(f"{told}; it must be a number above 0 and below 1.")
 
     @abstractmethod
     def compute(self, real: FeatureSet | None, fake: FeatureSet) -> Numbers:
@@ -86,8 +91,8 @@ class Metric(ABC):
         return Fewest(2, 2)  # a single image has no distribution
 
     def doubts(self, *, real: int | None, fake: int, dim: int, network: bool) -> list[str]:
-        """What the numbers of images do to a comparison with published values, in sentences;
-        network tells whether the detector is published, the rest is as for `check_counts`."""
+        """What the numbers of images do to a comparison with published values, in sentences; real
+        is None where it is not recorded or needed, network tells whether the detector is one."""
         return []
 
     def caption(self, *, real: int | None, recorded: int | None) -> dict[str, str]:
@@ -104,15 +109,7 @@ class Metric(ABC):
         self, *, real: FeatureSet | None, fake: FeatureSet, blockwise: bool = True
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
         """As by a call, and with `blockwise` the pseudo-values that there are, also by column."""
-        self.check_detector(fake.detector)
-        if self.needs_reference:
-            check_comparable(real=real, fake=fake)
-            self.check_reference(real)
-        self._check(fake, "fake", values=self.needs_fake_values)
-        reals = real.count if self.needs_reference else None
-        if self.needs_reference and not self.needs_values and real.given_statistics is not None:
-            reals = real.given_statistics.count
-        self.check_counts(real=reals, fake=fake.count, dim=fake.dim)
+        self.check(real=real, fake=fake)
         numbers = self.compute(real, fake)
         named = {}
         for name, value in numbers.items():
@@ -122,45 +119,38 @@ class Metric(ABC):
         pseudo = self.pseudovalues(real, fake, numbers) if blockwise else {}
         return named, {f"{name}_{fake.detector}": each for name, each in pseudo.items() if each}
 
-    def check_detector(self, detector: str | None) -> None:
-        """Raise UsageError where it is defined for another detector alone; None is one whose name
-        depends on the samples."""
+    def check_detector(self, detector: str) -> None:
+        """Raise UsageError where it is defined for another detector alone."""
         wanted = self.needs_detector
         if wanted not in (None, detector):
             self._refuse(f"is defined for features of {wanted} alone; use detector={wanted}")
 
-    def check_reference(self, real: AnySet) -> None:
-        """Raise UsageError where the real set lacks features, labels or truth that it needs."""
-        self._check(real, "real", values=self.needs_values)
-        if self.needs_truth and real.truth is None:
-            self._refuse(
-                f"needs a distribution known in closed form, and the real set ({real.detector}) "
-                "has none. Use it with a toy model"
-            )
-
-    def check_counts(self, *, real: int | None, fake: int, dim: int) -> None:
-        """Raise UsageError where there are too few images for D features; of reals single ones,
-        where it needs_values, or None where their number is not recorded or not needed."""
-        fewest = self.fewest(dim)
-        options = fewest.options and f"with {fewest.options} "
-        instead = fewest.instead and f", {fewest.instead}"
-        for side, count, least in (("real", real, fewest.real), ("fake", fake, fewest.fake)):
-            if count is not None and count < least:
-                there = "there is 1" if count == 1 else f"there are {count}"
+    def check(self, *, real: FeatureSet | None, fake: FeatureSet) -> None:
+        """Raise UsageError where the sets, or what they will be, are of different detectors, lack
+        something that it needs, or are too few images."""
+        self.check_detector(fake.detector)
+        fewest = self.fewest(fake.dim)
+        sides = [("fake", fake, self.needs_fake_values, fewest.fake)]
+        if self.needs_reference:
+            check_comparable(real=real, fake=fake)
+            sides.insert(0, ("real", real, self.needs_values, fewest.real))
+            if self.needs_truth and real.truth is None:
+                self._refuse("needs a distribution known in closed form; use it with a toy model")
+        for side, features, needs_values, least in sides:
+            which = f"the {side} set ({features.detector})"
+            if needs_values and features.values is None:
+                self._refuse(f"compares single images; give those of {which}, not statistics alone")
+            if self.needs_labels and features.labels is None:
+                self._refuse(f"compares classes, but {which} has no labels. Give a labelled set")
+            statistics = None if needs_values else features.given_statistics
+            count = features.count if statistics is None else statistics.count
+            if count < least:
+                options = fewest.options and f"with {fewest.options} "
+                instead = fewest.instead and f", {fewest.instead}"
                 self._refuse(
-                    f"{options}needs at least {least} {side} images, but {there}; "
-                    f"use more images{instead}"
+                    f"{options}needs at least {least} {side} images, and has {count}; use more "
+                    f"images{instead}"
                 )
-
-    def _check(self, features: AnySet, side: str, *, values: bool) -> None:
-        which = f"the {side} set ({features.detector})"
-        if values and not features.has_values:
-            self._refuse(
-                f"compares single images, but of {which} only statistics are known. Give the "
-                "images or their features"
-            )
-        if self.needs_labels and not features.has_labels:
-            self._refuse(f"compares classes, but {which} has no labels. Give a labelled set")
 
     def _refuse(self, why: str) -> NoReturn:
         raise UsageError(f"{type(self).__name__} {why}, or leave the metric out.")
@@ -187,7 +177,11 @@ def check_whole(name: str, value: int, *, least: int) -> None:
         raise UsageError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
 
 
-def check_share(name: str, value: float) -> None:
-    """Raise UsageError unless an option is a number above 0 and below 1."""
-    if not 0 < value < 1:
-        raise UsageError(f"{name} is {value!r}; it must be a number above 0 and below 1.")
+def doubts_of_count(
+    side: str, count: int | None, published: str, wanted: int = PUBLISHED_IMAGES
+) -> list[str]:
+    """What to doubt where published values are of another number of images; None: not recorded."""
+    if count in (None, wanted):
+        return []
+    told = f"published {published} are of {wanted:,}, and depend on their number."
+    return [f"{count:,} {side} images: {told}"]

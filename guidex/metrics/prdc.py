@@ -3,8 +3,8 @@ al. 2020, arXiv 2002.09797), and the tiled nearest-neighbour search behind them.
 
 Digits. A distance as |a|^2 + |b|^2 - 2ab is one matrix product, but loses the digits that cancel.
 So features are centred, and comparisons closer than the product's error bound are decided again
-from sum (a - b)^2 in float64; distances that still agree to rounding are equal. Products of float32
-features are of float32 first, and of float64 where too much is left to decide.
+from sum (a - b)^2 in float64; distances that still agree to rounding are equal. Products are of
+float32 first, and of float64 where too much is left to decide, or where float32 overflows.
 
 Memory. Beside the features there are a few tiles, and 2 k numbers per image: for 50,000 x 50,000
 images with 2048 features about 150 MB on a CPU, and 1 GB on a GPU, where tiles are larger.
@@ -20,7 +20,14 @@ from torch import Tensor
 
 from guidex.features.features import FeatureSet
 from guidex.features.networks import full_float32
-from guidex.metrics.metric import PUBLISHED_IMAGES, Column, Fewest, Metric, Numbers
+from guidex.metrics.metric import (
+    PUBLISHED_IMAGES,
+    Column,
+    Fewest,
+    Metric,
+    Numbers,
+    doubts_of_count,
+)
 
 Rule = Literal["<", "<="]
 
@@ -39,9 +46,6 @@ _DOUBTS = 1 / 4096
 
 # Neighbours beyond the k-th that a search in float32 looks at, to be sure that it has missed none.
 _SPARE = 8
-
-# Squares of larger features might overflow in float32.
-_LARGEST = 1e15
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -80,16 +84,12 @@ class PRDC(Metric):
         return Fewest(self.k + 1, self.k + 1, f"k={self.k}", "a smaller k")
 
     def doubts(self, *, real: int | None, fake: int, dim: int, network: bool) -> list[str]:
-        """Other numbers of images than those of the protocol: `reals` and `fakes`, or 50,000."""
         doubts = []
         for side, count, most in (("real", real, self.reals), ("fake", fake, self.fakes)):
-            wanted = PUBLISHED_IMAGES if most is None else most
-            used = count if None in (count, most) else min(count, most)
-            if network and used not in (None, wanted):
-                doubts.append(
-                    f"{count:,} {side} images: published precision and recall are of {wanted:,}, "
-                    "and depend on their number."
-                )
+            if network and count is not None:
+                used = count if most is None else min(count, most)
+                wanted = most or PUBLISHED_IMAGES
+                doubts += doubts_of_count(side, used, "precision and recall", wanted)
         return doubts
 
     def caption(self, *, real: int | None, recorded: int | None) -> dict[str, str]:
@@ -112,8 +112,7 @@ class PRDC(Metric):
         if self.arithmetic == "adm":
             pair_of, radii_of = _RoundedPair, _rounded_radii
         else:
-            centre, dtype = reals.mean(dim=0), _working_dtype(reals, fakes)
-            pair_of, radii_of = partial(_Pair, centre=centre, dtype=dtype), _radii
+            pair_of, radii_of = partial(_Pair, centre=reals.mean(dim=0)), _radii
         real_radii, fake_radii = radii_of(reals, self.k), radii_of(fakes, self.k)
 
         precise = torch.zeros(len(fakes), dtype=torch.bool, device=fakes.device)
@@ -142,16 +141,20 @@ def nearest_neighbours(*, queries: Tensor | None, points: Tensor, k: int) -> tup
     distances [Q, k], float64, free of cancellation, and row numbers [Q, k], int64. Without queries,
     of the points nearest to each of the points among the others."""
     starts = points if queries is None else queries
-    centre, dtype = points.mean(dim=0), _working_dtype(starts, points)
-    found = []
+    centre, found = points.mean(dim=0), []
     for rows in _tiles(starts):
         own = rows if queries is None else None
-        found.append(_search(starts[rows], points, own, k, centre, dtype))
+        found.append(_search(starts[rows], points, own, k, centre))
     return torch.cat([near for near, _ in found]), torch.cat([indices for _, indices in found])
 
 
 def _search(
-    queries: Tensor, points: Tensor, own: slice | None, k: int, centre: Tensor, dtype: torch.dtype
+    queries: Tensor,
+    points: Tensor,
+    own: slice | None,
+    k: int,
+    centre: Tensor,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """As `nearest_neighbours` for one tile of queries, which may be the points in the rows `own`;
     products are in `dtype`, and in float64 where it is not certain that none is nearer."""
@@ -173,9 +176,8 @@ def _search(
     exact = torch.stack([offset.square_().sum(dim=1) for offset in offsets], dim=1)
     exact, order = exact.sort(dim=1, stable=True)
     # Of the points that were passed over, none is nearer than the last that was not.
-    if dtype == torch.float32 and wanted < there:
-        if not (exact[:, k - 1 : k] <= near[:, -1:] - slack).all():
-            return _search(queries, points, own, k, centre, torch.float64)
+    if dtype == torch.float32 and not (exact[:, k - 1 : k] <= near[:, -1:] - slack).all():
+        return _search(queries, points, own, k, centre, torch.float64)
     return exact[:, :k], indices.gather(1, order)[:, :k]
 
 
@@ -193,9 +195,12 @@ class _Pair:
     """Squared distances [Ta, Tb] from one tile of rows to another, as the matrix product in `dtype`
     gives them; by row or by column, they are wrong by less than slack [Ta, 1] or [1, Tb]."""
 
-    def __init__(self, a: Tensor, b: Tensor, centre: Tensor, dtype: torch.dtype) -> None:
+    def __init__(
+        self, a: Tensor, b: Tensor, centre: Tensor, dtype: torch.dtype = torch.float32
+    ) -> None:
         self._a, self._b, self._centre, self._dtype = a, b, centre, dtype
-        a, b = (values.to(dtype) - centre.to(dtype) for values in (a, b))
+        wide = torch.promote_types(a.dtype, dtype)
+        a, b = ((values.to(wide) - centre).to(dtype) for values in (a, b))
         norms_a = a.square().sum(dim=1)[:, None]
         norms_b = b.square().sum(dim=1)[None, :]
         with full_float32():
@@ -213,9 +218,9 @@ class _Pair:
         """Which pairs lie within a radius: [Ta, Tb], bool, for radii [Ta, 1] or [1, Tb]."""
         slack = self.slack_a if squared_radii.shape[1] == 1 else self.slack_b
         inside = self.squared < (squared_radii - slack).to(self._dtype)
-        doubtful = (self.squared <= (squared_radii + slack).to(self._dtype)).logical_xor_(inside)
-        pairs = doubtful.nonzero()
-        if self._dtype == torch.float32 and len(pairs) > _DOUBTS * doubtful.numel():
+        outside = self.squared > (squared_radii + slack).to(self._dtype)
+        pairs = (inside | outside).logical_not_().nonzero()  # to be decided; NaN among them
+        if self._dtype == torch.float32 and len(pairs) > _DOUBTS * inside.numel():
             return self._in_float64.inside(squared_radii, rule)
         compare, side = _RULES[rule]
         radii = squared_radii.expand_as(inside)
@@ -262,15 +267,6 @@ def _rounded_radii(values: Tensor, k: int) -> Tensor:
             near, _ = _smallest(torch.cat([near, squared], dim=1), k + 1)
         radii.append(near.amax(dim=1))
     return torch.cat(radii)
-
-
-def _working_dtype(*sets: Tensor) -> torch.dtype:
-    """That of the products: float32 where all features are, and small enough to be squared."""
-    if all(values.dtype == torch.float32 for values in sets):
-        largest = max(float(torch.linalg.vector_norm(values, torch.inf)) for values in sets)
-        if largest < _LARGEST:
-            return torch.float32
-    return torch.float64
 
 
 def _tiles(values: Tensor) -> Iterator[slice]:

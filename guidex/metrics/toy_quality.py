@@ -1,6 +1,7 @@
 """How good are samples of a toy, whose distribution is known in closed form? No detector stands
 between a sample and the truth: the features are the samples themselves."""
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -10,15 +11,12 @@ from torch.distributions import MultivariateNormal
 
 from guidex.errors import GuidexError, UsageError
 from guidex.features.features import FeatureSet
-from guidex.metrics.metric import Column, Metric, Numbers, check_share
+from guidex.metrics.metric import Column, Metric, Numbers
 from guidex.models.denoiser import ExactDenoiser
 from guidex.models.mixture import GaussianMixture
 
 # Floats that a table of fakes x components x dimensions may hold: 32 MiB of float64.
 _TABLE = 2**22
-
-# Fakes [B, *shape], float64, of each class; of all under None where there are no classes.
-Classes = dict[int | None, Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,13 +46,12 @@ class ToyQuality(Metric):
         Column("log_density", "Log density", "higher", digits=3),
     )
     least = {"draws": 1, "min_expected": 1, "seed": 0}
+    shares = ("quantile", "share")
     needs_values = False
     needs_truth = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("quantile", self.quantile)
-        check_share("share", self.share)
         if self.draws * self.quantile < 10 - 1e-9:
             raise UsageError(
                 f"{self.draws} draws hold fewer than 10 below their quantile {self.quantile}; "
@@ -69,66 +66,53 @@ class ToyQuality(Metric):
         """mode_coverage only where there are modes. Raises UsageError: features that are not the
         truth's samples, or too few fakes; GuidexError: a log density beyond float64."""
         truth = real.truth
-        densities, outliers = [], []
-        classes = _by_class(truth, fake)
-        for label, x in classes.items():
-            density = truth.log_density(x, 0.0, _labels(label, x))
-            if not density.isfinite().all():
-                raise GuidexError("ToyQuality: some fakes are so far out that they have no density")
-            densities.append(density.double())
-            outliers.append(density < self._threshold(truth, label, x))
-        numbers = {"outliers": torch.cat(outliers)}
+        if fake.dim != math.prod(truth.shape):
+            raise UsageError(
+                f"ToyQuality judges the samples themselves, {list(truth.shape)} each, but "
+                f"{fake.detector} gives {fake.dim} features; use detector=coordinates."
+            )
+        x = fake.values.double().reshape(fake.count, *truth.shape)
+        labels = fake.labels if truth.num_classes > 0 else None
+        density = truth.log_density(x, 0.0, labels)
+        if not density.isfinite().all():
+            raise GuidexError("ToyQuality: some fakes are so far out that they have no density")
+        threshold = functools.partial(self._threshold, truth)
+        numbers = {"outliers": density < truth.by_class(threshold, x, labels)}
         if isinstance(truth, GaussianMixture):
-            numbers["mode_coverage"] = self._mode_coverage(truth, classes)
-        return numbers | {"log_density": torch.cat(densities)}
+            numbers["mode_coverage"] = self._mode_coverage(truth, x, labels)
+        return numbers | {"log_density": density}
 
-    def _threshold(self, truth: ExactDenoiser, label: int | None, x: Tensor) -> Tensor:
-        """The quantile of the log density of true draws; independent of the other classes."""
+    def _threshold(self, truth: ExactDenoiser, x: Tensor, label: int | None) -> Tensor:
+        """The quantile of the log density of true draws, for each x [B, *shape] of a class;
+        independent of the other classes."""
         generator = torch.Generator(device=x.device).manual_seed(self.seed)
-        labels = _labels(label, x[:1].expand(self.draws, *x.shape[1:]))
+        labels = None if label is None else torch.full((self.draws,), label, device=x.device)
         drawn = truth.sample(labels, self.draws, generator).double()
-        return truth.log_density(drawn, 0.0, labels).quantile(self.quantile)
+        return truth.log_density(drawn, 0.0, labels).quantile(self.quantile).expand(len(x))
 
-    def _mode_coverage(self, truth: GaussianMixture, classes: Classes) -> float:
+    def _mode_coverage(self, truth: GaussianMixture, x: Tensor, labels: Tensor | None) -> float:
         # A mode's number may occur again in another class, and is another mode there.
         pairs = torch.stack([truth.classes, truth.modes], dim=1)
         modes, mode_of = pairs.unique(dim=0, return_inverse=True)
         expected = torch.zeros(len(modes), dtype=torch.float64, device=mode_of.device)
-        received = torch.zeros_like(expected)
-        for label, x in classes.items():
+
+        def receiving(x: Tensor, label: int | None) -> Tensor:
+            """The mode of each x; adds what the modes expect of so many."""
             among = torch.ones_like(mode_of) if label is None else truth.classes == label
             members = among.nonzero()[:, 0]
             weights = truth.weights[members].double()
             expected.index_add_(0, mode_of[members], len(x) * weights / weights.sum())
-            chosen = mode_of[members][_most_responsible(truth, members, x)]
-            received += chosen.bincount(minlength=len(modes))
+            return mode_of[members][_most_responsible(truth, members, x)]
+
+        received = truth.by_class(receiving, x, labels).bincount(minlength=len(modes))
         judged = expected >= self.min_expected
         if not judged.any():
             raise UsageError(
                 f"ToyQuality: no mode expects {self.min_expected} fakes (the largest expects "
-                f"{float(expected.max()):.1f} of {sum(map(len, classes.values()))}); "
-                "make more samples or lower min_expected."
+                f"{float(expected.max()):.1f} of {len(x)}); make more samples, or lower it."
             )
         covered = received[judged] >= self.share * expected[judged]
         return covered.double().mean().item()
-
-
-def _by_class(truth: ExactDenoiser, fake: FeatureSet) -> Classes:
-    if fake.dim != math.prod(truth.shape):
-        raise UsageError(
-            f"ToyQuality judges the samples themselves, {list(truth.shape)} each, but "
-            f"{fake.detector} gives {fake.dim} features; use detector=coordinates."
-        )
-    x = fake.values.double().reshape(fake.count, *truth.shape)
-    if fake.labels is None or truth.num_classes == 0:
-        return {None: x}
-    labels = fake.labels.to(x.device)
-    return {label: x[labels == label] for label in labels.unique().tolist()}
-
-
-def _labels(label: int | None, x: Tensor) -> Tensor | None:
-    """The class of each x [B, *shape], int64 [B], or None."""
-    return None if label is None else torch.full((len(x),), label, device=x.device)
 
 
 def _most_responsible(truth: GaussianMixture, members: Tensor, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 2403.17377): an argument of a network's call, for some rows of the batch."""
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple, get_args
@@ -90,25 +90,6 @@ class Perturbation:
         if device.type == "cuda":
             matrix = matrix.pin_memory()  # from where the copy is not waited for
         return Change(self.mode, matrix.to(device, non_blocking=True))
-
-
-def changed_parts(
-    asked: Sequence[tuple[Perturbation | None, float]],
-    shapes: Mapping[str, tuple[int, int]],
-    device: torch.device,
-) -> dict[str, Parts]:
-    """How the parts of a batch attend, by layer, where a part is perturbed.
-
-    Arguments:
-        asked: perturbation and noise level of each part.
-        shapes: heads and tokens of all layers.
-    """
-    parts: dict[str, list[Change | None]] = {}
-    for i, (perturbation, sigma) in enumerate(asked):
-        for layer in perturbation.chosen(shapes) if perturbation is not None else ():
-            change = perturbation.change(layer, *shapes[layer], sigma, device)
-            parts.setdefault(layer, [None] * len(asked))[i] = change
-    return parts
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, parts: Parts | None = None) -> Tensor:

@@ -1,18 +1,17 @@
 """Decoders: from what a model samples to the images that people and metrics look at."""
 
 import re
-import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from guidex.data.pixels import to_uint8
+from guidex.data.codec import to_uint8
 from guidex.errors import GuidexError, UsageError
-from guidex.files.cache import offline
 from guidex.models.memory import Halving
+from guidex.models.pretrained import library, local_first, read_part
 
 SD_VAE = "stabilityai/sd-vae-ft-mse"  # the one that EDM2's latents are of
 
@@ -50,15 +49,19 @@ class Pixels(Decoder):
 
 
 class VAE(Decoder):
-    """The decoder of an AutoencoderKL of diffusers; subclasses say how samples become its latents,
-    and its values bytes.
+    """The decoder of an AutoencoderKL of diffusers, for latents as the VAE's own configuration
+    scales and shifts them, and pixels in [-1, 1]; subclasses have other conventions.
 
     Arguments:
-        path: folder with the VAE as diffusers saves it, or its name on huggingface.co.
+        path: folder with the VAE as diffusers saves it, or its name on huggingface.co; also that of
+            a pipeline, in whose part vae it is.
         dtype: of the VAE. Published numbers are of float32; float16 is faster, and can overflow.
-        batch: latents that are decoded at once, 1 or more; halved when memory is too small.
+        batch: latents that are decoded at once, 1 or more; halved when memory is too small. 1 is
+            what diffusers calls slicing.
         compile: use torch.compile, which takes its time once: smaller batches are filled up.
         variant: of the file, such as fp16, where there are several.
+        tiling: decode large images in overlapping tiles, which takes less memory and may be seen.
+        offload: let the VAE wait in the CPU's memory between batches.
 
     Raises:
         UsageError, GuidexError: no diffusers, or no such VAE at the path.
@@ -73,25 +76,30 @@ class VAE(Decoder):
         batch: int = 8,
         compile: bool = False,
         variant: str | None = None,
+        tiling: bool = False,
+        offload: bool = False,
     ) -> None:
         super().__init__()
         if batch < 1:
             raise UsageError(f"batch is {batch}; it must be at least 1")
         self.dtype = getattr(torch, dtype)
         self.batch = Halving(batch)
-        self.compiled = compile
+        self.compiled, self.offload = compile, offload
         vae = _read_vae(path, self.dtype, variant).eval().requires_grad_(False)
         self.vae = vae.to(memory_format=torch.channels_last)
+        if tiling:
+            vae.enable_tiling()
         if compile:
-            self.vae.decoder.compile(dynamic=False)
+            vae.decoder.compile(dynamic=False)
 
-    @abstractmethod
     def raw(self, x: Tensor) -> Tensor:
         """Samples [B, C, H, W] to the VAE's latents, the same shape, float32."""
+        config = self.vae.config
+        return x.float() / config.scaling_factor + (config.get("shift_factor") or 0.0)
 
-    @abstractmethod
     def to_bytes(self, values: Tensor) -> Tensor:
         """What the VAE decodes, float32 [B, C, H, W], to uint8."""
+        return to_uint8(values)
 
     def image_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         channels = self.vae.config.latent_channels
@@ -105,8 +113,11 @@ class VAE(Decoder):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
+        self.vae.to(x.device)
         latents = self.raw(x)
         parts = self.batch.fit(lambda size: [self._decode(x, size) for x in latents.split(size)])
+        if self.offload:
+            self.vae.to("cpu")
         # Asked once: every answer is waited for until the device has done all that it was given.
         if not torch.stack([finite for _, finite in parts]).all():
             raise GuidexError(
@@ -123,6 +134,12 @@ class VAE(Decoder):
         values = self.vae.decode(latents.to(self.dtype)).sample[:count].float()
         return self.to_bytes(values), values.isfinite().all()
 
+    def _apply(self, *args: Any, **options: Any) -> Self:  # what .to() calls
+        super()._apply(*args, **options)
+        if self.offload:
+            self.vae.to("cpu")
+        return self
+
 
 class StabilityVAE(VAE):
     """The decoder of Stable Diffusion's VAE, with EDM2's conventions for latents and pixels.
@@ -130,8 +147,6 @@ class StabilityVAE(VAE):
     Its latents are standardised, channel by channel, to mean 0 and standard deviation 0.5. Its VAE
     sees pixels in [0, 1], where nearly all others use [-1, 1], so what comes out is clipped to
     [0, 1], multiplied by 255 and truncated (Karras et al. 2024, arXiv 2312.02696).
-
-    Arguments: see VAE. Raises also UsageError: a VAE of other than 4 latent channels.
     """
 
     RAW_MEAN = (5.81, 3.25, 0.12, -2.15)
@@ -146,9 +161,6 @@ class StabilityVAE(VAE):
         compile: bool = False,
     ) -> None:
         super().__init__(path, dtype, batch, compile)
-        channels = self.vae.config.latent_channels
-        if channels != len(self.RAW_MEAN):
-            raise UsageError(f"the VAE at {path} has {channels} latent channels, not 4")
         scale = self.FINAL_STD / torch.tensor(self.RAW_STD)
         self.register_buffer("scale", scale.view(-1, 1, 1))
         self.register_buffer("bias", (-torch.tensor(self.RAW_MEAN) * scale).view(-1, 1, 1))
@@ -160,39 +172,26 @@ class StabilityVAE(VAE):
         return (values.clamp(0, 1) * 255).to(torch.uint8)
 
 
-def _read_vae(path: str, dtype: torch.dtype, variant: str | None = None) -> Any:
+def _read_vae(path: str, dtype: torch.dtype, variant: str | None) -> Any:
     """A diffusers AutoencoderKL from a folder, the cache of Hugging Face, or its site."""
-    try:
-        from diffusers import AutoencoderKL
-        from huggingface_hub.errors import HFValidationError
-    except ImportError as error:
-        raise UsageError(
-            f"decoding latents needs the package diffusers ({error}); "
-            "install it in the clone of guidex: pip install '.[latents]'"
-        ) from error
+    library("diffusers", "latents")
     folder = Path(path).expanduser()
-    here = folder.is_dir()
-    # What is on this machine comes first: no waiting for a site.
-    for local_only in (True,) if here or offline() else (True, False):
+    folder = folder / "vae" if (folder / "vae").is_dir() else folder
+    options = {"name": "AutoencoderKL", "variant": variant, "dtype": dtype}
+
+    def read(local_only: bool) -> Any:
+        if folder.is_dir():
+            return read_part(place=folder, **options)
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", module=r"huggingface_hub\.")
-                return AutoencoderKL.from_pretrained(
-                    str(folder) if here else path,
-                    variant=variant,
-                    use_safetensors=True,  # never a pickle
-                    local_files_only=local_only,
-                    low_cpu_mem_usage=False,
-                    torch_dtype=dtype,
-                )
-        except (OSError, HFValidationError) as error:
-            failure = str(error).splitlines()[0]
-        except Exception as error:  # damaged or foreign: every library on the way has its own
-            raise GuidexError(f"the VAE at {path} cannot be read: {str(error):.200}") from error
+            return read_part(place=path, local_files_only=local_only, **options)
+        except OSError:  # a pipeline
+            return read_part(place=path, local_files_only=local_only, subfolder="vae", **options)
+
     published = path if re.fullmatch(r"[\w.-]+/[\w.-]+", path) else SD_VAE
     chosen = "decoder=sd_vae " if published == SD_VAE else ""
-    raise UsageError(
-        f"there is no VAE at {path} ({failure:.200}). Download config.json and "
-        f"diffusion_pytorch_model.safetensors from https://huggingface.co/{published}/tree/main on "
-        f"a machine that can, put both into one folder, and give {chosen}decoder.path=FOLDER"
+    advice = (
+        "Download config.json and diffusion_pytorch_model.safetensors from "
+        f"https://huggingface.co/{published}/tree/main on a machine that can, put both into one "
+        f"folder, and give {chosen}decoder.path=FOLDER"
     )
+    return local_first(read, path, advice)

@@ -6,7 +6,7 @@ grad log p(x; sigma) = (D(x; sigma) - x) / sigma^2.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from guidex.errors import UsageError
-from guidex.models.attention import NO_LAYERS, Perturbation
+from guidex.models.attention import NO_LAYERS, Parts, Perturbation
 from guidex.models.condition import Condition, Conditions
 from guidex.models.native_time import NativeUnit
 
@@ -33,6 +33,30 @@ class View:
     condition: Condition
     perturbation: Perturbation | None = None
     extras: dict[str, Tensor] | None = None
+
+
+def by_layer(views: Sequence[View], layers: Collection[str]) -> dict[str, list[View | None]]:
+    """The perturbed ones of a network's layers, with the parts of a batch that perturb them; None
+    for the other parts. A UsageError where a layer is none of the network's."""
+    asked: dict[str, list[View | None]] = {}
+    for i, view in enumerate(views):
+        for layer in view.perturbation.chosen(layers) if view.perturbation is not None else ():
+            asked.setdefault(layer, [None] * len(views))[i] = view
+    return asked
+
+
+def changed_parts(
+    views: Sequence[View], shapes: Mapping[str, tuple[int, int]], device: torch.device
+) -> dict[str, Parts]:
+    """How the parts of a batch attend, by layer, where a part is perturbed; `shapes`: heads and
+    tokens of all layers."""
+    parts: dict[str, Parts] = {}
+    for layer, asked in by_layer(views, shapes).items():
+        parts[layer] = [
+            view and view.perturbation.change(layer, *shapes[layer], view.sigma, device)
+            for view in asked
+        ]
+    return parts
 
 
 class Denoiser(nn.Module, ABC):

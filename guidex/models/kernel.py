@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from guidex.data.digits import digits
+from guidex.data.codec import to_float
 from guidex.data.image_set import ImageSet
-from guidex.data.images import open_images
-from guidex.data.pixels import to_float
+from guidex.data.images import digits, open_images
 from guidex.errors import UsageError
 from guidex.models.condition import Condition, Conditions
 from guidex.models.denoiser import ExactDenoiser

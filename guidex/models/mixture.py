@@ -97,16 +97,12 @@ class GaussianMixture(ExactDenoiser):
         sigma_data: float | None = None,
     ) -> None:
         super().__init__()
-        means = _array("means", means)
-        if means.ndim != 2:
-            raise UsageError(f"means must be [K, d], not {list(means.shape)}")
+        weights, means, covariances = (
+            torch.as_tensor(numbers, dtype=torch.float64)
+            for numbers in (weights, means, covariances)
+        )
+        classes, modes = (torch.as_tensor(of, dtype=torch.int64) for of in (classes, modes))
         count, dimension = means.shape
-        weights = _array("weights", weights, [count])
-        covariances = _array("covariances", covariances, [count, dimension, dimension])
-        classes = _array("classes", classes, [count], torch.int64)
-        modes = _array("modes", modes, [count], torch.int64)
-        if not bool((weights > 0).all() and (classes >= 0).all() and 0 <= blur < math.inf):
-            raise UsageError("weights must be above 0; classes and blur must be 0 or more")
         weights = weights / weights.sum()
         self.shape = (dimension,)
         self.conditional = conditional
@@ -206,19 +202,3 @@ class GaussianMixture(ExactDenoiser):
             centres=(whitening @ means[:, :, None])[:, :, 0].T.contiguous(),
             posterior=torch.cat([kept, replaced @ means[:, :, None]], dim=2).flatten(1),
         )
-
-
-def _array(
-    name: str,
-    given: Tensor | Sequence,
-    shape: list[int] | None = None,
-    dtype: torch.dtype = torch.float64,
-) -> Tensor:
-    """A tensor of our own on the CPU; a UsageError where it is not one of this shape."""
-    try:
-        array = torch.as_tensor(given, dtype=dtype, device="cpu").detach().clone()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{name} must be an array of numbers: {error}") from error
-    if shape not in (None, list(array.shape)) or not array.isfinite().all():
-        raise UsageError(f"{name} must be finite, {shape or '[K, d]'}, not {list(array.shape)}")
-    return array

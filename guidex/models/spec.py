@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from guidex.errors import GuidexError
 from guidex.models.condition import Conditions
@@ -30,7 +31,6 @@ class ModelSpec:
     Attributes:
         build: makes the network, on the CPU.
         sources: files that it is made of.
-        ema: length of the averaged weights (sigma_rel), or None where it is not recorded.
     """
 
     build: Callable[[], Denoiser]
@@ -44,7 +44,6 @@ class ModelSpec:
     attention_layers: tuple[str, ...] | None = None
     native_unit: NativeUnit | None = None
     learned_variance: bool | None = None
-    ema: float | None = None
     _loaded: dict[str, Denoiser] = field(default_factory=dict)
 
     @classmethod
@@ -54,7 +53,6 @@ class ModelSpec:
         build: Callable[[], Denoiser],
         sources: tuple[Source, ...],
         gflops: float | None = None,
-        ema: float | None = None,
     ) -> "ModelSpec":
         """The recipe of networks like this one, which may be without weights (device "meta"); its
         cost is counted where it is not given."""
@@ -62,7 +60,7 @@ class ModelSpec:
         names += ("native_unit", "learned_variance")
         facts: dict[str, Any] = {name: getattr(model, name) for name in names}
         gflops = model.gflops if gflops is None else gflops
-        return cls(build, sources, **facts, gflops=gflops, ema=ema)
+        return cls(build, sources, **facts, gflops=gflops)
 
     @property
     def num_classes(self) -> int | None:
@@ -95,3 +93,14 @@ def load(model: Model, device: str | torch.device) -> Denoiser:
     if isinstance(model, ModelSpec):
         return model.load(device)
     return model.to(device).eval().requires_grad_(False)
+
+
+def compile_network(model: Denoiser, network: nn.Module) -> None:
+    """Use torch.compile for a model's network from now on, anew for each size of batch."""
+    from torch._dynamo import config
+
+    # Torch goes on without compiling beyond this number, towards which the sizes of batches of all
+    # networks of a process count together: those of a table may be many.
+    config.recompile_limit = 64
+    network.compile(dynamic=False)
+    model.compiled = True

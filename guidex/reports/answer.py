@@ -11,7 +11,7 @@ from guidex.config.presets import own_folder
 from guidex.errors import UsageError
 from guidex.reports.labels import plain, point_label
 from guidex.reports.notes import differing
-from guidex.reports.rows import Row, best_text, exact, main_metrics, metric_name
+from guidex.reports.rows import Row, best_rows, best_text, exact, main_metrics, metric_name
 
 # What decides images, and may differ between points of a table.
 _PARTS = ("model", "guidance", "sampler", "decoder", "seeds", "labels", "rng")
@@ -31,11 +31,9 @@ def answers(rows: Sequence[Row]) -> list[Answer]:
     names: dict[int, list[str]] = {}
     metrics = main_metrics(rows) if not differing(rows) else []
     for metric in metrics:
-        measured = [row for row in rows if metric.name in row.metrics]
-        values = [row.metrics[metric.name] for row in measured]
-        best, digits = best_text(values, metric), metric.decimals(values)
-        alike = [r for r in measured if f"{r.metrics[metric.name]:.{digits}f}" == best]
-        if 0 < len(alike) <= len(measured) / 2:  # else most are as good
+        values = metric.finite(rows)
+        best, alike = best_text(values, metric), best_rows(rows, metric)
+        if 0 < len(alike) <= len(values) / 2:  # else most are as good
             row = min(alike, key=lambda row: row.evals_main + row.evals_ref)
             of = f" (level with {len(alike) - 1} more)" if len(alike) > 1 else ""
             names.setdefault(row.point, []).append(f"{metric_name(metric, metrics)} {best}{of}")

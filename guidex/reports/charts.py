@@ -1,14 +1,12 @@
 """What the charts of a table show: which points make a curve, in which panel, each metric against
-the guidance weight, precision against recall, and quality against cost. plots.py draws them for
-papers, svg.py for the report."""
+the guidance weight, precision against recall, and quality against cost."""
 
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
+from matplotlib.cm import ScalarMappable
 
 from guidex.reports.labels import (
     axis_label,
@@ -23,7 +21,6 @@ from guidex.reports.published import published_value
 from guidex.reports.rows import (
     MetricColumn,
     Row,
-    Value,
     chief_metrics,
     is_number,
     main_metrics,
@@ -46,65 +43,71 @@ class Spot(NamedTuple):
     high: float = math.nan
 
 
+class Square(NamedTuple):
+    """A point of a map: its column and line, what is read out of it, and its value, also as text;
+    NaN and "" for none."""
+
+    x: int
+    y: int
+    row: Row
+    text: str
+    value: float
+    words: str
+    is_best: bool
+
+
 class Trace(NamedTuple):
     """Spots of one label. The kind is line or path (neighbours are joined, with their band or
-    without), dots, level (lines across, whatever x is), published (open marks) or front (a stair).
+    without), dots, level (lines across, whatever x is), published (open marks), front (a stair) or
+    map (squares).
     """
 
     kind: str
     label: str
-    spots: Sequence[Spot]
+    spots: Sequence[Spot] | Sequence[Square]
 
 
 class Chart(NamedTuple):
-    """Traces over two labelled axes, one of several panels or of none (""); shares end at 1."""
+    """Traces over two labelled axes, one of several panels or of none (""); a share ends at 1."""
 
     x: str
     y: str
     panel: str
     traces: list[Trace]
+    is_share: bool
     is_log: bool = False
-    are_shares: tuple[bool, bool] = (False, False)
-
-
-@dataclass(frozen=True, eq=False)
-class Series:
-    """Points that differ in one value only.
-
-    Attributes:
-        rows: ordered by that value.
-        key: its key; None for points that do not have it, which are no curve.
-    """
-
-    rows: Sequence[Row]
-    key: str | None
+    remarks: Sequence[str] = ()
 
     @property
-    def is_curve(self) -> bool:
-        return self.key is not None
+    def subject(self) -> tuple[str, str]:
+        """What is shown, over what."""
+        return self.y, f"against {self.x}"
+
+
+class Map(NamedTuple):
+    """A metric over two labelled axes with names of columns and lines, one of several panels."""
+
+    x: str
+    y: str
+    panel: str
+    metric: str
+    squares: list[Square]
+    ticks: tuple[list[str], list[str]]
+    colours: ScalarMappable
+    remarks: Sequence[str]
 
     @property
-    def x(self) -> list[float]:
-        """The value [len(rows)] of a curve, 0 without one."""
-        return [float(row.values[self.key]) if self.is_curve else 0.0 for row in self.rows]
+    def traces(self) -> list[Trace]:
+        return [Trace("map", "", self.squares)]
 
     @property
-    def place(self) -> dict[str, Value]:
-        """What may tell it from others, by swept key; guidance is such a key of curves."""
-        values = {key: value for key, value in relevant(self.rows[0]).items() if key != self.key}
-        return {"guidance": self.rows[0].guidance, **values} if self.is_curve else values
-
-    def values(self, metric: MetricColumn) -> np.ndarray:
-        """A metric [len(rows)], float64, NaN where there is none."""
-        return np.array([row.metrics.get(metric.name, math.nan) for row in self.rows])
-
-    def has(self, *metrics: MetricColumn) -> bool:
-        """Whether a point has all of these metrics."""
-        return bool(np.isfinite([self.values(metric) for metric in metrics]).all(axis=0).any())
+    def subject(self) -> tuple[str, str]:
+        return self.metric, f"over {self.x} and {self.y}"
 
 
-# The series of a panel with their labels.
-Members = dict[Series, str]
+# The rows of each series by its label and the key along which it is a curve, ordered by that; None
+# where points do not have it, which are no curve.
+Series = dict[tuple[str, str | None], list[Row]]
 
 
 def numbers(rows: Sequence[Row], key: str) -> set[float]:
@@ -123,55 +126,56 @@ def curve_keys(rows: Sequence[Row]) -> list[str]:
     return [most] if most is not None and len(values[most]) > 1 else []
 
 
-def series_of(rows: Sequence[Row], keys: Sequence[str]) -> list[Series]:
-    """The series along some keys, curves first."""
-    members: dict[tuple[bool, str, str | None], list[Row]] = {}
+def series_of(rows: Sequence[Row], keys: Sequence[str]) -> Series:
+    """Points that differ in the value under one of some keys only, curves first; series of which
+    nothing is measured are left out."""
+    series: Series = {}
     for row in rows:
         # Of several weights, the one that varies most.
         values = relevant(row)
         finite = [key for key in keys if key in values and math.isfinite(values[key])]
         alike = [other for other in rows if other.guidance == row.guidance]
         key = max(finite, key=lambda key: len(numbers(alike, key)), default=None)
-        label = point_label(row, rows, without=(key,))
-        members.setdefault((key is None, label, key), []).append(row)
-    return [
-        Series(sorted(some, key=lambda row: row.values.get(key, 0)), key)
-        for (_, _, key), some in sorted(members.items(), key=lambda item: item[0][0])
-    ]
+        series.setdefault((point_label(row, rows, without=(key,)), key), []).append(row)
+    return {
+        (label, key): sorted(some, key=lambda row: row.values.get(key, 0))
+        for (label, key), some in sorted(series.items(), key=lambda item: item[0][1] is None)
+        if any(row.metrics for row in some)
+    }
 
 
-def panels_of(series: Sequence[Series], rows: Sequence[Row]) -> dict[str, Members]:
+def panels_of(rows: Sequence[Row], keys: Sequence[str]) -> dict[str, Series]:
     """The series of each small panel, by its title.
 
     Many series are parted by the key that makes the fewest panels; one without it is in all. Where
     no key will do, they are parted in their order.
     """
+    series = series_of(rows, keys)
     if len(series) <= MOST_CURVES:
-        return {"": _labelled(series, rows)}
-    keys = dict.fromkeys(key for s in series for key in s.place)
-    ways = [_parted(series, rows, key) for key in keys]
+        return {"": series}
+    ways = [_parted(series, rows, key) for key in dict.fromkeys(["guidance", *swept_keys(rows)])]
     few = len(series) // 2  # else hardly more than one series would be in each
-    ways = [w for w in ways if len(w) <= few and max(map(len, w.values())) <= MOST_CURVES]
+    ways = [w for w in ways if 0 < len(w) <= few and max(map(len, w.values())) <= MOST_CURVES]
     if len(ways) > 0:
         return min(ways, key=len)
-    labels = _labelled(series, rows)
-    parts = [series[k : k + MOST_CURVES] for k in range(0, len(series), MOST_CURVES)]
-    return {f"from {labels[part[0]]}": {s: labels[s] for s in part} for part in parts}
+    names = [*series]
+    parts = [names[k : k + MOST_CURVES] for k in range(0, len(names), MOST_CURVES)]
+    return {f"from {part[0][0]}": {name: series[name] for name in part} for part in parts}
 
 
-def _labelled(series: Sequence[Series], rows: Sequence[Row], key: str | None = None) -> Members:
-    return {s: point_label(s.rows[0], rows, (s.key, key)) for s in series}
-
-
-def _parted(series: Sequence[Series], rows: Sequence[Row], key: str) -> dict[str, Members]:
+def _parted(series: Series, rows: Sequence[Row], by: str) -> dict[str, Series]:
     """A panel for each value of a key."""
-    firsts = {s.place[key]: s.rows[0] for s in reversed(series) if key in s.place}
-    return {
-        value_label(row, rows, key): _labelled(
-            [s for s in series if s.place.get(key, value) == value], rows, key
-        )
-        for value, row in reversed(firsts.items())
-    }
+    titles = {}
+    for (label, key), (row, *_) in series.items():
+        # Curves alone are told apart by their guidance.
+        if by != key and (key is not None if by == "guidance" else by in relevant(row)):
+            titles[label, key] = value_label(row, rows, by)
+    panels: dict[str, Series] = {title: {} for title in titles.values()}
+    for title, panel in panels.items():
+        for (label, key), some in series.items():
+            if titles.get((label, key), title) == title:
+                panel[point_label(some[0], rows, (key, by)), key] = some
+    return panels
 
 
 def names_of(rows: Sequence[Row]) -> dict[int, str]:
@@ -181,66 +185,60 @@ def names_of(rows: Sequence[Row]) -> dict[int, str]:
 
 def curves(rows: Sequence[Row]) -> list[Chart]:
     """Each metric against w, in its panels; none where no numeric key has two values."""
-    keys = curve_keys(rows)
-    series = series_of(rows, keys)
-    metrics = [metric for metric in main_metrics(rows) if any(s.has(metric) for s in series)]
-    series = [s for s in series if any(s.has(metric) for metric in metrics)]
-    charts, names = [], names_of(rows)
-    panels = panels_of(series, rows) if any(s.is_curve for s in series) else {}
-    for metric, (panel, members) in itertools.product(metrics, panels.items()):
+    keys, charts, names = curve_keys(rows), [], names_of(rows)
+    metrics = [m for m in main_metrics(rows) if len(m.finite(rows)) > 0] if len(keys) > 0 else []
+    bands = "median, band: min–max" if any(row.repeats > 1 for row in rows) else None
+    for metric, (panel, series) in itertools.product(metrics, panels_of(rows, keys).items()):
         traces = []
-        for s, label in members.items():
-            traces.append(_trace("line" if s.is_curve else "level", s, label, metric, s.x, names))
-            if s.is_curve:
-                traces.append(_trace("published", s, label, metric, s.x, names))
-        values = [value for s in series for value in s.values(metric) if math.isfinite(value)]
+        for (label, key), some in series.items():
+            x = [row.values.get(key, 0.0) for row in some]
+            for kind in ("level",) if key is None else ("line", "published"):
+                traces.append(_trace(kind, label, some, x, metric, names))
+        traces = _seen(traces)
+        values = metric.finite(rows)
         is_log = metric.column.is_chief and max(values) > 8 * min(values) > 0
-        shares = (False, metric.column.is_share)
-        axis = axis_label(keys[0], rows)
-        charts.append(Chart(axis, metric_label(metric), panel, _seen(traces), is_log, shares))
+        has_bands = any(math.isfinite(spot.low) for trace in traces for spot in trace.spots)
+        remarks = [bands or "band: confidence interval"] if has_bands else []
+        remarks += ["open marks: published"] if any(t.kind == "published" for t in traces) else []
+        axes = axis_label(keys[0], rows), metric_label(metric)
+        charts.append(Chart(*axes, panel, traces, metric.column.is_share, is_log, remarks))
     return charts
 
 
 def precision_recall(rows: Sequence[Row]) -> list[Chart]:
     """Precision against recall in the space of each detector; none without them."""
-    series = series_of(rows, curve_keys(rows))
-    pairs = [
-        (recall, precision)
-        for precision, recall in itertools.product(main_metrics(rows), repeat=2)
-        if precision.column.against == recall.column.name != ""
-        and precision.detector == recall.detector
-        and any(s.has(recall, precision) for s in series)
-    ]
-    series = [s for s in series if any(s.has(*pair) for pair in pairs)]
-    charts, names = [], names_of(rows)
-    panels = panels_of(series, rows) if len(series) > 0 else {}
-    for (recall, precision), (panel, members) in itertools.product(pairs, panels.items()):
-        traces = [
-            _trace("path" if s.is_curve else "dots", s, label, precision, s.values(recall), names)
-            for s, label in members.items()
-        ]
-        shares = (recall.column.is_share, precision.column.is_share)
-        axes = metric_label(recall), metric_label(precision)
-        charts.append(Chart(*axes, panel, _seen(traces), are_shares=shares))
-    return charts
+    panels, charts, names = panels_of(rows, curve_keys(rows)), [], names_of(rows)
+    for precision, recall in itertools.product(main_metrics(rows), repeat=2):
+        about = (recall.column.name, recall.detector)
+        if "" in about or (precision.column.against, precision.detector) != about:
+            continue
+        for panel, series in panels.items():
+            traces = []
+            for (label, key), some in series.items():
+                x = [row.metrics.get(recall.name, math.nan) for row in some]
+                kind = "dots" if key is None else "path"
+                traces.append(_trace(kind, label, some, x, precision, names))
+            axes = metric_label(recall), metric_label(precision)
+            charts.append(Chart(*axes, panel, _seen(traces), precision.column.is_share))
+    return charts if any(chart.traces for chart in charts) else []
 
 
 def costs(rows: Sequence[Row]) -> list[Chart]:
     """The chief metrics against evaluations and GFLOP, where they differ, with what nothing cheaper
     is better than."""
-    series, names = series_of(rows, curve_keys(rows)), names_of(rows)
-    charts = []
+    panels, charts, names = panels_of(rows, curve_keys(rows)), [], names_of(rows)
     for metric, name in itertools.product(chief_metrics(main_metrics(rows)), _COSTS):
+        cost = _COSTS[name]
         known = [row for row in rows if row.is_priced and metric.name in row.metrics]
-        if len({_COSTS[name](row) for row in known}) > 1:
+        if len({cost(row) for row in known}) > 1:
             traces = [
-                _trace(kind, s, label, metric, map(_COSTS[name], s.rows), names)
-                for members in panels_of(series, rows).values()
-                for s, label in members.items()
+                _trace(kind, label, some, [cost(row) for row in some], metric, names)
+                for series in panels.values()
+                for (label, _), some in series.items()
                 for kind in ("dots", "published")
             ]
-            traces = [_front(metric, traces), *_seen(traces)]
-            charts.append(Chart(name, metric_label(metric), "", traces))
+            traces = _seen([_front(metric, traces), *traces])
+            charts.append(Chart(name, metric_label(metric), "", traces, metric.column.is_share))
     return charts
 
 
@@ -252,23 +250,20 @@ _COSTS = {
 
 def _trace(
     kind: str,
-    s: Series,
     label: str,
+    rows: Sequence[Row],
+    x: Sequence[float],
     metric: MetricColumn,
-    x: Iterable[float],
     names: dict[int, str],
 ) -> Trace:
     """A metric of a series, or what was published of it, over the values x."""
-    digits, name = metric.decimals(s.values(metric)), plain(metric_label(metric))
-    spots = []
-    for row, place in zip(s.rows, x, strict=True):
-        y, ends = row.metrics.get(metric.name, math.nan), spread(row, metric.name)
-        said = ""
+    digits, name, spots = metric.decimals(metric.finite(rows)), plain(metric_label(metric)), []
+    for row, place in zip(rows, x, strict=True):
+        y, ends, said = row.metrics.get(metric.name), spread(row, metric.name), ""
         if kind == "published":
             y, said = published_value(row, metric.name), " as published"
-            y = math.nan if y is None else y
         band = (ends.low, ends.high) if ends and kind == "line" else (math.nan, math.nan)
-        y = y if math.isfinite(place) else math.nan
+        y = math.nan if y is None or not math.isfinite(place) else y
         spots.append(Spot(place, y, row, f"{names[row.point]}: {name} {y:.{digits}f}{said}", *band))
     return Trace(kind, label, spots)
 

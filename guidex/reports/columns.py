@@ -126,7 +126,7 @@ def _cells(texts: Iterable[str]) -> list[Cell]:
 
 def _metric_columns(rows: Sequence[Row], metric: MetricColumn, name: str) -> list[Column]:
     """A metric, and beside it what was published of it with the difference."""
-    values = [row.metrics[metric.name] for row in rows if metric.name in row.metrics]
+    values = metric.finite(rows)
     digits = metric.decimals(values)
     best = None if differing(rows) else best_text(values, metric)
     cells, published, less = [], [], []

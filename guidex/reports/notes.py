@@ -12,7 +12,7 @@ from guidex.reports.rows import (
     MetricColumn,
     Row,
     Value,
-    best_text,
+    best_rows,
     chief_metrics,
     is_number,
     main_metrics,
@@ -154,12 +154,9 @@ def edge_of_best(rows: Sequence[Row], metric: MetricColumn) -> tuple[Row, list[s
     Missing rows are part of their axes, and values that print alike are equally good. There are no
     keys without two values, a direction of better ones, or a common edge of equally good ones.
     """
-    measured = [row for row in rows if metric.name in row.metrics]
-    values = [row.metrics[metric.name] for row in measured]
-    best, digits = best_text(values, metric), metric.decimals(values)
-    if best is None:
+    alike = best_rows(rows, metric)
+    if len(alike) == 0:
         return rows[0], []
-    alike = [row for row in measured if f"{row.metrics[metric.name]:.{digits}f}" == best]
     common = set.intersection(*(_ends(row, rows) for row in alike))
     return alike[0], [key for key, value in alike[0].values.items() if (key, value) in common]
 

@@ -6,6 +6,7 @@ Figures are matplotlib's objects alone, without pyplot, so that nothing is left 
 
 import itertools
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,10 +18,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 
 from guidex.files.atomic import atomic_write
-from guidex.reports.charts import Chart, Trace, curves, precision_recall
+from guidex.reports.charts import Chart, Map, Trace, curves, precision_recall
 from guidex.reports.heat_maps import heat_maps
 from guidex.reports.labels import title
 from guidex.reports.rows import Row, ordered
@@ -37,6 +39,8 @@ STYLE = {
     "savefig.bbox": "tight",
 }
 MOST_PANELS = 60  # in a figure
+# How the traces of each label are drawn.
+Styles = dict[str, dict[str, Any]]
 # Colours of matplotlib's tab10 without its grey, and what tells curves of one colour apart.
 _COLOURS = [f"C{number}" for number in (0, 1, 2, 3, 4, 5, 6, 8, 9)]
 _LINES = [("-", "o"), ("-.", "s"), (":", "^"), ((0, (5, 1, 1, 1, 1, 1)), "D")]
@@ -60,7 +64,7 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
     with default_settings(STYLE):
         figures = {
             "curves": figure_of(curves(rows), rows),
-            "heatmap": heat_maps(rows),
+            "heatmap": figure_of(heat_maps(rows), rows),
             "precision_recall": figure_of(precision_recall(rows), rows),
         }
         for name, figure in figures.items():
@@ -70,99 +74,135 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
     return paths
 
 
-def figure_of(charts: Sequence[Chart], rows: Sequence[Row]) -> Figure | None:
+def figure_of(charts: Sequence[Chart | Map], rows: Sequence[Row]) -> Figure | None:
     """Charts in one figure, the panels of a metric side by side, with one legend to their right;
     None without any."""
     if len(charts) == 0:
         return None
     drawn = charts[:MOST_PANELS]
-    groups = [[*group] for _, group in itertools.groupby(drawn, lambda chart: (chart.x, chart.y))]
-    small, count = len(groups[0]) > 1, len(groups)
-    columns = min(5, len(groups[0])) if small else {1: 1, 2: 2, 4: 2}.get(count, 3)
-    lines = count * math.ceil(len(groups[0]) / columns) if small else math.ceil(count / columns)
-    across, down = (2.6, 2.0) if small else (4.8, 4.0) if count == 1 else (3.7, 2.8)
-    figure = Figure((columns * across, lines * down + 0.5), layout="constrained")
-    styles, place = _styles(drawn), 0
-    for group in groups:
-        panels: list[Axes] = []
-        for k, chart in enumerate(group):
-            shared = dict.fromkeys(("sharex", "sharey"), panels[0] if panels else None)
-            panels.append(panel := figure.add_subplot(lines, columns, place + k + 1, **shared))
-            panel.set(xlabel=chart.x, ylabel=chart.y)
+    groups = [[*group] for _, group in itertools.groupby(drawn, lambda chart: chart.subject)]
+    count, panels, is_map = len(groups), len(groups[0]), isinstance(drawn[0], Map)
+    columns = {1: 1, 2: 2, 4: 2}.get(count, 3)
+    across, down = _size(drawn[0], is_small=panels > 1)
+    places = 1  # of the grid, for each metric
+    if is_map or panels > 1:
+        columns = min(4 if is_map else 5, panels)
+        places = math.ceil(panels / columns) * columns
+    lines = math.ceil(count * places / columns)
+    figure = Figure((columns * across + is_map, lines * down + 0.5), layout="constrained")
+    styles = styles_of(drawn)
+    for number, group in enumerate(groups):
+        first = figure.add_subplot(lines, columns, number * places + 1)
+        others = range(number * places + 2, number * places + len(group) + 1)
+        share = {"sharex": first, "sharey": first}
+        axes = [first, *(figure.add_subplot(lines, columns, place, **share) for place in others)]
+        _draw(axes, group, styles)
+        for panel, chart in zip(axes, group, strict=True):
             panel.set_title(chart.panel, fontsize=9)
-            panel.grid(alpha=0.25)
-            panel.label_outer() if small else None
-            for trace in chart.traces:
-                _draw(panel, trace, styles[trace.label])
-        place += math.ceil(len(group) / columns) * columns if small else 1
-        for panel in panels:  # shared axes do not tell each other
-            _scale(panel, group[0])
+            if panels > 1:
+                panel.label_outer()
+        if is_map:
+            figure.colorbar(group[0].colours, ax=axes, label=group[0].metric)
     handles = [Line2D([], [], **style) for style in styles.values()]
     # Outside of the figure, which grows by it when it is saved.
     beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
     figure.legend(handles, styles, **beside, ncols=math.ceil(len(styles) / (5 * lines * down)))
-    y = {chart.y.rstrip(" ↓↑") for chart in charts}
-    remarks = _bands(drawn, rows) + (["others in table.csv"] if len(drawn) < len(charts) else [])
-    if any(trace.kind == "published" for chart in drawn for trace in chart.traces):
-        remarks.append("open marks: published")
-    subject = f"{min(y) if len(y) == 1 else 'Metrics'} against {charts[0].x.rstrip(' ↓↑')}"
-    figure.suptitle(title(subject, rows, remarks, figure.get_figwidth()))
+    names = dict.fromkeys(re.sub(" [↓↑]$", "", chart.subject[0]) for chart in drawn)
+    subject = f"{[*names][0] if len(names) == 1 else 'Metrics'} {drawn[0].subject[1]}"
+    remarks = dict.fromkeys(remark for chart in drawn for remark in chart.remarks)
+    remarks |= {"others in table.csv": None} if len(drawn) < len(charts) else {}
+    figure.suptitle(title(subject.rstrip(" ↓↑"), rows, [*remarks], figure.get_figwidth()))
     return figure
 
 
-def _styles(charts: Sequence[Chart]) -> dict[str, dict[str, Any]]:
+def panel_of(chart: Chart | Map, styles: Styles) -> Figure:
+    """A chart alone, without title and legend. The artists of its nth trace are called trace<n>."""
+    figure = Figure(_size(chart, is_small=False), layout="constrained")
+    _draw([figure.add_subplot()], [chart], styles)
+    return figure
+
+
+def styles_of(charts: Sequence[Chart | Map]) -> Styles:
     """A style for each label."""
     traces = [trace for chart in charts for trace in chart.traces]
-    styles: dict[str, dict[str, Any]] = {}
+    styles: Styles = {}
     for k, name in enumerate(dict.fromkeys(t.label for t in traces if t.kind in ("line", "path"))):
         turn, colour = divmod(k, len(_COLOURS))
         line, marker = _LINES[turn % len(_LINES)]
         styles[name] = {"color": _COLOURS[colour], "linestyle": line, "marker": marker}
         styles[name] |= {"linewidth": 1.4, "markersize": 4}
-    others = {t.label: t.kind for t in traces if t.label not in styles}
-    for k, (name, kind) in enumerate(others.items()):
-        level = {"linestyle": _LEVEL_LINES[k % len(_LEVEL_LINES)], "marker": "", "linewidth": 1.2}
-        dots = {"linestyle": "none", "marker": "*", "markersize": 8}
-        styles[name] = {"color": "black"} | (level if kind == "level" else dots)
+    others = dict.fromkeys(t.label for t in traces if t.label not in {"", *styles})
+    for k, name in enumerate(others):
+        kinds = {trace.kind for trace in traces if trace.label == name}
+        line = _LEVEL_LINES[k % len(_LEVEL_LINES)] if "level" in kinds else "none"
+        styles[name] = {"color": "black", "linestyle": line, "linewidth": 1.2}
+        styles[name] |= {"marker": "*" if "dots" in kinds else "", "markersize": 8}
     return styles
 
 
-def _draw(panel: Axes, trace: Trace, style: Mapping[str, Any]) -> None:
+def _size(chart: Chart | Map, is_small: bool) -> tuple[float, float]:
+    """Width and height of a panel in inches."""
+    if isinstance(chart, Chart):
+        return (2.6, 2.0) if is_small else (3.7, 2.8)
+    x, y = (max(3, len(names)) for names in chart.ticks)
+    return 0.9 + 0.52 * x, 0.95 + 0.4 * y
+
+
+def _draw(panels: Sequence[Axes], charts: Sequence[Chart | Map], styles: Styles) -> None:
+    """Charts of one metric, whose axes may be shared."""
+    for panel, chart in zip(panels, charts, strict=True):
+        panel.set(xlabel=chart.x, ylabel=chart.y)
+        if isinstance(chart, Map):
+            _draw_map(panel, chart)
+            continue
+        panel.grid(alpha=0.25)
+        for number, trace in enumerate(chart.traces):
+            _draw_trace(panel, trace, {**styles.get(trace.label, {}), "gid": f"trace{number}"})
+        if chart.is_log:
+            panel.set_yscale("log")
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set(major_formatter="{x:g}", minor_formatter="")
+        panel.autoscale_view()  # axhline alone may leave a line on the very edge
+        if chart.is_share:
+            low, high = panel.get_ylim()
+            panel.set_ylim(low, min(high, 1 + 0.05 * (1 - low)), auto=True)
+
+
+def _draw_trace(panel: Axes, trace: Trace, style: Mapping[str, Any]) -> None:
     x, y, _, _, low, high = zip(*trace.spots, strict=True)
     if trace.kind == "level":
-        for value in {value for value in y if math.isfinite(value)}:
-            panel.axhline(value, **style, zorder=1.5)
+        for value in filter(math.isfinite, y):
+            panel.axhline(value, **{**style, "marker": "", "zorder": 1.5})
+    elif trace.kind == "front":
+        panel.step(x, y, where="post", color="0.6", alpha=0.35, linewidth=5)
     elif trace.kind == "published":
-        panel.plot(x, y, color=style["color"], linestyle="none", marker="D", fillstyle="none")
+        marks = {"linestyle": "none", "marker": "D", "fillstyle": "none"}
+        panel.plot(x, y, color=style["color"], gid=style["gid"], **marks)
     else:
-        panel.plot(x, y, **style)
+        is_joined = trace.kind in ("line", "path")
+        panel.plot(x, y, **style if is_joined else {**style, "linestyle": "none"})
         if np.isfinite(low).any():
             panel.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
-    panel.autoscale_view()  # axhline alone may leave a line on the very edge
 
 
-def _scale(panel: Axes, chart: Chart) -> None:
-    """Logarithmic where asked for; shares between 0 and 1, but for room for the markers there."""
-    if chart.is_log:
-        panel.set_yscale("log")
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.yaxis.set(major_formatter="{x:g}", minor_formatter="")
-    for axis, is_share in zip((panel.xaxis, panel.yaxis), chart.are_shares, strict=True):
-        low, high = axis.get_view_interval()
-        if is_share:
-            room = 0.05 * (min(high, 1) - max(low, 0))
-            axis.set_view_interval(max(low, -room), min(high, 1 + room), ignore=True)
-
-
-def _bands(charts: Sequence[Chart], rows: Sequence[Row]) -> list[str]:
-    """What bands show."""
-    lows = [spot.low for chart in charts for trace in chart.traces for spot in trace.spots]
-    if not np.isfinite(lows).any():
-        return []
-    is_spread = any(
-        row.repeats > 1 and f"{name}_min" in row.metrics for row in rows for name in row.metrics
-    )
-    return ["median, band: min–max" if is_spread else "band: confidence interval"]
+def _draw_map(panel: Axes, chart: Map) -> None:
+    for square in chart.squares:
+        place = Rectangle((square.x - 0.5, square.y - 0.5), 1, 1, gid="trace0", linewidth=0)
+        panel.add_patch(place)
+        if square.words == "":
+            place.set(facecolor="none", edgecolor="0.6", hatch="////")
+            continue
+        rgba = chart.colours.to_rgba(square.value)
+        place.set(facecolor=rgba)
+        if square.is_best:
+            place.set(edgecolor="red", linewidth=2)
+        is_dark = np.dot(rgba[:3], (0.299, 0.587, 0.114)) < 0.42
+        style = {"ha": "center", "va": "center", "size": 8, "color": "w" if is_dark else "k"}
+        panel.text(square.x, square.y, square.words, **style)
+    for axis, names in zip((panel.xaxis, panel.yaxis), chart.ticks, strict=True):
+        axis.set_ticks(range(len(names)), names)
+        axis.set_view_interval(-0.5, len(names) - 0.5, ignore=True)
+    panel.spines[:].set_visible(False)
 
 
 @contextmanager
@@ -172,8 +212,9 @@ def default_settings(changes: Mapping[str, Any]) -> Iterator[None]:
         matplotlib.rcdefaults()
         # TrueType, which publishers take; matplotlib's own Type 3 they often refuse.
         matplotlib.rcParams.update({"font.size": 9, "pdf.fonttype": 42, **changes})
-        # A name in a script that the font lacks is drawn as boxes, which is enough said.
-        warnings.filterwarnings("ignore", message="Glyph")
+        # A name in a script that the font lacks is drawn as boxes, and what lies beyond the axes is
+        # not drawn, which is enough said.
+        warnings.filterwarnings("ignore", message="Glyph|No contour levels")
         yield
 
 

@@ -7,19 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from xml.etree.ElementTree import Element, tostring
 
+from matplotlib.colors import to_hex
+
 from guidex.files.atomic import atomic_write
 from guidex.reports.answer import answers
-from guidex.reports.charts import Chart, costs, curves, names_of, numbers, precision_recall
+from guidex.reports.charts import Chart, Map, costs, curves, names_of, precision_recall
 from guidex.reports.columns import Column, rounded
-from guidex.reports.heat_maps import finite_values, maps_of, squares
-from guidex.reports.labels import axis_label, metric_label, plain
+from guidex.reports.heat_maps import heat_maps
+from guidex.reports.labels import plain
 from guidex.reports.notes import origin
 from guidex.reports.pictures import Picture, pictures_of
-from guidex.reports.rows import Row, chief_metrics, main_metrics, ordered, read_rows
-from guidex.reports.svg import drawing, heat_map, plan_drawing, tag
+from guidex.reports.plots import STYLE, Styles, default_settings, styles_of
+from guidex.reports.rows import Row, ordered, read_rows
+from guidex.reports.svg import drawing, plan_drawing, tag
 from guidex.reports.tables import arranged, below
-
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f4f24", "#888")
 
 
 def write_report(folders: Sequence[Path], path: Path) -> Path:
@@ -52,9 +53,8 @@ def write_report(folders: Sequence[Path], path: Path) -> Path:
 def _page(title: str, rows: Sequence[Row], pictures: dict[int, Picture]) -> str:
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     before, _, after = template.partition("<!--body-->")
-    charts = [*curves(rows), *precision_recall(rows), *costs(rows)]
-    charts = [chart for chart in charts if len(chart.traces) > 0]
-    best, table, styles = answers(rows), arranged(rows), _styles(charts)
+    charts = [*curves(rows), *precision_recall(rows), *costs(rows), *heat_maps(rows)]
+    best, table, styles = answers(rows), arranged(rows), styles_of(charts)
     columns, names = rounded(table), names_of(rows)
     most = max((_most(row) for row in rows), default=1.0)
     main = tag("main", tag("h1", title), *_paragraphs(origin(rows)))
@@ -67,9 +67,9 @@ def _page(title: str, rows: Sequence[Row], pictures: dict[int, Picture]) -> str:
     main.append(_table(table, columns, most))
     main.extend(_paragraphs(below(table, columns, "bold", "italic")))
     if len(charts) > 0:
-        drawn = [drawing(chart, styles) for chart in charts]
-        main.extend([_legend(charts, styles), tag("div", *drawn, class_="charts")])
-    main.append(tag("div", *_maps(rows), class_="charts"))
+        with default_settings(STYLE):
+            drawn = [drawing(chart, styles) for chart in charts]
+            main.extend([_legend(charts, styles), tag("div", *drawn, class_="charts")])
     chosen = [answer.row.point for answer in best] or [table[0].point]
     first = next((row.point for row in rows if row.point != chosen[0]), chosen[0])
     panes = [_pane(names, *one) for one in (("left", chosen[0]), ("right", first))]
@@ -144,36 +144,13 @@ def _card(
     return card
 
 
-def _styles(charts: Sequence[Chart]) -> dict[str, str]:
-    """A colour for each label, dashed where colours are used up."""
-    labels = dict.fromkeys(trace.label for chart in charts for trace in chart.traces)
-    styles = {}
-    for k, label in enumerate(filter(None, labels)):
-        dashes = "" if k < len(_COLOURS) else ";stroke-dasharray:6 3"
-        styles[label] = f"--colour:{_COLOURS[k % len(_COLOURS)]}{dashes}"
-    return styles
-
-
-def _legend(charts: Sequence[Chart], styles: dict[str, str]) -> Element:
+def _legend(charts: Sequence[Chart | Map], styles: Styles) -> Element:
     """A button for each label, which picks all of its points."""
     legend = tag("div", class_="legend")
     traces = [trace for chart in charts for trace in chart.traces]
     for label, style in styles.items():
         points = {spot.row.point: None for t in traces if t.label == label for spot in t.spots}
-        legend.append(
-            tag("button", plain(label), data_pick=" ".join(map(str, points)), style=style)
-        )
+        button = tag("button", plain(label), data_pick=" ".join(map(str, points)))
+        button.set("style", f"border-left-color:{to_hex(style['color'])}")
+        legend.append(button)
     return legend
-
-
-def _maps(rows: Sequence[Row]) -> Iterator[Element]:
-    """The chief metrics over two keys that form grids."""
-    keys, maps = maps_of(rows) or ((), {})
-    drawn = [row for points in maps.values() for row in points]
-    labels = [plain(axis_label(key, drawn)) for key in keys]
-    values = [sorted(numbers(drawn, key)) for key in keys]
-    metrics = [m for m in main_metrics(drawn) if len(finite_values(drawn, m)) > 0]
-    for metric in chief_metrics(metrics):
-        for name, points in maps.items():
-            title = ", ".join(filter(None, map(plain, (metric_label(metric), name))))
-            yield heat_map(title, labels, values, squares(points, drawn, metric, keys))

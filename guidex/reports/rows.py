@@ -42,16 +42,16 @@ class Row:
     """
 
     point: int
-    values: dict[str, Value]
-    guidance: str
-    images: int
-    repeats: int
-    metrics: dict[str, float]
-    settings: dict[str, Value]
-    evals_main: int
-    evals_ref: int
-    gflops: float
-    seconds: float
+    values: dict[str, Value] = field(default_factory=dict)
+    guidance: str = ""
+    images: int = 0
+    repeats: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Value] = field(default_factory=dict)
+    evals_main: int = 0
+    evals_ref: int = 0
+    gflops: float = 0.0
+    seconds: float = 0.0
     missing: str | None = None
     note: str | None = None
     unit: str = "images"
@@ -99,6 +99,11 @@ class MetricColumn:
         """A name with the direction of better values."""
         arrow = {"lower": " ↓", "higher": " ↑", None: ""}[self.column.better]
         return f"{name}{arrow}"
+
+    def finite(self, rows: Iterable[Row]) -> list[float]:
+        """All finite values that rows have of this metric."""
+        values = (row.metrics.get(self.name, math.nan) for row in rows)
+        return [value for value in values if math.isfinite(value)]
 
     def decimals(self, values: Iterable[float]) -> int:
         """Decimals with which to print a column of this metric."""
@@ -186,6 +191,13 @@ def best_text(values: Iterable[float], metric: MetricColumn) -> str | None:
         return None
     best = min(finite) if metric.column.better == "lower" else max(finite)
     return f"{best:.{metric.decimals(finite)}f}"
+
+
+def best_rows(rows: Sequence[Row], metric: MetricColumn) -> list[Row]:
+    """Those whose value prints as the best."""
+    values = metric.finite(rows)
+    best, digits = best_text(values, metric), metric.decimals(values)
+    return [row for row in rows if f"{row.metrics.get(metric.name, math.nan):.{digits}f}" == best]
 
 
 def spread(row: Row, name: str) -> Spread | None:

@@ -147,14 +147,9 @@ class Store:
             content = self.read(piece)
             if content == b"":  # labels of a model without classes
                 return None
-            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                if output not in arrays:
-                    return None
-                array = arrays[output]
             wanted = [seeds is None or self.whole.seeds[place] in seeds for place in piece.places]
-            parts.append(
-                array if all(wanted) and len(wanted) == len(array) else array[piece.rows[wanted]]
-            )
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                parts.append(arrays[output][piece.rows[wanted]])
             places.append(piece.places[wanted])
         order = np.argsort(np.concatenate(places))
         values = np.concatenate(parts)

@@ -1,16 +1,11 @@
-"""What points cost, alone and sharing steps, and how fast runs last were on this machine.
+"""What points cost, and how fast runs last were on this machine: in speeds.json of guidex's cache
+folder, which may be deleted at any time."""
 
-A cost is that of one image, float64 [3]: evaluations of the main network, of all references, and
-10^9 floating-point operations, NaN where they are not known before networks are loaded. Speeds lie
-in speeds.json of guidex's cache folder, which may be deleted at any time.
-"""
-
-import json
 import math
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import numpy as np
@@ -18,8 +13,8 @@ import torch
 
 from guidex.config.instantiate import content_key
 from guidex.errors import GuidexError
-from guidex.files.atomic import atomic_write
 from guidex.files.cache import cache_dir
+from guidex.runs.folder import read_json, write_json
 from guidex.runs.points import Planned
 from guidex.sampling.trajectories import taken
 
@@ -27,23 +22,28 @@ Sampled = tuple[Sequence[Planned], int]  # points that shared steps, and images 
 LEAST = 5.0  # seconds; shorter runs say little of speed
 
 
-def alone(planned: Planned) -> np.ndarray:
-    """The cost of a point."""
-    plan = planned.plan
-    return np.array([plan.evaluations_main, sum(plan.evaluations_ref), planned.gflops])
+def cohorts_of(points: Iterable[Planned]) -> list[list[Planned]]:
+    """Points in groups that may share steps."""
+    cohorts: dict[str, list[Planned]] = {}
+    for point in points:
+        cohorts.setdefault(point.settings.cohort, []).append(point)
+    return list(cohorts.values())
 
 
-def shared(cohort: Sequence[Planned]) -> np.ndarray:
-    """The cost of the points of a cohort, where each step is taken once for all that share it."""
-    counts = np.sum(~np.isnan(cohort[0].plan.timeline.evaluations), axis=1)
-    guided = [planned.plan.guided for planned in cohort]
-    cost = np.zeros(3)
-    for point, step in taken([planned.run for planned in cohort], len(counts)):
-        planned, main, calls = cohort[point], counts[step], guided[point][:, step].sum(1)
-        gflops = [term.direction.gflops for term in planned.guidance.terms.values()]
-        gflop = main * planned.model.gflops + np.dot(calls, gflops)
-        cost += (main, np.dot(calls, planned.plan.costs), gflop)
-    return cost
+def cost(points: Sequence[Planned]) -> np.ndarray:
+    """What an image of every point takes, each step taken once for all that share it: evaluations
+    of the main network, of all references, and 10^9 floating-point operations, NaN where they are
+    not known before networks are loaded; float64 [3]."""
+    total = np.zeros(3)
+    for cohort in cohorts_of(points):
+        stages = np.sum(~np.isnan(cohort[0].plan.timeline.evaluations), axis=1)
+        guided = [point.plan.guided for point in cohort]
+        for number, step in taken([point.run for point in cohort], len(stages)):
+            point, calls = cohort[number], guided[number][:, step].sum(1)
+            gflops = [term.direction.gflops for term in point.guidance.terms.values()]
+            gflop = stages[step] * point.model.gflops + np.dot(calls, gflops)
+            total += (stages[step], np.dot(calls, point.plan.costs), gflop)
+    return total
 
 
 def device_name(device: str) -> str:
@@ -74,19 +74,17 @@ def timed() -> Iterator[list[Sampled]]:
         group = tuple(map(id, points))
         groups[group] = points, count + groups.get(group, (points, 0))[1]
     keys = {_key(points[0]) for points, _ in groups.values()}
-    gflops = sum(count * shared(points)[2] for points, count in groups.values())
+    gflops = sum(count * cost(points)[2] for points, count in groups.values())
     if len(keys) == 1 and gflops > 0:
-        text = json.dumps({**_speeds(), keys.pop(): gflops / seconds}, indent=1)
         with suppress(OSError, GuidexError):  # a cache that cannot be written spoils no run
             cache_dir().mkdir(parents=True, exist_ok=True)
-            atomic_write(cache_dir() / "speeds.json", lambda file: file.write(text.encode()))
+            speeds = {**_speeds(), keys.pop(): gflops / seconds}
+            write_json(cache_dir() / "speeds.json", speeds)
 
 
 def _speeds() -> dict[str, object]:
-    try:
-        return dict(json.loads((cache_dir() / "speeds.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
-        return {}
+    found = read_json(cache_dir() / "speeds.json")
+    return found if isinstance(found, dict) else {}
 
 
 def _key(planned: Planned) -> str:

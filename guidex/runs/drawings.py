@@ -1,21 +1,18 @@
 """Everything that a sweep draws: curves and maps of its rows, and what its samples look like."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from guidex.config.instantiate import content_key
-from guidex.guidance.plan import Plan
 from guidex.models.denoiser import Denoiser, ExactDenoiser
+from guidex.reports.charts import names_of
 from guidex.reports.image_grids import image_grid
 from guidex.reports.plots import write_plots
 from guidex.reports.rows import Row
-from guidex.reports.toy_figures import ToyPanel, figure_1d, figure_2d
+from guidex.reports.toy_figures import ToyPanel, toy_figure
 from guidex.runs.engine import Cohort, Task
-from guidex.runs.points_table import typed
-from guidex.runs.settings import View
 
 MOST_ROWS = 60  # of points in one image grid
 MOST_PANELS = 11  # of points in one figure of a toy
@@ -40,51 +37,10 @@ def draw(rows: Sequence[Row], cohorts: Sequence[Cohort], folder: Path) -> list[P
         pairs.sort(key=lambda pair: pair[1].index)
         suffix = f"_{number}" if len(figures) > 1 else ""
         if pairs[0][1].point.kind.is_image:
-            files += _draw_grid(pairs, folder / f"grid{suffix}.png")
+            files += _draw_grid(pairs, rows, folder / f"grid{suffix}.png")
         else:
-            files += _draw_toy(pairs, folder / f"toy{suffix}.png")
+            files += _draw_toy(pairs, rows, folder / f"toy{suffix}.png")
     return files
-
-
-def title(values: dict[str, str], method: str) -> str:
-    """A point in a few words, such as "cfg · w 2" or "w 3 · (0.1, 1]" for an interval."""
-    parts = [] if method in values.values() else [method]
-    for key, value in values.items():
-        stem, _, name = key.rpartition(".")
-        lo, hi = f"{stem}.lo", f"{stem}.hi"
-        if key == lo and hi in values:
-            parts.append(f"({value},\u00a0{values[hi]}]")
-        elif key != hi or lo not in values:
-            parts.append(value if not stem else f"{name} {value}")
-    if method == "interval" and any(key.endswith(".hi") for key in values):
-        parts = [part for part in parts if part != method]  # its bounds tell it
-    return " · ".join(parts)
-
-
-def toy_panel(
-    name: str, plan: Plan, samples: np.ndarray, labels: np.ndarray | None, paths: np.ndarray
-) -> ToyPanel:
-    """A toy's samples and some trajectories [R, steps + 1, d] as a panel of a figure."""
-    guided = plan.guided.any(axis=(0, 2))
-    return ToyPanel(name, samples, labels, paths.swapaxes(0, 1), plan.timeline.sigmas, guided)
-
-
-def draw_toy(
-    panels: Sequence[ToyPanel],
-    model: ExactDenoiser,
-    path: Path,
-    view: View,
-    reference: ExactDenoiser | None = None,
-) -> bool:
-    """Draw a toy of one or two dimensions, a panel per point; False for more dimensions. In 1D, the
-    density of the reference is shown beside the true one of the model."""
-    (dimensions,) = model.shape
-    if dimensions == 1:
-        ranges = {"x_range": view.x_range, "sigma_range": view.sigma_range}
-        figure_1d(panels, model, path, reference=reference, **ranges)
-    elif dimensions == 2:
-        figure_2d(panels, model, path)
-    return dimensions <= 2
 
 
 def captions(seeds: Sequence[int], labels: Sequence[int] | None, model: Denoiser) -> list[str]:
@@ -113,22 +69,20 @@ def _alike(cohort: Cohort) -> str:
     return content_key({key: value for key, value in model.items() if key != "references"})
 
 
-def _draw_grid(pairs: Sequence[_Pair], path: Path) -> list[Path]:
+def _draw_grid(pairs: Sequence[_Pair], rows: Sequence[Row], path: Path) -> list[Path]:
     """Same seeds under every point: a row per point, a column per seed."""
-    images = []
-    for cohort, task in pairs[:MOST_ROWS]:
-        images.append(cohort.gathered(task, "gallery")["gallery"])
-    names = [_name(task) for _, task in pairs[:MOST_ROWS]]
-    count = len(pairs)
-    heading = f"the first {MOST_ROWS} of {count} points" if count > MOST_ROWS else None
-    values = [typed(task.point.planned.values) for _, task in pairs[:MOST_ROWS]]
+    shown, names = pairs[:MOST_ROWS], names_of(rows)
+    images = [cohort.gathered(task, "gallery")["gallery"] for cohort, task in shown]
+    labels = [names[task.index] for _, task in shown]
+    values = [rows[task.index].values for _, task in shown]
+    heading = f"the first {MOST_ROWS} of {len(pairs)} points" if len(pairs) > MOST_ROWS else ""
     columns = _columns(pairs[0][0])
-    image_grid(np.stack(images), names, columns, path, title=heading, points=values)
+    image_grid(np.stack(images), labels, [columns], path, title=heading, points=values)
     return [path]
 
 
-def _draw_toy(pairs: Sequence[_Pair], path: Path) -> list[Path]:
-    files = []
+def _draw_toy(pairs: Sequence[_Pair], rows: Sequence[Row], path: Path) -> list[Path]:
+    files, names = [], names_of(rows)
     model, view = pairs[0][1].point.model, pairs[0][0].settings.figure
     # What the first guided point is guided away from, if its density is known.
     references = (network for _, task in pairs for network in task.point.guidance.networks)
@@ -136,16 +90,11 @@ def _draw_toy(pairs: Sequence[_Pair], path: Path) -> list[Path]:
     for first in range(0, len(pairs), MOST_PANELS):
         panels = []
         for cohort, task in pairs[first : first + MOST_PANELS]:
-            arrays = cohort.gathered(task, "coordinates", "labels", "path")
-            samples, labels = arrays["coordinates"], arrays.get("labels")
-            planned = task.point.planned
-            panel = toy_panel(_name(task), planned.plan, samples, labels, arrays["path"])
-            panels.append(replace(panel, values=typed(planned.values)))
+            made = cohort.gathered(task, "coordinates", "labels", "path")
+            samples = (made["coordinates"], made.get("labels"), made["path"])
+            about = (task.point.planned.plan, rows[task.index].values)
+            panels.append(ToyPanel(names[task.index], *samples, *about))
         file = path if first == 0 else path.with_stem(f"{path.stem}_{first // MOST_PANELS + 1}")
-        if draw_toy(panels, model, file, view, reference):
+        if toy_figure(panels, model, file, reference, **view):
             files.append(file)
     return files
-
-
-def _name(task: Task) -> str:
-    return title(task.point.planned.values, task.point.planned.method)

@@ -9,7 +9,7 @@ frees when a process dies.
 import concurrent.futures
 import io
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -19,25 +19,26 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
 from filelock import FileLock as alone
+from torch import Tensor
 
 from guidex.errors import GuidexError
 from guidex.files.progress import Progress
 from guidex.models.memory import Halving
-from guidex.runs.batches import run_block
 from guidex.runs.blocks import Block, Store
 from guidex.runs.cost import Sampled, timed
-from guidex.runs.folder import RunFolder, require_space
+from guidex.runs.folder import RunFolder
 from guidex.runs.measure import Measure
 from guidex.runs.outputs import Made, Output
-from guidex.runs.parallel import Tick, in_parallel
 from guidex.runs.points import Point, at_the_point
 from guidex.runs.provenance import digest
-from guidex.runs.ranks import Rank
+from guidex.runs.ranks import this_rank
 from guidex.runs.settings import Settings
-from guidex.runs.writers import Writers
-from guidex.sampling.trajectories import NonFinite, shared_steps
+from guidex.runs.threads import Tick, Writers, in_parallel
+from guidex.sampling.seeds import start
+from guidex.sampling.trajectories import NonFinite, Outcome, trajectories
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def grouped(tasks: Iterable[Task], folder: RunFolder) -> list[Cohort]:
 
 
 @contextmanager
-def run(cohorts: Sequence[Cohort], rank: Rank, result: Path) -> Iterator[str]:
+def run(cohorts: Sequence[Cohort], result: Path) -> Iterator[str]:
     """Make every block that is missing, and wait for those that other processes make; then hold
     the whole while others wait.
 
@@ -170,7 +171,7 @@ def run(cohorts: Sequence[Cohort], rank: Rank, result: Path) -> Iterator[str]:
         GuidexError: too little disk space; a sample that is not finite, naming its point.
     """
     before = _written(result)
-    _sample(cohorts, rank)
+    _sample(cohorts)
     if any(cohort.lacks()[1].any() for cohort in cohorts):
         yield "missing"
         return
@@ -184,9 +185,10 @@ def _written(file: Path) -> int | None:
     return file.stat().st_mtime_ns if file.exists() else None
 
 
-def _sample(cohorts: Sequence[Cohort], rank: Rank) -> None:
+def _sample(cohorts: Sequence[Cohort]) -> None:
+    is_first = this_rank().first
     unit, folder = cohorts[0].unit, cohorts[0].folder.path
-    todo, total, left, needed = [], 0, 0, 0
+    todo, total, left = [], 0, 0
     again: Counter[str] = Counter()
     for cohort in cohorts:
         works, seeds = cohort.work()
@@ -195,63 +197,145 @@ def _sample(cohorts: Sequence[Cohort], rank: Rank) -> None:
         for block, _, lacking in works:
             for _, outputs in lacking:
                 left += len(block.seeds)
-                needed += len(block.seeds) * sum(output.bytes_per_sample for output in outputs)
                 titles = [output.title for output in outputs]
                 again.update(dict.fromkeys([] if "labels" in titles else titles, len(block.seeds)))
-    if rank.first:
+    if is_first:
         if left < total:
             print(f"{total - left} of {total} {unit} are there already")
         for title, count in again.items():
             print(f"{count} {unit} were sampled without {title}, and are again")
     if not left:
         return
-    require_space(folder, needed)
-    if rank.first:
-        _print_shared(todo)
     (folder / ".claims").mkdir(exist_ok=True)
-    bar = Progress("sampling", total, total - left, unit, quiet=not rank.first)
+    bar = Progress("sampling", total, total - left, unit, quiet=not is_first)
     with timed() as made, bar as progress, Writers() as writers:
         for cohort, works in todo:
             longest = max(len(block.seeds) for block, *_ in works)
             batch = Halving(min(cohort.settings.batch, longest))
             model, device = cohort.tasks[0].point.model, cohort.settings.device
+            maker = _Maker(cohort, batch, writers, made)
             for wait in (False, True):  # for those that other processes make, in the end
-                make = partial(_claim, cohort, batch, writers, made, wait)
+                make = partial(maker.claim, wait)
                 works = in_parallel(make, works, model, device, progress.update)
                 works = [work for work in works if work is not None]
 
 
-def _claim(
-    cohort: Cohort,
-    batch: Halving,
-    writers: Writers,
-    made: list[Sampled],
-    wait: bool,
-    work: Work,
-    tick: Tick,
-) -> Work | None:
-    """Make a block, unless another process makes it, or has made it; returns it if it is left."""
-    claim = FileLock(work.claim, thread_local=False)  # threads of `Writers` let it go
-    while not _is_free(claim):
-        tick(0)
-        if not wait:
-            return work
-        time.sleep(0.1)
-    try:
-        path, header, (block, _, wanted) = cohort.store.path, cohort.folder.header, work
-        lacking = [  # nobody has made it in the meantime
-            (task, outputs)
-            for task, outputs in wanted
-            if any(header(path(task.name, _part(block, o), o.name)) is None for o in outputs)
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the blocks of a cohort, several side by side."""
+
+    cohort: Cohort
+    batch: Halving
+    writers: Writers
+    made: list[Sampled]
+
+    def claim(self, wait: bool, work: Work, tick: Tick) -> Work | None:
+        """Make a block, unless another process makes it, or has made it; returns it if it is
+        left."""
+        claim = FileLock(work.claim, thread_local=False)  # threads of `Writers` let it go
+        while not _is_free(claim):
+            tick(0)
+            if not wait:
+                return work
+            time.sleep(0.1)
+        try:
+            path, header, block = self.cohort.store.path, self.cohort.folder.header, work.block
+            lacking = [  # nobody has made it in the meantime
+                (task, outputs)
+                for task, outputs in work.lacking
+                if any(header(path(task.name, _part(block, o), o.name)) is None for o in outputs)
+            ]
+            tick(len(block.seeds) * (len(work.lacking) - len(lacking)))
+            records = self.make(block, lacking, tick) if lacking else []
+            self.made.append(([task.point.planned for task, _ in lacking], len(block.seeds)))
+            self.writers.submit(_release, claim, records)
+        except BaseException:
+            claim.release(force=True)
+            raise
+        return None
+
+    def make(
+        self, block: Block, lacking: list[tuple[Task, list[Output]]], tick: Tick
+    ) -> list[Future]:
+        """Sample a block and hand it to the writers; its records come last and make it count."""
+        points, submit = [task.point for task, _ in lacking], self.writers.submit
+        follow = {seed for _, own in lacking for o in own if o.follows for seed in o.seeds}
+        recorded = max((n + 1 for n, seed in enumerate(block.seeds) if seed in follow), default=0)
+        jobs: dict[tuple[int, str], list[Future]] = defaultdict(list)
+        seconds: Counter[int] = Counter()
+        try:
+            for seeds, labels, outcomes in run_block(points, block, self.batch, recorded, tick):
+                self.cohort.folder.check()
+                for k, ((task, outputs), outcome) in enumerate(zip(lacking, outcomes, strict=True)):
+                    began = time.perf_counter()
+                    made = Made(seeds, labels, outcome, task.point.kind.decode, outputs)
+                    for output in outputs:
+                        jobs[k, output.name] += map(submit, output.take(made))
+                    seconds[k] += outcome.seconds + time.perf_counter() - began
+        except NonFinite as error:
+            raise GuidexError(at_the_point(error, points[error.run].planned.values)) from error
+        count = len(block.seeds)
+        return [
+            submit(self.keep, task, output, block, jobs[k, output.name], seconds[k] / count)
+            for k, (task, outputs) in enumerate(lacking)
+            for output in outputs
         ]
-        tick(len(block.seeds) * (len(wanted) - len(lacking)))
-        records = _make(cohort, batch, writers, block, lacking, tick) if lacking else []
-        made.append(([task.point.planned for task, _ in lacking], len(block.seeds)))
-        writers.submit(_release, claim, records)
-    except BaseException:
-        claim.release(force=True)
-        raise
-    return None
+
+    def keep(
+        self, task: Task, output: Output, block: Block, jobs: list[Future], seconds: float
+    ) -> None:
+        """Once its jobs are done, write the record of an output."""
+        folder, part = self.cohort.folder, _part(block, output)
+        folder.check()
+        record = self.cohort.store.path(task.name, part, output.name)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        arrays, files = output.keep([job.result() for job in jobs], record, part)
+        content = io.BytesIO()
+        if arrays:
+            np.savez(content, **arrays)
+        folder.write(record, content.getvalue(), files, seconds=seconds, **part.spelled)
+
+
+def run_block(
+    points: Sequence[Point], block: Block, batch: Halving, record: int, tick: Tick
+) -> Iterator[tuple[list[int], Tensor | None, list[Outcome]]]:
+    """All points of one cohort for a block's seeds, batch by batch.
+
+    Arguments:
+        batch: images per network call.
+        record: how many seeds of the block, from its first, to record the trajectories of.
+        tick: told how many images have been finished, counting parts.
+
+    Yields:
+        Seeds, labels (int64 [B], None without classes) and one outcome per point, for each batch.
+    """
+    settings, solver, model = points[0].planned.settings, points[0].planned.solver, points[0].model
+    device = torch.device(settings.device)
+    generators = torch.device("cpu") if settings.rng == "cpu" else device
+    runs = [point.run for point in points]
+
+    def sample(first: int, size: int) -> tuple[list[int], Tensor | None, list[Outcome]]:
+        part = slice(first, first + size)
+        seeds, labels = block.seeds[part], block.labels and block.labels[part]
+        count = len(seeds)
+        # A compiled network wants one shape; what is made beyond the block is cut off again.
+        padding = size - count if model.compiled else 0
+        padded, given = seeds + seeds[-1:] * padding, labels and labels + labels[-1:] * padding
+        noisy = solver.stochastic
+        begin = start(padded, model.shape, model.conditions, given, device, generators, noisy)
+        share, recorded = count / len(padded), max(0, min(record - first, count))
+        outcomes = trajectories(
+            runs, solver, begin, padded, recorded, lambda amount: tick(amount * share)
+        )
+        for outcome in outcomes:
+            outcome.x = outcome.x[:count]
+        return seeds, None if begin.labels is None else begin.labels[:count], outcomes
+
+    first = 0
+    while first < len(block.seeds):
+        made = batch.fit(partial(sample, first))
+        first += len(made[0])
+        yield made
 
 
 def _is_free(claim: FileLock) -> bool:
@@ -273,67 +357,3 @@ def _part(block: Block, output: Output) -> Block:
     if output.seeds is None:
         return block
     return block.rows(n for n, seed in enumerate(block.seeds) if seed in output.seeds)
-
-
-def _make(
-    cohort: Cohort,
-    batch: Halving,
-    writers: Writers,
-    block: Block,
-    lacking: list[tuple[Task, list[Output]]],
-    tick: Tick,
-) -> list[Future]:
-    """Sample a block and hand it to the writers; its records come last and make it count."""
-    jobs: list[list[list[Future]]] = [[[] for _ in outputs] for _, outputs in lacking]
-    seconds = [0.0] * len(lacking)
-    points = [task.point for task, _ in lacking]
-    follows = [o.seeds for _, outputs in lacking for o in outputs if o.follows]
-    wanted = frozenset[int]().union(*follows)
-    recorded = max((row + 1 for row, seed in enumerate(block.seeds) if seed in wanted), default=0)
-    detectors = [[each.detector for each in own if each.detector] for _, own in lacking]
-    try:
-        for seeds, labels, outcomes in run_block(points, block, batch, recorded, tick):
-            cohort.folder.check()
-            for k, ((task, outputs), outcome) in enumerate(zip(lacking, outcomes, strict=True)):
-                began = time.perf_counter()
-                decode = task.point.kind.decode
-                made = Made(seeds, labels, outcome.x, outcome.path, decode, detectors[k])
-                for output, own in zip(outputs, jobs[k], strict=True):
-                    own += map(writers.submit, output.take(made))
-                seconds[k] += outcome.seconds + time.perf_counter() - began
-    except NonFinite as error:
-        raise GuidexError(at_the_point(error, points[error.run].planned.values)) from error
-    return [
-        writers.submit(_keep, cohort.store, task, output, block, own, spent / len(block.seeds))
-        for (task, outputs), jobs_of, spent in zip(lacking, jobs, seconds, strict=True)
-        for output, own in zip(outputs, jobs_of, strict=True)
-    ]
-
-
-def _keep(
-    store: Store, task: Task, output: Output, block: Block, jobs: list[Future], seconds: float
-) -> None:
-    """Once its jobs are done, write the record of an output."""
-    store.folder.check()
-    part = _part(block, output)
-    record = store.path(task.name, part, output.name)
-    record.parent.mkdir(parents=True, exist_ok=True)
-    arrays, files = output.keep([job.result() for job in jobs], record)
-    content = io.BytesIO()
-    if arrays:
-        np.savez(content, **arrays)
-    store.folder.write(record, content.getvalue(), files, seconds=seconds, **part.spelled)
-
-
-def _print_shared(todo: Sequence[tuple[Cohort, list[Work]]]) -> None:
-    taken = alone = 0
-    for cohort, works in todo:
-        steps = len(cohort.tasks[0].point.planned.plan.timeline.sigmas) - 1
-        for indices, times in Counter(
-            tuple(cohort.tasks.index(task) for task, _ in work.lacking) for work in works
-        ).items():
-            runs = [cohort.tasks[index].point.run for index in indices]
-            taken += shared_steps(runs, steps) * times
-            alone += steps * len(runs) * times
-    if taken < alone:
-        print(f"{taken} of {alone} steps are taken, the rest is shared between points")

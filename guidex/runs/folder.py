@@ -25,15 +25,11 @@ from guidex.errors import GuidexError, UsageError
 from guidex.files.atomic import atomic_write
 from guidex.files.cache import file_sha256
 from guidex.runs.provenance import versions
-from guidex.runs.ranks import ALONE, Rank
+from guidex.runs.ranks import this_rank
 
 _MARK, _INPUTS = "run.json", "inputs.json"
 _LOCK, _WORKER, _TEMPORARY = ".lock", ".worker-", ".guidex-"
 _OWN = (_LOCK, _WORKER, _TEMPORARY, ".claims", ".jobs")  # what says nothing of results
-
-
-# Of a file that is written together with its record: name, size and SHA-256.
-Listed = tuple[str, int, str | None]
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -58,14 +54,12 @@ class RunFolder:
 
     Attributes:
         run: drawn at random when the run was begun; another run in the same place has another.
-        lock: the file that this process has locked.
-        stamps: which files mark and lock the folder.
+        lock: the file that this process has locked; nobody else has one of its name.
     """
 
     path: Path
     run: str
     lock: Path
-    stamps: tuple[int, ...]
 
     def check(self) -> None:
         """Refuse to write into what is no longer this process's folder.
@@ -73,17 +67,18 @@ class RunFolder:
         Raises:
             GuidexError: it was moved, deleted, or taken over by another run.
         """
-        if _stamps(self.path, self.lock) != self.stamps:
+        if not self.lock.exists():
             raise GuidexError(
                 f"{self.path} is no longer the folder that this run was begun in: it was moved, "
                 "deleted or begun anew; give the command again to go on where its results are"
             )
 
     def write(
-        self, path: Path, content: bytes, files: Iterable[Path | Listed] = (), **more: Any
+        self, path: Path, content: bytes, files: Iterable[Path | tuple] = (), **more: Any
     ) -> None:
-        """Write a record, whole or not at all, with the sizes of the files that belong to it, the
-        checksums of those beside it, and more to say in its header."""
+        """Write a record, whole or not at all, with the sizes of the files that belong to it (those
+        that are not there yet by name, size and None), the checksums of those beside it, and more
+        to say in its header."""
         self.check()
         path.parent.mkdir(parents=True, exist_ok=True)
         listed = []
@@ -151,17 +146,12 @@ def opened(folder: Path) -> RunFolder:
     mark = _mark(folder)
     if mark is None:
         raise UsageError(f"{folder} holds no run of this guidex; give the folder of one")
-    return RunFolder(folder, mark["run"], folder / _LOCK, ())
+    return RunFolder(folder, mark["run"], folder / _LOCK)
 
 
 @contextmanager
 def run_folder(
-    folder: Path,
-    identity: Mapping[str, Any],
-    overwrite: bool,
-    rank: Rank = ALONE,
-    reads: Any = None,
-    shared: bool = False,
+    folder: Path, identity: Mapping[str, Any], overwrite: bool, reads: Any = None
 ) -> Iterator[RunFolder]:
     """Hold a folder for a run, new or to be resumed.
 
@@ -169,14 +159,13 @@ def run_folder(
         identity: plain data that decides what may go into the folder.
         overwrite: start again in a folder that holds another (or the same) run.
         reads: plain data that names what the command reads; `identity` by default.
-        shared: whether other commands may work in it at the same time.
 
     Raises:
         UsageError: the folder belongs to another run (naming the differences) or to something
             else, or holds what the command is to read.
-        GuidexError: another process is working in it, or it cannot be written.
+        GuidexError: to be overwritten while another process works in it; it cannot be written.
     """
-    identity = json.loads(json.dumps(identity, default=str))
+    identity, rank = json.loads(json.dumps(identity, default=str)), this_rank()
     _check_place(folder, identity if reads is None else reads)
     if overwrite and rank.count > 1:
         raise UsageError("overwrite=true is for one process; delete the folder before torchrun")
@@ -189,7 +178,7 @@ def run_folder(
             with FileLock(folder / _LOCK):
                 others = list(folder.glob(f"{_LOCK}-*"))
                 is_alone = not any(map(_is_locked, others))
-                if not is_alone and (overwrite or (rank.count == 1 and not shared)):
+                if overwrite and not is_alone:
                     raise Timeout(str(lock))
                 if is_alone:  # what killed processes were writing
                     for stale in [*others, *folder.rglob(f"{_TEMPORARY}*.tmp")]:
@@ -209,7 +198,7 @@ def run_folder(
         if rank.first:
             _tell_versions(folder, mark["versions"])
         try:
-            yield RunFolder(folder, mark["run"], lock, _stamps(folder, lock))
+            yield RunFolder(folder, mark["run"], lock)
         except BaseException as error:
             if worker.exists():  # and with it the folder
                 write_json(worker, about | {"error": str(error) or type(error).__name__})
@@ -240,17 +229,6 @@ def require_same_inputs(folder: Path, inputs: Iterable[tuple[str, str | None]]) 
         write_json(folder / _INPUTS, before | now)
 
 
-def require_space(folder: Path, needed: int) -> None:
-    """Raise GuidexError where the disk has less space left than needed, bytes."""
-    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise GuidexError(
-            f"not enough disk space for {folder}: about {needed / 2**20:.0f} MiB needed, "
-            f"{free / 2**20:.0f} MiB free; free some, or choose another out=FOLDER"
-        )
-
-
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dicts as one dict with dotted keys."""
     if not isinstance(data, dict):
@@ -258,7 +236,7 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key in data for k, v in _flat(data[key], f"{prefix}{key}.").items()}
 
 
-def _require_same(what: str, before: dict[str, Any], now: dict[str, Any], most: int = 6) -> None:
+def _require_same(what: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise UsageError, with a line for each key that has another value."""
     old, new = ({k: repr(v) for k, v in _flat(data).items()} for data in (before, now))
     lines = [
@@ -267,9 +245,8 @@ def _require_same(what: str, before: dict[str, Any], now: dict[str, Any], most: 
         if old.get(key) != new.get(key)
     ]
     if lines:
-        more = [f"  … and {len(lines) - most} more"] if len(lines) > most else []
         advice = "Give another out=FOLDER, or overwrite=true to delete it and start again."
-        raise UsageError("\n".join([f"{what}:", *lines[:most], *more, advice]))
+        raise UsageError("\n".join([f"{what}:", *lines, advice]))
 
 
 def _check_place(folder: Path, identity: dict[str, Any]) -> None:
@@ -338,15 +315,6 @@ def _is_empty(folder: Path) -> bool:
     """Whether a run failed before its first result: it keeps its folder from no other."""
     ours = (_MARK, _INPUTS, "asked.json", *_OWN)
     return not any(item.is_file() and not item.name.startswith(ours) for item in folder.rglob("*"))
-
-
-def _stamps(folder: Path, lock: Path) -> tuple[int, ...]:
-    """Which files mark and lock a folder; the number of a deleted one may be another's later."""
-    try:
-        mark = (folder / _MARK).stat()
-        return mark.st_ino, mark.st_mtime_ns, lock.stat().st_ino
-    except OSError:
-        return ()
 
 
 def _is_locked(lock: Path) -> bool:

@@ -1,6 +1,5 @@
 """What kind of sample a model makes, and so how samples are called, decoded, kept and seen."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,13 +47,13 @@ class SampleKind:
         """
         if latents:
             raise UsageError("latents=true: this model has none; its samples are its output")
-        size, file = math.prod(self.image_shape), folder / f"images.{form}"
         if form == "png":
-            return [PngFolder(folder, size)]
+            return [PngFolder(folder)]
+        file = folder / f"images.{form}"
         if form == "zip":
-            return [Zip(file=file, bytes_per_sample=size)]
+            return [Zip(file=file)]
         names = {"entry": "arr_0", "labels": "arr_1", "seeds_entry": None}
-        return [Arrays(file=file, **names, channels_last=True, bytes_per_sample=size)]
+        return [Arrays(file=file, **names, channels_last=True)]
 
     def view(self, seeds: Sequence[int]) -> list[Output]:
         """What people see of the samples of some seeds."""
@@ -70,8 +69,7 @@ class Latents(SampleKind):
 
     def files(self, form: str, latents: bool, folder: Path) -> list[Output]:
         outputs = [] if self.decoder is None else super().files(form, False, folder)
-        names = {"file": folder / "latents.npz", "entry": "latents", "undecoded": True}
-        kept = Arrays(**names, bytes_per_sample=4 * math.prod(self.shape))
+        kept = Arrays(file=folder / "latents.npz", entry="latents", undecoded=True)
         return [*outputs, kept] if latents else outputs
 
     def view(self, seeds: Sequence[int]) -> list[Output]:
@@ -87,8 +85,7 @@ class Points(SampleKind):
     def files(self, form: str, latents: bool, folder: Path) -> list[Output]:
         if latents:
             return super().files(form, latents, folder)
-        size = 8 * math.prod(self.shape)
-        return [Arrays(file=folder / "samples.npz", entry="samples", bytes_per_sample=size)]
+        return [Arrays(file=folder / "samples.npz", entry="samples")]
 
     def view(self, seeds: Sequence[int]) -> list[Output]:
         return [Coordinates(), Paths(frozenset(seeds))]

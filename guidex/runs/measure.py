@@ -3,8 +3,9 @@
 import dataclasses
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,16 @@ from guidex.config.compose import Config, compose
 from guidex.config.instantiate import Models, content_key, instantiate
 from guidex.config.presets import nearest, options
 from guidex.errors import UsageError
-from guidex.features.detectors import Detector, detector_record, output_of, resolved
-from guidex.features.doubts import doubts_of_sides
-from guidex.features.features import FeatureSet, SetDescription, check_comparable
-from guidex.features.references import Reference, open_model, open_reference, published_reference
+from guidex.features.detectors import Detector, detector_record, features_of, resolved
+from guidex.features.features import FeatureSet, check_comparable
+from guidex.features.references import (
+    PUBLISHED,
+    Reference,
+    describe,
+    doubts_of_sides,
+    open_model,
+    open_reference,
+)
 from guidex.features.samples import PassSettings
 from guidex.metrics.metric import Metric, check_whole
 from guidex.models.denoiser import Denoiser
@@ -26,9 +33,6 @@ from guidex.models.spec import Model
 from guidex.models.spec import load as load_model
 
 FEWEST_REPEATS = 3  # that tell how sure their mean is
-
-# What is known of a set of images, as plain data.
-About = dict[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,11 @@ class Part:
     def key(self) -> str:
         """What the keys of its configuration begin with."""
         return f"protocol.{self.name}." if self.name else ""
+
+    @property
+    def reading(self) -> list[Any]:
+        """The reference, and how it is read."""
+        return [self.ref, self.reals, self.resize, self.crop, self.bad]
 
 
 def parts_of(config: Config) -> list[Part]:
@@ -97,7 +106,7 @@ def parts_of(config: Config) -> list[Part]:
     return parts
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measure:
     """One detector and what is computed from its features.
 
@@ -113,11 +122,11 @@ class Measure:
     detector: Detector
     metrics: dict[str, Metric]
     reference: Reference | None = None
-    real: SetDescription | None = None
+    real: FeatureSet | None = None
     fakes: int | None = None
 
     @property
-    def about_real(self) -> About:
+    def about_real(self) -> Config:
         return {} if self.real is None else self.real.about
 
     @property
@@ -140,6 +149,19 @@ class Measure:
         return any(each.needs_reference and each.needs_values for each in self.metrics.values())
 
     @property
+    def columns(self) -> dict[str, str | None]:
+        """Those of tables, and which of their values are the better ones."""
+        columns = [column for metric in self.metrics.values() for column in metric.columns]
+        return {f"{column.name}_{self.name}": column.better for column in columns}
+
+    def decides(self, name: str) -> list[Any]:
+        """What the numbers of a metric depend on, but for the samples, as plain data."""
+        about = self.about_real if self.metrics[name].needs_reference else {}
+        detector = dataclasses.asdict(self.detector.identity)
+        reading = self.part.reading if about else []
+        return [self.part.metrics[name], detector, about, reading, self.fakes]
+
+    @property
     def inputs(self) -> list[tuple[str, str]]:
         """Role and place, as one text, and SHA-256 of the files that its numbers depend on."""
         inputs, identity = [], self.detector.identity
@@ -153,34 +175,28 @@ class Measure:
     def check_samples(self, sample: Tensor) -> None:
         """Refuse samples that will not compare with the reference, by one of the same shape; no
         network is run."""
-        fake = SetDescription(*output_of(self.detector, sample))
+        fake = FeatureSet.expected(self.name, 1, features_of(self.detector, sample), False)
         if self.real is not None:
             check_comparable(real=self.real, fake=fake)
 
-    def reals(self, metric: Metric) -> int | None:
-        """Number of reals that a metric is given; None where that is not recorded or needed."""
-        if not metric.needs_reference:
-            return None
-        return self.real.count if metric.needs_values else self.about_real["count"]
-
-    def values(self, fakes: Sequence[FeatureSet]) -> dict[str, float]:
-        """All metrics; of repeats the median, with minimum, maximum, mean and standard deviation
-        (n - 1) as further columns."""
-        return self.measured(fakes, blockwise=False)[0]
-
     def measured(
-        self, fakes: Sequence[FeatureSet], blockwise: bool = True
+        self, fakes: FeatureSet, repeats: int = 1, blockwise: bool = True
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """The same, and pseudo-values by column (see `metrics.differences`): of blocks of seeds, of
-        one repeat after the other; of metrics without such, the repeats themselves."""
+        """All metrics by column, and with `blockwise` their pseudo-values (see
+        `metrics.differences`).
+
+        Of repeats, as many equal parts in order, the median, with minimum, maximum, mean and
+        standard deviation (n - 1) as further columns; and the pseudo-values of one after the other,
+        or, of metrics without such, the repeats themselves.
+        """
         results: list[dict[str, float]] = []
         pseudovalues: dict[str, list[float]] = {}
-        real = None if self.real is None else self.real.features
-        for fake in fakes:
-            fake = fake.at_most(self.fakes).to(self.part.device)
+        size = fakes.count // repeats
+        for first in range(0, size * repeats, size):
+            fake = fakes.rows(slice(first, first + size)).at_most(self.fakes).to(self.part.device)
             results.append({})
             for metric in self.metrics.values():
-                numbers, blocks = metric.measured(real=real, fake=fake, blockwise=blockwise)
+                numbers, blocks = metric.measured(real=self.real, fake=fake, blockwise=blockwise)
                 results[-1] |= numbers
                 for name, each in blocks.items():
                     pseudovalues.setdefault(name, []).extend(each)
@@ -201,14 +217,17 @@ class Measure:
             }
         return summary, pseudovalues
 
-    def doubts(self, about_fake: About) -> list[str]:
+    def doubts(self, about_fake: Config) -> list[str]:
         """What keeps the numbers from being compared with published ones, given what there is to
         know about the samples."""
         record = detector_record(self.detector)
         doubts = []
         for metric in self.metrics.values():
+            reals = self.about_real.get("count")
+            if metric.needs_reference and metric.needs_values:
+                reals = self.real.count
             doubts += metric.doubts(
-                real=self.reals(metric),
+                real=reals,
                 fake=self.fakes or about_fake["count"],
                 dim=self.dim,
                 network=len(record) > 0,
@@ -237,37 +256,20 @@ class Measure:
         return settings
 
 
-class Detectors:
-    """Detectors on their devices, each made once, whatever the number of points that ask for it."""
-
-    def __init__(self) -> None:
-        self._made: dict[str, Detector] = {}
-
-    def get(self, config: Config, key: str = "detector", points: bool = False) -> Detector:
-        """The detector of a configuration, called by its key, on its device (not auto), for points
-        or for images."""
-        detector, device = config["detector"], config["device"]
-        content = content_key([detector, device, points])
-        if content not in self._made:
-            made = instantiate(detector, key, Models(), Detector)
-            self._made[content] = resolved(made, points).to(device)
-        return self._made[content]
+def make_detector(config: Config, key: str = "detector", points: bool = False) -> Detector:
+    """The detector of a configuration, called by its key, on its device (not auto), for points or
+    for images."""
+    made = instantiate(config["detector"], key, Models(), Detector)
+    return resolved(made, points).to(config["device"])
 
 
 class Measures:
-    """What configurations measure; detectors and references are made once.
-
-    `get` opens references and refuses what cannot be measured; `make_features`, after the last
-    `get`, makes the features of the references, with these settings.
-    """
+    """What configurations measure; detectors and references are made once, and told."""
 
     def __init__(self, settings: PassSettings) -> None:
         self._settings = settings
-        self._detectors = Detectors()
-        self._references: dict[str, Reference] = {}
-        self._descriptions: dict[tuple[Reference, Detector], SetDescription] = {}
+        self._made: dict[Hashable, Any] = {}
         self._measures: list[Measure] = []
-        self._notices: set[str] = set()
 
     def get(
         self,
@@ -280,12 +282,11 @@ class Measures:
         labelled: bool = True,
         points: bool = False,
     ) -> list[Measure]:
-        """What a configuration measures of `count` samples, `labelled` or not.
+        """What a configuration, with the keys of `Part` and maybe a protocol, measures of `count`
+        samples, `labelled` or not, images or `points`.
 
         Arguments:
-            config: has the keys of `Part`, and maybe a protocol.
             model, name: what `ref: auto` stands for, and its name.
-            points: whether the samples are no images.
             chosen: whether somebody chose the metrics. Of those by default, what the reference or
                 the samples lack something for is left out, with a notice.
 
@@ -293,26 +294,28 @@ class Measures:
             UsageError: no such reference, one that lacks what a metric needs, or too few images.
             GuidexError: a damaged file.
         """
-        measures = []
-        for part in parts_of(config):
-            key, hint = f"{part.key}metrics", dict[str, Metric]
-            metrics = instantiate(part.metrics, key, Models(), hint)
-            detector = self._detectors.get(vars(part), f"{part.key}detector", points)
-            for metric in metrics.values():
-                metric.check_detector(detector.name)
-            fakes = part.fakes if part.fakes is not None and part.fakes < count else None
-            measures.append(Measure(part, detector, metrics, fakes=fakes))
-        # References come last: to open one may take a download.
-        measures = [
-            self._possible(self._with_reference(measure, model, name), count, chosen, labelled)
-            for measure in measures
-        ]
+        measures = self.detected(config, points)
+        for measure in measures:  # references come last: to open one may take a download
+            self._compare(measure, model, name)
+            self._leave_out(measure, count, chosen, labelled)
         self._measures += measures
         return measures
 
+    def detected(self, config: Config, points: bool = False) -> list[Measure]:
+        """The same with all metrics, and before references are opened."""
+        measures = []
+        for part in parts_of(config):
+            metrics = instantiate(part.metrics, f"{part.key}metrics", Models(), dict[str, Metric])
+            make = partial(make_detector, vars(part), f"{part.key}detector", points)
+            detector = self._once(content_key([part.detector, part.device, points]), make)
+            for metric in metrics.values():
+                metric.check_detector(detector.name)
+            measures.append(Measure(part, detector, metrics))
+        return measures
+
     def make_features(self) -> None:
-        """Make the features of references that metrics need; the images of each go through all
-        detectors in one pass."""
+        """After the last `get`: make the features of references that metrics need; the images of
+        each go through all detectors in one pass."""
         groups: dict[Reference, dict[Detector, list[Measure]]] = {}
         for measure in self._measures:
             if measure.needs_reference:
@@ -324,38 +327,42 @@ class Measures:
                 for detector, measures in detectors.items()
             ]
             sets = reference.features(asked, self._settings)
-            for (measure, *_), features in zip(detectors.values(), sets, strict=True):
-                # Metrics are computed on the device.
-                measure.real.features = features.to(measure.part.device)
+            for measures, features in zip(detectors.values(), sets, strict=True):
+                real = features.to(measures[0].part.device)  # where metrics are computed
+                for measure in measures:
+                    measure.real = real
 
-    def _with_reference(self, measure: Measure, model: Denoiser | None, name: str) -> Measure:
-        """With its reference, opened once, and what that is to the detector, asked once."""
+    def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What is made under a key, at its first use."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _tell(self, notice: str) -> None:
+        """Print it, once, by the first process."""
+        if self._settings.rank == 0:
+            self._once(notice, partial(print, notice))
+
+    def _compare(self, measure: Measure, model: Denoiser | None, name: str) -> None:
+        """Set its reference, and what that is to the detector."""
         if not measure.needs_reference:
-            return measure
+            return
         part, detector = measure.part, measure.detector
-        key = dataclasses.asdict(part) | dict.fromkeys(("name", "detector", "metrics", "fakes"))
-        key |= {} if part.ref == "auto" else {"model": None}
-        content = content_key(key)
-        if content not in self._references:
-            self._references[content] = self.open_reference(part, model, name)
-        reference = self._references[content]
-        if (reference, detector) not in self._descriptions:
-            self._descriptions[reference, detector] = reference.description(detector)
-        real = self._descriptions[reference, detector]
-        return dataclasses.replace(measure, reference=reference, real=real)
+        key = content_key([part.reading, part.device, part.model if part.ref == "auto" else None])
+        measure.reference = reference = self._once(key, lambda: reference_of(part, model, name))
+        measure.real = self._once((reference, detector), lambda: reference.expected(detector))
+        if part.ref != "auto":
+            self._tell(f"real: {describe(measure.about_real)}")
 
-    def _possible(self, measure: Measure, count: int, chosen: bool, labelled: bool) -> Measure:
-        """With the metrics that the reference and the samples have all for."""
-        possible, part = {}, measure.part
-        for name, metric in measure.metrics.items():
+    def _leave_out(self, measure: Measure, count: int, chosen: bool, labelled: bool) -> None:
+        """Leave out metrics that the reference or the samples lack something for."""
+        part = measure.part
+        measure.fakes = part.fakes if part.fakes is not None and part.fakes < count else None
+        dim = measure.dim or 1  # not known yet of pixels that are compared with nothing
+        fake = FeatureSet.expected(measure.name, measure.fakes or count, dim, labelled)
+        for name, metric in list(measure.metrics.items()):
             try:
-                if metric.needs_reference:
-                    metric.check_reference(measure.real)
-                if metric.needs_labels and not labelled:
-                    raise UsageError(f"{type(metric).__name__} needs classes of the samples.")
-                reals, fakes = measure.reals(metric), measure.fakes or count
-                metric.check_counts(real=reals, fake=fakes, dim=measure.dim)
-                possible[name] = metric
+                metric.check(real=measure.real, fake=fake)
             except UsageError as error:
                 if part.name:
                     raise UsageError(
@@ -365,50 +372,33 @@ class Measures:
                 if chosen:
                     raise
                 self._tell(f"{name} is left out: {error}")
-        return dataclasses.replace(measure, metrics=possible)
+                del measure.metrics[name]
 
-    def _tell(self, notice: str) -> None:
-        """Print it, once, by the first process."""
-        if notice not in self._notices and self._settings.rank == 0:
-            print(notice)
-        self._notices.add(notice)
 
-    def open_reference(self, part: Part, model: Denoiser | None, name: str) -> Reference:
-        """A path or URL, the data of a model by name, or of the one at hand: `auto`."""
-        ref = str(part.ref)
-        if part.ref is None:
-            raise UsageError("ref must be given, for example ref=FOLDER or ref=STATISTICS.npz")
-        if ref == "auto" and model is not None:
-            return open_model(model, name, part.reals)
-        path, is_there = str(Path(ref).expanduser()), Path(ref).expanduser().exists()
-        if ref in options("model"):
-            if is_there:
-                self._tell(
-                    f"ref={ref} is the data of the model of that name; write ref=./{ref} for what "
-                    "is called so here"
-                )
-            preset = compose("sample", [f"model={ref}"]).config["model"]
-            loaded = load_model(instantiate(preset, "model", Models(), Model), part.device)
-            return open_model(loaded, ref, part.reals)
-        place = ref if "://" in ref else path if is_there else published_reference(ref)
-        if place is None:
-            similar = nearest(ref, options("model"))
-            raise UsageError(
-                f"ref={ref}: no such file or folder, and no model of that name{similar}"
-            )
-        reading = {"resize": part.resize, "crop": part.crop, "bad": part.bad}
-        return open_reference(place, **reading, most=part.reals)
+def reference_of(part: Part, model: Denoiser | None, name: str) -> Reference:
+    """Open a path or URL, the data of a model by name, or of the one at hand: `auto`. Raises as
+    `Measures.get`."""
+    ref = str(part.ref)
+    if part.ref is None:
+        raise UsageError("ref must be given, for example ref=FOLDER or ref=STATISTICS.npz")
+    if ref == "auto" and model is not None:
+        return open_model(model, name, part.reals)
+    if ref in options("model"):
+        preset = compose("sample", [f"model={ref}"]).config["model"]
+        loaded = load_model(instantiate(preset, "model", Models(), Model), part.device)
+        return open_model(loaded, ref, part.reals)
+    path = Path(ref).expanduser()
+    place = ref if "://" in ref else str(path) if path.exists() else PUBLISHED.get(ref)
+    if place is None:
+        similar = nearest(ref, options("model"))
+        raise UsageError(f"ref={ref}: no such file or folder, and no model of that name{similar}")
+    return open_reference(place, resize=part.resize, crop=part.crop, bad=part.bad, most=part.reals)
 
 
 def are_metrics_chosen(words: Sequence[str]) -> bool:
     """Whether the words of a command choose metrics, by themselves or by an experiment."""
     keys = {word.partition("=")[0].partition(".")[0] for word in words}
     return not keys.isdisjoint({"metrics", "protocol", "experiment"})
-
-
-def detectors_of(measures: Sequence[Measure]) -> list[Detector]:
-    """The detectors of measures, each once."""
-    return list(dict.fromkeys(measure.detector for measure in measures))
 
 
 def warn(warnings: Sequence[str]) -> None:
@@ -431,9 +421,3 @@ def settings_of(measures: Sequence[Measure]) -> dict[str, Any]:
             values = [f"{value} ({name})" for value, name in named if value is not None]
         merged[key] = ", ".join(dict.fromkeys(values))
     return merged
-
-
-def repeats_of(features: FeatureSet, repeats: int) -> list[FeatureSet]:
-    """A set cut into as many equal parts, in order."""
-    size = features.count // repeats
-    return [features.rows(slice(first, first + size)) for first in range(0, size * repeats, size)]

@@ -5,25 +5,28 @@ record, or in files that the record lists. It holds nothing itself: blocks are m
 """
 
 import io
-import zipfile
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
+from zipfile import ZipFile, ZipInfo
 
 import numpy as np
 from torch import Tensor
 
 from guidex.data.arrays import read_entry
 from guidex.data.codec import from_pixels, write_png
-from guidex.features.detectors import Detector, detect_all
+from guidex.features.detectors import Detector, run_detectors
+from guidex.features.features import FeatureSet
 from guidex.files.atomic import atomic_write
-from guidex.runs.blocks import Block, Piece, Store
+from guidex.runs.blocks import Block, Store
 from guidex.runs.provenance import digest
-from guidex.runs.writers import Arriving
+from guidex.runs.threads import Arriving
+from guidex.sampling.trajectories import Outcome
 
 Jobs = list[Callable[[], Any]]
 Kept = tuple[dict[str, np.ndarray], list[Path]]
@@ -40,23 +43,21 @@ class Made:
 
     Attributes:
         labels: int64 [B], or None without classes.
-        x: samples [B, *shape].
-        path: states of the first rows at every step boundary [steps + 1, R, *shape], or None.
+        outcome: samples x [B, *shape], and the path of the first of them.
         decode: samples to what is seen of them.
-        detectors: those whose features are wanted.
+        outputs: all that will take them.
     """
 
     seeds: list[int]
     labels: Tensor | None
-    x: Tensor
-    path: Tensor | None
+    outcome: Outcome
     decode: Callable[[Tensor], Tensor]
-    detectors: Sequence[Detector] = ()
+    outputs: "Sequence[Output]"
 
     @cached_property
     def seen(self) -> Tensor:
         """Images, uint8 [B, C, H, W]; the samples where they are no images."""
-        return self.decode(self.x)
+        return self.decode(self.outcome.x)
 
     @cached_property
     def arriving(self) -> Arriving:
@@ -66,8 +67,9 @@ class Made:
     @cached_property
     def features(self) -> dict[Detector, Tensor]:
         """Of all detectors, [B, D]; networks that several share are run once."""
-        found = detect_all(self.detectors, self.seen, None)
-        return {key: each.values for key, each in zip(self.detectors, found, strict=True)}
+        detectors = [output.detector for output in self.outputs if output.detector]
+        found = run_detectors(detectors, self.seen)
+        return {key: FeatureSet(key.name, values).values for key, values in found.items()}
 
     def rows(self, seeds: frozenset[int]) -> list[int]:
         return [row for row, seed in enumerate(self.seeds) if seed in seeds]
@@ -78,14 +80,12 @@ class Output(ABC):
 
     Attributes:
         name: tells it from the other outputs of a point; equal for what is equal in content.
-        bytes_per_sample: that it takes on disk, about.
         seeds: those whose samples it keeps; None for all.
         follows: whether it needs the trajectories of its samples.
         detector: whose features it needs, or None.
     """
 
     name: str
-    bytes_per_sample: int = 0
     seeds: frozenset[int] | None = None
     follows: bool = False
     detector: Detector | None = None
@@ -100,7 +100,7 @@ class Output(ABC):
         """Jobs that keep samples, for the threads of `Writers`."""
 
     @abstractmethod
-    def keep(self, results: list[Any], record: Path) -> Kept:
+    def keep(self, results: list[Any], record: Path, block: Block) -> Kept:
         """What the jobs of a block have made, in order, as arrays of its record and as files."""
 
     def finish(self, store: Store, point: str, labels: Any) -> None:
@@ -113,14 +113,13 @@ class PngFolder(Output):
     """images/000000/000123.png in a folder, one file per seed, a thousand to a folder."""
 
     folder: Path
-    bytes_per_sample: int = 0
     name: ClassVar[str] = "png"
 
     def take(self, made: Made) -> Jobs:
-        samples = made.arriving
-        return [partial(self._write, samples, row, seed) for row, seed in enumerate(made.seeds)]
+        rows = enumerate(made.seeds)
+        return [partial(self._write, made.arriving, row, seed) for row, seed in rows]
 
-    def keep(self, results: list[Path], record: Path) -> Kept:
+    def keep(self, results: list[Path], record: Path, block: Block) -> Kept:
         return {}, results
 
     def _write(self, samples: Arriving, row: int, seed: int) -> Path:
@@ -132,29 +131,26 @@ class PngFolder(Output):
 
 @dataclass(frozen=True, kw_only=True)
 class Joined(Output):
-    """A zip that is made of the parts of all blocks, which lie beside their records until then, and
-    of itself, where it has been made of fewer seeds."""
+    """A zip that is made of those of all blocks, which lie beside their records until then, and of
+    itself, where it has been made of fewer seeds."""
 
     file: Path
-    bytes_per_sample: int = 0
 
     @property
     def name(self) -> str:
         return self.file.stem
 
     @abstractmethod
-    def write(self, file: BinaryIO, results: list[Any]) -> None:
-        """Write the part of a block."""
+    def write(self, archive: ZipFile, block: Block, samples: Iterator[Any], labels: Any) -> None:
+        """Fill a zip with the samples of a block; labels [N] or None."""
 
     @abstractmethod
-    def join(
-        self, archive: zipfile.ZipFile, pieces: list[Piece], block: Block, labels: Any
-    ) -> None:
-        """Fill the zip."""
+    def reader(self, archive: ZipFile, file: Path) -> Callable[[int], Any]:
+        """What gives the samples in a zip, by their number."""
 
-    def keep(self, results: list[Any], record: Path) -> Kept:
+    def keep(self, results: list[Any], record: Path, block: Block) -> Kept:
         part = record.with_suffix("")
-        atomic_write(part, lambda file: self.write(file, results))
+        atomic_write(part, lambda file: self._write(file, block, iter(results)))
         return {}, [part]
 
     def finish(self, store: Store, point: str, labels: Any) -> None:
@@ -163,58 +159,52 @@ class Joined(Output):
         record = store.path(point, f"whole-{block.name}", self.name)
         if [piece.record for piece in pieces] == [record]:
             return
-        for piece in pieces:
-            store.read(piece)
 
         def join(file: BinaryIO) -> None:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                self.join(archive, pieces, block, labels)
+            samples = {}
+            with ExitStack() as opened:
+                for piece in pieces:
+                    is_whole = piece.record.name.startswith("whole-")
+                    source = self.file if is_whole else piece.record.with_suffix("")
+                    read = self.reader(opened.enter_context(ZipFile(source)), source)
+                    places = zip(piece.places, piece.rows, strict=True)
+                    samples |= {place: partial(read, row) for place, row in places}
+                in_order = (samples[place]() for place in range(len(samples)))
+                self._write(file, block, in_order, labels)
             listed = (self.file.name, file.seek(0, io.SEEK_END), None)
             store.folder.write(record, b"", [listed], **block.spelled)
 
+        for piece in pieces:
+            store.read(piece)
         atomic_write(self.file, join)
-        for other in record.parent.glob(f"*.{self.name}.record"):
-            if other != record:
-                other.unlink(missing_ok=True)
-        for part in record.parent.glob(f"*.{self.name}"):
-            part.unlink(missing_ok=True)
+        others = {*record.parent.glob(f"*.{self.name}.record")} - {record}
+        for other in [*others, *record.parent.glob(f"*.{self.name}")]:
+            other.unlink(missing_ok=True)
 
-    def _file(self, piece: Piece) -> Path:
-        """The part of a block, or the whole of before."""
-        is_whole = piece.record.name.startswith("whole-")
-        return self.file if is_whole else piece.record.with_suffix("")
+    def _write(self, file: BinaryIO, block: Block, samples: Iterator, labels: Any = None) -> None:
+        with ZipFile(file, "w") as archive:
+            self.write(archive, block, samples, labels)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Zip(Joined):
     """The same names as PNG files in one uncompressed archive."""
 
     def take(self, made: Made) -> Jobs:
-        samples = made.arriving
-        return [partial(self._encoded, samples, row, seed) for row, seed in enumerate(made.seeds)]
+        return [partial(self._encoded, made.arriving, row) for row in range(len(made.seeds))]
 
-    def write(self, file: BinaryIO, results: list[tuple[str, bytes]]) -> None:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            for name, data in results:
-                # Without the date of today, so that equal images make equal files.
-                archive.writestr(zipfile.ZipInfo(name), data)
+    def write(self, archive: ZipFile, block: Block, samples: Iterator[bytes], labels: Any) -> None:
+        for seed, data in zip(block.seeds, samples, strict=True):
+            # Without the date of today, so that equal images make equal files.
+            archive.writestr(ZipInfo(f"images/{image_name(seed)}"), data)
 
-    def join(
-        self, archive: zipfile.ZipFile, pieces: list[Piece], block: Block, labels: Any
-    ) -> None:
-        with ExitStack() as opened:
-            source = {}
-            for piece in pieces:
-                images = opened.enter_context(zipfile.ZipFile(self._file(piece)))
-                source |= dict.fromkeys(piece.places.tolist(), images)
-            for place, seed in enumerate(block.seeds):
-                name = f"images/{image_name(seed)}"
-                archive.writestr(zipfile.ZipInfo(name), source[place].read(name))
+    def reader(self, archive: ZipFile, file: Path) -> Callable[[int], bytes]:
+        names = archive.namelist()
+        return lambda row: archive.read(names[row])
 
-    def _encoded(self, samples: Arriving, row: int, seed: int) -> tuple[str, bytes]:
+    def _encoded(self, samples: Arriving, row: int) -> bytes:
         buffer = io.BytesIO()
         from_pixels(samples.numpy()[row]).save(buffer, format="PNG")
-        return f"images/{image_name(seed)}", buffer.getvalue()
+        return buffer.getvalue()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,34 +226,28 @@ class Arrays(Joined):
     undecoded: bool = False
 
     def take(self, made: Made) -> Jobs:
-        return [(Arriving(made.x) if self.undecoded else made.arriving).numpy]
+        samples = Arriving(made.outcome.x) if self.undecoded else made.arriving
+        return [partial(self._row, samples, row) for row in range(len(made.seeds))]
 
-    def write(self, file: BinaryIO, results: list[np.ndarray]) -> None:
-        whole = np.concatenate(results)
-        np.save(file, whole.transpose(0, 2, 3, 1) if self.channels_last else whole)
-
-    def join(
-        self, archive: zipfile.ZipFile, pieces: list[Piece], block: Block, labels: Any
-    ) -> None:
-        source = {}
-        for piece in pieces:
-            file, rows = self._file(piece), zip(piece.places, piece.rows, strict=True)
-            if zipfile.is_zipfile(file):
-                with zipfile.ZipFile(file) as before:
-                    array = read_entry(file, before, self.entry)
-            else:
-                array = np.load(file, mmap_mode="r")
-            source |= {place: array[row] for place, row in rows}
-        header = np.lib.format.header_data_from_array_1_0(np.empty(0, source[0].dtype))
-        header["shape"] = (len(source), *source[0].shape)
+    def write(self, archive: ZipFile, block: Block, samples: Iterator[Any], labels: Any) -> None:
+        first = next(samples)
+        header = np.lib.format.header_data_from_array_1_0(np.empty(0, first.dtype))
+        header["shape"] = (len(block.seeds), *first.shape)
         with archive.open(f"{self.entry}.npy", "w", force_zip64=True) as target:
             np.lib.format.write_array_header_1_0(target, header)
-            for place in range(len(source)):
-                target.write(np.ascontiguousarray(source[place]).tobytes())
+            for sample in itertools.chain([first], samples):
+                target.write(sample.tobytes())
         for name, values in ((self.labels, labels), (self.seeds_entry, np.array(block.seeds))):
             if name is not None and values is not None:
                 with archive.open(f"{name}.npy", "w") as target:
                     np.lib.format.write_array(target, values)
+
+    def reader(self, archive: ZipFile, file: Path) -> Callable[[int], np.ndarray]:
+        return read_entry(file, archive, self.entry).__getitem__
+
+    def _row(self, samples: Arriving, row: int) -> np.ndarray:
+        sample = samples.numpy()[row]
+        return sample.transpose(1, 2, 0) if self.channels_last else sample
 
 
 class InRecord(Output):
@@ -277,7 +261,7 @@ class InRecord(Output):
         rows = self.rows(made)
         return [] if rows is None else [Arriving(rows).numpy]
 
-    def keep(self, results: list[np.ndarray], record: Path) -> Kept:
+    def keep(self, results: list[np.ndarray], record: Path, block: Block) -> Kept:
         return ({self.name: np.concatenate(results)} if results else {}), []
 
 
@@ -295,7 +279,6 @@ class Features(InRecord):
     """What a detector makes of all samples, [B, D]."""
 
     detector: Detector
-    bytes_per_sample: int = 0
 
     @cached_property
     def name(self) -> str:
@@ -327,7 +310,7 @@ class Coordinates(InRecord):
     name = "coordinates"
 
     def rows(self, made: Made) -> Tensor:
-        return made.x.float()
+        return made.outcome.x.float()
 
 
 @dataclass(frozen=True)
@@ -340,4 +323,4 @@ class Paths(InRecord):
 
     def rows(self, made: Made) -> Tensor | None:
         rows = made.rows(self.seeds)
-        return made.path.transpose(0, 1)[rows] if rows else None
+        return made.outcome.path.transpose(0, 1)[rows] if rows else None

@@ -10,7 +10,7 @@ from guidex.features.detectors import Detector
 from guidex.guidance.plan import level, native_span, ranges
 from guidex.reports.columns import Cell, Column
 from guidex.reports.labels import short_names
-from guidex.runs.cost import alone, device_name, shared, speed_of
+from guidex.runs.cost import cohorts_of, cost, device_name, speed_of
 from guidex.runs.measure import Part, parts_of
 from guidex.runs.points import Planned, words_of
 from guidex.runs.points_table import Table
@@ -20,13 +20,12 @@ _COLUMNS = ("guided steps", "sigma", "native time", "weights", "evaluations", "G
 
 def print_plans(table: Table) -> None:
     """A line for each point: its values, plan, cost and networks; below, what all take together."""
-    entries = [entry for entry in table.entries if entry.planned is not None]
-    keys = dict.fromkeys(key for entry in entries for key in entry.values)
+    keys = dict.fromkeys(key for point in table.planned for key in point.values)
     columns = {
-        name: [entry.values.get(key, "") for entry in entries]
+        name: [point.values.get(key, "") for point in table.planned]
         for key, name in short_names(list(keys)).items()
     }
-    cells = zip(*(_cells(entry.planned) for entry in entries), strict=True)
+    cells = zip(*map(_cells, table.planned), strict=True)
     columns |= zip(_COLUMNS, cells, strict=True)
     aligned = [
         Column(name, list(map(Cell, texts)), name in ("evaluations", "GFLOP")).aligned()
@@ -37,7 +36,7 @@ def print_plans(table: Table) -> None:
     left = [entry for entry in table.entries if entry.planned is None]
     for entry in left[:1]:
         print(f"\n{len(left)} left out, such as {words_of(entry.values)}: {entry.missing}")
-    print("", *_totals([entry.planned for entry in entries]), sep="\n")
+    print("", *_totals(table.planned), sep="\n")
 
 
 def detectors(planned: Planned) -> Iterator[tuple[Part, Detector]]:
@@ -69,12 +68,9 @@ def _cells(planned: Planned) -> list[str]:
 
 def _totals(planned: Sequence[Planned]) -> list[str]:
     """What all points take together, without and with sharing steps, a line each."""
-    cohorts: dict[str, list[Planned]] = {}
-    for one in planned:
-        cohorts.setdefault(one.settings.cohort, []).append(one)
-    groups = list(cohorts.values())
-    apart = np.array([sum(map(alone, group)) for group in groups])
-    together = np.array([shared(group) for group in groups])
+    groups = cohorts_of(planned)
+    apart = np.array([sum(cost([point]) for point in group) for group in groups])
+    together = np.array([cost(group) for group in groups])
     (main, ref, gflops), (main_shared, ref_shared, gflops_shared) = apart.sum(0), together.sum(0)
     counts = np.array([len(group[0].seeds) for group in groups])
     lines = [

@@ -16,7 +16,6 @@ from guidex.config.instantiate import Models, content_key, instantiate
 from guidex.errors import GuidexError, UsageError
 from guidex.guidance.guidance import Guidance, Guided
 from guidex.guidance.plan import Plan
-from guidex.guidance.queries import Query
 from guidex.models.condition import parse_labels
 from guidex.models.decoders import Decoder
 from guidex.models.denoiser import Denoiser
@@ -61,6 +60,11 @@ class Planned:
         return self.settings.seeds
 
     @property
+    def count(self) -> int:
+        """Samples of one evaluation."""
+        return len(self.seeds) // self.settings.repeats
+
+    @property
     def method(self) -> str:
         """Name of the guidance preset."""
         return self.choices["guidance"]
@@ -100,29 +104,12 @@ class Planned:
     @property
     def doubts(self) -> list[str]:
         """What may not be as it was meant, a sentence each."""
-        doubts = []
-        for name in self.plan.idle:
-            part = "guidance" if name == "direction" else f"guidance.terms.{name}"
-            doubts.append(
-                f"{part}.schedule acts at no step of the sampler, so nothing is guided by it"
-            )
-        main = self.model
-        for term in self.guidance.terms.values():
-            if Query(main) in term.direction.queries:
-                doubts.append(
-                    "guidance.reference is the model itself under the same condition, so nothing "
-                    "is guided by it; guidance.drop_labels=true asks it without"
-                )
-        for reference in self.guidance.networks:
-            lengths = {getattr(model, "ema", None) for model in (main, reference)}
-            is_cfg = main.num_classes and reference.num_classes == 0
-            if is_cfg and None not in lengths and len(lengths) == 2:
-                doubts.append(
-                    f"the EMA of the main network is {main.ema}, that of the unconditional "
-                    f"reference {reference.ema}; all published results of CFG and the interval "
-                    "have equal ones"
-                )
-        return doubts
+        schedules = [
+            "guidance.schedule" if name == "direction" else f"guidance.terms.{name}.schedule"
+            for name in self.plan.idle
+        ]
+        said = "acts at no step of the sampler, so nothing is guided by it"
+        return [f"{schedule} {said}" for schedule in schedules]
 
 
 def at_the_point(error: Exception, values: dict[str, str]) -> str:
@@ -141,24 +128,21 @@ def check(
     models: dict[str, Models] | None = None,
     settings: Settings | None = None,
 ) -> Planned:
-    """Plan a point; everything that can be wrong without its networks is found here. `models` are
-    those made for other points, by device; `settings`, those of the configuration by default.
-
-    Raises:
-        UsageError: naming the key; labels that the model does not have, noise levels outside its
-            range, a reference of another kind of samples.
-    """
+    """Plan a point; everything that can be wrong without its networks is found here, by a
+    UsageError that names the key. `models` are those made for other points, by device; `settings`,
+    those of the configuration by default."""
     settings = settings or Settings.of(composed.config)
     made = ({} if models is None else models).setdefault(settings.device, Models())
     model = instantiate(settings.model, "model", made, Model)
     solver = instantiate(settings.sampler, "sampler", made, Solver)
     guidance = instantiate(settings.guidance, "guidance", made, Guidance)
-    labels = parse_labels(settings.labels, settings.seeds)
     plan = guidance.plan(solver.timeline())
     _check_models(model, guidance, plan)
     if solver.learned_variance and model.learned_variance is False:
         raise UsageError("sampler: this model has not learned a variance; use sampler=ddim")
-    labels = _numbered(labels, model)
+    labels = parse_labels(settings.labels, settings.seeds)
+    if labels is not None and model.conditions is not None:
+        labels = model.conditions.numbers(labels)
     return Planned(settings, composed.choices, values, model, guidance, solver, plan, labels)
 
 
@@ -170,16 +154,6 @@ class Point:
     model: Denoiser
     guidance: Guidance
     kind: SampleKind
-
-    @property
-    def decoder(self) -> Decoder | None:
-        """From samples to images."""
-        return self.kind.decoder
-
-    @property
-    def gflops(self) -> float:
-        """Cost of one image, 10^9 floating-point operations."""
-        return self.planned.gflops
 
     @property
     def run(self) -> Run:
@@ -196,8 +170,9 @@ class Point:
             for number, network in enumerate(networks, 1):
                 models[name if number == 1 else f"{name} {number}"] = network
         origins = {name: dict(model.origin) for name, model in models.items() if model.origin}
-        if self.decoder is not None and self.decoder.state_dict():
-            origins["decoder"] = _origin_of(self.decoder)
+        decoder = self.kind.decoder
+        if decoder is not None and decoder.state_dict():
+            origins["decoder"] = _origin_of(decoder)
         return origins
 
     @property
@@ -210,22 +185,18 @@ class Point:
 
 
 def load(planned: Planned, decoders: Models, latents_suffice: bool = False) -> Point:
-    """The point with its networks on its device.
-
-    Arguments:
-        decoders: made for other points.
-        latents_suffice: go on, with a notice, where latents cannot be decoded here.
+    """The point with its networks on its device; of `decoders`, those made for other points. Where
+    `latents_suffice`, it goes on with a notice if they cannot be decoded here.
 
     Raises:
-        UsageError: as `check`, of what only the networks' files could tell; a decoder of another
-            kind of samples.
+        UsageError: as `check`, of what only files tell; a decoder of another kind of samples.
         GuidexError: a file is not to be had, or damaged.
     """
     settings = planned.settings
     model = load_model(planned.model, settings.device)
     guidance = planned.guidance.on(settings.device)
     _check_models(model, guidance, planned.plan)
-    labels = _numbered(planned.labels, model)
+    labels = None if planned.labels is None else model.conditions.numbers(planned.labels)
     planned = replace(planned, model=model, guidance=guidance, labels=labels)
     kind, decoder = KINDS[model.space], None
     if kind.is_image:
@@ -256,41 +227,28 @@ def _origin_of(decoder: Decoder) -> dict[str, str]:
 def _check_models(model: Model, guidance: Guidance, plan: Plan) -> None:
     """Refuse noise levels, references and layers that do not fit; what a recipe does not tell is
     let be. A GPU stops for good at a class that does not exist."""
-    _check_range(model, plan, 1.0)
-    for term in guidance.terms.values():
-        for query in term.direction.queries:
-            reference = query.network
-            if None not in (model.shape, reference.shape) and (
-                model.shape != reference.shape
-                or len({model.num_classes, reference.num_classes} - {0}) > 1
-            ):
-                raise UsageError(
-                    f"the reference makes samples {list(reference.shape)} of "
-                    f"{reference.num_classes} classes, but the model makes {list(model.shape)} of "
-                    f"{model.num_classes}; choose a reference for the same data "
-                    "(guidance.reference)"
-                )
-            _check_range(reference, plan, query.k)
-            if query.perturbation is not None and reference.attention_layers is not None:
-                query.perturbation.chosen(reference.attention_layers)
-
-
-def _check_range(model: Model, plan: Plan, k: float) -> None:
-    """Refuse noise levels, k times the sampler's, that a model is not valid for."""
-    levels = k * plan.timeline.evaluations
-    lowest, highest = np.nanmin(levels), np.nanmax(levels)
-    if not model.sigma_min <= lowest <= highest <= model.sigma_max:
-        raise UsageError(
-            f"noise levels {lowest:.4g} … {highest:.4g} leave the range of the model, "
-            f"{model.sigma_min:g} … {model.sigma_max:g}; change sampler.grid"
-        )
-
-
-def _numbered(labels: list[Any] | None, model: Model) -> list[Any] | None:
-    """Conditions by number; as they are written, where the model's are not known."""
-    if labels is None or model.conditions is None:
-        return labels
-    return model.conditions.numbers(labels)
+    queries = [query for term in guidance.terms.values() for query in term.direction.queries]
+    for network, k in [(model, 1.0), *((query.network, query.k) for query in queries)]:
+        levels = k * plan.timeline.evaluations
+        lowest, highest = np.nanmin(levels), np.nanmax(levels)
+        if not network.sigma_min <= lowest <= highest <= network.sigma_max:
+            raise UsageError(
+                f"noise levels {lowest:.4g} … {highest:.4g} leave the range of the model, "
+                f"{network.sigma_min:g} … {network.sigma_max:g}; change sampler.grid"
+            )
+    for query in queries:
+        reference = query.network
+        if None not in (model.shape, reference.shape) and (
+            model.shape != reference.shape
+            or len({model.num_classes, reference.num_classes} - {0}) > 1
+        ):
+            raise UsageError(
+                f"the reference makes samples {list(reference.shape)} of {reference.num_classes} "
+                f"classes, but the model makes {list(model.shape)} of {model.num_classes}; choose "
+                "a reference for the same data (guidance.reference)"
+            )
+        if query.perturbation is not None and reference.attention_layers is not None:
+            query.perturbation.chosen(reference.attention_layers)
 
 
 def _without_schedules(node: Any) -> Any:

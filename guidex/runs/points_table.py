@@ -26,23 +26,20 @@ class Entry:
     planned: Planned | None
     missing: str | None
 
-    @property
-    def identity(self) -> Config | None:
-        """What decides the results, if there are any."""
-        return self.planned and self.planned.settings.identity
-
 
 @dataclass(frozen=True)
 class Table:
-    """All points of a sweep, one per row, and the configuration that they have in common.
-
-    Attributes:
-        are_metrics_chosen: whether somebody chose the metrics, and so wants all of them.
-    """
+    """All points of a sweep, one per row, the configuration that they have in common, and whether
+    somebody chose the metrics, and so wants all of them."""
 
     base: Composed
     entries: list[Entry]
     are_metrics_chosen: bool = True
+
+    @property
+    def planned(self) -> list[Planned]:
+        """The points that can be run."""
+        return [entry.planned for entry in self.entries if entry.planned is not None]
 
     @property
     def name(self) -> str:
@@ -50,35 +47,27 @@ class Table:
         chosen = self.base.choices.get("experiment", "None")
         if chosen != "None":
             return chosen
-        methods = {entry.planned.method for entry in self.entries if entry.planned}
-        parts = list(methods) if len(methods) == 1 else []
-        for key in dict.fromkeys(key for entry in self.entries for key in entry.values):
-            values = list(dict.fromkeys(e.values[key] for e in self.entries if key in e.values))
-            if key == "guidance" and len(values) == len(parts):
-                continue  # named already
-            name = "" if is_group(key) else re.split(r"[./]", key)[-1]
-            parts.append(name + "+".join(values))
+        values = {"guidance": dict.fromkeys(point.method for point in self.planned)}
+        for key, value in (pair for entry in self.entries for pair in entry.values.items()):
+            values.setdefault(key, {})[value] = None
+        names = ("" if is_group(key) else re.split(r"[./]", key)[-1] for key in values)
+        parts = [name + "+".join(each) for name, each in zip(names, values.values(), strict=True)]
         return re.sub(r"[^\w.+-]+", "_", "-".join(parts))[:80]
 
     @property
-    def doubts(self) -> list[str]:
-        """What may not be as it was meant, with the points that it is about."""
-        points: dict[str, list[str]] = {}
-        for entry in self.entries:
-            for doubt in entry.planned.doubts if entry.planned else ():
-                points.setdefault(doubt, []).append(words_of(entry.values))
-        return ["\n  at ".join([doubt, *filter(None, at)]) for doubt, at in points.items()]
+    def identity(self) -> Config:
+        """What decides the results of each point, if there are any, by its swept values."""
+        points = {words_of(entry.values): entry.planned for entry in self.entries}
+        return {words: planned and planned.settings.identity for words, planned in points.items()}
 
 
 def plan_table(words: Sequence[str], default: str | None = DEFAULT_EXPERIMENT) -> Table:
-    """Compose and check every point.
+    """Compose and check every point; UsageError where one is wrong, but in a table of bounds,
+    combinations with lo >= hi are left out.
 
     Axes on the command line replace those of the experiment that have the same key, and multiply
     the others. Where the words say neither what to sample nor an axis, they are about the default
     experiment, or, where that is None, about one point.
-
-    Raises:
-        UsageError: in any point; but in a table of bounds, combinations with lo >= hi are left out.
     """
     fixed, given = split_axes(words)
     said = {re.split(r"[./=]", word)[0] for word in fixed}
@@ -97,21 +86,24 @@ def plan_table(words: Sequence[str], default: str | None = DEFAULT_EXPERIMENT) -
         for values in points(own | given, sweep["mode"]):
             if words_of(values) not in entries:
                 published = table.get("published", {})
-                entries[words_of(values)] = _entry(fixed, values, models, published)
-    if not any(entry.planned for entry in entries.values()):
-        raise UsageError(next(iter(entries.values())).missing or "the table has no points")
-    return Table(base, list(entries.values()), are_metrics_chosen(words))
+                entries[words_of(values)] = plan_entry(fixed, values, models, published)
+    table = Table(base, list(entries.values()), are_metrics_chosen(words))
+    if not table.planned:
+        raise UsageError(table.entries[0].missing)
+    return table
 
 
-def _entry(
+def plan_entry(
     fixed: Sequence[str],
     values: dict[str, str],
     models: dict[str, Models],
-    published: dict[str, object],
+    published: Config | None = None,
 ) -> Entry:
+    """Compose and check a point; without a plan, where its swept bounds have lo >= hi. `models`:
+    see `check`; `published`: what an experiment says of the point."""
     try:
         composed = compose("sweep", [*fixed, *(f"{key}={value}" for key, value in values.items())])
-        composed.config["published"] = composed.config["published"] or published
+        composed.config["published"] = composed.config["published"] or published or {}
         return Entry(values, check(composed, values, models), None)
     except EmptyInterval as error:
         if not any(key.endswith((".lo", ".hi")) for key in values):

@@ -1,29 +1,20 @@
 """Several processes on one run (torchrun); they never talk."""
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Rank:
-    """This process among those that were started together.
+class Rank(NamedTuple):
+    """This process among those that were started together."""
 
-    Attributes:
-        index, count: its number over all machines, from 0, and how many there are.
-        local: its number on this machine, which is the number of its GPU.
-    """
-
-    index: int
-    count: int
-    local: int
+    index: int  # over all machines, from 0
+    count: int  # of all processes
+    local: int  # on this machine, which is the number of its GPU
 
     @property
     def first(self) -> bool:
         """Whether this is the process that speaks for all."""
         return self.index == 0
-
-
-ALONE = Rank(index=0, count=1, local=0)
 
 
 def this_rank() -> Rank:

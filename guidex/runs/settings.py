@@ -13,31 +13,11 @@ from guidex.config.instantiate import content_key
 from guidex.errors import UsageError
 from guidex.runs.provenance import digest
 from guidex.runs.ranks import this_rank
-from guidex.sampling.seeds import SEED_LIMIT, check_count, check_seeds, parse_seeds
+from guidex.sampling.seeds import SEED_LIMIT, check_count, parse_seeds
 
 FORMATS = ("png", "zip", "npz")
 _LEAST = {"batch": 1, "block": 1, "repeats": 1, "gallery": 0}
 _CHOICES = {"rng": ("device", "cpu"), "format": FORMATS, "features": ("keep", "drop")}
-
-
-@dataclass(frozen=True)
-class View:
-    """The ends of the axes in figures of 1D toys; None: chosen from the data."""
-
-    x_range: list[float] | None = None
-    sigma_range: list[float] | None = None
-
-    def __post_init__(self) -> None:
-        for key, value in vars(self).items():
-            try:
-                low, high = (0, 1) if value is None else value
-                fits = -math.inf < low < high < math.inf
-            except (TypeError, ValueError):  # no numbers, or not two
-                fits = False
-            if not fits:
-                raise UsageError(
-                    f"figure.{key} must be two increasing numbers or null, not {value!r}"
-                )
 
 
 def _key(*roles: str, **options: Any) -> Any:
@@ -59,7 +39,7 @@ class Settings:
     out: str | None = _key("volatile")
     overwrite: bool = _key("volatile")
     batch: int = _key("volatile")
-    figure: View = _key("volatile", default=View())
+    figure: Config = _key("volatile", default_factory=dict)
     eval: bool = _key("volatile", default=False)
     published: Any = _key("volatile", default=None)
     shard: Any = _key("volatile", default=None)
@@ -98,18 +78,21 @@ class Settings:
                 raise UsageError(f"{key} must be {' or '.join(_CHOICES[key])}, not {config[key]!r}")
         names = {each.name for each in fields(cls)}
         typed = {key: value for key, value in config.items() if key in names}
-        view = View(**config.get("figure", {}))
+        for key, value in config.get("figure", {}).items():
+            if value is not None and not _are_increasing(value):
+                raise UsageError(
+                    f"figure.{key} must be two increasing numbers or null, not {value!r}"
+                )
         seeds = _all_seeds(json.dumps(config["seeds"]), config.get("repeats", 1))
-        made = cls(**typed | {"config": config, "seeds": seeds, "figure": view})
+        made = cls(**typed | {"config": config, "seeds": seeds})
         made.part  # noqa: B018 (it is checked)
         return made
 
     @classmethod
     def anywhere(cls, config: Config) -> Self:
         """Those of a run on another machine, whose device may be missing here."""
-        device = resolve_device("auto") if config["device"] != "cpu" else "cpu"
-        if device.partition(":")[0] != config["device"]:
-            device = "cpu"
+        is_here = config["device"] == "cuda" and torch.cuda.is_available()
+        device = "cuda" if is_here else "cpu"
         return replace(cls.of({**config, "device": device}), config=config)
 
     @property
@@ -176,6 +159,15 @@ def resolve_device(device: str) -> str:
     return f"cuda:{index}"
 
 
+def _are_increasing(value: Any) -> bool:
+    """Whether a value is two finite numbers, the ends of an axis."""
+    try:
+        low, high = value
+        return -math.inf < low < high < math.inf
+    except (TypeError, ValueError):  # no numbers, or not two
+        return False
+
+
 def whole(config: Config, key: str, least: int = 1) -> int:
     """A whole number from the configuration."""
     value = config[key]
@@ -192,7 +184,5 @@ def _all_seeds(text: str, repeats: int) -> list[int]:
     check_count(len(first) * repeats)
     stride = max(first) - min(first) + 1
     if max(first) + stride * (repeats - 1) >= SEED_LIMIT:
-        raise UsageError(f"repeats={repeats} leaves the range of seeds, which end below 2^63")
-    seeds = [seed + stride * r for r in range(repeats) for seed in first]
-    check_seeds(seeds)
-    return seeds
+        raise UsageError(f"repeats={repeats} leaves the range of seeds, which end below 2^32")
+    return [seed + stride * r for r in range(repeats) for seed in first]

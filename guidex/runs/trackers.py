@@ -11,7 +11,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,12 +20,12 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from guidex.config.compose import Config
 from guidex.errors import GuidexError, UsageError, reason_of
 from guidex.reports.rows import Row, Value, exact
 from guidex.runs.engine import Cohort, Task
-from guidex.runs.folder import write_json
+from guidex.runs.folder import read_json, write_json
 from guidex.runs.points import words_of
+from guidex.runs.points_table import Table
 from guidex.runs.provenance import digest
 
 
@@ -71,16 +71,14 @@ class JsonLines(Tracker):
 
 
 class TensorBoard(Tracker):
-    """A folder of events for each point in `folder`, or in tensorboard of the run's."""
+    """A folder of events for each point in tensorboard of the run's folder."""
 
-    def __init__(self, folder: str | None = None) -> None:
+    def __init__(self) -> None:
         self.writer = _package("tensorboard", "torch.utils.tensorboard").SummaryWriter
-        self.folder = folder
 
     def tell(self, point: Told) -> None:
-        top = Path(self.folder).expanduser() if self.folder else point.folder / "tensorboard"
         parameters = {k: "null" if v is None else v for k, v in point.parameters.items()}
-        with self.writer(str(top / point.slug)) as writer:
+        with self.writer(str(point.folder / "tensorboard" / point.slug)) as writer:
             writer.add_hparams(parameters, point.metrics, run_name=".")
             if point.images is not None:
                 writer.add_image("samples", point.images, dataformats="HWC")
@@ -120,17 +118,17 @@ class Trackio(WandB):
 
 
 class MLflow(Tracker):
-    """An MLflow server, or mlflow.db and mlflow/ in the run's folder."""
+    """The MLflow server of MLFLOW_TRACKING_URI, or mlflow.db and mlflow/ in the run's folder."""
 
-    def __init__(self, experiment: str = "guidex", uri: str | None = None) -> None:
+    def __init__(self, experiment: str = "guidex") -> None:
         self.mlflow, self.experiment = _package("mlflow"), experiment
-        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
 
     def tell(self, point: Told) -> None:
         mlflow, folder = self.mlflow, point.folder.absolute()
-        mlflow.set_tracking_uri(self.uri or f"sqlite:///{folder}/mlflow.db")
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        mlflow.set_tracking_uri(uri or f"sqlite:///{folder}/mlflow.db")
         if mlflow.get_experiment_by_name(self.experiment) is None:
-            place = None if self.uri else f"file://{folder}/mlflow"
+            place = None if uri else f"file://{folder}/mlflow"
             mlflow.create_experiment(self.experiment, place)
         mlflow.set_experiment(self.experiment)
         with mlflow.start_run(run_name=point.name, tags={"table": point.table}):
@@ -151,17 +149,13 @@ def _package(name: str, module: str | None = None) -> ModuleType:
         ) from error
 
 
-def track(
-    tracker: Tracker, config: Config, table: str, rows: Sequence[Row], cohorts: Sequence[Cohort]
-) -> None:
-    """Tell a tracker, made from a configuration, all measured points that it has not been told;
-    GuidexError where it fails."""
-    folder = cohorts[0].folder.path
-    file, told = folder / "tracker.json", set()
-    with suppress(OSError, ValueError, TypeError):
-        told = set(json.loads(file.read_text(encoding="utf-8")))
-    pairs = [(cohort, task) for cohort in cohorts for task in cohort.tasks]
-    for cohort, task in pairs:
+def track(tracker: Tracker, table: Table, rows: Sequence[Row], cohorts: Sequence[Cohort]) -> None:
+    """Tell the tracker of a table all measured points that it has not been told; GuidexError where
+    it fails."""
+    folder, config = cohorts[0].folder.path, table.base.config["tracker"]
+    file = folder / "tracker.json"
+    told = set(read_json(file) or ())
+    for cohort, task in ((each, task) for each in cohorts for task in each.tasks):
         row, planned = rows[task.index], task.point.planned
         key = digest([config, row.values, row.metrics, planned.seeds], 32)
         if key in told:
@@ -171,7 +165,7 @@ def track(
             parameters[name] = getattr(row, name)
         name, images = words_of(planned.values) or planned.method, _side_by_side(cohort, task)
         try:
-            tracker.tell(Told(table, name, folder, parameters, row.metrics, images))
+            tracker.tell(Told(table.name, name, folder, parameters, row.metrics, images))
         except Exception as error:  # every package has its own
             raise GuidexError(
                 f"tracker: {reason_of(error)}; the results are in {folder}, and the same command "
@@ -182,10 +176,8 @@ def track(
 
 
 def _side_by_side(cohort: Cohort, task: Task) -> np.ndarray | None:
-    if cohort.kept == 0:
+    arrays = cohort.gathered(task, "gallery") if cohort.kept > 0 else {}
+    if not arrays:
         return None
-    arrays = cohort.gathered(task, "gallery")
-    if "gallery" not in arrays:
-        return None
-    images = np.concatenate(arrays["gallery"][: cohort.kept], axis=2).transpose(1, 2, 0)
+    images = np.concatenate(arrays["gallery"], axis=2).transpose(1, 2, 0)
     return np.broadcast_to(images, (*images.shape[:2], 3)).copy()

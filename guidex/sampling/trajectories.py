@@ -58,11 +58,6 @@ class NonFinite(GuidexError):
         self.run = run
 
 
-def shared_steps(runs: Sequence[Run], steps: int) -> int:
-    """How many steps are really taken for all runs together, per image."""
-    return sum(1 for _ in taken(runs, steps))
-
-
 def taken(runs: Sequence[Run], steps: int) -> Iterator[tuple[int, int]]:
     """The steps that are really taken for all runs together: for each, one of the runs that share
     it, by number, and the step."""

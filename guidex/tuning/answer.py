@@ -2,11 +2,11 @@
 
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from guidex.metrics.differences import LEVEL, difference
 from guidex.reports.labels import short_names
-from guidex.tuning.cost import identity
-from guidex.tuning.search import Candidate, Objective, Search, beats
+from guidex.tuning.search import Candidate, Objective, Search, beats, identity
 
 RUNNERS_UP = 4
 
@@ -33,8 +33,9 @@ def answer(search: Search, fixed: Sequence[str]) -> Iterator[str]:
         if places := edges(search, best):
             yield f"  on the edge of its range, beyond which better may lie: {', '.join(places)}"
         yield f"  {one.metric} against evaluations per image:"
-        for each in sorted(front(ranked, _cost_and(one)), key=_cost_and(one)):
-            yield f"    {each.evaluations}: {_told(each, [one])}"
+        cost_and_loss = partial(_cost_and_loss, one)
+        for each in sorted(front(ranked, cost_and_loss), key=cost_and_loss):
+            yield f"    {cost_and_loss(each)[0]}: {_told(each, [one])}"
         words = [*fixed, *(f"{key}={value}" for key, value in best.values.items())]
         yield f"  again: {shlex.join(['guidex', 'sample', 'eval=true', *words])}"
     if len(search.objectives) > 1:
@@ -69,8 +70,9 @@ def summary(search: Search) -> str:
     return "; ".join([told, spent, *best])
 
 
-def _cost_and(one: Objective) -> Callable[[Candidate], tuple[float, ...]]:
-    return lambda candidate: (candidate.evaluations, one.loss(candidate.rows[-1]))
+def _cost_and_loss(one: Objective, candidate: Candidate) -> tuple[float, ...]:
+    row = candidate.rows[-1]
+    return row.evals_main + row.evals_ref, one.loss(row)
 
 
 def _told(candidate: Candidate, objectives: Sequence[Objective]) -> str:

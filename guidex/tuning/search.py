@@ -10,15 +10,16 @@ way, and what was measured before is there.
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from guidex.config.presets import nearest
 from guidex.errors import GuidexError, UsageError
 from guidex.reports.rows import Row
+from guidex.runs.cost import cost
 from guidex.runs.points import Planned
-from guidex.tuning.cost import identity, price
 from guidex.tuning.space import Budget, Choice, Range
 
 SAMPLERS = ("TPE", "GP", "QMC", "Random", "CmaEs", "NSGAII", "NSGAIII", "BruteForce")
@@ -36,20 +37,14 @@ class Candidate:
         values: of the searched keys, as they are typed.
         rows: what was measured at each rung, so far.
         trials: of Optuna, yet to be told; several, where their values make the same plan.
-        first, told: the first trial that was told, and whether of all images.
+        early: the first trial, where it was told before all images were measured.
     """
 
     values: Values
     planned: Planned
     rows: list[Row] = field(default_factory=list)
     trials: list[Any] = field(default_factory=list)
-    first: Any = None
-    told: bool = False
-
-    @property
-    def evaluations(self) -> int:
-        """Per image."""
-        return self.planned.plan.evaluations_main + sum(self.planned.plan.evaluations_ref)
+    early: Any = None
 
 
 @dataclass(frozen=True)
@@ -67,13 +62,21 @@ class Objective:
         return math.inf if math.isnan(value) else value if self.better == "lower" else -value
 
 
+def identity(point: Planned) -> Hashable:
+    """Equal for points that make the same samples of a seed: their plans as snapped to the grid."""
+    run, steps = point.run, len(point.plan.timeline.evaluations)
+    return point.settings.cohort, tuple(run.signature(step) for step in range(steps))
+
+
+def price(points: Sequence[Planned]) -> Counter:
+    """What a seed costs at all points, by the unit of a budget, but for seconds."""
+    main, references, gflops = cost(points)
+    return Counter(evaluations=main + references, GFLOP=gflops, images=len(points))
+
+
 def new_study(sampler: str, seed: int, objectives: int, storage: str | None = None) -> Any:
     """An empty study of Optuna; one in the storage is begun anew, and filled again by the search.
-
-    Raises:
-        UsageError: no such sampler.
-        GuidexError: Optuna is not installed.
-    """
+    UsageError where there is no such sampler, GuidexError where Optuna is not installed."""
     try:
         import optuna
     except ImportError as error:
@@ -83,10 +86,9 @@ def new_study(sampler: str, seed: int, objectives: int, storage: str | None = No
         raise UsageError(f"search.sampler={sampler}: no such sampler{nearest(sampler, SAMPLERS)}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     name = None if storage is None else "guidex"
-    if storage and any(
-        study.study_name == name for study in optuna.get_all_study_summaries(storage)
-    ):
-        optuna.delete_study(study_name=name, storage=storage)
+    if storage is not None:
+        with suppress(KeyError):  # there is none
+            optuna.delete_study(study_name=name, storage=storage)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what Optuna calls experimental
         options = {"multivariate": True} if sampler == "TPE" else {}
@@ -106,7 +108,6 @@ class Search:
         keep: one in so many of a rung goes on to the next.
         plan: values to a point, or None where there is none, as with lo >= hi.
         measure: candidates and the number of a rung to rows.
-        say: told after each round.
         spent: evaluations, GFLOP, images and seconds so far.
         candidates: by the identity of their plans.
     """
@@ -120,20 +121,19 @@ class Search:
     keep: int
     plan: Callable[[Values], Planned | None]
     measure: Callable[[Sequence[Candidate], int], list[Row]]
-    say: Callable[["Search"], None]
     spent: Counter = field(default_factory=Counter)
     candidates: dict[Hashable, Candidate] = field(default_factory=dict)
 
-    def run(self) -> None:
-        """Rounds until the budget or the space is exhausted; UsageError where the budget does not
-        pay for one candidate."""
+    def rounds(self) -> Iterator[None]:
+        """Go on, round by round, until the budget or the space is exhausted; UsageError where the
+        budget does not pay for one candidate."""
         while fresh := self._affordable(self._asked(), 0):
             self._take(fresh, 0)
             for rung in range(1, len(self.rungs)):
                 self._take(self._affordable(self._best(rung), rung), rung)
             for candidate in self.candidates.values():
                 self._tell(candidate)
-            self.say(self)
+            yield
         if not self.finalists:
             raise UsageError(
                 f"budget: {self.budget.amount:g} {self.budget.unit} do not pay for one candidate "
@@ -230,8 +230,8 @@ class Search:
             self.spent["seconds"] += row.seconds - (one.rows[-1].seconds if one.rows else 0.0)
             one.rows.append(row)
             self.candidates[identity(one.planned)] = one
-        for unit, cost in price([one.planned for one in group]).items():
-            self.spent[unit] += cost * self._images(rung)
+        for unit, amount in price([one.planned for one in group]).items():
+            self.spent[unit] += amount * self._images(rung)
 
     def _tell(self, candidate: Candidate) -> None:
         """Tell Optuna what is known of a candidate, and once more when it is measured in full."""
@@ -244,12 +244,12 @@ class Search:
             else:
                 trial.report(losses[0], step=candidate.rows[-1].images)
                 self.study.tell(trial, state=TrialState.PRUNED)
-        first = candidate.first
-        if first is not None and is_whole and not candidate.told:
-            known = {"params": first.params, "distributions": first.distributions}
+        early = candidate.early
+        if is_whole and early is not None:
+            known = {"params": early.params, "distributions": early.distributions}
             self.study.add_trial(create_trial(values=losses, **known))
-        candidate.first = first or candidate.trials[0]
-        candidate.told, candidate.trials = is_whole, []
+        candidate.early = None if is_whole else early or candidate.trials[0]
+        candidate.trials = []
 
     def _drop(self, trials: Sequence[Any]) -> None:
         """Forget trials that are not measured."""

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from guidex.config.compose import Config, compose, split_axes
-from guidex.config.presets import nearest
+from guidex.config.compose import compose, split_axes, value_at
 from guidex.errors import UsageError
 
 UNITS = ("evaluations", "GFLOP", "images", "seconds")
@@ -67,7 +66,7 @@ class Choice:
 
     key: str
     values: tuple[str, ...]
-    ends, preset = (), None
+    ends = ()
 
     def ask(self, trial: Any) -> str:
         return trial.suggest_categorical(self.key, self.values)
@@ -93,14 +92,6 @@ def ranges_of(words: Sequence[str]) -> tuple[list[str], list[Range | Choice]]:
     return fixed, space
 
 
-def value_at(config: Config, key: str) -> Any:
-    """What a configuration says at a key; None where it has none."""
-    node: Any = config
-    for name in key.split("."):
-        node = node.get(name) if isinstance(node, dict) else None
-    return node
-
-
 @dataclass(frozen=True)
 class Budget:
     """How much may be spent, in one of UNITS. Steps that candidates share are paid once."""
@@ -111,10 +102,9 @@ class Budget:
     @classmethod
     def of(cls, text: Any) -> "Budget":
         """From text such as "2e6 evaluations"; UsageError where it says something else."""
-        number, unit = re.fullmatch(r"([\d.]*(?:e\d+)?) *(.*?)", str(text).strip()).groups()
-        units = {known.lower().rstrip("s"): known for known in UNITS}
-        if not re.fullmatch(_NUMBER, number) or not 0 < float(number) < math.inf:
-            raise UsageError(f"budget={text}: give a number above 0 and a unit: '2e6 evaluations'")
-        if unit.lower().rstrip("s") not in units:
-            raise UsageError(f"budget={text}: {unit!r} is not counted{nearest(unit, UNITS)}")
-        return cls(float(number), units[unit.lower().rstrip("s")])
+        units = {unit.lower().rstrip("s"): unit for unit in UNITS}
+        found = re.fullmatch(rf"({_NUMBER}) *({'|'.join(units)})s?", str(text).strip().lower())
+        if found is None or not 0 < float(found[1]) < math.inf:
+            allowed = ", ".join(UNITS)
+            raise UsageError(f"budget={text}: give a number, such as 2e6, and one of {allowed}")
+        return cls(float(found[1]), units[found[2]])

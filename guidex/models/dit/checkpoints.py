@@ -1,6 +1,6 @@
 """Weights of transformers from the files that they are published in.
 
-Files of torch.save (`.pt`, of guidex.files.torch_files) and `.safetensors`, in the names of the
+Files of torch.save (`.pt`, of guidex.files.pickles) and `.safetensors`, in the names of the
 published code or in those of diffusers' DiTTransformer2DModel.
 """
 
@@ -8,15 +8,13 @@ import json
 import re
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from guidex.errors import GuidexError, printable
-from guidex.files.pickles import open_file
-from guidex.files.torch_files import read_weights
+from guidex.files.pickles import read_weights
 from guidex.models.dit.network import Network, Shape, positions
+from guidex.models.pretrained import safetensors_file
 
 IGNORED = ("projectors.", "bn.", "feat_rope.")
 """What networks do not compute with: REPA's projectors, latents' statistics, tables of angles."""
@@ -37,30 +35,6 @@ _DIFFUSERS = {
 }
 
 
-def read_state(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a file, by the names of the published code.
-
-    Arguments:
-        path: a file of torch.save, whose EMA is taken where there is one; .safetensors; or a
-            folder as diffusers writes it.
-
-    Raises:
-        UsageError: no such file, or not of these kinds.
-        GuidexError: damaged, or refused because it holds more than data.
-    """
-    path = weights_file(path)
-    if path.suffix == ".safetensors":
-        open_file(path).close()
-        try:
-            state = safetensors.torch.load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise GuidexError(f"{path}: not a readable safetensors file ({error}).") from error
-    else:
-        state = read_weights(path)
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return _renamed(state) if "proj_out_1.weight" in state else state
-
-
 def weights_file(path: str | Path) -> Path:
     """The file of weights at a path, in a folder of diffusers where it is one."""
     path = Path(path).expanduser()
@@ -74,14 +48,17 @@ def read_network(path: str | Path, heads: int | None = None) -> Network:
     """The network of a checkpoint, float32, on the CPU; sizes are read from its tensors.
 
     Arguments:
-        path: see `read_state`.
+        path: a file of torch.save, whose EMA is taken where there is one; .safetensors; or a
+            folder as diffusers writes it.
         heads: see `Shape.of`.
 
     Raises:
-        UsageError, GuidexError: as `read_state`; GuidexError: it is of another network.
+        UsageError: no such file, or not of these kinds.
+        GuidexError: damaged, of another network, or refused because it holds more than data.
     """
+    path = weights_file(path)
     try:
-        state = _counted_through(read_state(path))
+        state = _counted_through(_read_state(path))
         if "pos_embed" not in state:
             state["pos_embed"] = _positions(path, state["x_embedder.proj.weight"])
         shape = Shape.of(state, heads)
@@ -95,6 +72,17 @@ def read_network(path: str | Path, heads: int | None = None) -> Network:
         raise GuidexError(f"{path}: not the weights of a DiT: {reason}") from None
 
 
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, by the names of the published code."""
+    if path.suffix == ".safetensors":
+        with safetensors_file(path) as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}
+    else:
+        state = read_weights(path)
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return _renamed(state) if "proj_out_1.weight" in state else state
+
+
 def _counted_through(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Blocks counted through, where REPA's oldest checkpoints count the later ones apart."""
     first = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
@@ -105,9 +93,9 @@ def _counted_through(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _positions(path: str | Path, patches: Tensor) -> Tensor:
+def _positions(path: Path, patches: Tensor) -> Tensor:
     """The table of positions, which diffusers' files leave out: its size is in config.json."""
-    description = weights_file(path).with_name("config.json")
+    description = path.with_name("config.json")
     try:
         side = json.loads(description.read_bytes())["sample_size"] // patches.shape[-1]
         return positions(side**2, len(patches))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from guidex.errors import GuidexError, UsageError
 from guidex.files.cache import fetch
-from guidex.files.torch_files import read_weights
+from guidex.files.pickles import read_weights
 from guidex.models.decoders import VAE
 
 SD_VAE_EMA = "stabilityai/sd-vae-ft-ema"
@@ -42,18 +42,11 @@ class LatentVAE(VAE):
         statistics: str | None = None,
         middle: float = 128.0,
     ) -> None:
-        if not factor > 0 or middle not in (128, 127.5):
-            raise UsageError(
-                f"factor={factor:g} must be positive, and middle={middle:g} 128 or 127.5"
-            )
         super().__init__(path, dtype, batch, compile)
         self.middle = middle
         mean, std = torch.zeros(1), torch.full([1], 1 / factor)
         if statistics is not None:
-            file = fetch(
-                str(Path(statistics).expanduser()) if "://" not in statistics else statistics
-            )
-            mean, std = _statistics(file)
+            mean, std = _statistics(fetch(statistics))
             if len(mean) != self.vae.config.latent_channels or len(std) != len(mean):
                 raise UsageError(
                     f"{statistics}: statistics of {len(mean)} channels, but the VAE at {path} has "

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guidex.models.attention import changed_parts
 from guidex.models.condition import Condition, Conditions
-from guidex.models.denoiser import Denoiser, View
+from guidex.models.denoiser import Denoiser, View, changed_parts
 from guidex.models.dit.network import Network
 from guidex.models.native_time import timestep, timestep_sigmas
 
@@ -55,8 +54,7 @@ class Transformer(Denoiser):
         time = torch.cat([x.new_full((len(x),), t, dtype=torch.float32) for _, t in asked])
         labels = torch.cat([self._labels(view.condition, x) for view in views])
         weight = self.network.final_layer["linear"].weight
-        perturbed = [(view.perturbation, view.sigma) for view in views]
-        parts = changed_parts(perturbed, self._attention_shapes, x.device)
+        parts = changed_parts(views, self._attention_shapes, x.device)
         answer = self.network(latents.to(weight.dtype), time, labels, parts)
         result = []
         for view, own in zip(views, answer.to(x.dtype).split(len(x)), strict=True):

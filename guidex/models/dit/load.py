@@ -1,19 +1,17 @@
 """Transformers from checkpoints: a file of your own, or a published one by its preset."""
 
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 import torch
 
 from guidex.errors import UsageError
 from guidex.files.cache import fetch, file_sha256
-from guidex.files.progress import download_bar
 from guidex.models.dit.checkpoints import read_network, weights_file
 from guidex.models.dit.denoiser import Noise, Transformer, Velocity
 from guidex.models.dit.network import Network, Shape
-from guidex.models.spec import ModelSpec, Source
+from guidex.models.spec import ModelSpec, Source, compile_network
 
 Kind = Literal["dit", "sit", "repa", "lightningdit"]
 Size = Literal["s", "b", "l", "xl"]
@@ -39,7 +37,7 @@ def transformer(
     """The recipe of a checkpoint's network. Nothing that the file holds is run.
 
     Arguments:
-        checkpoint: path, file:// URL or https:// URL (downloaded into the cache once) of a file of
+        checkpoint: path or https:// URL (downloaded into the cache once) of a file of
             torch.save or .safetensors, or a folder as diffusers writes it.
         kind: what it was trained to predict: noise (dit), the velocity in time 1 - t (sit,
             lightningdit) or in time t (repa, also REPA-E's).
@@ -72,19 +70,12 @@ def _load(
     checkpoint: str, kind: Kind, heads: int | None, sha256: str | None, dtype: Dtype, compile: bool
 ) -> Transformer:
     """The network of a checkpoint, on the CPU."""
-    if Path(checkpoint).expanduser().is_dir():
-        path = weights_file(checkpoint)
-    else:
-        with download_bar(PurePosixPath(urlsplit(checkpoint).path).name) as progress:
-            path = fetch(checkpoint, sha256=sha256, progress=progress)
+    is_folder = Path(checkpoint).expanduser().is_dir()
+    path = weights_file(checkpoint) if is_folder else fetch(checkpoint, sha256=sha256)
     model = _denoiser(read_network(path, heads).cast(getattr(torch, dtype)), kind)
     model.origin = {"source": path.name, "path": checkpoint, "sha256": file_sha256(path)}
     if compile:
-        from torch._dynamo import config
-
-        config.recompile_limit = 64  # sizes of batches, of all networks together
-        model.network.compile(dynamic=False)
-        model.compiled = True
+        compile_network(model, model.network)
     return model
 
 

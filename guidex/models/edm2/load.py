@@ -5,20 +5,17 @@ CPUs compute float16 several times slower than float32: use float32 there.
 """
 
 from functools import partial
-from pathlib import Path, PurePosixPath
 from typing import Literal
-from urllib.parse import urlsplit
 
 import torch
 
 from guidex.errors import GuidexError, UsageError
 from guidex.files.cache import fetch, file_sha256
 from guidex.files.pickles import printable
-from guidex.files.progress import download_bar
 from guidex.models.edm2.checkpoints import Checkpoint, read_checkpoint, read_config
 from guidex.models.edm2.folded import fold
 from guidex.models.edm2.network import EDM2, Config
-from guidex.models.spec import ModelSpec, Source
+from guidex.models.spec import ModelSpec, Source, compile_network
 
 Dtype = Literal["float16", "bfloat16", "float32"]
 Size = Literal["xxs", "xs", "s", "m", "l", "xl", "xxl"]
@@ -78,7 +75,7 @@ def released(
     build = partial(load_network, place, None, dtype, compile)
     channels = {"img512": 4, "img64": 3}[dataset]
     config = Config(64, channels, 1000 if conditional else 0, CHANNELS[size])
-    return ModelSpec.of(_outline(config), build, (Source(place),), GFLOPS[size], ema)
+    return ModelSpec.of(_outline(config), build, (Source(place),), GFLOPS[size])
 
 
 def _outline(config: Config, dtype: torch.dtype = torch.float32) -> EDM2:
@@ -93,8 +90,8 @@ def load_network(
     """The EDM2 network of a checkpoint, in its inference form. Nothing that the file holds is run.
 
     Arguments:
-        checkpoint: path, file:// URL or https:// URL (downloaded into the cache once) of an EDM2
-            snapshot (.pkl) or of what `guidex convert` made of one (.safetensors beside .json).
+        checkpoint: path or https:// URL (downloaded into the cache once) of an EDM2
+            snapshot (.pkl) or of what `guidex convert` made of one (.safetensors).
         sha256: that the file must have, or None.
         dtype: in which the U-Net computes.
         compile: use torch.compile, which takes its time once for every size of batch that occurs.
@@ -103,7 +100,7 @@ def load_network(
         UsageError: no such file, or not of these kinds.
         GuidexError: not to be downloaded, damaged, refused, or no EDM2 network.
     """
-    path = obtain(checkpoint, sha256)
+    path = fetch(checkpoint, sha256=sha256)
     read = read_checkpoint(path)
     model = fold(network_of(read, str(path), getattr(torch, dtype)))
     origin = {"path": checkpoint, **read.metadata}
@@ -112,32 +109,8 @@ def load_network(
     names = ("source", "path", "sha256", "original")
     model.origin = {name: str(origin[name]) for name in names if origin.get(name) is not None}
     if compile:
-        compile_network(model)
+        compile_network(model, model.unet)
     return model
-
-
-def compile_network(model: EDM2) -> None:
-    """Use torch.compile for a network from now on, anew for each size of batch."""
-    import torch._dynamo.config
-
-    # Torch goes on without compiling beyond this number, towards which the sizes of batches of all
-    # networks of a process count together: those of a table may be many.
-    torch._dynamo.config.recompile_limit = 64
-    model.unet.compile(dynamic=False)
-    model.compiled = True
-
-
-def obtain(checkpoint: str, sha256: str | None = None) -> Path:
-    """The file of a checkpoint on this machine, downloaded if need be, with progress."""
-    parts = urlsplit(checkpoint)
-    name = PurePosixPath(parts.path).name
-    if parts.scheme in ("http", "https") and name.endswith(".safetensors"):
-        raise UsageError(
-            f"{checkpoint}: a converted checkpoint is two files, {name} and its .json, and is not "
-            "downloaded; get both and give the path, or give the URL of the original .pkl"
-        )
-    with download_bar(name) as progress:
-        return fetch(checkpoint, sha256=sha256, progress=progress)
 
 
 def network_of(checkpoint: Checkpoint, where: str, dtype: torch.dtype) -> EDM2:

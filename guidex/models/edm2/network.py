@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from guidex.errors import UsageError
-from guidex.models.attention import Parts, attention, changed_parts
+from guidex.models.attention import Parts, attention
 from guidex.models.condition import Condition, Conditions
-from guidex.models.denoiser import Denoiser, View
+from guidex.models.denoiser import Denoiser, View, changed_parts
 from guidex.models.edm2.layers import (
     Fourier,
     MPConv,
@@ -297,8 +297,7 @@ class EDM2(Denoiser):
         sigma = torch.cat([x.new_full((count,), view.sigma) for view in views])
         classes = torch.cat([self._classes(view.condition, x) for view in views])
         repeated = x if len(views) == 1 else x.repeat(len(views), 1, 1, 1)
-        asked = [(view.perturbation, view.sigma) for view in views]
-        parts = changed_parts(asked, self.unet.attention_shapes, x.device) or None
+        parts = changed_parts(views, self.unet.attention_shapes, x.device) or None
         return list(self.predict(repeated, sigma, classes, parts).split(count))
 
     def _classes(self, condition: Condition, x: Tensor) -> Tensor:

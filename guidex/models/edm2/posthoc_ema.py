@@ -6,6 +6,8 @@ dtau; its length is told by sigma_rel, the width of this profile as a fraction o
 are in any one unit.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -57,35 +59,28 @@ def profile_product(
     return scale * (early / late) ** gamma_late / late
 
 
-def reconstruction_coefficients(
-    snapshot_times: ArrayLike,
-    snapshot_lengths: ArrayLike,
-    target_times: ArrayLike,
-    target_lengths: ArrayLike,
-) -> NDArray[np.float64]:
+def reconstruction(
+    times: Sequence[float], lengths: Sequence[float], time: float, length: float
+) -> tuple[NDArray[np.float64], float]:
     """Weights of stored averages whose sum is nearest (least squares) to one never stored.
 
-    The sum's profile is fitted to the target's by its normal equations (appendix C); coefficients
+    The sum's profile is fitted to the target's by its normal equations (appendix C); the weights
     are divided by their sum, so that a network that no longer changes is reproduced.
 
     Arguments:
-        snapshot_times, snapshot_lengths: training time and sigma_rel of each stored average, [N].
-        target_times, target_lengths: those wanted, [M] or scalars.
+        times, lengths: training time and sigma_rel of each stored average, [N].
+        time, length: those wanted, at most the last snapshot's time.
 
     Returns:
-        Coefficients [N, M], every column of sum 1.
+        Weights [N] of sum 1, and how far the sum's profile is from the one wanted, as a share of
+        the latter (L2 norms).
     """
-    t, t_target = np.array(snapshot_times, float), np.array(target_times, float, ndmin=1)
-    gamma = gamma_of_sigma_rel(snapshot_lengths)
-    gamma_target = np.atleast_1d(gamma_of_sigma_rel(target_lengths))
-    if len(set(zip(t, gamma, strict=True))) < t.size:
-        raise UsageError("two EMA snapshots have the same time and length; give each one once")
-    if not (np.all(t > 0) and np.all((t_target > 0) & (t_target <= t.max()))):
-        raise UsageError(
-            f"snapshots at {t.tolist()} do not tell of {t_target.tolist()}: times must be above 0 "
-            f"and at most the last snapshot's {t.max():g}"
-        )
-    gram = profile_product(t[:, None], gamma[:, None], t, gamma)
-    moments = profile_product(t[:, None], gamma[:, None], t_target, gamma_target)
-    coefficients = np.linalg.solve(gram, moments)
-    return coefficients / coefficients.sum(axis=0)
+    t, gamma = np.array([*times, time]), gamma_of_sigma_rel([*lengths, length])
+    if len(set(zip(times, lengths, strict=True))) < len(times) or not np.all(t > 0):
+        raise UsageError("EMA snapshots must differ in time or length, and be of times above 0")
+    products = profile_product(t[:, None], gamma[:, None], t, gamma)
+    weights = np.linalg.solve(products[:-1, :-1], products[:-1, -1])
+    weights /= weights.sum()
+    difference = np.append(weights, -1.0)
+    squared = difference @ products @ difference / products[-1, -1]
+    return weights, float(np.sqrt(max(squared, 0.0)))

@@ -1,98 +1,109 @@
-"""Perturbed self-attention in diffusers' networks, by processors that are always put back."""
+"""Perturbed self-attention in diffusers' networks: PyTorch's attention is replaced in the call of a
+layer, so that all around it (projections, norms, texts beside the image) is the layer's own."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from guidex.errors import UsageError
 from guidex.models.attention import Change, attention
-from guidex.models.denoiser import View
-
-# Of U-Nets the self-attention of their transformers, of SD3's blocks what image and text share.
-_ENDS = (".attn1.processor", ".attn.processor")
+from guidex.models.denoiser import View, by_layer
 
 
 def attention_layers(network: nn.Module) -> tuple[str, ...]:
-    """Names of the self-attention layers, in the order of the network."""
-    known = network.attn_processors
-    found = [name for name, _ in network.named_modules() if f"{name}.processor" in known]
-    return tuple(name for name in found if f".{name}.processor".endswith(_ENDS))
+    """Names of the self-attention layers, in the order of the network: those of images alone, and
+    SD3's, of image and text."""
+    from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
+
+    return tuple(
+        name
+        for name, layer in network.named_modules()
+        if isinstance(layer, Attention)
+        and not layer.is_cross_attention
+        and (layer.added_kv_proj_dim is None or type(layer.processor) is JointAttnProcessor2_0)
+    )
+
+
+@contextmanager
+def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Another forward for a module; its own afterwards, whatever happens."""
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
 
 
 @contextmanager
 def perturbed(network: nn.Module, layers: Sequence[str], views: Sequence[View]) -> Iterator[None]:
     """Perturb the self-attention in the parts of a batch, one after the other, that their views ask
-    it for; what was there is put back, whatever happens."""
-    chosen: dict[str, list[int]] = {}
-    for number, view in enumerate(views):
-        for layer in view.perturbation.chosen(layers) if view.perturbation is not None else ():
-            chosen.setdefault(layer, []).append(number)
-    before = {layer: network.get_submodule(layer).processor for layer in chosen}
-    try:
-        for layer, numbers in chosen.items():
-            own = [view if number in numbers else None for number, view in enumerate(views)]
-            network.get_submodule(layer).set_processor(Perturbed(layer, own))
+    it for; afterwards, the network is as it was."""
+    with ExitStack() as stack:
+        for name, own in by_layer(views, layers).items():
+            layer = network.get_submodule(name)
+            forward = partial(_forward, layer.forward, name, own)
+            stack.enter_context(replaced(layer, forward))
         yield
-    finally:
-        for layer, processor in before.items():
-            network.get_submodule(layer).set_processor(processor)
 
 
-class Perturbed:
-    """An attention processor of diffusers for one layer; of SD3's, the perturbation is that of
-    image tokens among themselves, as in diffusers. `views`: of the parts that it perturbs."""
+def _forward(
+    forward: Callable[..., Any], name: str, views: Sequence[View | None], *args: Any, **kwargs: Any
+) -> Any:
+    """What a layer answers while it attends as the views ask it to."""
+    text = kwargs.get("encoder_hidden_states")
+    with _Attention(name, views, 0 if text is None else text.shape[1]) as perturbed_attention:
+        answer = forward(*args, **kwargs)
+    if not perturbed_attention.called:
+        raise UsageError(
+            f"the attention of {name} is not PyTorch's scaled_dot_product_attention and cannot be "
+            "perturbed; use set_attn_processor(AttnProcessor2_0())"
+        )
+    return answer
 
-    def __init__(self, layer: str, views: Sequence[View | None]) -> None:
-        self.layer, self.views = layer, views
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        **others: Any,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """As the processors of diffusers: what is attended to [B, N, C], maybe with text
-        [B, M, C']."""
-        states, text = hidden_states, encoder_hidden_states
-        count = 0 if text is None else text.shape[1]
-        parts = [self._change(view, attn, states, count) for view in self.views]
-        names = ("q", "k", "v")
-        heads = [_heads(attn, states, f"to_{name}", f"norm_{name}") for name in names]
-        if text is not None:
-            added = [_heads(attn, text, f"add_{n}_proj", f"norm_added_{n}") for n in names]
-            heads = [torch.cat(pair, dim=2) for pair in zip(heads, added, strict=True)]
-        result = attention(*heads, parts).transpose(1, 2).flatten(2)
-        own = attn.to_out[1](attn.to_out[0](result[:, : states.shape[1]]))
-        if text is None:
-            return own
-        rest = result[:, states.shape[1] :]
-        return own, rest if attn.context_pre_only else attn.to_add_out(rest)
+class _Attention(TorchFunctionMode):
+    """Attends in place of PyTorch's function, with text tokens after the image's."""
 
-    def _change(self, view: View | None, attn: Any, states: Tensor, text: int) -> Change | None:
-        """What happens to the attention map of a part, with text tokens after the image's."""
-        if view is None:
-            return None
-        tokens, device = states.shape[1], states.device
-        change = view.perturbation.change(self.layer, attn.heads, tokens, view.sigma, device)
-        if text == 0:
+    def __init__(self, layer: str, views: Sequence[View | None], text: int) -> None:
+        super().__init__()
+        self.layer, self.views, self.text = layer, views, text
+        self.called = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        self.called = True
+        return self._attend(*args, **(kwargs or {}))
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: None = None, **_: Any
+    ) -> Tensor:
+        if attn_mask is not None:
+            raise UsageError(f"the attention of {self.layer} is masked and cannot be perturbed")
+        parts = [None if view is None else self._change(view, query) for view in self.views]
+        return attention(query, key, value, parts)
+
+    def _change(self, view: View, query: Tensor) -> Change:
+        """What happens to the attention map of a part: of SD3's, as in diffusers, to that of image
+        tokens among themselves."""
+        _, heads, total, _ = query.shape
+        tokens = total - self.text
+        change = view.perturbation.change(self.layer, heads, tokens, view.sigma, query.device)
+        if self.text == 0:
             return change
         matrix = change.matrix
         if matrix is None:
-            matrix = torch.eye(tokens, dtype=torch.bool, device=device)[None, None]
+            matrix = torch.eye(tokens, dtype=torch.bool, device=query.device)[None, None]
         whole = torch.zeros if change.mode == "noise" else torch.ones
-        size = (1, matrix.shape[1], tokens + text, tokens + text)
-        joint = whole(size, dtype=matrix.dtype, device=device)
+        joint = whole((1, matrix.shape[1], total, total), dtype=matrix.dtype, device=query.device)
         joint[:, :, :tokens, :tokens] = matrix
         return Change("noise" if change.mode == "noise" else "mask", joint)
-
-
-def _heads(attn: Any, states: Tensor, projection: str, norm: str) -> Tensor:
-    """Queries, keys or values, [B, heads, N, d]."""
-    projected = getattr(attn, projection)(states)
-    heads = projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-    normalise = getattr(attn, norm, None)
-    return heads if normalise is None else normalise(heads)

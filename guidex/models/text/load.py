@@ -1,14 +1,9 @@
-"""Text-to-image models from folders that diffusers saves, or from huggingface.co by their ids.
-
-Weights are read from safetensors alone, by classes that are named here and not by the folder; none
-of its code is run.
-"""
+"""Text-to-image models from folders that diffusers saves, or from huggingface.co by their ids."""
 
 import hashlib
 import json
-import warnings
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +12,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from guidex.errors import GuidexError, UsageError
-from guidex.files.cache import file_sha256, offline
+from guidex.files.cache import file_sha256
+from guidex.models.pretrained import library, local_first, read_part
 from guidex.models.spec import ModelSpec, Source
 from guidex.models.text.network import TextToImage
 from guidex.models.text.process import Discrete, Flow, Process
@@ -104,7 +100,7 @@ def text_to_image(
         return TextToImage(network, process, shape, known, sizes, _gflops(folder, shape))
 
     def build() -> TextToImage:
-        folder = obtain(path, variant)
+        folder = _folder_of(path, variant)
         model, family = outline(folder), _family(folder)[1]
         encoder = Encoder(lambda: _encoders(folder, variant, kind), negative, offload)
         model.conditions = replace(known, encoder=encoder)
@@ -132,7 +128,7 @@ def _process(folder: Path, reach: float) -> Process:
     config = _json(folder / "scheduler" / "scheduler_config.json")
     if _family(folder)[1].folder == "transformer":
         return Flow(config.get("num_train_timesteps", 1000))
-    made = libraries()[0].DDPMScheduler.from_config(config)
+    made = library("diffusers").DDPMScheduler.from_config(config)
     return Discrete(made.betas.double().numpy(), config.get("prediction_type", "epsilon"), reach)
 
 
@@ -142,7 +138,7 @@ def _empty(folder: Path) -> nn.Module:
     family = _family(folder)[1]
     config = _json(folder / family.folder / "config.json")
     with torch.device("meta"):
-        made = getattr(libraries()[0], family.network).from_config(config)
+        made = getattr(library("diffusers"), family.network).from_config(config)
     odd = [name for name in ("time_cond_proj_dim", "class_embed_type") if made.config.get(name)]
     odd += ["in_channels"] if made.config.in_channels != made.config.out_channels else []
     if odd or made.config.get("addition_embed_type") not in (None, "text_time"):
@@ -183,12 +179,12 @@ def _encoders(folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
     name, family = _family(folder)
     parts: dict[str, Any] = dict.fromkeys((family.folder, "vae", "scheduler"))
     for kind, end in zip(family.encoders, _ENDS, strict=False):
-        place = folder / f"text_encoder{end}"
-        there = place.is_dir()  # SD3's third may be left out
-        parts[place.name] = _read(kind, place, variant, dtype) if there else None
-        tokenizer = "T5TokenizerFast" if kind.startswith("T5") else "CLIPTokenizer"
-        at = folder / f"tokenizer{end}"
-        parts[at.name] = _read(tokenizer, at) if there else None
+        encoder, tokenizer = folder / f"text_encoder{end}", folder / f"tokenizer{end}"
+        parts |= {encoder.name: None, tokenizer.name: None}
+        if encoder.is_dir():  # SD3's third may be left out
+            parts[encoder.name] = _read(kind, encoder, variant, dtype)
+            kind = "T5TokenizerFast" if kind.startswith("T5") else "CLIPTokenizer"
+            parts[tokenizer.name] = _read(kind, tokenizer)
     if name == "StableDiffusionPipeline":
         parts |= dict.fromkeys(("safety_checker", "feature_extractor"))
         parts["requires_safety_checker"] = False
@@ -197,44 +193,27 @@ def _encoders(folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
         parts |= {"force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
     else:  # whose width stands in for a text encoder that is left out
         parts[family.folder] = _empty(folder)
-    return getattr(libraries()[0], name)(**parts)
+    return getattr(library("diffusers"), name)(**parts)
 
 
-def _read(name: str, place: Path, variant: str | None = None, dtype: Any = None) -> Any:
-    """A part of a pipeline, by the name of a class."""
-    diffusers, transformers = libraries()
-    kind = getattr(diffusers, name, None) or getattr(transformers, name)
-    options = {} if dtype is None else {"use_safetensors": True, "variant": variant}
-    if hasattr(diffusers, name):
-        quick = diffusers.utils.is_accelerate_available()
-        options |= {"low_cpu_mem_usage": quick, "torch_dtype": dtype}
-    try:
-        made = kind.from_pretrained(str(place), local_files_only=True, **options)
-    except Exception as error:  # damaged or foreign: every library on the way has its own
-        reason = " ".join(str(error).split())
-        raise GuidexError(f"{place} cannot be read as {name}: {reason:.300}") from error
-    return made.to(dtype) if isinstance(made, nn.Module) and made.dtype != dtype else made
+def _read(name: str, place: Path, *how: Any) -> Any:
+    """A part of a pipeline, by the name of a class; see `read_part`."""
+    return local_first(lambda _: read_part(name, place, *how, local_files_only=True), place)
 
 
-def obtain(path: str, variant: str | None) -> Path:
-    """The folder of a pipeline, downloaded if need be. Raises UsageError: it is not to be had."""
+def _folder_of(path: str, variant: str | None) -> Path:
+    """The folder of a pipeline, downloaded if need be."""
+    library("transformers")  # without which diffusers has no pipelines
     if (folder := Path(path).expanduser()).is_dir():
         return folder
     unneeded = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
     options = {"variant": variant, "use_safetensors": True, **unneeded}
-    download = libraries()[0].DiffusionPipeline.download
-    # What is on this machine comes first: no waiting for a site.
-    for local_only in (True,) if offline() else (True, False):
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", module=r"huggingface_hub\.")
-                return Path(download(path, local_files_only=local_only, **options))
-        except Exception as error:  # every library on the way has its own
-            failure = " ".join(str(error).split())
-    raise UsageError(
-        f"{path} is not to be had ({failure:.200}). Download it from https://huggingface.co/{path} "
-        "on a machine that can, and give model.path=FOLDER"
+    download = partial(library("diffusers").DiffusionPipeline.download, path, **options)
+    advice = (
+        f"Download it from https://huggingface.co/{path} on a machine that can, and give "
+        "model.path=FOLDER"
     )
+    return Path(local_first(lambda local_only: download(local_files_only=local_only), path, advice))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -244,17 +223,3 @@ def _json(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"{path} cannot be read ({error}); a pipeline is a folder as diffusers saves it"
         ) from error
-
-
-def libraries() -> tuple[Any, Any]:
-    """diffusers and transformers. Raises UsageError: they are not installed."""
-    try:
-        import diffusers
-        import transformers
-    except ImportError as error:
-        raise UsageError(
-            f"text-to-image models need diffusers and transformers ({error}); install them in the "
-            "clone of guidex: pip install '.[diffusers]'"
-        ) from error
-    transformers.utils.logging.disable_progress_bar()
-    return diffusers, transformers

@@ -73,9 +73,6 @@ class Flow:
     def timestep(self, sigma: float) -> float:
         return self.timesteps * sigma / (1 + sigma)
 
-    def sigma(self, timestep: float) -> float:
-        return timestep / (self.timesteps - timestep)
-
     def x0(self, x: Tensor, sigma: float, answer: Tensor) -> Tensor:
         return self.scale(sigma) * (x - sigma * answer)
 
