@@ -16,8 +16,8 @@ from guidex.commands import ema as ema_module
 from guidex.commands.convert import convert_command
 from guidex.commands.ema import ema_command, find_snapshots
 from guidex.commands.models import checkpoints, models_command
-from guidex.config.instantiate import Models
 from guidex.commands.words import flag, split_words
+from guidex.config.instantiate import Models
 from guidex.errors import GuidexError, UsageError
 from guidex.models.edm2.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from guidex.models.edm2.load import load_network
