@@ -55,14 +55,7 @@ examples:
 """
 
 
-def _rows(kind: str, indent: str = "") -> str:
-    """A line for each preset of a kind."""
-    rows = listing(kind)
-    width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join(f"{indent}{name:<{width}}  {text}" for name, text in rows)
-
-
-_EVAL = f"""\
+_EVAL = """\
 Measure images (a folder, zip or npz) against a reference: images, or a model that knows its data.
 
 examples:
@@ -70,9 +63,7 @@ examples:
   guidex eval fakes.zip ref=reals/ detector=pixels metrics=[frechet,prdc] metrics.prdc.k=5
   guidex eval fakes/ ref=img512.pkl protocol=edm2
 
-To compare with a paper, choose its protocol, which is a set of detectors and metrics:
-
-{_rows("protocols", "  ")}
+A protocol is a paper's set of detectors and metrics; `guidex list protocols` shows them.
 """
 
 _COMPARE = """\
@@ -114,13 +105,9 @@ examples:
 """
 
 _FETCH = """\
-Bring every file that a run needs: networks, references, detectors' weights, decoders.
-
-Jobs without network find them with the same GUIDEX_CACHE. --plan says what there is to bring, and
-what of it is here.
+Bring every file that a run needs, for jobs without network. --plan says what of it is here.
 
 examples:
-  guidex fetch experiment=autoguidance/img512
   guidex fetch model=edm2-img512-xxl guidance=interval protocol=edm2 --plan
 """
 
@@ -155,9 +142,8 @@ examples:
 """
 
 _LIST = f"""\
-List presets, with one line on each: {", ".join(KINDS)}.
-
-`guidex list layers model=…` names the self-attention layers of a model, for perturbed attention.
+List presets, with one line on each: {", ".join(KINDS)};
+or the self-attention layers of a model, for perturbed attention.
 
 examples:
   guidex list schedules
@@ -272,14 +258,19 @@ def _dispatch(options: argparse.Namespace) -> None:
     run(words, options.plan) if "plan" in options else run(words)
 
 
+def _rows(kind: str, indent: str = "") -> str:
+    """A line for each preset of a kind."""
+    rows = listing(kind)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{indent}{name:<{width}}  {text}" for name, text in rows)
+
+
 def _list(words: Sequence[str]) -> None:
     if words[:1] == ["layers"]:
         from guidex.commands.layers import layers
 
         print("\n".join(layers(words[1:])))
-    elif len(words) > 1:
-        raise UsageError(f"guidex list {words[0]} takes no overrides, but {words[1]} is given")
     elif words:
-        print(_rows(words[0]))
+        print(_rows(" ".join(words)))
     else:
         print("\n".join(f"{kind}:\n{_rows(kind, '  ')}" for kind in KINDS))

@@ -124,7 +124,10 @@ def test_mistakes_in_sample(
         (["guidance.schedule.w=1,2", "ref=nowhere"], "ref=nowhere"),
         (["guidance.schedule.w=1,2", "ref=mixture1d"], "detector"),
         (["guidance.schedule.w=1,2", "metrics=[frechet,toy]"], "closed form"),
-        (["guidance.schedule.w=1,2", "metrics=[fid]"], "there is no metrics=fid"),
+        (
+            ["guidance.schedule.w=1,2", "metrics=[fid]"],
+            "there is no metrics=fid; there are accuracy",
+        ),
         (["sweep.mode=random", "guidance.schedule.w=1,2"], "grid or zip"),
         (["repeats=0", "guidance.schedule.w=1,2"], "repeats must be"),
         (["guidance.schedule.lo=3,4", "guidance.schedule.hi=1,2"], "lo must be below hi"),

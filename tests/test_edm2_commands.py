@@ -17,6 +17,7 @@ from guidex.commands.convert import convert_command
 from guidex.commands.ema import ema_command, find_snapshots
 from guidex.commands.models import checkpoints, models_command
 from guidex.commands.words import flag, split_words
+from guidex.config.instantiate import Models
 from guidex.errors import GuidexError, UsageError
 from guidex.models.edm2.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from guidex.models.edm2.load import load_network
@@ -130,8 +131,8 @@ def test_models_are_all_presets_with_checkpoints(capsys, monkeypatch):
     models_command([])
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "edm2-" in line]
     assert names[1:] == [name for name in listed if name.startswith("edm2")]
-    roles = checkpoints("edm2-img512-s")
-    assert {role: source.place.partition("edm2-img512-")[2] for role, source in roles.items()} == {
+    roles = checkpoints("edm2-img512-s", Models())
+    assert {role: source.place.partition("edm2-img512-")[2] for source, role in roles.items()} == {
         "main": "s-2147483-0.130.pkl",
         "cfg": "s-2147483-0.025.pkl",
         "cfg reference": "xs-uncond-2147483-0.025.pkl",

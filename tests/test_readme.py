@@ -75,7 +75,7 @@ def test_commands_of_the_readme_are_understood(
     elif command == "tune":
         ranges_of([word for word in rest if word.partition("=")[0] not in ("metric", "budget")])
     elif command == "eval":
-        assert split_axes(rest[1:])[1] == []
+        assert split_axes(rest[1:])[1] == {}
     elif command in ("ref", "convert", "ema", "status", "table", "compare", "report"):
         # All is well with the words but that there is no such file.
         assert main([command, *rest]) == 2

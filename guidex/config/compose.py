@@ -10,7 +10,7 @@ import copy
 import functools
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from typing import Any
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override, ValueType
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
@@ -39,17 +40,20 @@ from guidex.config.presets import (
 from guidex.errors import UsageError
 
 Config = dict[str, Any]
+Axes = dict[str, tuple[str, ...]]
+"""Swept keys and their values, as override texts."""
 
 LIST_GROUPS = ("metrics",)  # of which several presets may be chosen together
 OPTIONAL_GROUPS = ("experiment", "protocol", "tracker")  # of which none may be chosen, as null
-METRIC_NAMES = {  # what metrics are called elsewhere
-    **dict.fromkeys(("fid", "sfid", "fd", "fdd", "fd_dinov2"), "frechet"),
-    **dict.fromkeys(("precision", "recall", "density", "coverage", "pr"), "prdc"),
-    "is": "inception_score",
-}
 PATH_KEYS = {"eval": "images", "ref": "data"}  # what the first word of a command may be
 SHORT = re.compile(r"(prompts|negative)=")  # for model.prompts=… and model.negative=…
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")  # to another key
+METHOD = ("model", "guidance", "sampler")
+NOT_METHOD = {"dtype", "root", "compile", "references"}  # arithmetic, places of files, guides
+ABOUT_RESULTS = {"source", "protocol", "images", "repeats", "statistic", "labels"}
+
+# Without the presets of Hydra's own launchers and logs, a composition takes half the time.
+ConfigStore.instance().store("config", HydraConf(defaults=[]), group="hydra", provider="hydra")
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,6 @@ class Composed:
 
     config: Config
     choices: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One swept key and its values, as override texts."""
-
-    key: str
-    values: tuple[str, ...]
 
 
 def compose(command: str, words: Sequence[str], complete: bool = True) -> Composed:
@@ -87,60 +83,67 @@ def compose(command: str, words: Sequence[str], complete: bool = True) -> Compos
             )
         (groups if is_group(key) else values).append(override)
     config, choices = _choose(command, groups)
-    _require_one_way([*groups, *values], choices)
+    protocol = choices.get("protocol", "None")
+    for override in [*groups, *values] if protocol != "None" else ():
+        if override.key_or_group.partition(".")[0] in ("detector", "metrics"):
+            raise UsageError(
+                f"{override.input_line}: protocol={protocol} has detectors and metrics of its own; "
+                "change them there (protocol.…, as --cfg shows them), or say protocol=null"
+            )
     results = _set_published(config, choices)
     if config.get("plugin") is not None:
         raise UsageError("a preset names a plugin, which runs code; say plugin=… yourself")
-    # A part taken over from elsewhere is copied once a key inside it is set, so that comes last.
-    for override in sorted(values, key=lambda one: _is_taken_over(config, one)):
-        _set(config, override, choices)
-    if complete:
-        _require_all(config, choices)
-    try:
-        config = _resolved(config, config)
-    except RecursionError as error:
-        raise UsageError("a reference leads back to itself by way of others") from error
+    method = _method(config)
+    for override in values:
+        _set(config, override.key_or_group, override.value(), choices)
+    is_untouched = method == _method(config) and _is_plain(groups, choices)
+    config = _resolved(config, config)
     if complete:
         _require_all(config, choices)
     if config.get("plugin") is not None:
         config["plugin"] = plugin.register(str(config["plugin"]))
-    if config.get("published") == {} and results and _is_as_published(config, choices):
-        config["published"] = results
+    if results and config.get("published") == {} and config["labels"] == "random":
+        presets = choices["model"], choices["guidance"], own_folder()
+        if is_untouched or _method(config) == _method_alone(*presets):
+            config["published"] = results
     return Composed(config, choices)
 
 
 def check_words(command: str, words: Sequence[str]) -> None:
     """Refuse typing errors as the command itself would, after the seconds that torch takes."""
-    if command in PATH_KEYS:
-        compose(command, path_first(command, words))
-    elif not {"eval", "experiment"} & {word.partition("=")[0] for word in words}:
-        compose(command, _first_point(command, words))  # the points of others have other keys
+    # The points of a sweep have other keys, which `guidex sample` also takes for these.
+    if not {"eval", "experiment"} & {word.partition("=")[0] for word in words}:
+        compose(command, _first_point(command, words))
 
 
 def _first_point(command: str, words: Sequence[str]) -> list[str]:
     """The words of a command, of several values the first."""
-    fixed, axes = split_axes(path_first(command, words) if command in PATH_KEYS else words)
-    return [*fixed, *(f"{axis.key}={axis.values[0]}" for axis in axes)]
+    fixed, axes = split_axes(path_first(command, words))
+    return [*fixed, *(f"{key}={values[0]}" for key, values in axes.items())]
 
 
 def _choose(command: str, groups: Iterable[Override]) -> tuple[Config, dict[str, str]]:
     """What the presets say that a command and its words choose, with references as they stand, and
     the preset taken in each group."""
-    words, optional = [], {}
+    words, nothing = {}, {}
     for one in groups:
         _check_choice(one.key_or_group, one.value())
-        if one.key_or_group in OPTIONAL_GROUPS:
-            optional[one.key_or_group] = one
-        else:
-            words.append(one.input_line)
-    # To choose none is what roots say by themselves; Hydra has no way to say it again.
-    words += [one.input_line for one in optional.values() if one.value() is not None]
-    text, choices = _composed(command, tuple(words), own_folder())
-    config = copy.deepcopy(text)
-    if "protocol" in optional and optional["protocol"].value() is None:
-        config.pop("protocol", None)  # an experiment may choose one
-        choices = {**choices, "protocol": "None"}
-    return config, choices
+        key = one.get_key_element()
+        words[key] = one.input_line if one.value() is not None else f"~{key}"
+        nothing |= {key: "None"} if one.value() is None else {}
+    text, choices = _composed(command, tuple(words.values()), own_folder())
+    return copy.deepcopy(text), nothing | choices
+
+
+def _check_choice(group: str, value: Any) -> None:
+    """Refuse what is no preset of a group."""
+    if isinstance(value, list) and group not in LIST_GROUPS:
+        raise UsageError(f"{group}={as_text(value)}: choose one {group}")
+    for name in value if isinstance(value, list) else [value]:
+        if str(name) not in options(group) and not (name is None and group in OPTIONAL_GROUPS):
+            given = as_text(name)
+            close = "" if group == "metrics" else given  # papers have other names for metrics
+            raise UsageError(f"there is no {group}={given}{nearest(close, options(group))}")
 
 
 @functools.cache
@@ -159,31 +162,62 @@ def _composed(
     command: str, words: tuple[str, ...], own: Path | None
 ) -> tuple[Config, dict[str, str]]:
     _store_rows(own)
-    overrides = list(words)
-    if own is not None:
-        path = str(own).replace("\\", "\\\\").replace("'", "\\'")
-        overrides.append(f"hydra.searchpath=['file://{path}']")
+    path = [] if own is None else [f"hydra.searchpath=[{_quoted(f'file://{own}')}]"]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
-            cfg = hydra_compose(command, overrides=overrides, return_hydra_config=True)
+            cfg = hydra_compose(command, overrides=[*words, *path], return_hydra_config=True)
     except HydraException as error:
-        first = str(error).splitlines()[0]
-        for word, key in ((word, word.partition("=")[0]) for word in words):
-            if f"Could not override '{key}'" in first:
-                first = f"{word}: the presets chosen here have no {key} to replace"
-        raise UsageError(first) from error
+        raise UsageError(f"{' '.join(words)}: {str(error).splitlines()[0]}") from error
     choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     config = OmegaConf.to_container(cfg, resolve=False)
     del config["hydra"]
     return config, {k: str(v) for k, v in choices.items() if not k.startswith("hydra")}
 
 
-def _own(root: Config, part: Config, key: str) -> None:
-    """Copy a part that is taken over from elsewhere, so that it can be changed."""
-    reference = REFERENCE.fullmatch(str(part.get(key)))
-    if reference and isinstance(found := _select(root, reference[1], key), dict):
-        part[key] = copy.deepcopy(found)
+def flat(node: Config, prefix: str = "") -> Config:
+    """The values of nested dicts by whole keys, as they are overridden."""
+    leaves = {}
+    for key, value in node.items():
+        inner = isinstance(value, dict) and len(value) > 0
+        leaves |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return leaves
+
+
+def value_at(config: Any, key: str, default: Any = None) -> Any:
+    """What a configuration says at a key with dots, if anything."""
+    for name in key.split("."):
+        if not isinstance(config, dict) or name not in config:
+            return default
+        config = config[name]
+    return config
+
+
+def _set(config: Config, key: str, value: Any, choices: Mapping[str, str]) -> None:
+    """Set one value; the key must exist. A part on the way that is taken over from elsewhere
+    becomes references to the keys there, and so goes on to follow it, but for this value."""
+    *parents, leaf = key.split(".")
+
+    def inside(part: Any, name: str) -> Any:
+        if isinstance(part, dict) and name in part:
+            return part[name]
+        chosen = f" with {parents[0]}={choices[parents[0]]}" if {*parents[:1]} & {*choices} else ""
+        raise UsageError(f"there is no key {key}{chosen}{nearest(key, flat(config))}")
+
+    part: Any = config
+    for name in parents:
+        if reference := REFERENCE.fullmatch(str(inside(part, name))):
+            there = _select(config, reference[1], key)
+            part[name] = {inner: f"${{{reference[1]}.{inner}}}" for inner in there}
+        part = part[name]
+    before, group = inside(part, leaf), key.replace(".", "/")
+    if value in (".inf", "-.inf"):  # as YAML, and so --cfg, writes it
+        value = float(value.replace(".", ""))
+    if is_group(group) and not isinstance(value, dict):
+        raise UsageError(f"{key}={as_text(value)}: to choose a preset, write {group}={value}")
+    if isinstance(before, bool) and not isinstance(value, bool):
+        raise UsageError(f"{key} must be true or false, not {as_text(value)!r}")
+    part[leaf] = value
 
 
 def _select(root: Config, path: str, key: str) -> Any:
@@ -214,110 +248,103 @@ def _resolved(root: Config, node: Any, key: str = "") -> Any:
     return REFERENCE.sub(lambda part: str(_resolved(root, part[0], key)), node)
 
 
-def _set_published(config: Config, choices: dict[str, str]) -> Config:
+def _require_all(config: Config, choices: Mapping[str, str]) -> None:
+    """Refuse what must be given and is not, but in references that nothing takes over."""
+    keys = [key for key, value in flat(config).items() if value == "???"]
+    missing = [key for key in keys if "references" not in key.split(".")]
+    # What guidance takes over from the model is given there.
+    first = [key for key in missing if not key.startswith("guidance.")] or missing
+    if not first:
+        return
+    text = f"{first[0]} must be given, for example {' '.join(f'{key}=…' for key in first)}"
+    if first[0].startswith("guidance."):
+        model, guidance = choices["model"], choices["guidance"]
+        text += f"; model={model} comes with no network of its own for guidance={guidance}"
+    raise UsageError(text)
+
+
+def _set_published(config: Config, choices: Mapping[str, str]) -> Config:
     """Set what was published for the model under the guidance chosen (`model.published`: keys with
     dots), but for what an experiment sets; returns what came out."""
-    published, guidance = config.get("model", {}).get("published", {}), choices.get("guidance")
+    model, guidance = config.get("model", {}), choices.get("guidance")
+    published = model.get("published", {})
     known = guidance in published
     found = _select(config, f"model.published.{guidance}", "model.published") if known else {}
-    config.get("model", {}).pop("published", None)
-    own = _keys(preset("experiment", choices.get("experiment", "None")))
-    for key, value in found.items():
-        if "." in key and key in _keys(config) and key not in own:
-            parent, _, name = key.rpartition(".")
-            _select(config, parent, key)[name] = value
+    model.pop("published", None)
+    aside = flat(preset("experiment", choices.get("experiment", "None")))
+    for key in (flat(config).keys() & found.keys()) - aside.keys():
+        if "." in key:
+            _set(config, key, found[key], choices)
     results = {key: value for key, value in found.items() if "." not in key}
     is_other = isinstance(published.get(guidance), str)  # the settings of another guidance
-    about = {"source", "protocol", "images", "repeats", "statistic", "labels"}
-    return {} if is_other or results.keys() <= about else results
+    return {} if is_other or results.keys() <= ABOUT_RESULTS else results
 
 
-def _is_as_published(config: Config, choices: dict[str, str]) -> bool:
-    """Whether model, guidance and sampler are what their presets alone make."""
-    words = tuple(f"{key}={choices[key]}" for key in ("model", "guidance"))
-    parts = [_method(config[part]) for part in _METHOD_PARTS]
-    return config["labels"] == "random" and parts == _parts_alone(words, own_folder())
-
-
-_METHOD_PARTS = ("model", "guidance", "sampler")
+def _is_plain(groups: Iterable[Override], choices: Mapping[str, str]) -> bool:
+    """Whether words and experiment choose, of the method, a model and a guidance alone."""
+    content = preset("experiment", choices.get("experiment", "None"))
+    chosen = [f"override /{one.key_or_group}" for one in groups]
+    chosen += itertools.chain.from_iterable(content.get("defaults", []))
+    others = re.compile("override /(?!sampler|guidance/)")
+    return all(map(others.match, chosen)) and not _method(content)
 
 
 @functools.lru_cache(maxsize=256)
-def _parts_alone(words: tuple[str, ...], own: Path | None) -> list[Any]:
+def _method_alone(model: str, guidance: str, own: Path | None) -> Config:
     """What presets make by themselves; `own` is the folder of the user's own."""
-    config = compose("sample", words).config
-    return [_method(config[part]) for part in _METHOD_PARTS]
+    return _method(compose("sample", [f"model={model}", f"guidance={guidance}"]).config)
 
 
-def _method(part: Any) -> Any:
-    """A part, but for arithmetic and the place of files."""
-    if not isinstance(part, dict):
-        return part
-    aside = ("dtype", "root", "compile", "references")
-    return {key: _method(value) for key, value in part.items() if key not in aside}
+def _method(config: Config) -> Config:
+    """What a point is sampled with, but for arithmetic and the places of files."""
+    leaves = flat({part: config[part] for part in METHOD if part in config})
+    return {key: value for key, value in leaves.items() if NOT_METHOD.isdisjoint(key.split("."))}
 
 
-def _require_one_way(words: Sequence[Override], choices: dict[str, str]) -> None:
-    """Refuse to choose or change what a protocol replaces."""
-    protocol = choices.get("protocol", "None")
-    for word in words if protocol != "None" else ():
-        if word.key_or_group.partition(".")[0] in ("detector", "metrics"):
-            raise UsageError(
-                f"{word.input_line}: protocol={protocol} has detectors and metrics of its own; "
-                "change them there (protocol.…, as --cfg shows them), or say protocol=null"
-            )
-
-
-def _require_all(data: Any, choices: dict[str, str]) -> None:
-    """Refuse what must be given and is not, but in references that nothing takes over."""
-    if missing := list(_missing(data)):
-        text = f"{missing[0]} must be given, for example {' '.join(f'{key}=…' for key in missing)}"
-        if missing[0].startswith("guidance."):
-            model, guidance = choices["model"], choices["guidance"]
-            text += f"; model={model} comes with no network of its own for guidance={guidance}"
-        raise UsageError(text)
-
-
-def _missing(data: Any, key: str = "") -> Iterator[str]:
-    if data == "???":
-        yield key
-    for name, item in data.items() if isinstance(data, dict) else ():
-        if name != "references":
-            yield from _missing(item, f"{key}.{name}" if key else name)
-
-
-def split_axes(words: Sequence[str]) -> tuple[list[str], list[Axis]]:
+def split_axes(words: Iterable[str]) -> tuple[list[str], Axes]:
     """Overrides with one value, and those with several (`w=1,2`, `range(1,5)`, `choice(a,b)`) as
     axes."""
-    fixed, axes = [], []
-    for word in words:
-        override = parse(word)
+    fixed, axes = [], {}
+    for override in map(parse, words):
         if override.is_sweep_override():
-            axes.append(_axis(word.partition("=")[0], _sweep_values(override)))
+            axes[override.get_key_element()] = _values(override)
         else:
             fixed.append(override.input_line)
     return fixed, axes
 
 
-def axes_from_yaml(table: dict[str, Any]) -> list[Axis]:
+def axes_from_yaml(table: Mapping[str, Any]) -> Axes:
     """Axes as an experiment writes them: key -> a list, or text in Hydra's sweep grammar, or one
     value."""
-    axes = []
+    axes = {}
     for key, values in table.items():
-        if isinstance(values, str) and (override := parse(f"{key}={values}")).is_sweep_override():
-            axes.append(_axis(key, _sweep_values(override)))
-        else:
-            axes.append(_axis(key, map(as_text, values if isinstance(values, list) else [values])))
+        found = _values(parse(f"{key}={as_text(values)}"))
+        axes[key] = tuple(map(as_text, values)) if values and isinstance(values, list) else found
     return axes
 
 
-def _axis(key: str, values: Iterable[str]) -> Axis:
-    axis = Axis(key, tuple(values))
-    if key == "plugin":
+def _values(override: Override) -> tuple[str, ...]:
+    """The values of an axis."""
+    if override.key_or_group == "plugin":
         raise UsageError("plugin is no axis; give one plugin=… on the command line")
-    if not axis.values:
-        raise UsageError(f"the axis {key} has no values")
-    return axis
+    value, texts = override.value(), (override.input_line.partition("=")[2],)
+    if isinstance(value, Glob):
+        texts = tuple(value.filter(options(override.key_or_group)))
+    elif override.is_sweep_override():
+        texts = tuple(override.sweep_string_iterator())
+    if not texts:
+        raise UsageError(f"the axis {override.key_or_group} has no values")
+    return texts
+
+
+def points(axes: Axes, mode: str) -> list[dict[str, str]]:
+    """The points of a table, as values by key: of all combinations, the last axis fastest (mode
+    "grid"), or of values of equal position ("zip"), of which all axes need as many."""
+    if mode == "zip" and len(set(map(len, axes.values()))) > 1:
+        shown = ", ".join(f"{key} {len(values)}" for key, values in axes.items())
+        raise UsageError(f"sweep.mode=zip pairs values, so axes need equal lengths; not {shown}")
+    combined = zip if mode == "zip" and axes else itertools.product
+    return [dict(zip(axes, values, strict=True)) for values in combined(*axes.values())]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -334,23 +361,16 @@ def parse(word: str) -> Override:
     try:
         return parser.parse_override(word)
     except HydraException:
-        # In Hydra's quotes, backslashes count double only before a quotation mark.
-        quoted = re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + end[2].replace("'", r"\'"), value)
         try:
-            return parser.parse_override(f"{key}='{quoted}'")
+            return parser.parse_override(f"{key}={_quoted(value)}")
         except HydraException as error:
             raise UsageError(f"cannot read {word!r}: {str(error).splitlines()[0]}") from error
 
 
-def _sweep_values(override: Override) -> Iterator[str]:
-    value, word = override.value(), override.input_line
-    if isinstance(value, Glob):
-        return iter(value.filter(options(override.key_or_group)))
-    if isinstance(value, IntervalSweep) or override.value_type == ValueType.INTERVAL_SWEEP:
-        raise UsageError(f"{word}: an interval has no values to try; use range(…)")
-    if getattr(value, "shuffle", False):
-        raise UsageError(f"{word}: the order would be another at each start; write the values")
-    return override.sweep_string_iterator()
+def _quoted(text: str) -> str:
+    """A text in Hydra's quotes, where backslashes count double only before a quotation mark."""
+    quoted = re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + end[2].replace("'", r"\'"), text)
+    return f"'{quoted}'"
 
 
 def as_text(value: Any) -> str:
@@ -364,98 +384,11 @@ def as_text(value: Any) -> str:
     return str(value)
 
 
-def _check_choice(group: str, value: Any) -> None:
-    """Refuse what is no preset of a group."""
-    if isinstance(value, list) and group not in LIST_GROUPS:
-        raise UsageError(f"{group}={as_text(value)}: choose one {group}")
-    for name in value if isinstance(value, list) else [value]:
-        if str(name) not in options(group) and not (name is None and group in OPTIONAL_GROUPS):
-            given = as_text(name)
-            meant = METRIC_NAMES.get(given.lower(), given) if group == "metrics" else given
-            raise UsageError(f"there is no {group}={given}{nearest(meant, options(group))}")
-
-
-def _set(config: Config, override: Override, choices: dict[str, str]) -> None:
-    """Set one value; the key must exist."""
-    path = override.key_or_group.split(".")
-    node, value, leaf = config, override.value(), path[-1]
-    for depth, name in enumerate(path, 1):
-        _check_key(config, node, path[:depth], path, choices)
-        if depth < len(path):
-            _own(config, node, name)
-            node = node[name]
-    if value in (".inf", "-.inf"):  # as YAML, and so --cfg, writes it
-        value = float(value.replace(".", ""))
-    group = "/".join(path)
-    if is_group(group) and not isinstance(value, dict):
-        raise UsageError(f"{override.input_line}: to choose a preset, write {group}={value}")
-    if isinstance(node[leaf], bool) and not isinstance(value, bool):
-        raise UsageError(f"{'.'.join(path)} must be true or false, not {as_text(value)!r}")
-    node[leaf] = value
-
-
-def _is_taken_over(config: Config, override: Override) -> bool:
-    """Whether a key lies in a part that refers to another part."""
-    node: Any = config
-    for name in override.key_or_group.split("."):
-        if isinstance(node, str):
-            return REFERENCE.fullmatch(node) is not None
-        node = node.get(name) if isinstance(node, dict) else None
-    return False
-
-
-def _check_key(
-    config: Config, node: Any, path: list[str], whole: list[str], choices: dict[str, str]
-) -> None:
-    """Refuse a path, the beginning of a whole key, whose last name is not in its part."""
-    if isinstance(node, dict) and path[-1] in node:
-        return
-    preset = f" with {path[0]}={choices[path[0]]}" if path[0] in choices else ""
-    allowed = [key for key in _keys(config) if key.split(".")[-1] == whole[-1]]
-    if isinstance(node, dict) and not allowed:
-        allowed = [".".join([*path[:-1], key]) for key in node if key != "_target_"]
-        whole = path
-    raise UsageError(f"there is no key {'.'.join(path)}{preset}{nearest('.'.join(whole), allowed)}")
-
-
-def _keys(node: Config, prefix: str = "") -> list[str]:
-    """All keys of a configuration, as they are overridden."""
-    found = []
-    for key, value in node.items():
-        if key != "_target_":
-            found.append(f"{prefix}{key}")
-            found += _keys(value, f"{prefix}{key}.") if isinstance(value, dict) else []
-    return found
-
-
-def value_at(config: Any, key: str, default: Any = None) -> Any:
-    """What a configuration says at a key with dots, if anything."""
-    for name in key.split("."):
-        if not isinstance(config, dict) or name not in config:
-            return default
-        config = config[name]
-    return config
-
-
-def points(axes: Sequence[Axis], mode: str) -> list[dict[str, str]]:
-    """The points of a table, as values by key: of all combinations, the last axis fastest (mode
-    "grid"), or of values of equal position ("zip"), of which all axes need as many."""
-    keys, values = [axis.key for axis in axes], [axis.values for axis in axes]
-    if mode == "zip" and len(set(map(len, values))) > 1:
-        shown = ", ".join(f"{axis.key} {len(axis.values)}" for axis in axes)
-        raise UsageError(f"sweep.mode=zip pairs values, so axes need equal lengths; not {shown}")
-    paired = mode == "zip" and len(axes) > 0
-    combinations = zip(*values, strict=True) if paired else itertools.product(*values)
-    return [dict(zip(keys, combination, strict=True)) for combination in combinations]
-
-
 def path_first(command: str, words: Sequence[str]) -> list[str]:
-    """The words of a command as overrides, where the first one may be a path."""
-    if len(words) == 0 or ("=" in words[0] and not Path(words[0]).exists()):
+    """The words of a command as overrides, of which eval's and ref's first one may be a path."""
+    if command not in PATH_KEYS or not words or ("=" in words[0] and not Path(words[0]).exists()):
         return list(words)
-    # Quoted, so that the value is exactly this text.
-    quoted = words[0].replace("\\", "\\\\").replace("'", "\\'")
-    return [f"{PATH_KEYS[command]}='{quoted}'", *words[1:]]
+    return [f"{PATH_KEYS[command]}={_quoted(words[0])}", *words[1:]]
 
 
 def show(command: str, words: Sequence[str]) -> str:

@@ -48,41 +48,13 @@ def use(folder: str | None) -> None:
     _OWN.clear()
     preset.cache_clear()
     _presets.cache_clear()
-    if folder is None:
-        return
-    own, groups = Path(folder).expanduser().resolve(), set(KINDS.values())
-    for group in groups:
-        for name in _presets(own, group).keys() & _presets(config_dir(), group).keys():
-            raise UsageError(f"{own}: {group}={name} is built in; give yours another name")
-    if not any(_presets(own, group) for group in groups):
-        raise UsageError(
-            f"--config-dir {folder}: there is no preset in it, such as {own}/model/NAME.yaml; its "
-            f"folders are called as the built-in ones, {', '.join(sorted(groups))}"
-        )
-    _OWN.append(own)
-
-
-def is_group(name: str) -> bool:
-    """Whether `name` is a config group, such as model or guidance/schedule."""
-    return bool(name) and (config_dir() / name).is_dir()
-
-
-def options(group: str) -> list[str]:
-    """Names of the presets in a group, sorted."""
-    return sorted(name for folder in (config_dir(), *_OWN) for name in _presets(folder, group))
-
-
-@functools.cache
-def _presets(folder: Path, group: str) -> dict[str, Path | dict[str, Any]]:
-    """The presets of a group in a folder: files, and rows of tables. Only experiments are nested in
-    folders of their own."""
-    presets: dict[str, Path | dict[str, Any]] = {}
-    for file in (folder / group).glob("**/*.yaml" if group == "experiment" else "*.yaml"):
-        if file.name.endswith(".table.yaml"):
-            presets |= yaml.safe_load(file.read_bytes())
-        else:
-            presets[file.relative_to(folder / group).with_suffix("").as_posix()] = file
-    return presets
+    if folder is not None:
+        _OWN.append(Path(folder).expanduser().resolve())
+        if not any((_OWN[0] / group).is_dir() for group in KINDS.values()):
+            raise UsageError(
+                f"--config-dir {folder}: there is no preset in it, such as model/NAME.yaml; its "
+                f"folders are called as the built-in ones, {', '.join(sorted(KINDS.values()))}"
+            )
 
 
 def own_folder() -> Path | None:
@@ -90,34 +62,55 @@ def own_folder() -> Path | None:
     return _OWN[0] if _OWN else None
 
 
+def is_group(name: str) -> bool:
+    """Whether `name` is a config group, such as model or guidance/schedule."""
+    return name in KINDS.values()
+
+
+@functools.cache
+def _presets(group: str) -> dict[str, str | dict[str, Any]]:
+    """The presets of a group: YAML of files, and rows of tables, whose heads are NAME.table. Only
+    experiments are nested in folders of their own."""
+    presets: dict[str, str | dict[str, Any]] = {}
+    for folder in (config_dir(), *_OWN):
+        found: dict[str, str | dict[str, Any]] = {}
+        for file in (folder / group).glob("**/*.yaml" if group == "experiment" else "*.yaml"):
+            name = file.relative_to(folder / group).as_posix().removesuffix(".yaml")
+            found[name] = file.read_text(encoding="utf-8")
+            found |= yaml.safe_load(found[name]) if name.endswith(".table") else {}
+        for name in presets.keys() & found.keys():
+            raise UsageError(f"{folder}: {group}={name} is built in; give yours another name")
+        presets |= found
+    return presets
+
+
+def options(group: str) -> list[str]:
+    """Names of the presets in a group, sorted."""
+    return sorted(name for name in _presets(group) if not name.endswith(".table"))
+
+
 def table_rows() -> list[tuple[str, str, dict[str, Any]]]:
-    """Group, name and content of all presets that are rows of tables, without their texts."""
+    """Group, name and content of all presets that are rows of tables."""
+    presets = [(group, *each) for group in KINDS.values() for each in _presets(group).items()]
     return [
-        (group, name, {key: value for key, value in row.items() if key != "text"})
-        for folder in (config_dir(), *_OWN)
-        for group in KINDS.values()
-        for name, row in _presets(folder, group).items()
-        if isinstance(row, dict)
+        (group, name, preset(group, name)) for group, name, row in presets if isinstance(row, dict)
     ]
 
 
 @functools.cache
 def preset(group: str, name: str) -> dict[str, Any]:
     """What a preset says; empty where there is none. Group "" has the keys of commands."""
-    return yaml.safe_load(preset_text(group, name)) or {}
+    found = _presets(group).get(name, "")
+    content = yaml.safe_load(found) if isinstance(found, str) else found
+    return {key: value for key, value in (content or {}).items() if key != "text"}
 
 
 def preset_text(group: str, name: str) -> str:
     """The YAML of a preset."""
-    for folder in (config_dir(), *_OWN):
-        match _presets(folder, group).get(name):
-            case Path() as file:
-                return file.read_text(encoding="utf-8")
-            case {"text": text, **content}:
-                return f"# {text}\n{yaml.safe_dump(content, sort_keys=False)}"
-        if (file := folder / group / f"{name}.yaml").is_file():  # a table's own head
-            return file.read_text(encoding="utf-8")
-    return ""
+    found = _presets(group).get(name, "")
+    if isinstance(found, str):
+        return found
+    return f"# {found['text']}\n{yaml.safe_dump(preset(group, name), sort_keys=False)}"
 
 
 def describe(group: str, name: str) -> str:

@@ -4,9 +4,9 @@ import functools
 import json
 import shlex
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from guidex.config.compose import Config, as_text, compose
+from guidex.config.compose import as_text, compose, flat
 from guidex.config.presets import own_folder
 from guidex.errors import UsageError
 from guidex.reports.labels import plain, point_label
@@ -70,8 +70,8 @@ def _words(record: str) -> list[str] | None:
         own = [key for key in values if key.partition(".")[0] in wanted and "." in key]
         words += [f"{key}={exact(values[key])}" for key in own]
         for _ in range(20):
-            found = _flat({key: compose("sample", words).config[key] for key in wanted})
-            other = [(k, v) for k, v in _flat(wanted).items() if k not in found or found[k] != v]
+            found = flat({key: compose("sample", words).config[key] for key in wanted})
+            other = [(k, v) for k, v in flat(wanted).items() if k not in found or found[k] != v]
             if not other:
                 return words
             key, value = other[0]
@@ -81,12 +81,3 @@ def _words(record: str) -> list[str] | None:
     except (UsageError, KeyError):
         pass
     return None
-
-
-def _flat(node: Config, prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested dicts by dotted keys."""
-    leaves = {}
-    for key, value in node.items():
-        inner = isinstance(value, dict) and len(value) > 0
-        leaves |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return leaves

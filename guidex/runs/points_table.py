@@ -83,8 +83,7 @@ def plan_table(words: Sequence[str], default: str | None = DEFAULT_EXPERIMENT) -
     for table in sweep["axes"] or [{}]:
         aside = {"published"} | fixed_keys
         own = axes_from_yaml({key: value for key, value in table.items() if key not in aside})
-        axes = {axis.key: axis for axis in (*own, *given)}
-        for values in points(list(axes.values()), sweep["mode"]):
+        for values in points(own | given, sweep["mode"]):
             if words_of(values) not in entries:
                 published = table.get("published", {})
                 entries[words_of(values)] = plan_entry(fixed, values, models, published)

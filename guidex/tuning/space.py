@@ -79,7 +79,7 @@ def ranges_of(words: Sequence[str]) -> tuple[list[str], list[Range | Choice]]:
     found = [match for word in words if (match := _RANGE.fullmatch(word))]
     fixed = [word for word in words if not _RANGE.fullmatch(word)]
     config = compose("sweep", fixed, complete=False).config
-    space: list[Range | Choice] = [Choice(axis.key, axis.values) for axis in axes]
+    space: list[Range | Choice] = [Choice(key, values) for key, values in axes.items()]
     for key, low, high, how in (match.groups() for match in found):
         step = float(how) if how not in (None, "log") else None
         preset = value_at(config, key)
