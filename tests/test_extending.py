@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,6 @@ def test_code_runs_only_by_name(own, capsys):
     chosen = ["guidance=cfg", "guidance/schedule=twice", "guidance.schedule.w=3", "--plan"]
     assert main(["sample", "--config-dir", str(folder), *chosen]) == 2
     assert f"must name something in guidex, not {file.stem}.twice" in capsys.readouterr().err
-    (folder / "experiment").mkdir()
     for number, text in enumerate(
         (
             f"plugin: {file}",
@@ -84,11 +84,11 @@ def test_code_runs_only_by_name(own, capsys):
             f"sweep: {{axes: [{{plugin: ['{file}'], guidance: cfg}}]}}",
         )
     ):
-        experiment = folder / f"experiment/evil{number}.yaml"
-        experiment.write_text(f"# @package _global_\n# Evil.\n{text}\n")
+        shutil.copytree(folder, evil := folder.parent / str(number))
+        (evil / "experiment").mkdir()
+        (evil / "experiment/evil.yaml").write_text(f"# @package _global_\n# Evil.\n{text}\n")
         command = "sweep" if "axes" in text else "sample"
-        evil = ["--config-dir", str(folder), f"experiment=evil{number}", *chosen]
-        assert main([command, *evil]) == 2
+        assert main([command, "--config-dir", str(evil), "experiment=evil", *chosen]) == 2
         said = "a preset names a plugin|plugin is no axis|must name something in guidex"
         assert re.search(said, capsys.readouterr().err)
     with pytest.raises(UsageError, match="plugin is no axis"):

@@ -17,7 +17,8 @@ from typing import Any
 
 import yaml
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+from hydra import initialize
+from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -27,14 +28,13 @@ from omegaconf import OmegaConf
 
 from guidex.config import plugin
 from guidex.config.presets import (
-    config_dir,
+    contents,
     is_group,
     nearest,
     options,
     own_folder,
     preset,
     preset_text,
-    table_rows,
 )
 from guidex.errors import UsageError
 
@@ -143,30 +143,28 @@ def _choose(command: str, groups: Iterable[Override]) -> tuple[Config, dict[str,
     return config, choices
 
 
-@functools.cache
-def _store_rows(own: Path | None) -> None:
-    """Show Hydra the presets that are rows of tables, once for each folder of the user's own."""
+@functools.lru_cache(maxsize=1)
+def _store_presets(own: Path | None) -> None:
+    """Show Hydra all presets, once for each folder of the user's own, and none of Hydra's own:
+    files that are read for each configuration would take most of the time."""
     store = ConfigStore.instance()
-    store.__deepcopy__ = lambda memo: store  # Hydra would copy all rows for each configuration
-    for group, name, row in table_rows():
-        package = "_global_" if group == "experiment" else group.replace("/", ".")
-        *parents, last = f"{group}/{name}".split("/")
-        store.store(last, row, group="/".join(parents), package=package)
+    store.__deepcopy__ = lambda memo: store  # Hydra would copy all presets for each configuration
+    store.store("config", HydraConf(defaults=[]), group="hydra")
+    for group, name, content in contents():
+        package = "_global_" if group == "experiment" else None
+        parents, _, last = f"{group}/{name}".strip("/").rpartition("/")
+        store.store(last, content, group=parents or None, package=package)
 
 
 @functools.lru_cache(maxsize=4096)
 def _composed(
     command: str, words: tuple[str, ...], own: Path | None
 ) -> tuple[Config, dict[str, str]]:
-    _store_rows(own)
-    overrides = list(words)
-    if own is not None:
-        path = str(own).replace("\\", "\\\\").replace("'", "\\'")
-        overrides.append(f"hydra.searchpath=['file://{path}']")
+    _store_presets(own)
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(config_dir().resolve())):
-            cfg = hydra_compose(command, overrides=overrides, return_hydra_config=True)
+        with initialize(version_base="1.3", config_path=None):
+            cfg = hydra_compose(command, overrides=list(words), return_hydra_config=True)
     except HydraException as error:
         first = str(error).splitlines()[0]
         for word, key in ((word, word.partition("=")[0]) for word in words):

@@ -7,7 +7,8 @@ a preset, and its value what the file would say, with the line that describes it
 
 import difflib
 import functools
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,15 @@ KINDS = {
     "trackers": "tracker",
     "experiments": "experiment",
 }
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """As `yaml.safe_load`, in C where it can be, and 1e-3 is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9.]+[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
 
 _OWN: list[Path] = []  # the folder of the user's own presets (--config-dir), if there is one
 
@@ -79,7 +89,7 @@ def _presets(folder: Path, group: str) -> dict[str, Path | dict[str, Any]]:
     presets: dict[str, Path | dict[str, Any]] = {}
     for file in (folder / group).glob("**/*.yaml" if group == "experiment" else "*.yaml"):
         if file.name.endswith(".table.yaml"):
-            presets |= yaml.safe_load(file.read_bytes())
+            presets |= yaml.load(file.read_bytes(), _Loader)
         else:
             presets[file.relative_to(folder / group).with_suffix("").as_posix()] = file
     return presets
@@ -90,21 +100,22 @@ def own_folder() -> Path | None:
     return _OWN[0] if _OWN else None
 
 
-def table_rows() -> list[tuple[str, str, dict[str, Any]]]:
-    """Group, name and content of all presets that are rows of tables, without their texts."""
-    return [
-        (group, name, {key: value for key, value in row.items() if key != "text"})
-        for folder in (config_dir(), *_OWN)
-        for group in KINDS.values()
-        for name, row in _presets(folder, group).items()
-        if isinstance(row, dict)
-    ]
+def contents() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Group, name and content of all presets, of rows without their texts; group "" has the keys of
+    commands."""
+    for folder in (*_OWN, config_dir()):
+        for group in ("", *KINDS.values()):
+            for name, found in _presets(folder, group).items():
+                if isinstance(found, Path):
+                    yield group, name, yaml.load(found.read_bytes(), _Loader) or {}
+                else:
+                    yield group, name, {key: found[key] for key in found if key != "text"}
 
 
 @functools.cache
 def preset(group: str, name: str) -> dict[str, Any]:
     """What a preset says; empty where there is none. Group "" has the keys of commands."""
-    return yaml.safe_load(preset_text(group, name)) or {}
+    return yaml.load(preset_text(group, name), _Loader) or {}
 
 
 def preset_text(group: str, name: str) -> str:
