@@ -254,7 +254,7 @@ def as_rank(rank: int, words: list[str]) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_processes_that_are_killed_end_with_the_same_table(tmp_path: Path, capsys: Said) -> None:
-    """Three jobs of submitit and two ranks on one folder, of which three die."""
+    """Two jobs of submitit and two ranks on one folder, of which three die."""
     pytest.importorskip("submitit", reason="jobs take submitit")
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["guidex.commands.sweep", "sklearn.datasets"])
@@ -263,7 +263,7 @@ def test_processes_that_are_killed_end_with_the_same_table(tmp_path: Path, capsy
     shared, chance, killed = tmp_path / "shared", random.Random(3), 0
     words.append(f"out={shared}")
     capsys.readouterr()
-    assert main([*words, "launcher=local", "launcher.jobs=3"]) == 0
+    assert main([*words, "launcher=local", "launcher.jobs=2"]) == 0
     jobs = [int(job) for job in re.findall(r"\d+", capsys.readouterr().out.partition(" fill")[0])]
     ranks = [server.Process(target=as_rank, args=(rank, words)) for rank in range(2)]
     for rank in ranks:

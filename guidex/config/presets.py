@@ -89,10 +89,15 @@ def _presets(folder: Path, group: str) -> dict[str, Path | dict[str, Any]]:
     presets: dict[str, Path | dict[str, Any]] = {}
     for file in (folder / group).glob("**/*.yaml" if group == "experiment" else "*.yaml"):
         if file.name.endswith(".table.yaml"):
-            presets |= yaml.load(file.read_bytes(), _Loader)
+            presets |= _read(file)
         else:
             presets[file.relative_to(folder / group).with_suffix("").as_posix()] = file
     return presets
+
+
+def _read(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        return yaml.load(stream, _Loader) or {}
 
 
 def own_folder() -> Path | None:
@@ -107,7 +112,7 @@ def contents() -> Iterator[tuple[str, str, dict[str, Any]]]:
         for group in ("", *KINDS.values()):
             for name, found in _presets(folder, group).items():
                 if isinstance(found, Path):
-                    yield group, name, yaml.load(found.read_bytes(), _Loader) or {}
+                    yield group, name, _read(found)
                 else:
                     yield group, name, {key: found[key] for key in found if key != "text"}
 
