@@ -5,7 +5,6 @@ import math
 import matplotlib
 import numpy as np
 import pytest
-from helpers import gaussian
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 from matplotlib.contour import QuadContourSet
@@ -22,7 +21,6 @@ from guidex.reports.toy_figures import (
     figure_2d,
     modes_of,
 )
-from guidex.runs.drawings import MOST_PANELS
 
 
 @pytest.fixture
@@ -170,12 +168,6 @@ def test_histogram_is_the_density_of_all_samples_stacked_by_mode(drawn, true_sam
     assert note(lower).endswith(f"  {(~inside).sum()} outside")
 
 
-def test_sigma_axis_reaches_the_start_of_guidance_and_of_sampling(drawn):
-    for sigmas, top in (((9.0, 1.3, 0.0), 1.6 * mixture1d().sigma_data), ((1.3, 0.5, 0.0), 1.3)):
-        figure = drawn(figure_1d, [panel([[0.5]], sigmas=sigmas)], mixture1d())
-        assert figure.axes[0].get_ylim()[1] == pytest.approx(min(top, sigmas[0]))
-
-
 def test_runaway_samples_leave_the_truth_to_be_seen(drawn, true_samples):
     good = true_samples[:40]
     usual = drawn(figure_1d, [panel(good)], mixture1d()).axes[0].get_xlim()
@@ -214,17 +206,6 @@ def test_classes_are_mixed_as_they_were_asked_for(drawn):
     assert y[x < 0].sum() == pytest.approx(3 * y[x > 0].sum())
 
 
-def test_a_truth_of_one_mode_has_one_colour_and_no_shares(drawn):
-    samples = np.random.default_rng(0).standard_normal((60, 1))
-    path = np.stack([4 * samples[:5], samples[:5], samples[:5]])
-    figure = drawn(figure_1d, [panel(samples, path=path)], gaussian(std=1.0))
-    upper, lower = columns(figure)[1]
-    assert note(columns(figure)[0][1]).strip() == "truth"
-    assert note(lower).strip() in ("", f"{(abs(samples) > upper.get_xlim()[1]).sum()} outside")
-    assert len(lower.patches) == 1
-    assert len(np.unique(lines_of(upper).get_edgecolors(), axis=0)) == 1
-
-
 def test_square_holds_truth_and_samples_and_those_outside_are_counted(drawn, square_mixture):
     samples = [[-1.0, 0.0], [1.0, 0.0], [np.nan, 0.0], [1.0, 0.4]]
     one = panel(samples, np.array([0, 1, 0, 1]), title="one")
@@ -243,20 +224,6 @@ def test_square_holds_truth_and_samples_and_those_outside_are_counted(drawn, squ
     assert not any(isinstance(c, QuadContourSet) for c in axes.collections)
 
 
-def test_levels_of_grey_hold_all_but_the_tail_of_the_truth(drawn, square_mixture):
-    figure = drawn(figure_2d, [panel([[1.0, 0.0]], np.array([1]))], square_mixture)
-    (levels,) = (c for c in figure.axes[0].collections if isinstance(c, QuadContourSet))
-    left, right = figure.axes[0].get_xlim()
-    variance = 0.04 + ((right - left) / 48) ** 2
-    # For a round Gaussian, -2 (log p - log p_max) is chi-squared with 2 degrees of freedom.
-    largest = -math.log(2 * math.pi * variance)
-    assert levels.levels[0] == pytest.approx(largest + math.log(0.01), abs=0.3)
-    assert levels.levels[-1] == pytest.approx(largest, abs=0.01)
-    np.testing.assert_allclose(np.diff(levels.levels, n=2), 0, atol=1e-12)
-    # Class 0 is not there.
-    assert figure.axes[0].get_xlim()[0] > -0.5
-
-
 def test_classes_have_colours_and_guided_steps_are_black(drawn, square_mixture):
     samples, labels = np.array([[-1.0, 0.0], [1.0, 0.0], [1.1, 0.0]]), np.array([0, 1, 1])
     path = np.array([[[3.0, 3.0], [2.0, 2.0]], [[0.0, 1.0], [1.0, 1.0]], samples[:2]])
@@ -269,15 +236,6 @@ def test_classes_have_colours_and_guided_steps_are_black(drawn, square_mixture):
     np.testing.assert_array_equal(guided.get_segments(), np.stack([path[0], path[1]], axis=1))
     np.testing.assert_array_equal(unguided.get_segments(), np.stack([path[1], path[2]], axis=1))
     np.testing.assert_allclose(guided.get_edgecolors(), [to_rgba("black", 0.7)])
-
-
-def test_a_full_page_keeps_its_panels_apart(drawn, square_mixture):
-    figure = drawn(figure_2d, [panel([[1.0, 0.0]])] * MOST_PANELS, square_mixture)
-    boxes = [axes.get_position() for axes in figure.axes]
-    assert len(boxes) == MOST_PANELS
-    assert not any(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[k + 1 :])
-    assert len({round(box.x0, 9) for box in boxes}) == 4
-    assert all(0 < box.x0 and box.x1 < 1 and 0 < box.y0 and box.y1 < 1 for box in boxes)
 
 
 def test_png_has_150_dpi_whatever_the_users_settings(tmp_path, true_samples):
