@@ -29,12 +29,6 @@ SWEEP = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("runs.drawings", "commands.compare"):
-        monkeypatch.setattr(f"guidex.{module}.write_plots", lambda *_: [])
-
-
 # Statistics
 
 

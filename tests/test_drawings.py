@@ -24,9 +24,14 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     return calls
 
 
-def test_solvers_are_seen_side_by_side(tmp_path: Path, drawn: list[tuple], capsys) -> None:
+def test_solvers_are_seen_side_by_side(
+    tmp_path: Path, drawn: list[tuple], capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plotted: list[int] = []
+    monkeypatch.setattr(drawings, "write_plots", lambda rows, _: plotted.append(len(rows)) or [])
     words = ["sweep", *FEW, "sampler=heun,euler", "guidance.schedule.w=1,2"]
     assert main([*words, f"out={tmp_path}"]) == 0
+    assert plotted == [4]
     ((images, rows, [columns], path),) = drawn
     assert rows == [
         "heun w = 1",

@@ -12,11 +12,6 @@ WORDS = ["sweep", "guidance=cfg", "guidance.schedule.w=1,2", "seeds=0-11", "samp
 WORDS += ["device=cpu", "gallery=0", "block=6"]
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guidex.commands.sweep.draw", lambda *_: [])
-
-
 def records(folder: Path) -> list[Path]:
     return list(folder.glob("points/*/*features-*.record"))
 

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import report_rows
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from report_rows import HI, LO, W
 
 from guidex.reports import charts, heat_maps
-from guidex.reports.plots import STYLE, default_settings, figure_of, write_plots
+from guidex.reports.plots import figure_of, write_plots
 from guidex.reports.rows import Row
 
 
@@ -175,17 +174,6 @@ def test_bounds_are_called_by_their_unit(unit, label):
     assert labels(curves(rows)) == ["cfg", r"$\sigma_\mathrm{hi}$ = ∞"]
 
 
-def test_many_curves_differ_in_colour_or_line():
-    points = [(k, w) for k in range(36) for w in (1.5, 2.0)]
-    rows = [row(n, {W: w, "x": k}, 0.1 * k) for n, (k, w) in enumerate(points)]
-    figure = curves(rows)
-    handles = figure.legends[0].legend_handles
-    assert len(handles) == 36
-    assert max(len(panel.lines) for panel in figure.axes) <= charts.MOST_CURVES
-    styles = {(to_rgba(h.get_color()), h.get_marker(), str(h.get_linestyle())) for h in handles}
-    assert len(styles) == 36
-
-
 def test_nothing_is_cut_off_or_covered(rows):
     for draw in (curves, maps, precision_recall):
         figure = draw(rows)
@@ -264,29 +252,6 @@ def test_precision_against_recall_joins_points_along_w(rows):
     np.testing.assert_array_equal(line.get_ydata(), [0.5, math.nan, 0.65, 0.6])
     none = curve(panel, "none", figure)
     assert none.get_linestyle() == "None" and list(none.get_xdata()) == [0.4]
-
-
-@pytest.mark.parametrize("draw", [curves, precision_recall])
-@pytest.mark.parametrize("least", [0.0, 1.0])
-def test_axes_of_shares_end_at_one(draw, least):
-    metrics = [{"precision_a": value, "recall_a": value} for value in (least, 1.0)]
-    rows = [row(n, {W: n + 2.0}, 0.1, metrics=one) for n, one in enumerate(metrics)]
-    with default_settings(STYLE):
-        figure = draw(rows)
-        figure.draw_without_rendering()
-    low, high = figure.axes[0].get_ylim()
-    assert low <= least and 1.0 <= high
-    shown = [tick for tick in figure.axes[0].get_yticks() if low <= tick <= high]
-    assert 0 <= min(shown) and max(shown) <= 1 + 1e-9
-
-
-def test_a_series_without_data_has_no_place_in_the_legend(rows):
-    rows = [one for one in rows if one.values.get(HI) != math.inf]
-    lost = [row(20 + n, {"guidance": "lost", W: w}, None, "lost") for n, w in enumerate((1.5, 2.0))]
-    fd_only = row(22, {"guidance": "far"}, 0.5, "far", metrics={"fd_a": 0.5})
-    assert labels(curves([*rows, *lost])) == labels(curves(rows))
-    assert labels(precision_recall([*rows, fd_only])) == labels(precision_recall(rows))
-    assert "far" in labels(curves([*rows, fd_only]))
 
 
 def test_many_curves_become_panels_by_the_next_key():

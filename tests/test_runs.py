@@ -48,12 +48,6 @@ def quiet(words: list[str], out: Path) -> None:
     run(words, out)
 
 
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take most of the time, and are not what is tested here."""
-    monkeypatch.setattr("guidex.runs.drawings.write_plots", lambda *_: [])
-
-
 @pytest.fixture(scope="module")
 def server():
     """Starts processes quickly: they are forked from one that has imported everything."""
