@@ -126,7 +126,7 @@ def test_mistakes_in_sample(
         (["guidance.schedule.w=1,2", "metrics=[frechet,toy]"], "closed form"),
         (
             ["guidance.schedule.w=1,2", "metrics=[fid]"],
-            "there is no metrics=fid; there are accuracy",
+            "metrics=fid; did you mean frechet",
         ),
         (["sweep.mode=random", "guidance.schedule.w=1,2"], "grid or zip"),
         (["repeats=0", "guidance.schedule.w=1,2"], "repeats must be"),

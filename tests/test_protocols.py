@@ -175,7 +175,7 @@ def test_parts_and_metrics_of_a_protocol_can_be_left_out(
     assert main([*words, "metrics=[frechet,prdc]", "metrics.frechet=null"]) == 0
     assert not any(name.startswith("fd") for name in row_of(tmp_path / "pixels")["metrics"])
     assert main(["eval", str(fakes), f"ref={reals}", "metrics=[fid]"]) == 2
-    assert "there is no metrics=fid; there are accuracy, clip" in capsys.readouterr().err
+    assert "metrics=fid; did you mean frechet?" in capsys.readouterr().err
 
 
 def test_no_metric_is_measured_twice_by_one_detector() -> None:

@@ -45,6 +45,11 @@ Axes = dict[str, tuple[str, ...]]
 
 LIST_GROUPS = ("metrics",)  # of which several presets may be chosen together
 OPTIONAL_GROUPS = ("experiment", "protocol", "tracker")  # of which none may be chosen, as null
+METRIC_NAMES = {  # what metrics are called elsewhere
+    **dict.fromkeys(("fid", "sfid", "fd", "fdd", "fd_dinov2"), "frechet"),
+    **dict.fromkeys(("precision", "recall", "density", "coverage", "pr"), "prdc"),
+    "is": "inception_score",
+}
 PATH_KEYS = {"eval": "images", "ref": "data"}  # what the first word of a command may be
 SHORT = re.compile(r"(prompts|negative)=")  # for model.prompts=… and model.negative=…
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")  # to another key
@@ -142,8 +147,8 @@ def _check_choice(group: str, value: Any) -> None:
     for name in value if isinstance(value, list) else [value]:
         if str(name) not in options(group) and not (name is None and group in OPTIONAL_GROUPS):
             given = as_text(name)
-            close = "" if group == "metrics" else given  # papers have other names for metrics
-            raise UsageError(f"there is no {group}={given}{nearest(close, options(group))}")
+            meant = METRIC_NAMES.get(given.lower(), given) if group == "metrics" else given
+            raise UsageError(f"there is no {group}={given}{nearest(meant, options(group))}")
 
 
 @functools.cache
