@@ -29,6 +29,7 @@ from guidex.runs.asked import ask
 from guidex.runs.drawings import draw
 from guidex.runs.engine import Cohort, Task, grouped, run
 from guidex.runs.folder import read_json, require_same_inputs, run_folder, write_json
+from guidex.runs.kinds import KINDS
 from guidex.runs.measure import Measure, Measures, settings_of, warn
 from guidex.runs.outputs import Features, Labels
 from guidex.runs.plans import print_plans
@@ -181,6 +182,17 @@ def _prepare(table: Table) -> list[Task]:
     """Load models and references; whatever is wrong with them shows here."""
     decoders: dict[str, Models] = {}  # by device
     measures = Measures(PassSettings(rank=this_rank().index, ranks=this_rank().count))
+    columns = {
+        name
+        for planned in table.planned
+        for one in measures.detected(
+            {**planned.config, "device": planned.settings.device},
+            points=not KINDS[planned.model.space].is_image,
+        )
+        for name in one.columns
+    }
+    if (sort := table.base.config["sort"]) is not None and sort not in columns:
+        raise UsageError(f"sort={sort}: the table has no such column{nearest(sort, columns)}")
     tasks = []
     for index, entry in enumerate(table.entries):
         if entry.planned is None:
@@ -199,9 +211,6 @@ def _prepare(table: Table) -> list[Task]:
         shown = point.planned.seeds[: point.planned.settings.gallery]
         features = map(Features, dict.fromkeys(one.detector for one in found if one.metrics))
         tasks.append(Task(index, point, [Labels(), *point.kind.view(shown), *features], found))
-    columns = {name for task in tasks for one in task.measures for name in one.columns}
-    if (sort := table.base.config["sort"]) is not None and sort not in columns:
-        raise UsageError(f"sort={sort}: the table has no such column{nearest(sort, columns)}")
     _check(tasks)
     measures.make_features()
     return tasks

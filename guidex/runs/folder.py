@@ -217,9 +217,9 @@ def require_same_inputs(folder: Path, inputs: Iterable[tuple[str, str | None]]) 
     Raises:
         UsageError: naming the files that have changed.
     """
-    now: dict[str, list[str]] = {}
-    for name, sha256 in sorted(set(inputs), key=str):
-        now.setdefault(name, []).append(str(sha256))
+    now: dict[str, str] = {}
+    for name, sha256 in sorted(set(inputs), key=str):  # several, where it changed in between
+        now[name] = " ".join(filter(None, [now.get(name), str(sha256)]))
     before = read_json(folder / _INPUTS) or {}
     known = {name: before[name] for name in now if name in before}
     asked = {name: now[name] for name in known}
