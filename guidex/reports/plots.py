@@ -228,3 +228,4 @@ def save(figure: Figure, path: Path, text: Mapping[str, str] | None = None) -> N
     kind = path.suffix.removeprefix(".")
     options = {"dpi": DPI, "metadata": {"CreationDate": None} if kind == "pdf" else text}
     atomic_write(path, lambda file: figure.savefig(file, format=kind, **options))
+    figure.set_layout_engine("none")  # to lay it out again would take most of the time
