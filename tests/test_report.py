@@ -31,6 +31,11 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium to show 
 NASTY = "<img src=x onerror=alert(1)> & \"q\" 'a' </script><!--body--> $w$"
 
 
+@pytest.fixture(autouse=True)
+def no_curves() -> None:
+    """Here they are drawn."""
+
+
 @pytest.fixture
 def rows() -> list[Row]:
     """No guidance, intervals over (lo, hi] and w, and one point that is missing."""

@@ -304,7 +304,7 @@ def test_a_folder_named_like_a_model_is_written_with_a_slash(
     assert main([*SAMPLE, "out=digits"]) == 0
     assert main(["eval", "digits", "ref=digits", "out=a"]) == 0
     said = capsys.readouterr()
-    assert "real: digits: 1,797 images" in said.out
+    assert "real: digits: 1,797 samples" in said.out
     assert main(["eval", "digits", "ref=./digits", "out=b"]) == 0
     assert "real: digits: 12 images" in capsys.readouterr().out
 

@@ -124,7 +124,7 @@ def open_model(model: object, name: str, most: int | None = None) -> Reference:
 def describe(about: Mapping[str, Any]) -> str:
     """In one line: what it is, N, resolution, detector, resize and hash."""
     count, detector = about.get("count"), about.get("detector", {})
-    noun = "points" if "model" in about and "shape" not in about else "images"
+    noun = "samples" if "model" in about else "images"
     parts = [f"number of {noun} not recorded" if count is None else f"{count:,} {noun}"]
     if "of" in about:
         parts[0] += f" of {about['of']:,}, chosen at random"
