@@ -110,7 +110,7 @@ def test_a_plan_is_the_identity():
     assert identity(plan(values(2, 0.2, 3))) != identity(plan(values(2.1, 0.2, 3)))
 
 
-def searched(amount: float, objectives: int = 1) -> Search:
+def searched(amount: float, objectives: int = 1, space: list | None = None) -> Search:
     """A search over a known landscape, best at w = 3 in (0.05, 1.5]."""
     pytest.importorskip("optuna")
     seen = []
@@ -125,11 +125,10 @@ def searched(amount: float, objectives: int = 1) -> Search:
             seen.append((identity(one.planned), rung))
         return rows
 
-    space = [Range(W, 1, 6, 0.5, False, 3.0), Range(LO, 0, 0.5, None, False, 0.1)]
-    space.append(Range(HI, 0.3, 10, None, True, 1.0))
+    los, his = Range(LO, 0, 0.5, None, False, 0.1), Range(HI, 0.3, 10, None, True, 1.0)
     search = Search(
         study=new_study("TPE", 0, objectives),
-        space=space,
+        space=space or [Range(W, 1, 6, 0.5, False, 3.0), los, his],
         objectives=[Objective("a", "lower"), Objective("b", "higher")][:objectives],
         budget=Budget(amount, "evaluations"),
         rungs=[10, 30, 90],
@@ -159,6 +158,16 @@ def test_a_search_goes_the_same_way_again_and_further_with_more():
     short, again, far = (list(searched(amount).candidates) for amount in (3_000, 3_000, 5_000))
     assert short == again
     assert len(far) > len(short) and far[:6] == short[:6]
+
+
+def test_a_small_space_is_measured_in_full_where_the_budget_pays_for_it():
+    weights = tuple(f"{w / 2:g}" for w in range(3, 11))
+    space = [Choice(W, weights), Choice(LO, ("0",)), Choice(HI, ("1",))]
+    search = searched(100_000, space=space)
+    assert len(search.finalists) == len(search.candidates) == 8
+    scarce = searched(4_000, space=space)
+    assert 0 < len(scarce.finalists) < len(scarce.candidates)
+    assert scarce.spent["evaluations"] <= 4_000
 
 
 def test_two_objectives_end_with_what_none_beats():

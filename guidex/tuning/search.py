@@ -127,12 +127,18 @@ class Search:
     def rounds(self) -> Iterator[None]:
         """Go on, round by round, until the budget or the space is exhausted; UsageError where the
         budget does not pay for one candidate."""
-        while fresh := self._affordable(self._asked(), 0):
+        while asked := self._asked():
+            if not (fresh := self._affordable(asked, 0)):
+                break
             self._take(fresh, 0)
             for rung in range(1, len(self.rungs)):
                 self._take(self._affordable(self._best(rung), rung), rung)
             for candidate in self.candidates.values():
                 self._tell(candidate)
+            yield
+        else:  # the space is exhausted; what the budget still pays for goes to those that wait
+            for rung in range(1, len(self.rungs)):
+                self._take(self._affordable(self._ranked(rung), rung), rung)
             yield
         if not self.finalists:
             raise UsageError(
