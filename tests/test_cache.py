@@ -271,6 +271,21 @@ def test_start_again(server, second):
     assert server.ranges[0] == (f"bytes={HALF}-", '"one"')
 
 
+def test_a_part_never_goes_on_as_another_version(server, monkeypatch):
+    interrupted(server)
+    server.data, server.etag = OTHER, '"two"'
+    write_text = Path.write_text
+
+    def write_and_die(path, *arguments):
+        write_text(path, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "write_text", write_and_die)
+        fetch(server.url)
+    assert fetch(server.url).read_bytes() == OTHER
+
+
 def test_attempts_that_bring_nothing_are_bounded(server, waits):
     server.behaviours = [{"status": 429, "body": b""}, *[{"cut": 30_000}] * 9]
     assert fetch(server.url).read_bytes() == DATA  # each brings some

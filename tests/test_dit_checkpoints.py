@@ -42,6 +42,8 @@ def test_views_and_other_entries(tmp_path):
     torch.save({"opt": {"state": {0: whole}}, "ema": ema, "args": options}, tmp_path / "x.pt")
     found = read_weights(tmp_path / "x.pt")
     assert all(torch.equal(found[key], ema[key].detach()) for key in ema)
+    # Of one storage, which is read once.
+    assert found["a"].untyped_storage().data_ptr() == found["b"].untyped_storage().data_ptr()
 
 
 def same_network(path, **options) -> bool:

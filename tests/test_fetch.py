@@ -73,3 +73,13 @@ def test_what_is_known_in_closed_form_needs_nothing(server: str, capsys: Capture
     assert main(["fetch", "experiment=interval/digits"]) == 0
     assert capsys.readouterr().out.splitlines()[2:] == ["       0.0 MB  in all"]
     assert main(["fetch", "experiment=interval/digit"]) == 2
+
+
+def test_references_are_known_by_their_names(capsys: Captured) -> None:
+    pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed")
+    words = ["fetch", "--plan", "model=edm2-img512-s", "protocol=interval", "ref=img512.pkl"]
+    # Of two parts with one detector, each has its reference.
+    assert main([*words, "protocol.fid=null", "protocol.pr.ref=http://127.0.0.1/reals.zip"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = [line.rpartition("/")[2] for line in lines if " reference " in line]
+    assert found == ["img512.pkl", "reals.zip"]

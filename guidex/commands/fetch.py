@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from guidex.config.instantiate import Models, instantiate
+from guidex.features.references import place_of
 from guidex.files.cache import cache_dir, cached, fetch
 from guidex.files.progress import megabytes
 from guidex.models.decoders import Decoder
 from guidex.models.spec import load
+from guidex.runs.measure import parts_of
 from guidex.runs.plans import detectors
 from guidex.runs.points import Planned
 from guidex.runs.points_table import plan_table
@@ -43,8 +45,10 @@ def _needs(planned: Planned) -> Iterator[Need]:
     if space != "pixels" and "path" in config:
         get = partial(instantiate, config, "decoder", Models(), Decoder)
         yield "decoder", config["path"], get
-    for part, detector in detectors(planned):
+    for detector in detectors(planned):
         if (weights := getattr(detector, "weights", None)) is not None:
             yield "detector", weights.source, lambda weights=weights: weights.sha256
-        if "://" in str(part.ref):
-            yield "reference", part.ref, partial(fetch, part.ref)
+    for part in parts_of(planned.config):
+        place = place_of(str(part.ref)) if part.metrics else None
+        if place is not None and "://" in place:
+            yield "reference", place, partial(fetch, place)

@@ -19,8 +19,8 @@ from guidex.features.statistics_files import ADM, BARE, StatisticsFile, read_sta
 from guidex.files.cache import fetch, file_sha256
 
 _EDM2 = "https://nvlabs-fi-cdn.nvidia.com/edm2/dataset-refs"
-PUBLISHED = {name: f"{_EDM2}/{name}" for name in ("img512.pkl", "img64.pkl")}
-"""Where statistics are published that papers compare with, by the names that people know."""
+# Where statistics are published that papers compare with, by the names that people know.
+_PUBLISHED = {name: f"{_EDM2}/{name}" for name in ("img512.pkl", "img64.pkl")}
 
 NOT_RECORDED = "resize not recorded"
 
@@ -101,6 +101,12 @@ class Reference:
     @cached_property
     def _sha256(self) -> str:
         return file_sha256(self.path)
+
+
+def place_of(ref: str) -> str | None:
+    """The path or URL that is meant, also by the name of published statistics; None of none."""
+    path = Path(ref).expanduser()
+    return ref if "://" in ref else str(path) if path.exists() else _PUBLISHED.get(ref)
 
 
 def open_reference(

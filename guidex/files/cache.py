@@ -214,11 +214,11 @@ def _attempt(url: str, part: Path) -> None:
         if not total:
             raise GuidexError(f"cannot download {url}: the server does not say how long it is.")
         require_space(part.parent, total - size, "set GUIDEX_CACHE to a larger disk")
-        if size == 0:
-            note.write_text(version, "latin-1")
         megabytes = (round(total / 1e6), size / 1e6, "MB")
         bar = Progress(f"downloading {PurePosixPath(urlsplit(url).path).name}", *megabytes)
         with open(part, "ab" if size > 0 else "wb") as file, bar as progress:
+            if size == 0:  # and the part is empty: no other version goes on under this note
+                note.write_text(version, "latin-1")
             while chunk := response.read1(CHUNK):
                 file.write(chunk)
                 file.flush()

@@ -187,6 +187,7 @@ class _ZipUnpickler(_StorageUnpickler):
         order = f"{self.folder}byteorder"
         if order in names and archive.read(order) != b"little":
             raise UnpicklingError("its numbers are not little-endian")
+        self.storages: dict[Any, Tensor] = {}  # that are read: tensors may share one
         super().__init__(archive.open(pickled))
 
     def find_class(self, module: str, name: str) -> Any:
@@ -197,8 +198,10 @@ class _ZipUnpickler(_StorageUnpickler):
         return super().find_class(module, name)
 
     def tensor(self, identity: Any, *view: Any) -> Tensor:
-        data = self.archive.read(f"{self.folder}data/{identity[2]}")  # compares its checksum
-        return _tensor(_elements(identity, data), *view)
+        if identity not in self.storages:
+            data = self.archive.read(f"{self.folder}data/{identity[2]}")  # compares its checksum
+            self.storages[identity] = _elements(identity, data)
+        return _tensor(self.storages[identity], *view)
 
 
 # --- What names make --------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,12 +18,12 @@ from guidex.errors import UsageError
 from guidex.features.detectors import Detector, detector_record, features_of, resolved
 from guidex.features.features import FeatureSet, check_comparable
 from guidex.features.references import (
-    PUBLISHED,
     Reference,
     describe,
     doubts_of_sides,
     open_model,
     open_reference,
+    place_of,
 )
 from guidex.features.samples import PassSettings
 from guidex.metrics.metric import Metric, check_whole
@@ -387,9 +386,7 @@ def reference_of(part: Part, model: Denoiser | None, name: str) -> Reference:
         preset = compose("sample", [f"model={ref}"]).config["model"]
         loaded = load_model(instantiate(preset, "model", Models(), Model), part.device)
         return open_model(loaded, ref, part.reals)
-    path = Path(ref).expanduser()
-    place = ref if "://" in ref else str(path) if path.exists() else PUBLISHED.get(ref)
-    if place is None:
+    if (place := place_of(ref)) is None:
         similar = nearest(ref, options("model"))
         raise UsageError(f"ref={ref}: no such file or folder, and no model of that name{similar}")
     return open_reference(place, resize=part.resize, crop=part.crop, bad=part.bad, most=part.reals)

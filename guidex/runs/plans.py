@@ -11,7 +11,7 @@ from guidex.guidance.plan import level, native_span, ranges
 from guidex.reports.columns import Cell, Column
 from guidex.reports.labels import short_names
 from guidex.runs.cost import cohorts_of, cost, device_name, speed_of
-from guidex.runs.measure import Part, parts_of
+from guidex.runs.measure import parts_of
 from guidex.runs.points import Planned, words_of
 from guidex.runs.points_table import Table
 
@@ -39,11 +39,11 @@ def print_plans(table: Table) -> None:
     print("", *_totals(table.planned), sep="\n")
 
 
-def detectors(planned: Planned) -> Iterator[tuple[Part, Detector]]:
+def detectors(planned: Planned) -> Iterator[Detector]:
     """What a point is measured by, each detector once; nothing of it is loaded."""
     parts = {content_key(part.detector): part for part in parts_of(planned.config) if part.metrics}
     for part in parts.values():
-        yield part, instantiate(part.detector, f"{part.key}detector", Models(), Detector)
+        yield instantiate(part.detector, f"{part.key}detector", Models(), Detector)
 
 
 def _cells(planned: Planned) -> list[str]:
@@ -97,7 +97,7 @@ def _features_size(planned: Planned) -> float:
     decoders are loaded."""
     is_seen = planned.model.space in ("pixels", "points") and planned.model.shape is not None
     own = math.prod(planned.model.shape) if is_seen else math.nan
-    dims = [getattr(detector, "dim", own) for _, detector in detectors(planned)]
+    dims = [getattr(detector, "dim", own) for detector in detectors(planned)]
     return 4 * sum(dims) * len(planned.seeds)
 
 
