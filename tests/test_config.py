@@ -42,7 +42,8 @@ def test_values(word, value):
         (["model=../model/digits"], "there is no model=../model/digits; "),
         (["model=null"], "there is no model=null; there are .*digits"),
         (["seed=3"], "there is no key seed; did you mean seeds"),
-        (["zzz=3"], "there is no key zzz; there are batch, block, "),
+        (["guidence=cfg"], r"there is no key guidence; did you mean guidance\?"),
+        (["zzz=3"], "there is no key zzz; there are batch, block, decoder, device, "),
         (["guidance.schedul.w=3"], "no key guidance.schedul.w .*did you mean guidance.schedule.w"),
         (["sampler.steps=3"], "no key sampler.steps .*; did you mean sampler.grid.steps"),
         (["guidance=cfg", "guidance.schedule.lo=3"], "schedule.lo with guidance=cfg; "),
@@ -59,6 +60,7 @@ def test_values(word, value):
         (["seeds"], "'seeds' is not an override; they look like key=value"),
         (["guidance.schedule.w=1,2"], "several values make a sweep"),
         (["model=kernel"], "model.data must be given, for example model.data=…"),
+        (["model=diffusers"], "^model.path must be given, for example model.path=…$"),
         (["overwrite=1"], "overwrite must be true or false"),
         (["model.conditional=null"], "model.conditional must be true or false"),
         (
@@ -165,6 +167,9 @@ def test_values_of_axes_are_overrides_again():
 def test_what_is_no_axis():
     with pytest.raises(UsageError, match="the axis guidance.schedule.w has no values"):
         split_axes(["guidance.schedule.w=glob(*)"])
+    for text in ("interval(1,2)", "shuffle(1,2)", "shuffle(range(1,4))"):
+        with pytest.raises(UsageError, match="write the values, in order, or range"):
+            split_axes([f"guidance.schedule.w={text}"])
 
 
 def test_what_a_protocol_replaces_is_changed_in_the_protocol():

@@ -230,6 +230,7 @@ def test_an_edge_is_told(tmp_path: Path, capsys):
     ("words", "said"),
     [
         (["metric=fid"], "metric=fid is not measured here"),
+        (["metric=fid", "detector=inception", "device=auto"], "here; there are fd_inception"),
         (["metric=[fd_pixels,fd_pixels]"], "one column, or two"),
         (["budget=5"], "budget=5"),
         (["seeds=[1,5]"], "one range of seeds"),

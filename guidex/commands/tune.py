@@ -27,7 +27,7 @@ from guidex.runs.points import Planned
 from guidex.runs.points_table import Entry, Table, plan_entry
 from guidex.runs.provenance import made_by, output_folder
 from guidex.runs.ranks import this_rank
-from guidex.runs.settings import VOLATILE, whole
+from guidex.runs.settings import VOLATILE, resolve_device, whole
 from guidex.sampling.seeds import parse_seeds
 from guidex.tuning.answer import answer, summary
 from guidex.tuning.search import Candidate, Objective, Search, Values, new_study
@@ -138,7 +138,7 @@ def _numbered(candidates: Iterable[Candidate]) -> list[Row]:
 
 def _objectives(base: Composed) -> list[Objective]:
     """One or two columns that a configuration measures, with their directions."""
-    config = base.config
+    config = {**base.config, "device": resolve_device(base.config["device"])}
     model = instantiate(config["model"], "model", Models(), Model)
     better: dict[str, str | None] = {}
     for measure in Measures(PassSettings()).detected(config, not KINDS[model.space].is_image):

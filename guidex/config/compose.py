@@ -22,7 +22,7 @@ from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
@@ -207,7 +207,8 @@ def _set(config: Config, key: str, value: Any, choices: Mapping[str, str]) -> No
         if isinstance(part, dict) and name in part:
             return part[name]
         chosen = f" with {parents[0]}={choices[parents[0]]}" if {*parents[:1]} & {*choices} else ""
-        raise UsageError(f"there is no key {key}{chosen}{nearest(key, flat(config))}")
+        known = [each for each in (flat(config) if parents else config) if "_target_" not in each]
+        raise UsageError(f"there is no key {key}{chosen}{nearest(key, known)}")
 
     part: Any = config
     for name in parents:
@@ -257,8 +258,8 @@ def _require_all(config: Config, choices: Mapping[str, str]) -> None:
     """Refuse what must be given and is not, but in references that nothing takes over."""
     keys = [key for key, value in flat(config).items() if value == "???"]
     missing = [key for key in keys if "references" not in key.split(".")]
-    # What guidance takes over from the model is given there.
-    first = [key for key in missing if not key.startswith("guidance.")] or missing
+    # What guidance or a decoder takes over from the model is given there.
+    first = [key for key in missing if not key.startswith(("guidance.", "decoder."))] or missing
     if not first:
         return
     text = f"{first[0]} must be given, for example {' '.join(f'{key}=…' for key in first)}"
@@ -333,6 +334,8 @@ def _values(override: Override) -> tuple[str, ...]:
     if override.key_or_group == "plugin":
         raise UsageError("plugin is no axis; give one plugin=… on the command line")
     value, texts = override.value(), (override.input_line.partition("=")[2],)
+    if isinstance(value, IntervalSweep) or getattr(value, "shuffle", False):
+        raise UsageError(f"{override.input_line}: write the values, in order, or range(…)")
     if isinstance(value, Glob):
         texts = tuple(value.filter(options(override.key_or_group)))
     elif override.is_sweep_override():

@@ -168,7 +168,7 @@ def run(cohorts: Sequence[Cohort], result: Path) -> Iterator[str]:
         the meantime; "whole" otherwise.
 
     Raises:
-        GuidexError: too little disk space; a sample that is not finite, naming its point.
+        GuidexError: a sample that is not finite, naming its point; the disk is full.
     """
     before = _written(result)
     _sample(cohorts)
