@@ -227,6 +227,8 @@ def test_nothing_is_taken_from_outside_the_configuration(text, monkeypatch):
         with pytest.raises(UsageError, match="only references to other keys") as caught:
             compose("sample", words)
         assert "sesame" not in str(caught.value)
+    with pytest.raises(UsageError, match="a reference leads back to itself"):
+        compose("sample", ["model.h=${model.h}"])
 
 
 def test_offline_is_offline_for_the_libraries_too():

@@ -102,7 +102,10 @@ def compose(command: str, words: Sequence[str], complete: bool = True) -> Compos
     for override in values:
         _set(config, override.key_or_group, override.value(), choices)
     is_untouched = method == _method(config) and _is_plain(groups, choices)
-    config = _resolved(config, config)
+    try:
+        config = _resolved(config, config)
+    except RecursionError as error:
+        raise UsageError("a reference leads back to itself by way of others") from error
     if complete:
         _require_all(config, choices)
     if config.get("plugin") is not None:
