@@ -16,7 +16,7 @@ from guidex.runs.blocks import Block
 from guidex.runs.engine import run_block
 from guidex.runs.points import load
 from guidex.runs.points_table import plan_table
-from guidex.sampling.trajectories import shared_steps
+from guidex.sampling.trajectories import taken
 
 
 def main(images: int) -> None:
@@ -39,10 +39,10 @@ def main(images: int) -> None:
     shared = time.perf_counter() - began
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
     steps = len(points[0].planned.plan.timeline.sigmas) - 1
-    taken = shared_steps([point.run for point in points], steps)
+    count = len(list(taken([point.run for point in points], steps)))
     print(f"{len(points)} points, {images} images each, {steps} steps")
     print(f"each point by itself {separate:6.1f} s  {steps * len(points)} steps  (baseline)")
-    print(f"shared steps         {shared:6.1f} s  {taken} steps")
+    print(f"shared steps         {shared:6.1f} s  {count} steps")
     print(f"ratio                {separate / shared:6.2f} x")
 
 

@@ -1,5 +1,6 @@
 """Decoders: golden pixels and latents, and a tiny VAE in place of the published one."""
 
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -110,6 +111,12 @@ def test_too_little_memory_halves_the_batch(folder, decoder, monkeypatch, capsys
     most = 0
     with pytest.raises(GuidexError, match="for a single image: for the test"):
         small(latents())
+
+
+def test_reading_says_nothing(folder, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    StabilityVAE(str(folder), dtype="float16")
+    assert caplog.text == ""
 
 
 def test_float16_agrees(folder, decoder):

@@ -79,6 +79,11 @@ def test_blocks_are_kept_and_mapped(cache: Path) -> None:
     assert [file.name[:10] for file in cache.iterdir()] == ["inception-"]
 
 
+def test_features_in_a_file_take_no_memory(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "zeros", None)  # which would write to all that it makes
+    assert there(opened()) == [False, False]
+
+
 def cut(data: bytes) -> bytes:
     return data[:-7]
 

@@ -209,6 +209,8 @@ def test_wrong_labels(labels, says):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        *(({name: [0]}, "equally many") for name in ("weights", "covariances", "classes", "modes")),
+        ({"weights": [0.5, -0.1]}, "above 0, not"),
         ({"covariances": [[[1.0]], [[0.0]]]}, "the smallest eigenvalue is 0"),
         ({"means": [[0.0] * 2] * 2, "covariances": [[[1, 0.5], [0.2, 1]]] * 2}, "symmetric"),
     ],

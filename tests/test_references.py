@@ -353,6 +353,16 @@ def test_own_files_of_other_weights_or_resizes_are_refused(tmp_path: Path) -> No
         reference_features(str(tmp_path / "a.npz"), Pixels())
 
 
+def test_statistics_of_another_detector_are_refused_before_its_weights_are_downloaded(
+    tmp_path: Path,
+) -> None:
+    np.savez(tmp_path / "a.npz", **moments(3))
+    detector = network(tmp_path, "dinov2")
+    detector.weights = Weights("halves", str(tmp_path / "not-there.pth"), "https://example.org/h")
+    with pytest.raises(UsageError, match="statistics of inception, not of dinov2"):
+        reference_features(str(tmp_path / "a.npz"), detector)
+
+
 def test_the_automatic_detector_is_that_of_the_samples(tmp_path: Path) -> None:
     images = folder_of(tmp_path / "images", pixels(20, size=2))
     detector = make_detector(config_with("detector=auto"))

@@ -51,7 +51,7 @@ class FeatureStore:
     def __init__(self, count: int, dim: int, path: Path | None = None) -> None:
         self._path, self._size = path, 4 * count * dim
         size = self._size + SUM * len(blocks_of(count))
-        content = torch.zeros(size, dtype=torch.uint8)
+        content = None
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +63,7 @@ class FeatureStore:
                 content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
         except OSError as error:
             self._give_up(error)
+        content = torch.zeros(size, dtype=torch.uint8) if content is None else content
         self.values = content[: self._size].view(torch.float32).view(count, dim)
         self._sums = content[self._size :].view(-1, SUM)
 

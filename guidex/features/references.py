@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from guidex.errors import UsageError
-from guidex.features.detectors import Detector, Identity
+from guidex.features.detectors import Detector
 from guidex.features.features import FeatureSet
 from guidex.features.samples import PassSettings, Samples, model_samples, open_samples
 from guidex.features.statistics_files import ADM, BARE, StatisticsFile, read_statistics
@@ -42,11 +42,11 @@ class Reference:
         """What it is to a detector, before any network runs; where there are statistics, with or
         without `singles`, the features of its images. Raises UsageError where its statistics are of
         another detector, resize, weights or dimension."""
-        file, samples, identity = self.file, self.samples, detector.identity
+        file, samples = self.file, self.samples
         # Of ADM's files, other detectors than those of the statistics take the images.
         if file is None or (samples is not None and detector.name not in file.sets):
             return samples.expected(detector)
-        given = self._statistics(identity).at_most(self.most)
+        given, identity = self._statistics(detector).at_most(self.most), detector.identity
         made_by = {"name": given.detector}
         if identity.weights is not None:  # what published statistics do not say of themselves
             resize = identity.resize if given.detector == identity.name else "that of EDM2 (torch)"
@@ -75,9 +75,9 @@ class Reference:
             sets[detector] = whole
         return list(sets.values())
 
-    def _statistics(self, identity: Identity) -> FeatureSet:
+    def _statistics(self, detector: Detector) -> FeatureSet:
         """Those that a detector takes, if they are what it would have made."""
-        name, file = identity.name, self.file
+        name, file = detector.name, self.file
         # The interval paper's own code compares features after Pillow's resize with EDM2's file.
         if (file.kind, name) == ("EDM2", "dinov2_pil"):
             name = "dinov2"
@@ -90,7 +90,7 @@ class Reference:
         given = file.sets[name]
         made_by = {"dim": given.dim} | given.about.get("detector", {})
         for key, what in _COMPARED.items():
-            here = getattr(identity, key)
+            here = getattr(detector.identity, key)  # for which weights are downloaded
             if here is not None and made_by.get(key, here) != here:
                 raise UsageError(
                     f"{self.path} ({file.kind}) is of {name} with another {what} ({made_by[key]} "

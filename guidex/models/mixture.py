@@ -103,6 +103,10 @@ class GaussianMixture(ExactDenoiser):
         )
         classes, modes = (torch.as_tensor(of, dtype=torch.int64) for of in (classes, modes))
         count, dimension = means.shape
+        if any(len(of) != count for of in (weights, covariances, classes, modes)):
+            raise UsageError("weights, means, covariances, classes and modes must be equally many")
+        if not bool((weights > 0).all()):
+            raise UsageError(f"weights must be above 0, not {weights.tolist()}")
         weights = weights / weights.sum()
         self.shape = (dimension,)
         self.conditional = conditional

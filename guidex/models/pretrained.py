@@ -94,4 +94,4 @@ def read_part(
         quick = diffusers.utils.is_accelerate_available()
         options |= {"low_cpu_mem_usage": quick, "torch_dtype": dtype}
     made = getattr(home, name).from_pretrained(str(place), **options)
-    return made if dtype is None else made.to(dtype)
+    return made if dtype is None or made.dtype == dtype else made.to(dtype)
