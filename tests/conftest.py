@@ -15,4 +15,4 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     and tests/test_report.py those of reports."""
     for module in ("runs.drawings", "commands.compare"):
         monkeypatch.setattr(f"guidex.{module}.write_plots", lambda *_: [])
-    monkeypatch.setattr("guidex.reports.report.drawing", lambda *_: tag("figure"))
+    monkeypatch.setattr("guidex.reports.html_report.drawing", lambda *_: tag("figure"))

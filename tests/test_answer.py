@@ -13,7 +13,7 @@ from report_rows import W, row
 
 from guidex.cli import main
 from guidex.config.compose import compose
-from guidex.reports.answer import answers, command
+from guidex.reports.best_points import answers, command
 from guidex.reports.rows import read_rows
 from guidex.reports.tables import csv_table, markdown_table, terminal_table
 from guidex.runs import drawings

@@ -19,7 +19,7 @@ from guidex.metrics.differences import among_best, block_means, difference
 from guidex.metrics.frechet import Frechet
 from guidex.metrics.kid import KID
 from guidex.metrics.prdc import PRDC
-from guidex.reports.differences import baseline_of, with_differences
+from guidex.reports.baselines import baseline_of, with_differences
 from guidex.reports.rows import read_rows
 from guidex.reports.tables import csv_table, latex_table, markdown_table, terminal_table
 

@@ -18,10 +18,10 @@ from guidex.cli import main
 from guidex.errors import GuidexError
 from guidex.reports.charts import curves
 from guidex.reports.heat_maps import heat_maps
+from guidex.reports.html_report import write_report
 from guidex.reports.image_grids import image_grid
 from guidex.reports.pictures import pictures_of
 from guidex.reports.plots import STYLE, default_settings, styles_of
-from guidex.reports.report import write_report
 from guidex.reports.rows import Row, read_rows
 from guidex.reports.svg import drawing
 from guidex.reports.tables import write_tables

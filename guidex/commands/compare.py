@@ -8,7 +8,7 @@ from typing import Any
 from guidex.commands.words import split_words
 from guidex.config.compose import value_at
 from guidex.errors import UsageError
-from guidex.reports.differences import with_differences
+from guidex.reports.baselines import with_differences
 from guidex.reports.plots import write_plots
 from guidex.reports.rows import Row, read_rows, swept_keys
 from guidex.reports.tables import terminal_table, write_tables

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from guidex.commands.words import required, split_words
 from guidex.errors import UsageError
-from guidex.reports.report import write_report
+from guidex.reports.html_report import write_report
 
 
 def report_command(words: Sequence[str]) -> None:

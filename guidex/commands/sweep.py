@@ -21,8 +21,8 @@ from guidex.features.detectors import detector_record, run_detectors
 from guidex.features.features import FeatureSet
 from guidex.features.samples import PassSettings
 from guidex.files.progress import Progress, megabytes
-from guidex.reports.differences import baseline_of, with_differences
-from guidex.reports.report import write_report
+from guidex.reports.baselines import baseline_of, with_differences
+from guidex.reports.html_report import write_report
 from guidex.reports.rows import Row, counted
 from guidex.reports.tables import terminal_table, write_tables
 from guidex.runs.asked import ask

@@ -18,7 +18,7 @@ from guidex.errors import GuidexError, UsageError
 from guidex.features.samples import PassSettings
 from guidex.files.atomic import atomic_write
 from guidex.models.spec import Model
-from guidex.reports.differences import with_differences
+from guidex.reports.baselines import with_differences
 from guidex.reports.rows import Row
 from guidex.reports.tables import write_tables
 from guidex.runs.kinds import KINDS

@@ -17,7 +17,7 @@ from typing import Any
 
 from guidex.files.atomic import atomic_write
 from guidex.metrics.differences import LEVEL
-from guidex.reports.answer import answers
+from guidex.reports.best_points import answers
 from guidex.reports.columns import Column, loss, narrower, parted, rounded
 from guidex.reports.notes import notes, origin
 from guidex.reports.published import published_columns

@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element, tostring
 from matplotlib.colors import to_hex
 
 from guidex.files.atomic import atomic_write
-from guidex.reports.answer import answers
+from guidex.reports.best_points import answers
 from guidex.reports.charts import Chart, Map, costs, curves, names_of, precision_recall
 from guidex.reports.columns import Column, rounded
 from guidex.reports.heat_maps import heat_maps
