@@ -89,7 +89,8 @@ def test_the_highest_may_be_the_best_and_what_has_no_value_is_last():
     assert [line.split(",")[0] for line in lines] == [W, "1", "3", "0", "2"]
 
 
-def test_an_order_that_will_not_be_is_refused_first(tmp_path, capsys):
+def test_an_order_that_will_not_be_is_refused_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("guidex.commands.sweep.load", None)  # no model is loaded
     words = ["sweep", *FEW, "guidance=cfg", f"{W}=1,2", f"out={tmp_path / 'new'}"]
     assert main([*words, "sort=fd_pixel"]) == 2
     assert "did you mean fd_pixels" in capsys.readouterr().err
